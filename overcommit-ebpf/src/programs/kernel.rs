@@ -1,0 +1,61 @@
+//! Reads of kernel memory.
+
+use crate::maps::{IOCTL, OFFSETS};
+use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs};
+
+/// `_IO(KVMIO, 0x80)`, include/uapi/linux/kvm.h.
+const KVM_RUN: u64 = 0xae80;
+
+/// A kernel address. Reading through a wrong one gives 0, never a crash.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel(pub(crate) u64);
+
+impl Kernel {
+    #[inline(always)]
+    fn read<T: Default>(self, offset: u32) -> T {
+        let address = (self.0 + u64::from(offset)) as *const T;
+        // SAFETY: the helper checks the address and fails on a bad one.
+        unsafe { bpf_probe_read_kernel(address) }.unwrap_or_default()
+    }
+
+    #[inline(always)]
+    pub(crate) fn u64(self, offset: u32) -> u64 {
+        self.read(offset)
+    }
+
+    #[inline(always)]
+    pub(crate) fn u32(self, offset: u32) -> u32 {
+        self.read(offset)
+    }
+
+    #[inline(always)]
+    pub(crate) fn pointer(self, offset: u32) -> Self {
+        Self(self.read(offset))
+    }
+}
+
+/// Address of the `mm_struct` that the current thread uses; 0 for a kernel
+/// thread that borrows none.
+///
+/// A direct load through the typed task pointer: no helper call on the hottest
+/// path. The verifier checks the offset, the kernel catches a bad address.
+#[inline(always)]
+pub(crate) fn current_mm() -> u64 {
+    // SAFETY: the helper has no precondition; the pointer is valid while the
+    // program runs.
+    let task = unsafe { bpf_get_current_task_btf() } as *const u8;
+    // SAFETY: the offset is task_struct::mm of this kernel's BTF.
+    unsafe { *task.add(OFFSETS.load().task_mm as usize).cast::<u64>() }
+}
+
+/// Whether the current thread is inside the system call by which it runs a vCPU.
+#[inline(always)]
+pub(crate) fn in_kvm_run() -> bool {
+    let offsets = OFFSETS.load();
+    // SAFETY: the helpers have no precondition; the registers are those that the
+    // thread entered the kernel with, on its own stack.
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
+    let registers = Kernel(registers);
+    registers.u64(offsets.regs_second_argument) == KVM_RUN
+        && registers.u32(offsets.regs_syscall) == IOCTL.load()
+}

@@ -1,0 +1,203 @@
+//! Which memory belongs to a VM: the loader asks for processes that run, exec
+//! brings new ones, exit ends them.
+
+use crate::atomic::{get, set};
+use crate::kernel::Kernel;
+use crate::maps::{
+    EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED, lose,
+};
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns,
+    bpf_probe_read_kernel_str_bytes,
+};
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::debug;
+use overcommit_ebpf::layout::{Lifecycle, LifecycleKind, Loss, Vm};
+
+/// Iterator over all tasks: gives those that the loader wants a slot.
+///
+/// The loader reads it once a search; nothing is attached.
+#[unsafe(link_section = "iter/task")]
+#[unsafe(no_mangle)]
+pub(crate) fn adopt_wanted(ctx: *const u64) -> i32 {
+    // SAFETY: struct bpf_iter__task is { meta, task }, one word each.
+    let task = Kernel(unsafe { *ctx.add(1) });
+    if task.0 == 0 {
+        return 0;
+    }
+    let offsets = OFFSETS.load();
+    let tgid = task.u32(offsets.task_tgid);
+    // SAFETY: entries are only read and written as whole words.
+    let wanted = unsafe { WANTED.get(&tgid) }.is_some();
+    if wanted && task.u32(offsets.task_pid) == tgid {
+        adopt(task, tgid);
+    }
+    0
+}
+
+/// On `sched_process_exec` (`exec_binprm`): the current process runs another
+/// program now.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    end(tgid);
+    if FOLLOW_EXEC.load() == 0 {
+        return 0;
+    }
+    // SAFETY: the helper has no precondition.
+    let task = Kernel(unsafe { bpf_get_current_task() });
+    if looks_like_hypervisor(task) {
+        let slot = adopt(task, tgid);
+        debug!(
+            &ctx,
+            "exec of a hypervisor by {}: slot {}",
+            tgid,
+            slot.unwrap_or(u32::MAX)
+        );
+        let kind = if slot.is_some() {
+            LifecycleKind::Started
+        } else {
+            LifecycleKind::NoSlot
+        };
+        announce(kind, slot.unwrap_or(u32::MAX), tgid);
+    }
+    0
+}
+
+/// On `sched_process_exit` (`do_exit`), for each thread of the host.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
+    let id = bpf_get_current_pid_tgid();
+    abandon_fault(id as u32);
+    let tgid = (id >> 32) as u32;
+    // SAFETY: the helper has no precondition.
+    let task = Kernel(unsafe { bpf_get_current_task() });
+    let offsets = OFFSETS.load();
+    // do_exit has already taken this thread off signal->live.
+    if task.pointer(offsets.task_signal).u32(offsets.signal_live) == 0 {
+        end(tgid);
+    }
+    0
+}
+
+/// A thread that exits inside a fault will not complete it.
+#[inline(always)]
+fn abandon_fault(tid: u32) {
+    // SAFETY: entries are only read and written as whole words.
+    let Some(thread) = unsafe { TIDS.get(&tid) }.and_then(|index| THREADS.get(*index)) else {
+        return;
+    };
+    if get(&thread.since_ns) != 0 {
+        set(&thread.since_ns, 0);
+        if let Some(vm) = VMS.get(get(&thread.vm) as u32) {
+            lose(vm, Loss::ThreadExit);
+        }
+    }
+}
+
+/// What is QEMU by the file that it executes; the loader looks closer. The name
+/// comes from the file system, so a process cannot choose it for itself.
+#[inline(always)]
+fn looks_like_hypervisor(task: Kernel) -> bool {
+    let offsets = OFFSETS.load();
+    let name = task
+        .pointer(offsets.task_mm)
+        .pointer(offsets.mm_exe_file)
+        .pointer(offsets.file_dentry)
+        .pointer(offsets.dentry_name);
+    let mut buffer = [0u8; 16];
+    // SAFETY: the helper checks the address.
+    let read = unsafe { bpf_probe_read_kernel_str_bytes(name.0 as *const u8, &mut buffer) };
+    if read.is_err() {
+        return false;
+    }
+    buffer.starts_with(b"qemu-system-")
+        || buffer.starts_with(b"qemu-kvm")
+        || buffer.starts_with(b"kvm\0")
+}
+
+/// Gives the task's memory a slot, or finds the one that it has.
+#[inline(always)]
+fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
+    let offsets = OFFSETS.load();
+    let mm = task.u64(offsets.task_mm);
+    if mm == 0 {
+        return None;
+    }
+    // SAFETY: entries are only read and written as whole words.
+    if let Some(slot) = unsafe { MMS.get(&mm) } {
+        return Some(*slot);
+    }
+    let slot = FREE_VMS.pop().ok()??;
+    let vm = VMS.get(slot)?;
+    set(&vm.start_boottime_ns, task.u64(offsets.task_start_boottime));
+    set(&vm.tgid, u64::from(tgid));
+    let (minor, major) = fault_counters(task);
+    set(&vm.faults_before[0], minor);
+    set(&vm.faults_before[1], major);
+    set(&vm.mm, mm);
+    if MMS.insert(&mm, &slot, 0).is_err() || TGIDS.insert(&tgid, &slot, 0).is_err() {
+        let _ = MMS.remove(&mm);
+        set(&vm.mm, 0);
+        let _ = FREE_VMS.push(&slot, 0);
+        return None;
+    }
+    Some(slot)
+}
+
+/// Ends the VM of a process, if it is one.
+#[inline(always)]
+fn end(tgid: u32) {
+    // SAFETY: entries are only read and written as whole words.
+    let Some(slot) = (unsafe { TGIDS.get(&tgid) }) else {
+        return;
+    };
+    let slot = *slot;
+    let Some(vm) = VMS.get(slot) else { return };
+    let _ = MMS.remove(&get(&vm.mm));
+    let _ = TGIDS.remove(&tgid);
+    note_end(vm);
+    announce(LifecycleKind::Ended, slot, tgid);
+}
+
+#[inline(always)]
+fn note_end(vm: &Vm) {
+    // SAFETY: the helper has no precondition.
+    let (minor, major) = fault_counters(Kernel(unsafe { bpf_get_current_task() }));
+    set(&vm.faults_at_end[0], minor);
+    set(&vm.faults_at_end[1], major);
+    // SAFETY: the helper has no precondition.
+    set(&vm.ended_ns, unsafe { bpf_ktime_get_ns() });
+}
+
+/// The process's minor and major faults as `getrusage` would add them up for its
+/// last thread: those of threads that are gone, of a leader that waits for the
+/// rest, and of this one.
+#[inline(always)]
+fn fault_counters(task: Kernel) -> (u64, u64) {
+    let offsets = OFFSETS.load();
+    let signal = task.pointer(offsets.task_signal);
+    let mut minor = signal.u64(offsets.signal_min_flt) + task.u64(offsets.task_min_flt);
+    let mut major = signal.u64(offsets.signal_maj_flt) + task.u64(offsets.task_maj_flt);
+    let leader = task.pointer(offsets.task_group_leader);
+    if leader.0 != task.0 {
+        minor += leader.u64(offsets.task_min_flt);
+        major += leader.u64(offsets.task_maj_flt);
+    }
+    (minor, major)
+}
+
+#[inline(always)]
+fn announce(kind: LifecycleKind, vm: u32, tgid: u32) {
+    // A full buffer loses nothing: the loader rescans every second.
+    if let Some(mut entry) = EVENTS.reserve::<Lifecycle>(0) {
+        entry.write(Lifecycle {
+            kind: kind as u32,
+            vm,
+            tgid,
+            reserved: 0,
+        });
+        entry.submit(0);
+    }
+}

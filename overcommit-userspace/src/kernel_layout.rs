@@ -1,0 +1,110 @@
+//! Where does the running kernel keep that field?
+//!
+//! Rust's eBPF objects carry no CO-RE relocations, so the offsets are looked up
+//! in the kernel's BTF and handed to the programs as read-only globals.
+
+use anyhow::{Context, Result, anyhow};
+use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation};
+use overcommit_ebpf::layout::KernelOffsets;
+use std::path::Path;
+
+/// The BTF of the running kernel.
+pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Names of the registers in `struct pt_regs` that hold the number and the
+/// second argument of a system call.
+const SYSCALL_REGISTERS: (&str, &str) =
+    if cfg!(target_arch = "aarch64") { ("syscallno", "regs") } else { ("orig_ax", "si") };
+/// Bytes from that field to the argument: arm64 keeps them in an array.
+const SECOND_ARGUMENT_AT: u32 = if cfg!(target_arch = "aarch64") { 8 } else { 0 };
+
+/// A BTF file in memory.
+struct Bytes(Vec<u8>);
+
+impl Readable for Bytes {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = start.saturating_add(buffer.len());
+        let Some(bytes) = self.0.get(start..end) else {
+            // The parser takes EOF exactly at the end for the regular one.
+            let at_end = start == self.0.len();
+            let kind = if at_end { ErrorKind::EOF } else { ErrorKind::InvalidOffset };
+            return Err(Error::new(kind, "the file ends too early"));
+        };
+        buffer.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// The kernel's types.
+pub struct KernelLayout(TypeInformation);
+
+impl KernelLayout {
+    /// Reads BTF.
+    ///
+    /// # Errors
+    /// The kernel has none there, or it is malformed.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| {
+            format!(
+                "the kernel has no type information at {}: it needs CONFIG_DEBUG_INFO_BTF",
+                path.display()
+            )
+        })?;
+        let types = TypeInformation::new(&Bytes(bytes))
+            .map_err(|error| anyhow!("cannot read {}: {}", path.display(), error.message()))?;
+        Ok(Self(types))
+    }
+
+    /// Offset of a field, in bytes.
+    ///
+    /// # Errors
+    /// This kernel has no such field.
+    pub fn offset(&self, structure: &str, field: &str) -> Result<u32> {
+        let missing = || anyhow!("this kernel's BTF has no {structure}::{field}");
+        let id = self.0.id_of(structure).ok_or_else(missing)?;
+        match self.0.offset_of(id, field) {
+            Ok((_, Offset::ByteOffset(offset))) => Ok(offset),
+            _ => Err(missing()),
+        }
+    }
+
+    /// Everything that the programs read.
+    ///
+    /// # Errors
+    /// The first field that this kernel lacks.
+    pub fn offsets(&self) -> Result<KernelOffsets> {
+        let task = |field| self.offset("task_struct", field);
+        let signal = |field| self.offset("signal_struct", field);
+        let (syscall, argument) = SYSCALL_REGISTERS;
+        Ok(KernelOffsets {
+            task_mm: task("mm")?,
+            task_pid: task("pid")?,
+            task_tgid: task("tgid")?,
+            task_group_leader: task("group_leader")?,
+            task_start_boottime: task("start_boottime")?,
+            task_min_flt: task("min_flt")?,
+            task_maj_flt: task("maj_flt")?,
+            task_signal: task("signal")?,
+            signal_live: signal("live")?,
+            signal_min_flt: signal("min_flt")?,
+            signal_maj_flt: signal("maj_flt")?,
+            mm_exe_file: self.offset("mm_struct", "exe_file")?,
+            file_dentry: self.offset("file", "f_path.dentry")?,
+            dentry_name: self.offset("dentry", "d_name.name")?,
+            regs_syscall: self.offset("pt_regs", syscall)?,
+            regs_second_argument: self.offset("pt_regs", argument)? + SECOND_ARGUMENT_AT,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_btf_is_told_so() {
+        let error = KernelLayout::read(Path::new("/nonexistent/vmlinux")).err().unwrap();
+        assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error:#}");
+    }
+}

@@ -1,0 +1,179 @@
+//! Which backend, and why not a better one? Pure: from what the host gives and
+//! what the user wants.
+
+use crate::probes::host::{HostProbe, Kind};
+use clap::ValueEnum;
+use serde::Serialize;
+use std::fmt;
+
+/// Where faults are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// Trampolines on the kernel's functions.
+    Fentry,
+    /// Breakpoints on the kernel's functions.
+    Kprobe,
+    /// Perf's software events.
+    Perf,
+}
+
+impl Backend {
+    /// Best first.
+    pub const ALL: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Perf];
+
+    /// Its name on the command line and in run.json.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Perf => "perf",
+        }
+    }
+
+    /// Whether this version of overcommit has it.
+    pub const fn is_built(self) -> bool {
+        matches!(self, Self::Perf)
+    }
+
+    /// The kinds of program that it needs.
+    const fn needs(self) -> &'static [Kind] {
+        match self {
+            Self::Fentry => &[Kind::Fentry, Kind::Fexit, Kind::RawTracepoint, Kind::Iterator],
+            Self::Kprobe => &[Kind::Kprobe, Kind::Kretprobe, Kind::RawTracepoint, Kind::Iterator],
+            Self::Perf => &[Kind::PerfEvent, Kind::RawTracepoint, Kind::Iterator],
+        }
+    }
+
+    /// Where the backend's latency begins, for run.json.
+    pub const fn fault_starts_at(self) -> &'static str {
+        match self {
+            Self::Fentry | Self::Kprobe => "handle_mm_fault",
+            Self::Perf => "page fault handler of the architecture, before the mmap lock",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `--backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wanted {
+    /// The first that the kernel allows.
+    Auto,
+    /// fentry and fexit on handle_mm_fault.
+    Fentry,
+    /// kprobe and kretprobe on handle_mm_fault.
+    Kprobe,
+    /// Perf's software events.
+    Perf,
+}
+
+impl Wanted {
+    const fn only(self) -> Option<Backend> {
+        match self {
+            Self::Auto => None,
+            Self::Fentry => Some(Backend::Fentry),
+            Self::Kprobe => Some(Backend::Kprobe),
+            Self::Perf => Some(Backend::Perf),
+        }
+    }
+}
+
+/// Why a backend is not used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// Which.
+    pub backend: Backend,
+    /// Why.
+    pub reason: String,
+}
+
+/// The choice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// The backend to attach.
+    pub backend: Backend,
+    /// The better ones that were refused.
+    pub refused: Vec<Refusal>,
+}
+
+/// Why a backend cannot be used on this host; `None` if it can.
+pub fn refusal(host: &HostProbe, backend: Backend) -> Option<String> {
+    let refused = backend.needs().iter().find_map(|kind| Some((kind, host.refusal(*kind)?)));
+    match refused {
+        Some((kind, reason)) => Some(format!("{}: {reason}", kind.name())),
+        None if !backend.is_built() => {
+            Some("this kernel allows it; this version of overcommit does not have it yet".to_owned())
+        }
+        None => None,
+    }
+}
+
+/// Takes the best backend, or the one that is wanted.
+///
+/// # Errors
+/// The backends that were asked for, each with its reason.
+pub fn decide(host: &HostProbe, wanted: Wanted) -> Result<Decision, Vec<Refusal>> {
+    let mut refused = Vec::new();
+    for backend in Backend::ALL {
+        if wanted.only().is_some_and(|only| only != backend) {
+            continue;
+        }
+        match refusal(host, backend) {
+            None => return Ok(Decision { backend, refused }),
+            Some(reason) => refused.push(Refusal { backend, reason }),
+        }
+    }
+    Err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probes::host::Trial;
+
+    /// A host that gives everything but what is named.
+    fn host(without: &[Kind]) -> HostProbe {
+        let refusal = |kind| without.contains(&kind).then(|| "EPERM".to_owned());
+        let trials = Kind::ALL.into_iter().map(|kind| Trial { kind, refusal: refusal(kind) });
+        HostProbe { btf: None, trials: trials.collect() }
+    }
+
+    #[test]
+    fn each_capability_that_perf_needs_is_missed() {
+        for kind in Kind::ALL {
+            let decision = decide(&host(&[kind]), Wanted::Perf);
+            let needed = matches!(kind, Kind::PerfEvent | Kind::RawTracepoint | Kind::Iterator);
+            assert_eq!(decision.is_err(), needed, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn auto_says_why_the_better_ones_were_refused() {
+        let decision = decide(&host(&[Kind::Fexit, Kind::Kprobe]), Wanted::Auto).unwrap();
+        assert_eq!(decision.backend, Backend::Perf);
+        let reasons: Vec<&str> = decision.refused.iter().map(|r| r.reason.as_str()).collect();
+        assert_eq!(reasons, ["fexit: EPERM", "kprobe: EPERM"]);
+    }
+
+    #[test]
+    fn what_is_not_built_is_called_so() {
+        let decision = decide(&host(&[]), Wanted::Auto).unwrap();
+        assert_eq!(decision.backend, Backend::Perf);
+        assert!(decision.refused.iter().all(|r| r.reason.contains("does not have it yet")));
+        let refused = decide(&host(&[Kind::Fentry]), Wanted::Fentry).unwrap_err();
+        assert_eq!(refused.len(), 1);
+        assert_eq!(refused[0].reason, "fentry: EPERM");
+    }
+
+    #[test]
+    fn nothing_left_names_them_all() {
+        let refused = decide(&host(&Kind::ALL), Wanted::Auto).unwrap_err();
+        assert_eq!(refused.len(), Backend::ALL.len());
+    }
+}

@@ -1,0 +1,205 @@
+//! What does this kernel allow? Asked by trying, not by version.
+
+use crate::kernel_layout::KernelLayout;
+use crate::probes::object::{self, Sizes};
+use anyhow::{Context, Result, anyhow};
+use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya::programs::{
+    BtfTracePoint, FEntry, FExit, Iter, KProbe, PerfEvent, RawTracePoint, TracePoint,
+};
+use aya::{Btf, Ebpf};
+use nix::errno::Errno;
+use serde::Serialize;
+use std::error::Error;
+use std::path::Path;
+
+/// The function that the function hooks are tried on.
+const FUNCTION: &str = "handle_mm_fault";
+
+/// A kind of program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Function entry by trampoline.
+    Fentry,
+    /// Function exit by trampoline.
+    Fexit,
+    /// Function entry by breakpoint.
+    Kprobe,
+    /// Function exit by breakpoint.
+    Kretprobe,
+    /// Perf's software events.
+    PerfEvent,
+    /// Tracepoints by their record.
+    Tracepoint,
+    /// Tracepoints by their arguments.
+    RawTracepoint,
+    /// Tracepoints by their typed arguments.
+    BtfTracepoint,
+    /// Iterators over tasks.
+    Iterator,
+}
+
+impl Kind {
+    /// All kinds, best first.
+    pub const ALL: [Self; 9] = [
+        Self::Fentry,
+        Self::Fexit,
+        Self::Kprobe,
+        Self::Kretprobe,
+        Self::PerfEvent,
+        Self::Tracepoint,
+        Self::RawTracepoint,
+        Self::BtfTracepoint,
+        Self::Iterator,
+    ];
+
+    /// The name in the field.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Fexit => "fexit",
+            Self::Kprobe => "kprobe",
+            Self::Kretprobe => "kretprobe",
+            Self::PerfEvent => "perf_event",
+            Self::Tracepoint => "tracepoint",
+            Self::RawTracepoint => "raw_tracepoint",
+            Self::BtfTracepoint => "btf_tracepoint",
+            Self::Iterator => "iter/task",
+        }
+    }
+}
+
+/// The answer to one trial: the kernel's reason if it refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trial {
+    /// What was tried.
+    pub kind: Kind,
+    /// Why it was refused; `None` if it was allowed.
+    pub refusal: Option<String>,
+}
+
+/// What the host gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostProbe {
+    /// Why there is no BTF, if there is none.
+    pub btf: Option<String>,
+    /// Each kind of program.
+    pub trials: Vec<Trial>,
+}
+
+impl HostProbe {
+    /// Tries one trivial program of each kind, for a moment.
+    pub fn run(btf: &Path) -> Self {
+        match trials(btf) {
+            Ok(trials) => Self { btf: None, trials },
+            Err(error) => {
+                let refused = |kind| Trial { kind, refusal: Some(format!("not tried: {error:#}")) };
+                Self {
+                    btf: Some(format!("{error:#}")),
+                    trials: Kind::ALL.into_iter().map(refused).collect(),
+                }
+            }
+        }
+    }
+
+    /// Why programs of this kind are refused; `None` if they are allowed.
+    pub fn refusal(&self, kind: Kind) -> Option<&str> {
+        match self.trials.iter().find(|trial| trial.kind == kind) {
+            Some(trial) => trial.refusal.as_deref(),
+            None => Some("not tried"),
+        }
+    }
+}
+
+fn trials(btf: &Path) -> Result<Vec<Trial>> {
+    let layout = KernelLayout::read(btf)?;
+    let mut ebpf = object::load(&layout, Sizes::TRIAL)?;
+    let btf = Btf::parse_file(btf, aya::Endianness::default()).context("cannot read the BTF")?;
+    let trial = |kind| Trial { kind, refusal: attempt(&mut ebpf, kind, &btf).err().map(reason) };
+    Ok(Kind::ALL.into_iter().map(trial).collect())
+}
+
+/// Loads and attaches the trial program of a kind, and takes it away again.
+fn attempt(ebpf: &mut Ebpf, kind: Kind, btf: &Btf) -> Result<()> {
+    let name = match kind {
+        Kind::Iterator => "trial_iterator".to_owned(),
+        kind => format!("trial_{}", kind.name()),
+    };
+    let program = ebpf.program_mut(&name).ok_or_else(|| anyhow!("no program {name}"))?;
+    match kind {
+        Kind::Fentry => {
+            let program: &mut FEntry = program.try_into()?;
+            program.load(FUNCTION, btf)?;
+            program.attach()?;
+            program.unload()?;
+        }
+        Kind::Fexit => {
+            let program: &mut FExit = program.try_into()?;
+            program.load(FUNCTION, btf)?;
+            program.attach()?;
+            program.unload()?;
+        }
+        Kind::Kprobe | Kind::Kretprobe => {
+            let program: &mut KProbe = program.try_into()?;
+            program.load()?;
+            program.attach(FUNCTION, 0)?;
+            program.unload()?;
+        }
+        Kind::PerfEvent => {
+            let program: &mut PerfEvent = program.try_into()?;
+            program.load()?;
+            program.attach(
+                PerfEventConfig::Software(SoftwareEvent::PageFaults),
+                PerfEventScope::CallingProcess { cpu: None },
+                SamplePolicy::Period(1),
+                false,
+            )?;
+            program.unload()?;
+        }
+        Kind::Tracepoint => {
+            let program: &mut TracePoint = program.try_into()?;
+            program.load()?;
+            program.attach("sched", "sched_process_exec")?;
+            program.unload()?;
+        }
+        Kind::RawTracepoint => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.load()?;
+            program.attach("sched_process_exec")?;
+            program.unload()?;
+        }
+        Kind::BtfTracepoint => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load("sched_process_exec", btf)?;
+            program.attach()?;
+            program.unload()?;
+        }
+        Kind::Iterator => {
+            let program: &mut Iter = program.try_into()?;
+            program.load("task", btf)?;
+            program.attach()?;
+            program.unload()?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's own reason: its error number where there is one.
+fn reason(error: anyhow::Error) -> String {
+    match error_number(&error) {
+        Some(Errno::EPERM) => {
+            "EPERM: the kernel does not permit it (lockdown, or a capability is missing)".to_owned()
+        }
+        Some(errno) => format!("{errno:?}: {}", errno.desc()),
+        None => format!("{error:#}").lines().next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// The error number at the bottom of a chain of errors.
+pub fn error_number(error: &anyhow::Error) -> Option<Errno> {
+    let number = |error: &(dyn Error + 'static)| {
+        error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error)
+    };
+    error.chain().find_map(number).map(Errno::from_raw)
+}

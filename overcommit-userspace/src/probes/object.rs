@@ -1,0 +1,71 @@
+//! Loads the eBPF object that the binary carries.
+
+use crate::kernel_layout::KernelLayout;
+use anyhow::{Context, Result};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+
+/// The programs, as `cargo xtask build-ebpf` made them.
+static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
+
+/// Number of the system call `ioctl`.
+const IOCTL: u32 = if cfg!(target_arch = "aarch64") { 29 } else { 16 };
+
+/// How large the maps are, and what the programs do beside counting.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// VMs at a time.
+    pub vms: u32,
+    /// Threads of VMs that fault, at a time.
+    pub threads: u32,
+    /// CPUs that the kernel can have.
+    pub cpus: u32,
+    /// Bytes of the ring buffer of slow faults: a power of two, whole pages.
+    pub slow_bytes: u32,
+    /// Latency from which a fault is sent one by one, in nanoseconds.
+    pub slow_ns: u64,
+    /// Whether hypervisors that start get a slot at once.
+    pub follow_exec: bool,
+    /// Whether the programs log what they decide.
+    pub verbose: bool,
+}
+
+impl Sizes {
+    /// The least, for trying what the kernel allows.
+    pub const TRIAL: Self = Self {
+        vms: 1,
+        threads: 1,
+        cpus: 1,
+        slow_bytes: 4096,
+        slow_ns: u64::MAX,
+        follow_exec: false,
+        verbose: false,
+    };
+}
+
+/// Creates the maps and readies the programs for loading.
+///
+/// # Errors
+/// The kernel lacks a field, or refuses a map.
+pub fn load(layout: &KernelLayout, sizes: Sizes) -> Result<Ebpf> {
+    let offsets = layout.offsets()?.words();
+    let log_level: u8 = if sizes.verbose { u8::MAX } else { 0 };
+    let follow_exec = u8::from(sizes.follow_exec);
+    EbpfLoader::new()
+        .override_global("OFFSETS", &offsets[..], true)
+        .override_global("IOCTL", &IOCTL, true)
+        .override_global("SLOW_NS", &sizes.slow_ns, true)
+        .override_global("FOLLOW_EXEC", &follow_exec, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .map_max_entries("MMS", sizes.vms)
+        .map_max_entries("TGIDS", sizes.vms)
+        .map_max_entries("FREE_VMS", sizes.vms)
+        .map_max_entries("VMS", sizes.vms)
+        .map_max_entries("HISTOGRAMS", sizes.vms * overcommit_ebpf::layout::Metric::COUNT as u32)
+        .map_max_entries("TIDS", sizes.threads)
+        .map_max_entries("FREE_THREADS", sizes.threads)
+        .map_max_entries("THREADS", sizes.threads)
+        .map_max_entries("CPUS", sizes.cpus)
+        .map_max_entries("SLOW", sizes.slow_bytes)
+        .load(OBJECT)
+        .context("the kernel refuses the maps of the eBPF programs; `overcommit check` says more")
+}

@@ -1,0 +1,143 @@
+//! What the programs send one by one: VMs that start and end, and slow faults.
+
+use anyhow::{Context, Result, anyhow};
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use bytes::Buf;
+use overcommit_ebpf::layout::{Lifecycle, LifecycleKind, Metric, SlowFault};
+use std::os::fd::{AsRawFd, RawFd};
+
+/// VMs that start and end.
+pub struct Events(RingBuf<MapData>);
+
+/// Something that happened to a VM's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What.
+    pub kind: LifecycleKind,
+    /// Its slot.
+    pub slot: u32,
+    /// Process id.
+    pub pid: i32,
+}
+
+impl Events {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
+        ring(ebpf, "EVENTS").map(Self)
+    }
+
+    /// The next event, if there is one.
+    pub fn next(&mut self) -> Option<Event> {
+        loop {
+            let item = self.0.next()?;
+            if let Some(event) = event(&item) {
+                return Some(event);
+            }
+        }
+    }
+}
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Faults above the length asked for.
+pub struct SlowFaults(RingBuf<MapData>);
+
+impl SlowFaults {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
+        ring(ebpf, "SLOW").map(Self)
+    }
+
+    /// The next one, if there is one.
+    pub fn next(&mut self) -> Option<(Metric, SlowFault)> {
+        loop {
+            let item = self.0.next()?;
+            if let Some(fault) = slow_fault(&item) {
+                return Some(fault);
+            }
+        }
+    }
+}
+
+impl AsRawFd for SlowFaults {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn ring(ebpf: &mut Ebpf, name: &str) -> Result<RingBuf<MapData>> {
+    let map = ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))?;
+    RingBuf::try_from(map).with_context(|| format!("cannot map the ring buffer {name}"))
+}
+
+/// `None` for a record that the programs of this version do not send.
+fn event(mut record: &[u8]) -> Option<Event> {
+    if record.len() < size_of::<Lifecycle>() {
+        return None;
+    }
+    let kind = match record.get_u32_ne() {
+        kind if kind == LifecycleKind::Started as u32 => LifecycleKind::Started,
+        kind if kind == LifecycleKind::Ended as u32 => LifecycleKind::Ended,
+        kind if kind == LifecycleKind::NoSlot as u32 => LifecycleKind::NoSlot,
+        _ => return None,
+    };
+    Some(Event { kind, slot: record.get_u32_ne(), pid: record.get_u32_ne().cast_signed() })
+}
+
+fn slow_fault(mut record: &[u8]) -> Option<(Metric, SlowFault)> {
+    if record.len() < size_of::<SlowFault>() {
+        return None;
+    }
+    let fault = SlowFault {
+        end_ns: record.get_u64_ne(),
+        latency_ns: record.get_u64_ne(),
+        address: record.get_u64_ne(),
+        vm_tgid: record.get_u32_ne(),
+        vm: record.get_u32_ne(),
+        tid: record.get_u32_ne(),
+        metric: record.get_u32_ne(),
+        comm: {
+            let mut comm = [0; 16];
+            record.copy_to_slice(&mut comm);
+            comm
+        },
+    };
+    Some((*Metric::ALL.get(fault.metric as usize)?, fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::{BufMut, BytesMut};
+
+    #[test]
+    fn records_are_read_field_by_field() {
+        let mut record = BytesMut::new();
+        for word in [2u32, 7, 4711, 0] {
+            record.put_u32_ne(word);
+        }
+        let ended = Event { kind: LifecycleKind::Ended, slot: 7, pid: 4711 };
+        assert_eq!(event(&record), Some(ended));
+        assert_eq!(event(&record[..12]), None, "cut off");
+        record[0] = 99;
+        assert_eq!(event(&record), None, "unknown kind");
+
+        let mut record = BytesMut::new();
+        for word in [100u64, 30, 0x7f00_1000] {
+            record.put_u64_ne(word);
+        }
+        for word in [11u32, 1, 12, 1] {
+            record.put_u32_ne(word);
+        }
+        record.put_slice(b"CPU 0/KVM\0\0\0\0\0\0\0");
+        let (metric, fault) = slow_fault(&record).unwrap();
+        assert_eq!(metric, Metric::FaultMajor);
+        assert_eq!((fault.end_ns, fault.latency_ns, fault.address), (100, 30, 0x7f00_1000));
+        assert_eq!((fault.vm_tgid, fault.vm, fault.tid), (11, 1, 12));
+        assert_eq!(&fault.comm[..10], b"CPU 0/KVM\0");
+        assert!(slow_fault(&record[..55]).is_none(), "cut off");
+    }
+}

@@ -1,0 +1,178 @@
+//! The table of VMs and threads that the programs look into: who has a slot.
+
+use crate::probes::shared::SharedArray;
+use anyhow::{Context, Result, anyhow};
+use aya::maps::{HashMap, MapData, Queue};
+use aya::programs::Iter;
+use aya::{Btf, Ebpf};
+use overcommit_ebpf::layout::{Histogram, Metric, Thread, Vm};
+use std::io::Read;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Nanoseconds in a clock tick of /proc (`USER_HZ` is 100 on every architecture
+/// that runs KVM).
+const TICK_NS: u64 = 10_000_000;
+
+/// Slots of VMs and threads, and the maps by which the programs find them.
+pub struct Slots {
+    /// Slot → VM.
+    pub vms: SharedArray<Vm>,
+    /// Slot × metrics + metric → latencies.
+    pub histograms: SharedArray<Histogram>,
+    /// Threads that have faulted.
+    pub threads: SharedArray<Thread>,
+    threads_used: usize,
+    mms: HashMap<MapData, u64, u32>,
+    tgids: HashMap<MapData, u32, u32>,
+    tids: HashMap<MapData, u32, u32>,
+    wanted: HashMap<MapData, u32, u32>,
+    free_vms: Queue<MapData, u32>,
+    free_threads: Queue<MapData, u32>,
+}
+
+impl Slots {
+    /// Takes the maps out of the object and marks every slot as free.
+    ///
+    /// # Errors
+    /// The kernel refuses to map or fill one of them.
+    pub fn open(ebpf: &mut Ebpf, vms: u32, threads: u32) -> Result<Self> {
+        let mut free_vms = Queue::try_from(take(ebpf, "FREE_VMS")?)?;
+        for slot in 0..vms {
+            free_vms.push(slot, 0).context("cannot fill the list of free slots")?;
+        }
+        let mut free_threads = Queue::try_from(take(ebpf, "FREE_THREADS")?)?;
+        for entry in 0..threads {
+            free_threads.push(entry, 0).context("cannot fill the list of free threads")?;
+        }
+        Ok(Self {
+            vms: SharedArray::open(ebpf, "VMS", vms)?,
+            histograms: SharedArray::open(ebpf, "HISTOGRAMS", vms * Metric::COUNT as u32)?,
+            threads: SharedArray::open(ebpf, "THREADS", threads)?,
+            threads_used: 0,
+            mms: HashMap::try_from(take(ebpf, "MMS")?)?,
+            tgids: HashMap::try_from(take(ebpf, "TGIDS")?)?,
+            tids: HashMap::try_from(take(ebpf, "TIDS")?)?,
+            wanted: HashMap::try_from(take(ebpf, "WANTED")?)?,
+            free_vms,
+            free_threads,
+        })
+    }
+
+    /// Asks for a slot for each of these processes and has the kernel's own list
+    /// of tasks walked once.
+    ///
+    /// A process that is gone, or that shares its memory with a VM that has a
+    /// slot, gets none.
+    ///
+    /// # Errors
+    /// The walk fails.
+    pub fn adopt(&mut self, ebpf: &mut Ebpf, pids: &[i32]) -> Result<()> {
+        for pid in pids {
+            self.wanted.insert(pid.cast_unsigned(), 0, 0).context("cannot ask for a slot")?;
+        }
+        let walked = walk_tasks(ebpf).context("cannot walk the kernel's tasks");
+        for pid in pids {
+            self.wanted.remove(&pid.cast_unsigned())?;
+        }
+        walked
+    }
+
+    /// The slot of the process with that start time, if it has one.
+    pub fn find(&self, pid: i32, start_ticks: u64) -> Option<u32> {
+        let slot = self.tgids.get(&pid.cast_unsigned(), 0).ok()?;
+        let vm = self.vms.get(slot as usize)?;
+        (vm.start_boottime_ns.load(Relaxed) / TICK_NS == start_ticks).then_some(slot)
+    }
+
+    /// Stops counting for a slot. What was counted stays until [`Self::free`].
+    pub fn close(&mut self, slot: u32) {
+        if let Some(vm) = self.vms.get(slot as usize) {
+            // Gone already if the process has exited.
+            let _ = self.mms.remove(&vm.mm.load(Relaxed));
+            let tgid = vm.tgid.load(Relaxed) as u32;
+            if self.tgids.get(&tgid, 0).is_ok_and(|now| now == slot) {
+                let _ = self.tgids.remove(&tgid);
+            }
+        }
+    }
+
+    /// Gives the slot and its threads back, empty.
+    ///
+    /// Call it an interval after [`Self::close`] at the earliest: a program that
+    /// had found the slot before must be done with it.
+    ///
+    /// # Errors
+    /// The kernel refuses to take them back.
+    pub fn free(&mut self, slot: u32) -> Result<()> {
+        let owned: Vec<u32> = self
+            .used_threads()
+            .filter(|(_, thread)| thread.vm.load(Relaxed) == u64::from(slot))
+            .map(|(index, _)| index)
+            .collect();
+        for index in owned {
+            self.free_thread(index)?;
+        }
+        for metric in Metric::ALL {
+            let index = slot as usize * Metric::COUNT + metric as usize;
+            if let Some(histogram) = self.histograms.get(index) {
+                histogram.clear();
+            }
+        }
+        if let Some(vm) = self.vms.get(slot as usize) {
+            vm.clear();
+        }
+        self.free_vms.push(slot, 0).with_context(|| format!("cannot free slot {slot}"))
+    }
+
+    /// Gives back the entry of a thread that is gone.
+    ///
+    /// # Errors
+    /// The kernel refuses to take it back.
+    pub fn free_thread(&mut self, index: u32) -> Result<()> {
+        let Some(thread) = self.threads.get(index as usize) else { return Ok(()) };
+        let tid = thread.id.load(Relaxed) as u32;
+        // Without the index no program writes to the entry any more.
+        let _ = self.tids.remove(&tid);
+        thread.clear();
+        self.free_threads.push(index, 0).context("cannot free a thread's entry")
+    }
+
+    /// Every entry that a thread has, with its index.
+    pub fn used_threads(&self) -> impl Iterator<Item = (u32, &Thread)> {
+        let used = self.threads.iter().take(self.threads_used).enumerate();
+        used.filter(|(_, thread)| thread.id.load(Relaxed) != 0)
+            .map(|(index, thread)| (index as u32, thread))
+    }
+
+    /// Looks for entries used since: they are handed out in order the first time.
+    pub fn see_new_threads(&mut self) {
+        let used = |index| self.threads.get(index).is_some_and(|t| t.id.load(Relaxed) != 0);
+        while used(self.threads_used) {
+            self.threads_used += 1;
+        }
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
+    ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+}
+
+/// Loads the iterator; it runs when [`Slots::adopt`] reads it.
+pub fn load_iterator(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
+    let program: &mut Iter = iterator(ebpf)?;
+    program.load("task", btf).context("the kernel refuses the task iterator")
+}
+
+fn iterator(ebpf: &mut Ebpf) -> Result<&mut Iter> {
+    let program = ebpf.program_mut("adopt_wanted").ok_or_else(|| anyhow!("no task iterator"))?;
+    Ok(program.try_into()?)
+}
+
+fn walk_tasks(ebpf: &mut Ebpf) -> Result<()> {
+    let program = iterator(ebpf)?;
+    let link = program.attach()?;
+    let mut output = program.take_link(link)?.into_file()?;
+    // The iterator prints nothing; reading to the end makes it run.
+    output.read_to_end(&mut Vec::new())?;
+    Ok(())
+}

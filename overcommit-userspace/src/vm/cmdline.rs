@@ -1,0 +1,346 @@
+//! QEMU's command line, as QEMU reads it.
+//!
+//! An option is `-name` or `--name`; its argument is the next word, whatever it
+//! begins with (`qemu_init`, system/vl.c). Arguments made of `key=value` pairs
+//! are separated by commas, a comma in a value is written twice, and the first
+//! pair may leave out its key (`opts_parse`, util/qemu-option.c).
+
+/// Options that take no argument, over all versions since QEMU 2.0
+/// (qemu-options.hx, those without `HAS_ARG`). All others take one.
+const WITHOUT_ARGUMENT: &[&[u8]] = &[
+    b"S",
+    b"alt-grab",
+    b"async-teardown",
+    b"audio-help",
+    b"ctrl-grab",
+    b"curses",
+    b"daemonize",
+    b"enable-fips",
+    b"enable-kvm",
+    b"full-screen",
+    b"h",
+    b"help",
+    b"jitdump",
+    b"localtime",
+    b"mem-prealloc",
+    b"no-acpi",
+    b"no-fd-bootchk",
+    b"no-frame",
+    b"no-hpet",
+    b"no-kvm",
+    b"no-kvm-irqchip",
+    b"no-kvm-pit",
+    b"no-kvm-pit-reinjection",
+    b"no-quit",
+    b"no-reboot",
+    b"no-shutdown",
+    b"no-user-config",
+    b"nodefaults",
+    b"nodefconfig",
+    b"nographic",
+    b"old-param",
+    b"one-insn-per-tb",
+    b"only-migratable",
+    b"perfmap",
+    b"portrait",
+    b"preconfig",
+    b"s",
+    b"sdl",
+    b"semihosting",
+    b"singlestep",
+    b"snapshot",
+    b"std-vga",
+    b"usb",
+    b"version",
+    b"win2k-hack",
+    b"xen-attach",
+    b"xen-domid-restrict",
+];
+
+/// What overcommit wants to know from the command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// `-name guest=`
+    pub guest: Option<Vec<u8>>,
+    /// `-name process=`
+    pub process: Option<Vec<u8>>,
+    /// `-name debug-threads=`: whether threads carry telling names.
+    pub debug_threads: bool,
+    /// `-uuid`
+    pub uuid: Option<Vec<u8>>,
+    /// `-m`, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// `-smp`: vCPUs present at the start.
+    pub vcpus: Option<u32>,
+    /// `-accel`, `-enable-kvm`, `-machine accel=`: the first choice.
+    pub accelerator: Option<Vec<u8>>,
+    /// `-machine`: its type.
+    pub machine: Option<Vec<u8>>,
+}
+
+impl CommandLine {
+    /// Reads the words of a command line, the program's own name first.
+    ///
+    /// Later options win over earlier ones, key by key, as in QEMU. What cannot
+    /// be understood is left out: a foreign command line is no reason to fail.
+    pub fn parse<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut line = Self::default();
+        let mut words = words.into_iter().skip(1);
+        while let Some(word) = words.next() {
+            let Some(option) = word.strip_prefix(b"-") else {
+                continue; // a disk image
+            };
+            let option = option.strip_prefix(b"-").unwrap_or(option);
+            if WITHOUT_ARGUMENT.contains(&option) {
+                if option == b"enable-kvm" {
+                    line.accelerator = Some(b"kvm".to_vec());
+                }
+                continue;
+            }
+            let Some(argument) = words.next() else { break };
+            line.option(option, argument);
+        }
+        line
+    }
+
+    fn option(&mut self, option: &[u8], argument: &[u8]) {
+        match option {
+            b"name" => self.name(argument),
+            b"uuid" => self.uuid = Some(argument.to_ascii_lowercase()),
+            b"m" => {
+                if let Some(size) = value(&pairs(argument, b"size"), b"size") {
+                    self.memory_bytes = mebibytes(&size).or(self.memory_bytes);
+                }
+            }
+            b"smp" => self.vcpus = vcpus(&pairs(argument, b"cpus")).or(self.vcpus),
+            b"accel" => {
+                // The first -accel that works is used; the process's own file
+                // descriptors tell which one that was.
+                if self.accelerator.is_none() {
+                    self.accelerator = value(&pairs(argument, b"accel"), b"accel");
+                }
+            }
+            b"machine" | b"M" => {
+                let pairs = pairs(argument, b"type");
+                self.machine = value(&pairs, b"type").or(self.machine.take());
+                if let Some(accelerators) = value(&pairs, b"accel") {
+                    let first = accelerators.split(|byte| *byte == b':').next();
+                    self.accelerator = first.map(<[u8]>::to_vec);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn name(&mut self, argument: &[u8]) {
+        for (key, value) in pairs(argument, b"guest") {
+            match key.as_slice() {
+                b"guest" => self.guest = Some(value),
+                b"process" => self.process = Some(value),
+                b"debug-threads" => self.debug_threads = matches!(&value[..], b"on" | b"yes" | b"true" | b"y"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Splits `key=value,…`. The first pair without `=` has the implied key; a later
+/// one is a switch: `key` is `on`, `nokey` is `off` (`get_opt_name_value`).
+fn pairs(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut pairs = Vec::new();
+    for (index, part) in split_at_commas(argument).into_iter().enumerate() {
+        let equals = part.iter().position(|byte| *byte == b'=');
+        pairs.push(match equals {
+            Some(at) => (part[..at].to_vec(), part[at + 1..].to_vec()),
+            None if index == 0 => (implied.to_vec(), part),
+            None => match part.strip_prefix(b"no") {
+                Some(key) => (key.to_vec(), b"off".to_vec()),
+                None => (part, b"on".to_vec()),
+            },
+        });
+    }
+    pairs
+}
+
+/// The parts between single commas; two commas stand for one.
+fn split_at_commas(argument: &[u8]) -> Vec<Vec<u8>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = argument.iter().peekable();
+    while let Some(&byte) = bytes.next() {
+        if byte == b',' && bytes.next_if_eq(&&b',').is_none() {
+            parts.push(Vec::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(byte);
+        }
+    }
+    parts
+}
+
+/// The last value of a key that is not empty.
+fn value(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<Vec<u8>> {
+    let found = pairs.iter().rev().find(|(k, v)| k == key && !v.is_empty());
+    found.map(|(_, v)| v.clone())
+}
+
+fn number(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<u32> {
+    str::from_utf8(&value(pairs, key)?).ok()?.parse().ok()
+}
+
+/// As `machine_parse_smp_config` (hw/core/machine-smp.c): `cpus`, else
+/// `maxcpus`, else the product of the topology.
+fn vcpus(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<u32> {
+    let given = number(pairs, b"cpus").or_else(|| number(pairs, b"maxcpus"));
+    given.filter(|cpus| *cpus > 0).or_else(|| {
+        let levels: [&[u8]; 8] = [
+            b"drawers", b"books", b"sockets", b"dies", b"clusters", b"modules", b"cores",
+            b"threads",
+        ];
+        let given: Vec<u32> = levels.iter().filter_map(|level| number(pairs, level)).collect();
+        let product = given.iter().try_fold(1u32, |product, n| product.checked_mul(*n));
+        product.filter(|_| !given.is_empty()).filter(|cpus| *cpus > 0)
+    })
+}
+
+/// A size as `qemu_strtosz_MiB` reads it: MiB unless it has a suffix, decimal
+/// fractions allowed. In bytes.
+fn mebibytes(text: &[u8]) -> Option<u64> {
+    let text = str::from_utf8(text).ok()?;
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (amount, suffix) = text.split_at(digits);
+    let shift = match suffix {
+        "B" | "b" => 0,
+        "K" | "k" => 10,
+        "" | "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        "P" | "p" => 50,
+        "E" | "e" => 60,
+        _ => return None,
+    };
+    let unit = 1u64.checked_shl(shift)?;
+    match amount.split_once('.') {
+        None => amount.parse::<u64>().ok()?.checked_mul(unit),
+        Some(_) => {
+            let bytes = amount.parse::<f64>().ok()? * unit as f64;
+            (bytes.is_finite() && bytes < u64::MAX as f64).then_some(bytes as u64)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(words: &[&str]) -> CommandLine {
+        let program: &[u8] = b"qemu-system-x86_64";
+        CommandLine::parse([program].into_iter().chain(words.iter().map(|word| word.as_bytes())))
+    }
+
+    #[test]
+    fn libvirts_command_line() {
+        let line = parse(&[
+            "-name", "guest=web-01,debug-threads=on", "-S", "-machine",
+            "pc-i440fx-7.2,usb=off,dump-guest-core=off", "-accel", "kvm", "-cpu", "host",
+            "-m", "size=8388608k,slots=16,maxmem=16G", "-overcommit", "mem-lock=off",
+            "-smp", "4,maxcpus=8,sockets=8,cores=1,threads=1",
+            "-uuid", "5C6A9D3E-0000-4444-8888-ABCDEFABCDEF", "-no-user-config", "-nodefaults",
+        ]);
+        assert_eq!(line.guest.as_deref(), Some(&b"web-01"[..]));
+        assert!(line.debug_threads);
+        assert_eq!(line.memory_bytes, Some(8 << 30));
+        assert_eq!(line.vcpus, Some(4));
+        assert_eq!(line.accelerator.as_deref(), Some(&b"kvm"[..]));
+        assert_eq!(line.uuid.as_deref(), Some(&b"5c6a9d3e-0000-4444-8888-abcdefabcdef"[..]));
+        assert_eq!(line.machine.as_deref(), Some(&b"pc-i440fx-7.2"[..]));
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(parse(&["-name", "plain"]).guest.as_deref(), Some(&b"plain"[..]));
+        assert_eq!(parse(&["-name", "a,,b"]).guest.as_deref(), Some(&b"a,b"[..]));
+        assert_eq!(parse(&["--name", "guest=x=y"]).guest.as_deref(), Some(&b"x=y"[..]));
+        let line = parse(&["-name", "vm,process=qemu-vm,debug-threads"]);
+        assert_eq!(line.guest.as_deref(), Some(&b"vm"[..]));
+        assert_eq!(line.process.as_deref(), Some(&b"qemu-vm"[..]));
+        assert!(line.debug_threads);
+        assert!(!parse(&["-name", "vm,nodebug-threads"]).debug_threads);
+        assert_eq!(parse(&["-name", "one", "-name", "debug-threads=on"]).guest.as_deref(), Some(&b"one"[..]));
+    }
+
+    #[test]
+    fn an_argument_is_not_an_option() {
+        let line = parse(&["-append", "-name", "-kernel", "x", "-name", "real"]);
+        assert_eq!(line.guest.as_deref(), Some(&b"real"[..]));
+        let line = parse(&["disk.img", "-nographic", "-name", "real"]);
+        assert_eq!(line.guest.as_deref(), Some(&b"real"[..]));
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("8G", 8 << 30), ("512", 512 << 20), ("1.5G", 3 << 29), ("1048576k", 1 << 30),
+            ("4096b", 4096), ("size=2T", 2 << 40), ("256,maxmem=1G", 256 << 20),
+        ] {
+            assert_eq!(parse(&["-m", text]).memory_bytes, Some(bytes), "{text}");
+        }
+        for text in ["", "G", "8X", "99999999999E", "-1", "1.2.3G"] {
+            assert_eq!(parse(&["-m", text]).memory_bytes, None, "{text}");
+        }
+    }
+
+    #[test]
+    fn vcpu_counts() {
+        for (text, vcpus) in [
+            ("4", Some(4)), ("cpus=2,maxcpus=8", Some(2)), ("sockets=2,cores=4,threads=2", Some(16)),
+            ("maxcpus=6", Some(6)), ("sockets=99999,cores=99999", None), ("0", None), ("x", None),
+        ] {
+            assert_eq!(parse(&["-smp", text]).vcpus, vcpus, "{text}");
+        }
+    }
+
+    #[test]
+    fn accelerators() {
+        assert_eq!(parse(&["-enable-kvm"]).accelerator.as_deref(), Some(&b"kvm"[..]));
+        assert_eq!(parse(&["-machine", "q35,accel=kvm:tcg"]).accelerator.as_deref(), Some(&b"kvm"[..]));
+        assert_eq!(parse(&["-accel", "tcg,thread=single"]).accelerator.as_deref(), Some(&b"tcg"[..]));
+        assert_eq!(parse(&["-M", "none"]).machine.as_deref(), Some(&b"none"[..]));
+    }
+
+    /// A value as a caller of QEMU has to write it.
+    fn quoted(value: &[u8]) -> Vec<u8> {
+        let mut quoted = Vec::new();
+        for &byte in value {
+            quoted.push(byte);
+            if byte == b',' {
+                quoted.push(byte);
+            }
+        }
+        quoted
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(words in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..12)) {
+            CommandLine::parse(words.iter().map(Vec::as_slice));
+        }
+
+        #[test]
+        fn never_panics_on_an_argument(option in "-(name|m|smp|uuid|accel|machine)",
+                                       argument in proptest::collection::vec(any::<u8>(), 0..60)) {
+            CommandLine::parse([&b"qemu"[..], option.as_bytes(), &argument]);
+        }
+
+        #[test]
+        fn names_come_back(name in proptest::collection::vec(1u8..=255, 1..40), debug in any::<bool>()) {
+            let mut argument = b"guest=".to_vec();
+            argument.extend(quoted(&name));
+            if debug {
+                argument.extend(b",debug-threads=on");
+            }
+            let line = CommandLine::parse([&b"qemu"[..], b"-name", &argument]);
+            prop_assert_eq!(line.guest.as_deref(), Some(&name[..]));
+            prop_assert_eq!(line.debug_threads, debug);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Finds the VMs of this host in /proc.
+//!
+//! A process counts as a VM for what it is: it executes QEMU's system emulator,
+//! or it holds descriptors of KVM. What it calls itself decides nothing.
+
+use crate::vm::cmdline::CommandLine;
+use crate::vm::memory;
+use crate::vm::name::escape;
+use crate::vm::{Name, NamedBy, Vm, VmId};
+use anyhow::{Context, Result};
+use procfs::ProcError;
+use procfs::process::{FDTarget, Process, Stat};
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Longest time until the descriptors of a process that is no VM are looked at
+/// again. It doubles from one second, so that a host with thousands of processes
+/// is not walked through every time.
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(64);
+
+/// Finds VMs again and again, and remembers what is none.
+#[derive(Debug)]
+pub struct Discovery {
+    proc_root: PathBuf,
+    others: HashMap<VmId, (Instant, Duration)>,
+}
+
+impl Discovery {
+    /// Looks below `proc_root`, which is /proc outside tests.
+    pub fn new(proc_root: impl Into<PathBuf>) -> Self {
+        Self { proc_root: proc_root.into(), others: HashMap::new() }
+    }
+
+    /// Every VM that runs now, in the order of process ids.
+    ///
+    /// # Errors
+    /// The proc file system cannot be listed. A process that ends meanwhile, or
+    /// that cannot be read, is left out.
+    pub fn scan(&mut self) -> Result<Vec<Vm>> {
+        let root = &self.proc_root;
+        let failed = || format!("cannot list the processes in {}", root.display());
+        let entries = std::fs::read_dir(root).with_context(failed)?;
+        let mut pids: Vec<i32> =
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        pids.sort_unstable();
+        let mut others = HashMap::new();
+        let mut vms = Vec::new();
+        for pid in pids {
+            let Ok(process) = self.process(pid) else { continue };
+            let Ok(stat) = process.stat() else { continue };
+            let id = id(&stat);
+            if let Some(wait) = self.others.get(&id)
+                && Instant::now() < wait.0
+            {
+                others.insert(id, *wait);
+                continue;
+            }
+            match vm(&process, &stat) {
+                Some(vm) => vms.push(vm),
+                None => {
+                    let last = self.others.get(&id).map_or(Duration::ZERO, |wait| wait.1);
+                    let wait = (last * 2).clamp(Duration::from_secs(1), LOOK_AGAIN_MAX);
+                    others.insert(id, (Instant::now() + wait, wait));
+                }
+            }
+        }
+        self.others = others;
+        Ok(vms)
+    }
+
+    /// The process as a VM, or `None` if it is none, or is gone.
+    pub fn inspect(&self, pid: i32) -> Option<Vm> {
+        let process = self.process(pid).ok()?;
+        vm(&process, &process.stat().ok()?)
+    }
+
+    /// The process described as a VM because the user says that it is one.
+    ///
+    /// # Errors
+    /// There is no such process, or it cannot be read.
+    pub fn describe(&self, pid: i32) -> Result<Vm> {
+        let failed = || format!("no process {pid} can be read in {}", self.proc_root.display());
+        let process = self.process(pid).with_context(failed)?;
+        let stat = process.stat().with_context(failed)?;
+        let executable = executable(&process).unwrap_or_else(|| escape(stat.comm.as_bytes()));
+        Ok(describe(&process, &stat, executable, holds_kvm(&process)))
+    }
+
+    /// A handle that keeps meaning this process, also when its PID is used again.
+    ///
+    /// # Errors
+    /// The process is gone, or another one has its PID.
+    pub fn open(&self, id: VmId) -> Result<Process> {
+        let process = self.process(id.pid)?;
+        let start_ticks = process.stat()?.starttime;
+        anyhow::ensure!(start_ticks == id.start_ticks, "process {} was replaced", id.pid);
+        Ok(process)
+    }
+
+    fn process(&self, pid: i32) -> Result<Process, ProcError> {
+        Process::new_with_root(self.proc_root.join(pid.to_string()))
+    }
+}
+
+fn id(stat: &Stat) -> VmId {
+    VmId { pid: stat.pid, start_ticks: stat.starttime }
+}
+
+fn vm(process: &Process, stat: &Stat) -> Option<Vm> {
+    let executable = executable(process)?;
+    let kvm = holds_kvm(process);
+    if !kvm && !is_system_emulator(&executable) {
+        return None;
+    }
+    let vm = describe(process, stat, executable, kvm);
+    let probes_only = command_line(process).machine.is_some_and(|machine| machine == b"none");
+    // libvirt asks a QEMU without a machine what it can do.
+    (!probes_only).then_some(vm)
+}
+
+fn describe(process: &Process, stat: &Stat, executable: String, kvm: bool) -> Vm {
+    let emulator = is_system_emulator(&executable);
+    let line = if emulator { command_line(process) } else { CommandLine::default() };
+    let (name, named_by) = match (&line.guest, &line.process) {
+        (Some(guest), _) if !guest.is_empty() => (Name::new(guest.clone()), NamedBy::Guest),
+        (_, Some(process)) if !process.is_empty() => (Name::new(process.clone()), NamedBy::Process),
+        _ => {
+            let kind = if emulator { "qemu" } else { executable.as_str() };
+            (Name::new(format!("{kind}-{}", stat.pid)), NamedBy::Pid)
+        }
+    };
+    let declared = line.accelerator.filter(|accelerator| accelerator != b"kvm");
+    let accelerator = match (kvm, declared) {
+        (true, _) => Some("kvm".to_owned()),
+        (false, Some(declared)) => Some(escape(&declared)),
+        (false, None) => emulator.then(|| "tcg".to_owned()),
+    };
+    Vm {
+        id: id(stat),
+        name,
+        named_by,
+        uuid: line.uuid.map(|uuid| escape(&uuid)),
+        executable,
+        vcpus: line.vcpus.or(emulator.then_some(1)),
+        memory_bytes: line.memory_bytes,
+        backing: memory::backing(process),
+        accelerator,
+        cgroup: cgroup(process),
+    }
+}
+
+/// The file name of the executable; `None` for kernel threads.
+fn executable(process: &Process) -> Option<String> {
+    let path = process.exe().ok()?;
+    let name = escape(path.file_name()?.as_bytes());
+    Some(name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned())
+}
+
+/// `qemu-system-ARCH`, Red Hat's `qemu-kvm`, and `kvm`. QEMU's user-mode
+/// emulators are `qemu-ARCH`.
+fn is_system_emulator(executable: &str) -> bool {
+    executable.starts_with("qemu-system-") || matches!(executable, "qemu-kvm" | "kvm")
+}
+
+/// Whether the process holds /dev/kvm or a VM made with it.
+fn holds_kvm(process: &Process) -> bool {
+    let Ok(fds) = process.fd() else { return false };
+    fds.flatten().any(|fd| match fd.target {
+        FDTarget::Path(path) => path == Path::new("/dev/kvm"),
+        FDTarget::AnonInode(kind) => kind.contains("kvm-vm"),
+        _ => false,
+    })
+}
+
+fn command_line(process: &Process) -> CommandLine {
+    let mut bytes = Vec::new();
+    let read = process.open_relative("cmdline").ok().and_then(|mut file| {
+        std::io::Read::read_to_end(&mut file, &mut bytes).ok()
+    });
+    if read.is_none() {
+        return CommandLine::default();
+    }
+    let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+    CommandLine::parse(bytes.split(|byte| *byte == 0))
+}
+
+/// The path in the memory controller's hierarchy: its own in version 1, the
+/// unified one otherwise.
+fn cgroup(process: &Process) -> Option<String> {
+    let groups = process.cgroups().ok()?.0;
+    let memory = groups.iter().find(|group| group.controllers.iter().any(|name| name == "memory"));
+    let unified = || groups.iter().find(|group| group.hierarchy == 0);
+    Some(escape(memory.or_else(unified)?.pathname.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::memory::Backing;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    const STAT: &str = "S 1 7 7 0 -1 4194560 100 0 3 0 5 6 0 0 20 0 4 0 4711 1000000 500 \
+        18446744073709551615 1 1 0 0 0 0 0 4096 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0";
+
+    /// Makes a process in a made-up /proc.
+    fn process(root: &Path, pid: i32, executable: &str, cmdline: &[u8], fds: &[&str]) {
+        let dir = root.join(pid.to_string());
+        fs::create_dir_all(dir.join("fd")).unwrap();
+        fs::write(dir.join("stat"), format!("{pid} (liar (qemu)) {STAT}")).unwrap();
+        fs::write(dir.join("cmdline"), cmdline).unwrap();
+        fs::write(dir.join("cgroup"), "5:memory:/vms/a\n0::/unified\n").unwrap();
+        fs::write(dir.join("mountinfo"), "").unwrap();
+        fs::write(
+            dir.join("maps"),
+            "7f0000000000-7f0040000000 rw-s 00000000 00:01 77 /memfd:ram (deleted)\n\
+             7f0050000000-7f0050001000 rw-p 00000000 00:00 0 \n",
+        )
+        .unwrap();
+        symlink(executable, dir.join("exe")).unwrap();
+        for (number, target) in fds.iter().enumerate() {
+            symlink(target, dir.join("fd").join(number.to_string())).unwrap();
+        }
+    }
+
+    fn scan(make: impl FnOnce(&Path)) -> Vec<Vm> {
+        let root = tempfile::tempdir().unwrap();
+        make(root.path());
+        Discovery::new(root.path()).scan().unwrap()
+    }
+
+    #[test]
+    fn a_qemu_is_read_in_full() {
+        let vms = scan(|root| {
+            process(
+                root,
+                101,
+                "/usr/bin/qemu-system-x86_64",
+                b"qemu\0-name\0guest=web\xff01,debug-threads=on\0-m\0001G\0-smp\x002\0-uuid\0AB\0",
+                &["/dev/kvm", "anon_inode:kvm-vm"],
+            );
+        });
+        let [vm] = &vms[..] else { panic!("{vms:?}") };
+        assert_eq!(vm.name.to_string(), "web\\xFF01");
+        assert_eq!(vm.id.to_string(), "101-4711");
+        assert_eq!(vm.uuid.as_deref(), Some("ab"));
+        assert_eq!((vm.vcpus, vm.memory_bytes), (Some(2), Some(1 << 30)));
+        assert_eq!(vm.accelerator.as_deref(), Some("kvm"));
+        assert_eq!(vm.backing, Some(Backing::Memfd));
+        assert_eq!(vm.cgroup.as_deref(), Some("/vms/a"));
+    }
+
+    #[test]
+    fn a_process_counts_for_what_it_is() {
+        let vms = scan(|root| {
+            process(root, 1, "/usr/bin/sleep", b"qemu-system-x86_64\0-name\0fake\0", &[]);
+            process(root, 2, "/usr/bin/qemu-x86_64", b"qemu-x86_64\0", &[]);
+            process(root, 3, "/usr/bin/firecracker", b"-name\0fake\0", &["anon_inode:kvm-vm"]);
+            process(root, 4, "/usr/bin/qemu-system-arm (deleted)", b"whatever\0", &[]);
+            process(root, 5, "/usr/bin/qemu-system-x86_64", b"q\0-M\0none,accel=kvm\0", &[]);
+        });
+        let names: Vec<String> = vms.iter().map(|vm| vm.name.to_string()).collect();
+        assert_eq!(names, ["firecracker-3", "qemu-4"]);
+        assert_eq!(vms[1].accelerator.as_deref(), Some("tcg"));
+    }
+
+    #[test]
+    fn a_process_that_opens_kvm_later_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        process(root.path(), 9, "/usr/bin/vmm", b"vmm\0", &[]);
+        let mut discovery = Discovery::new(root.path());
+        assert!(discovery.scan().unwrap().is_empty());
+        symlink("/dev/kvm", root.path().join("9/fd/3")).unwrap();
+        assert!(discovery.scan().unwrap().is_empty(), "its descriptors are not walked every time");
+        discovery.others.values_mut().for_each(|wait| wait.0 = Instant::now());
+        assert_eq!(discovery.scan().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn another_process_with_the_pid_is_not_the_vm() {
+        let root = tempfile::tempdir().unwrap();
+        process(root.path(), 9, "/usr/bin/qemu-kvm", b"q\0", &[]);
+        let discovery = Discovery::new(root.path());
+        assert!(discovery.open(VmId { pid: 9, start_ticks: 4711 }).is_ok());
+        assert!(discovery.open(VmId { pid: 9, start_ticks: 4712 }).is_err());
+    }
+}

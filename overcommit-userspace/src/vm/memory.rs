@@ -1,0 +1,69 @@
+//! What backs a guest's memory.
+
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, MountInfo, Process};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Smallest mapping that can be a guest's memory.
+const SMALLEST: u64 = 1 << 20;
+
+/// What backs the largest mapping of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backing {
+    /// Private anonymous memory.
+    Anonymous,
+    /// `memfd_create`.
+    Memfd,
+    /// A file, on tmpfs or on disk.
+    File,
+    /// Huge pages out of the host's pool.
+    Hugetlb,
+}
+
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "anonymous",
+            Self::Memfd => "memfd",
+            Self::File => "file",
+            Self::Hugetlb => "hugetlb",
+        })
+    }
+}
+
+/// Looks at the largest writable mapping of the process: guest memory is one
+/// mapping, and by far the largest.
+///
+/// Reads /proc/PID/maps; `None` where that cannot be read or is too small yet.
+pub fn backing(process: &Process) -> Option<Backing> {
+    let maps = process.maps().ok()?;
+    let is_memory = |map: &&MemoryMap| {
+        map.perms.contains(MMPermissions::READ | MMPermissions::WRITE)
+            && map.pathname != MMapPath::Heap
+    };
+    let size = |map: &MemoryMap| map.address.1 - map.address.0;
+    let largest = maps.iter().filter(is_memory).max_by_key(|map| size(map))?;
+    if size(largest) < SMALLEST {
+        return None;
+    }
+    let mounts = process.mountinfo().map(|mounts| mounts.0).unwrap_or_default();
+    Some(classify(largest, &mounts))
+}
+
+fn classify(map: &MemoryMap, mounts: &[MountInfo]) -> Backing {
+    let path = match &map.pathname {
+        MMapPath::Path(path) => path.to_string_lossy(),
+        MMapPath::Other(text) => text.as_str().into(),
+        _ => return Backing::Anonymous,
+    };
+    let device = format!("{}:{}", map.dev.0, map.dev.1);
+    let on_hugetlbfs = mounts.iter().any(|mount| mount.fs_type == "hugetlbfs" && mount.majmin == device);
+    if on_hugetlbfs || path.starts_with("/anon_hugepage") {
+        Backing::Hugetlb
+    } else if path.starts_with("/memfd:") {
+        Backing::Memfd
+    } else {
+        Backing::File
+    }
+}

@@ -1,0 +1,100 @@
+//! Which VMs are there, and what are they called?
+
+pub mod cmdline;
+pub mod discovery;
+pub mod memory;
+pub mod name;
+pub mod pattern;
+pub mod threads;
+
+pub use discovery::Discovery;
+pub use name::Name;
+pub use pattern::Pattern;
+
+use memory::Backing;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// One run of a process: PIDs are used again, their start times are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmId {
+    /// Process id.
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat: start after boot, in clock ticks.
+    pub start_ticks: u64,
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.pid, self.start_ticks)
+    }
+}
+
+/// How a VM got the name that it is shown under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamedBy {
+    /// QEMU's `-name guest=`.
+    Guest,
+    /// QEMU's `-name process=`.
+    Process,
+    /// Nothing: executable and PID.
+    Pid,
+}
+
+impl NamedBy {
+    /// In words, for `list`.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Guest => "-name guest=",
+            Self::Process => "-name process=",
+            Self::Pid => "its PID, for it has no name",
+        }
+    }
+}
+
+/// A virtual machine: a process that runs one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vm {
+    /// Which run of which process.
+    pub id: VmId,
+    /// What it is called; not unique.
+    pub name: Name,
+    /// Why it is called so.
+    pub named_by: NamedBy,
+    /// QEMU's `-uuid`, in lower case.
+    pub uuid: Option<String>,
+    /// File name of the executable.
+    pub executable: String,
+    /// vCPUs at the start.
+    pub vcpus: Option<u32>,
+    /// Memory configured, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// What backs the guest's memory.
+    pub backing: Option<Backing>,
+    /// `kvm`, `tcg`, …
+    pub accelerator: Option<String>,
+    /// Path in the hierarchy of the memory controller.
+    pub cgroup: Option<String>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A VM of that name.
+    pub(crate) fn vm(name: &str) -> Vm {
+        Vm {
+            id: VmId { pid: 42, start_ticks: 4711 },
+            name: Name::new(name),
+            named_by: NamedBy::Guest,
+            uuid: None,
+            executable: "qemu-system-x86_64".to_owned(),
+            vcpus: Some(2),
+            memory_bytes: Some(1 << 30),
+            backing: Some(Backing::Anonymous),
+            accelerator: Some("kvm".to_owned()),
+            cgroup: Some("/vms/a".to_owned()),
+        }
+    }
+}
