@@ -4,6 +4,16 @@
 //! they counted once an interval, `recording` writes it, `export` has one file a
 //! format, `commands` one a subcommand.
 
+pub mod clock;
+pub mod commands;
+pub mod export;
+pub mod kernel;
 pub mod kernel_layout;
+pub mod load;
+pub mod metrics;
 pub mod probes;
+pub mod recording;
+pub mod sampler;
+pub mod session;
 pub mod vm;
+pub mod wait;

@@ -1,1 +1,12 @@
-fn main(){}
+//! The command `overcommit`.
+
+use clap::Parser;
+use overcommit::commands::{Cli, FAILED};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    Cli::parse().run().unwrap_or_else(|error| {
+        eprintln!("overcommit: error: {error:#}");
+        ExitCode::from(FAILED)
+    })
+}

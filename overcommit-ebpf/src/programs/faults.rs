@@ -3,6 +3,7 @@
 use crate::atomic::{add, get, replace, set};
 use crate::kernel::{current_mm, in_kvm_run};
 use crate::maps::{CPUS, FREE_THREADS, MMS, SLOW, SLOW_NS, THREADS, TIDS, VMS, histogram, lose};
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
 };
@@ -166,7 +167,8 @@ fn send(vm: &Vm, slot: u32, metric: Metric, thread: &Thread, end_ns: u64, latenc
         metric: metric as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),
     });
-    entry.submit(0);
+    // The loader looks in by itself; a wake-up a fault would cost it more.
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }
 
 #[inline(always)]

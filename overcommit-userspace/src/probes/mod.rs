@@ -3,6 +3,7 @@
 
 pub mod decide;
 pub mod host;
+pub mod log;
 pub mod object;
 pub mod perf;
 pub mod rings;
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::RawTracePoint;
 use aya::{Btf, Ebpf};
 use decide::Backend;
+use log::ProgramLog;
 use object::Sizes;
 use overcommit_ebpf::layout::{Cpu, HotProgram};
 use perf::PerfEvents;
@@ -43,6 +45,8 @@ pub struct Rings {
     pub events: Events,
     /// Faults above the length asked for.
     pub slow: SlowFaults,
+    /// What the programs say about themselves, if they were asked to.
+    pub log: Option<ProgramLog>,
 }
 
 impl Probes {
@@ -69,18 +73,17 @@ impl Probes {
         };
         let slots = Slots::open(&mut ebpf, sizes.vms, sizes.threads)?;
         let cpus = SharedArray::open(&mut ebpf, "CPUS", sizes.cpus)?;
-        let rings = Rings { events: Events::open(&mut ebpf)?, slow: SlowFaults::open(&mut ebpf)? };
+        let rings = Rings {
+            events: Events::open(&mut ebpf)?,
+            slow: SlowFaults::open(&mut ebpf)?,
+            log: sizes.verbose.then(|| ProgramLog::open(&mut ebpf)).transpose()?,
+        };
         for (program, tracepoint) in LIFECYCLE {
             let refused = || refuses(tracepoint);
             raw_tracepoint(&mut ebpf, program)?.attach(tracepoint).with_context(refused)?;
         }
         source.follow_cpus()?;
         Ok((Self { ebpf, source, cpus, slots }, rings))
-    }
-
-    /// The eBPF object, for its log.
-    pub fn ebpf(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
     }
 
     /// Asks for slots, see [`Slots::adopt`].

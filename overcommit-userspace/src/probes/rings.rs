@@ -1,14 +1,18 @@
 //! What the programs send one by one: VMs that start and end, and slow faults.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
 use aya::Ebpf;
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use bytes::Buf;
 use overcommit_ebpf::layout::{Lifecycle, LifecycleKind, Metric, SlowFault};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// VMs that start and end.
-pub struct Events(RingBuf<MapData>);
+pub struct Events {
+    ring: RingBuf<MapData>,
+    /// The map once more, to wait on.
+    fd: OwnedFd,
+}
 
 /// Something that happened to a VM's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +27,14 @@ pub struct Event {
 
 impl Events {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
-        ring(ebpf, "EVENTS").map(Self)
+        let (ring, fd) = ring(ebpf, "EVENTS")?;
+        Ok(Self { ring, fd })
     }
 
     /// The next event, if there is one.
     pub fn next(&mut self) -> Option<Event> {
         loop {
-            let item = self.0.next()?;
+            let item = self.ring.next()?;
             if let Some(event) = event(&item) {
                 return Some(event);
             }
@@ -37,9 +42,9 @@ impl Events {
     }
 }
 
-impl AsRawFd for Events {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -48,7 +53,7 @@ pub struct SlowFaults(RingBuf<MapData>);
 
 impl SlowFaults {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
-        ring(ebpf, "SLOW").map(Self)
+        Ok(Self(ring(ebpf, "SLOW")?.0))
     }
 
     /// The next one, if there is one.
@@ -62,15 +67,13 @@ impl SlowFaults {
     }
 }
 
-impl AsRawFd for SlowFaults {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-fn ring(ebpf: &mut Ebpf, name: &str) -> Result<RingBuf<MapData>> {
-    let map = ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))?;
-    RingBuf::try_from(map).with_context(|| format!("cannot map the ring buffer {name}"))
+fn ring(ebpf: &mut Ebpf, name: &str) -> Result<(RingBuf<MapData>, OwnedFd)> {
+    let Some(Map::RingBuf(map)) = ebpf.take_map(name) else {
+        bail!("the eBPF object has no ring buffer {name}");
+    };
+    let failed = || format!("cannot map the ring buffer {name}");
+    let fd = map.fd().as_fd().try_clone_to_owned().with_context(failed)?;
+    Ok((RingBuf::try_from(Map::RingBuf(map)).with_context(failed)?, fd))
 }
 
 /// `None` for a record that the programs of this version do not send.

@@ -1,0 +1,164 @@
+//! `overcommit check`
+
+use crate::commands::require_root;
+use crate::kernel;
+use crate::kernel_layout::{KernelLayout, VMLINUX_BTF};
+use crate::metrics::{self, MetricCoverage};
+use crate::probes::decide::{Backend, Wanted, decide, refusal};
+use crate::probes::host::{HostProbe, Trial};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Capabilities that matter, with their bit in /proc/PID/status and what for.
+const CAPABILITIES: [(&str, u32, &str); 5] = [
+    ("CAP_SYS_ADMIN", 21, "cgroups, tracefs"),
+    ("CAP_BPF", 39, "eBPF"),
+    ("CAP_PERFMON", 38, "kernel memory, perf events of all processes"),
+    ("CAP_SYS_PTRACE", 19, "other processes' descriptors and memory maps"),
+    ("CAP_SYS_RESOURCE", 24, "not needed since Linux 5.11"),
+];
+
+/// Options of `check`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// All that `check` finds.
+#[derive(Serialize)]
+struct Report {
+    kernel: String,
+    /// Why there is no usable BTF.
+    btf_missing: Option<String>,
+    /// Kernel fields that the programs need and BTF lacks.
+    layout_missing: Option<String>,
+    kvm: Kvm,
+    tracefs: Option<String>,
+    capabilities: Vec<Capability>,
+    programs: Vec<Trial>,
+    backends: Vec<BackendReport>,
+    /// What `--backend auto` takes.
+    auto: Option<Backend>,
+    coverage: Vec<MetricCoverage>,
+}
+
+#[derive(Serialize)]
+struct Kvm {
+    device: bool,
+    tracepoints: bool,
+}
+
+#[derive(Serialize)]
+struct Capability {
+    name: &'static str,
+    held: bool,
+    purpose: &'static str,
+}
+
+#[derive(Serialize)]
+struct BackendReport {
+    backend: Backend,
+    /// Why it cannot be used.
+    refused: Option<String>,
+}
+
+/// Prints what this host can give.
+///
+/// # Errors
+/// Not root, or /proc cannot be read.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    require_root()?;
+    let report = look()?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn look() -> Result<Report> {
+    let btf = Path::new(VMLINUX_BTF);
+    let host = HostProbe::run(btf);
+    let auto = decide(&host, Wanted::Auto).ok().map(|decision| decision.backend);
+    let layout = KernelLayout::read(btf).and_then(|layout| layout.offsets());
+    let tracefs = tracefs();
+    let backends = Backend::ALL
+        .map(|backend| BackendReport { backend, refused: refusal(&host, backend) })
+        .into();
+    Ok(Report {
+        kernel: kernel::release()?,
+        layout_missing: layout.err().map(|error| format!("{error:#}")),
+        kvm: Kvm {
+            device: Path::new("/dev/kvm").exists(),
+            tracepoints: tracefs.as_ref().is_some_and(|root| Path::new(root).join("events/kvm").exists()),
+        },
+        tracefs,
+        capabilities: capabilities()?,
+        programs: host.trials,
+        btf_missing: host.btf,
+        backends,
+        auto,
+        coverage: metrics::declared(auto),
+    })
+}
+
+/// Where tracefs is mounted.
+fn tracefs() -> Option<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut mounts = mounts.lines().map(|line| line.split(' '));
+    mounts.find_map(|mut words| {
+        let path = words.nth(1)?;
+        (words.next() == Some("tracefs")).then(|| path.to_owned())
+    })
+}
+
+fn capabilities() -> Result<Vec<Capability>> {
+    let path = "/proc/self/status";
+    let status = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let held = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    let held = held.with_context(|| format!("{path} has no CapEff"))?;
+    let capability = |(name, bit, purpose)| Capability { name, held: held >> bit & 1 == 1, purpose };
+    Ok(CAPABILITIES.into_iter().map(capability).collect())
+}
+
+fn print(report: &Report) {
+    let missing = |reason: &Option<String>| reason.as_ref().map_or("yes".to_owned(), |r| format!("no: {r}"));
+    println!("Kernel        {}", report.kernel);
+    println!("BTF           {}", missing(&report.btf_missing));
+    println!("Fields        {}", missing(&report.layout_missing));
+    println!("/dev/kvm      {}", if report.kvm.device { "yes" } else { "no" });
+    match &report.tracefs {
+        Some(path) => {
+            let kvm = if report.kvm.tracepoints { "with" } else { "without" };
+            println!("tracefs       {path}, {kvm} tracepoints of kvm");
+        }
+        None => println!("tracefs       not mounted; mount -t tracefs nodev /sys/kernel/tracing"),
+    }
+    println!("\nCapabilities");
+    for capability in &report.capabilities {
+        let held = if capability.held { "yes" } else { "no " };
+        println!("  {:<16} {held}  {}", capability.name, capability.purpose);
+    }
+    println!("\nPrograms, one of each kind tried");
+    for trial in &report.programs {
+        println!("  {:<16} {}", trial.kind.name(), missing(&trial.refusal));
+    }
+    println!("\nBackends");
+    for backend in &report.backends {
+        let taken = if report.auto == Some(backend.backend) { "  <- auto" } else { "" };
+        println!("  {:<16} {}{taken}", backend.backend.name(), missing(&backend.refused));
+    }
+    println!("\nCoverage");
+    for metric in &report.coverage {
+        println!("  {:<16} {}", metric.metric, metric.coverage.name());
+        for text in &metric.not_seen {
+            println!("  {:<16}   {text}", "");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! One file a subcommand; each only reads its options and prints.
+
+pub mod check;
+pub mod list;
+pub mod record;
+pub mod report;
+
+use crate::kernel;
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Exit code of a failure.
+pub const FAILED: u8 = 1;
+
+/// What has this host done to its VMs?
+#[derive(Debug, Parser)]
+#[command(name = "overcommit", version, about, max_term_width = 100)]
+#[command(long_about = "Records the page-fault and swap latency that this host injects into each \
+    of its KVM/QEMU virtual machines.\n\nRun it as root on the host, during a load test.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Record the latency of each VM's faults into files
+    Record(record::Args),
+    /// Print a recording, also one that was cut off
+    Report(report::Args),
+    /// List the VMs of this host, and how each was named
+    List(list::Args),
+    /// Say what this host can give, and what is missing for more
+    Check(check::Args),
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// What failed, on what, and what to do next.
+    pub fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::Record(args) => record::run(args),
+            Command::Report(args) => report::run(&args),
+            Command::List(args) => list::run(&args),
+            Command::Check(args) => check::run(&args),
+        }
+    }
+}
+
+/// Stops another user with the one line to type.
+fn require_root() -> Result<()> {
+    if kernel::is_root() {
+        return Ok(());
+    }
+    let words: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
+    bail!("this needs root; run: sudo {}", words.join(" "))
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(quoted("--vm=web-01"), "--vm=web-01");
+        assert_eq!(quoted("web-*"), "'web-*'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

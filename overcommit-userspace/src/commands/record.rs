@@ -1,0 +1,374 @@
+//! `overcommit record`
+
+use crate::clock::{Clocks, parse_duration, parse_interval, parse_positive_duration};
+use crate::commands::report::{self, Format};
+use crate::commands::{FAILED, require_root};
+use crate::export::progress::Progress;
+use crate::kernel_layout::VMLINUX_BTF;
+use crate::load::{self, Load};
+use crate::probes::decide::{Decision, Wanted, decide};
+use crate::probes::host::HostProbe;
+use crate::recording::Folder;
+use crate::recording::folder::Owner;
+use crate::recording::run_file::Options;
+use crate::sampler::roster::{Roster, Selection};
+use crate::session::{RunningSession, Session, Want};
+use crate::vm::{Discovery, Pattern, Vm};
+use crate::{kernel, wait};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+use wait::{Waiter, Woken};
+
+/// Options of `record`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How long to record; until Ctrl-C or the end of COMMAND if not given
+    #[arg(long, value_name = "D", value_parser = parse_positive_duration)]
+    duration: Option<Duration>,
+    /// Length of an interval, 10ms to 1h
+    #[arg(long, value_name = "D", default_value = "1s", value_parser = parse_interval)]
+    interval: Duration,
+    /// Leave out the first D, while the load warms up
+    #[arg(long, value_name = "D", default_value = "0s", value_parser = parse_duration)]
+    delay: Duration,
+    /// Folder for the recording, new or empty [default: overcommit-HOST-TIME]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Only VMs of this name or uuid, or of a glob over either; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    vm: Vec<String>,
+    /// Wait until every VM named by --vm runs
+    #[arg(long)]
+    wait: bool,
+    /// Only this process, whatever it is; may be repeated
+    #[arg(short, long, value_name = "PID")]
+    pid: Vec<i32>,
+    /// Where to see faults
+    #[arg(long, default_value = "auto")]
+    backend: Wanted,
+    /// Write each fault of at least D to slow-faults.csv
+    #[arg(long, value_name = "D", value_parser = parse_duration)]
+    slow_faults: Option<Duration>,
+    /// Note a fact about the run; may be repeated
+    #[arg(long, value_name = "K=V", value_parser = parse_label)]
+    label: Vec<(String, String)>,
+    /// Write this file when counting has begun; it holds the recording's folder
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print what the eBPF programs decide
+    #[arg(short, long)]
+    verbose: bool,
+    /// Record from here to the end of this command, run as the user behind sudo
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+fn parse_label(text: &str) -> Result<(String, String)> {
+    let (key, value) = text.split_once('=').context("a label is KEY=VALUE")?;
+    ensure!(!key.is_empty(), "the label's key is empty");
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Records.
+///
+/// # Errors
+/// What failed, on what, and what to do next.
+pub fn run(args: Args) -> Result<ExitCode> {
+    require_root()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(record(args))
+}
+
+async fn record(args: Args) -> Result<ExitCode> {
+    let mut waiter = Waiter::new()?;
+    let selection = selection(&args)?;
+    let vms = match find(&args, &selection, &mut waiter).await? {
+        Ok(vms) => vms,
+        Err(signal) => return Ok(signalled(signal)),
+    };
+    let decision = choose(args.backend)?;
+    let folder = Folder::create(&out(&args)?, Owner::behind_sudo())?;
+    let mut want = Want::new(&selection, vms);
+    (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
+    let roster = Roster::new(Discovery::new("/proc"), selection);
+    let attached = Session::attach(decision, roster, want);
+    let mut session = attached.inspect_err(|_| folder.discard())?;
+
+    waiter.watch(session.events())?;
+
+    let mut load = None;
+    if !args.command.is_empty() {
+        match Load::start(&args.command, Owner::behind_sudo()) {
+            Ok(started) => load = Some(started),
+            Err(not_started) => {
+                folder.discard();
+                eprintln!("overcommit: error: {}", not_started.message);
+                return Ok(ExitCode::from(not_started.code));
+            }
+        }
+    }
+    if let Some(early) = warm_up(&args, &mut session, &mut waiter, &mut load).await? {
+        folder.discard();
+        return Ok(early);
+    }
+
+    let mut session = session.record(folder, options(&args))?;
+    if let Some(path) = &args.ready_file {
+        ready(path, session.writer().folder().path())?;
+    }
+    let status = follow(&args, &mut session, &mut waiter, &mut load).await?;
+    let (_, folder) = session.finish()?;
+    let format = if args.json { Format::Json } else { Format::Text };
+    let text = report::rebuild(&folder, format)?;
+    if !args.quiet {
+        print!("{text}");
+        if !args.json {
+            println!("\nRecorded in {}", folder.path().display());
+        }
+    }
+    Ok(status.map_or(ExitCode::SUCCESS, |status| ExitCode::from(load::code(status))))
+}
+
+fn selection(args: &Args) -> Result<Selection> {
+    let patterns = args.vm.iter().map(|text| Pattern::parse(text)).collect::<Result<_>>()?;
+    let discovery = Discovery::new("/proc");
+    for pid in &args.pid {
+        discovery.describe(*pid).with_context(|| format!("--pid {pid}"))?;
+    }
+    Ok(Selection { patterns, pids: args.pid.clone() })
+}
+
+/// How many VMs run, once every VM that is named does; a signal may come first.
+async fn find(
+    args: &Args,
+    selection: &Selection,
+    waiter: &mut Waiter,
+) -> Result<Result<usize, Signal>> {
+    let mut discovery = Discovery::new("/proc");
+    let mut told = false;
+    loop {
+        let vms = discovery.scan()?;
+        let missing = |pattern: &&Pattern| !vms.iter().any(|vm| pattern.matches(vm));
+        let (exact, globs): (Vec<_>, Vec<_>) =
+            selection.patterns.iter().filter(missing).partition(|pattern| pattern.is_exact());
+        if let Some(pattern) = exact.first()
+            && !args.wait
+        {
+            bail!("no VM is called {pattern}; {} Give --wait to wait for it", running(&vms));
+        }
+        if !args.quiet && !told {
+            for pattern in &globs {
+                eprintln!("overcommit: no VM matches {pattern} yet; one that starts will be recorded");
+            }
+            if vms.is_empty() && args.vm.is_empty() && args.pid.is_empty() {
+                eprintln!("overcommit: no VM runs yet; those that start will be recorded");
+            }
+            if let Some(pattern) = exact.first() {
+                eprintln!("overcommit: waiting for a VM called {pattern}");
+            }
+            told = true;
+        }
+        if exact.is_empty() {
+            return Ok(Ok(vms.len()));
+        }
+        if let Woken::Signal(signal) = waiter.rest(wait::SCAN).await {
+            return Ok(Err(signal));
+        }
+    }
+}
+
+fn running(vms: &[Vm]) -> String {
+    if vms.is_empty() {
+        return "no VM runs on this host.".to_owned();
+    }
+    let names: Vec<String> = vms.iter().map(|vm| vm.name.to_string()).collect();
+    format!("there are {}.", names.join(", "))
+}
+
+fn choose(wanted: Wanted) -> Result<Decision> {
+    let host = HostProbe::run(Path::new(VMLINUX_BTF));
+    if let Some(reason) = &host.btf {
+        bail!("{reason}; no backend works without it");
+    }
+    decide(&host, wanted).map_err(|refused| {
+        let each = refused.iter().map(|r| format!("backend {}: {}", r.backend, r.reason));
+        let hint = if wanted == Wanted::Auto { "see overcommit check" } else { "use --backend auto" };
+        anyhow::anyhow!("{}; {hint}", each.collect::<Vec<_>>().join("; "))
+    })
+}
+
+/// `--out`, or a name made of the host and the time.
+fn out(args: &Args) -> Result<PathBuf> {
+    if let Some(out) = &args.out {
+        return Ok(out.clone());
+    }
+    let host = kernel::host_name()?;
+    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    Ok(PathBuf::from(format!("overcommit-{host}-{time}")))
+}
+
+fn options(args: &Args) -> Options {
+    let ns = |duration: Duration| duration.as_nanos() as u64;
+    Options {
+        interval_ns: ns(args.interval),
+        duration_ns: args.duration.map(ns),
+        delay_ns: ns(args.delay),
+        vm: args.vm.clone(),
+        pid: args.pid.clone(),
+        slow_faults_ns: args.slow_faults.map(ns),
+        labels: BTreeMap::from_iter(args.label.iter().cloned()),
+        command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+    }
+}
+
+/// Lets the load warm up; an exit code if it, or the user, ends already.
+async fn warm_up(
+    args: &Args,
+    session: &mut Session,
+    waiter: &mut Waiter,
+    load: &mut Option<Load>,
+) -> Result<Option<ExitCode>> {
+    let end = tokio::time::Instant::now() + args.delay;
+    while tokio::time::Instant::now() < end {
+        match waiter.until(end, load).await? {
+            Woken::Signal(signal) => {
+                if let Some(load) = load {
+                    load.end(signal).await?;
+                }
+                return Ok(Some(signalled(signal)));
+            }
+            Woken::LoadEnded(status) => {
+                eprintln!("overcommit: error: the command ended during --delay; nothing was recorded");
+                let code = load::code(status);
+                return Ok(Some(ExitCode::from(if code == 0 { FAILED } else { code })));
+            }
+            Woken::Event => session.follow_events()?,
+            Woken::Scan => session.rescan()?,
+            Woken::Time | Woken::Poll => {}
+        }
+    }
+    Ok(None)
+}
+
+/// The file is whole when it is there.
+fn ready(path: &Path, folder: &Path) -> Result<()> {
+    let failed = || format!("cannot write {}", path.display());
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    std::fs::write(&unfinished, format!("{}\n", folder.display())).with_context(failed)?;
+    std::fs::rename(&unfinished, path).with_context(failed)
+}
+
+/// Ends interval after interval until the time is over, the user has enough, or
+/// the load has ended, whose status it gives.
+async fn follow(
+    args: &Args,
+    session: &mut RunningSession,
+    waiter: &mut Waiter,
+    load: &mut Option<Load>,
+) -> Result<Option<ExitStatus>> {
+    let mut progress = Progress::new(!args.quiet);
+    let end = args.duration.map(|duration| tokio::time::Instant::now() + duration);
+    let mut boundary = Boundary::after(&Clocks::now()?, args.interval);
+    waiter.poll(args.slow_faults.is_some());
+    loop {
+        let next = tokio::time::Instant::now() + boundary.in_time(&Clocks::now()?);
+        let until = end.map_or(next, |end| end.min(next));
+        match waiter.until(until, load).await? {
+            Woken::Signal(signal) => {
+                return match load {
+                    Some(load) => load.end(signal).await.map(Some),
+                    None => Ok(None),
+                };
+            }
+            Woken::LoadEnded(status) => return Ok(Some(status)),
+            Woken::Event => session.session().follow_events()?,
+            Woken::Scan => session.session().rescan()?,
+            Woken::Poll => session.write_slow_faults()?,
+            Woken::Time => {
+                let now = Clocks::now()?;
+                if boundary.reached(&now) {
+                    let interval = session.end_interval(Some(boundary.last_us(&now)))?;
+                    progress.show(&interval, session.session().sampler());
+                    boundary = Boundary::after(&now, args.interval);
+                } else if end.is_some_and(|end| tokio::time::Instant::now() >= end) {
+                    return match load {
+                        Some(load) => load.end(Signal::SIGTERM).await.map(Some),
+                        None => Ok(None),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// The next whole multiple of the interval in Unix time.
+struct Boundary {
+    at_ns: u64,
+    interval_ns: u64,
+    set_at: Clocks,
+}
+
+impl Boundary {
+    fn after(now: &Clocks, interval: Duration) -> Self {
+        let interval_ns = interval.as_nanos() as u64;
+        let at_ns = (now.realtime_ns / interval_ns + 1) * interval_ns;
+        Self { at_ns, interval_ns, set_at: *now }
+    }
+
+    /// How long until then. Should the time of day be set meanwhile, no interval
+    /// lasts longer than asked for.
+    fn in_time(&self, now: &Clocks) -> Duration {
+        let wait_ns = self.at_ns.saturating_sub(now.realtime_ns);
+        let passed_ns = now.monotonic_ns.saturating_sub(self.set_at.monotonic_ns);
+        Duration::from_nanos(wait_ns.min(self.interval_ns.saturating_sub(passed_ns)))
+    }
+
+    fn reached(&self, now: &Clocks) -> bool {
+        self.in_time(now).is_zero()
+    }
+
+    /// The boundary that was passed last, in Unix microseconds.
+    fn last_us(&self, now: &Clocks) -> u64 {
+        now.realtime_ns / self.interval_ns * self.interval_ns / 1_000
+    }
+}
+
+fn signalled(signal: Signal) -> ExitCode {
+    ExitCode::from(128 + signal as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_end_on_multiples() {
+        let at = |realtime_ns, monotonic_ns| Clocks { realtime_ns, monotonic_ns, boottime_ns: 0 };
+        let start = at(10_300_000_000, 0);
+        let boundary = Boundary::after(&start, Duration::from_secs(1));
+        assert_eq!(boundary.in_time(&start), Duration::from_millis(700));
+        assert!(!boundary.reached(&at(10_999_999_999, 699_999_999)));
+        let late = at(11_002_000_000, 702_000_000);
+        assert!(boundary.reached(&late));
+        assert_eq!(boundary.last_us(&late), 11_000_000);
+    }
+
+    #[test]
+    fn a_clock_set_back_does_not_stop_the_intervals() {
+        let at = |realtime_ns, monotonic_ns| Clocks { realtime_ns, monotonic_ns, boottime_ns: 0 };
+        let boundary = Boundary::after(&at(3_600_000_000_000, 0), Duration::from_secs(1));
+        assert!(boundary.reached(&at(5_000_000_000, 1_000_000_000)));
+    }
+}

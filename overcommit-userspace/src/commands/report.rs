@@ -1,0 +1,73 @@
+//! `overcommit report`
+
+use crate::export::summary::Summary;
+use crate::export::{hgrm, table};
+use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
+use crate::recording::{Folder, Recording};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use overcommit_ebpf::layout::Metric;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Options of `report`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder of the recording
+    dir: PathBuf,
+    /// How to print it
+    #[arg(long, default_value = "text")]
+    format: Format,
+    /// Write to a file instead of the terminal
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Output formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table
+    Text,
+    /// summary.json
+    Json,
+}
+
+/// Prints a recording from its files.
+///
+/// # Errors
+/// The folder is no recording, or cannot be read or mended.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let text = rebuild(&Folder::open(&args.dir), args.format)?;
+    match &args.out {
+        Some(path) => {
+            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        None => print!("{text}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes what a recording gets at its end, from its logs alone, and gives the
+/// report. A recording that still runs is only read.
+///
+/// # Errors
+/// As [`run`].
+pub fn rebuild(folder: &Folder, format: Format) -> Result<String> {
+    let recording = Recording::open(folder)?;
+    let summary = Summary::of(&recording);
+    let json = summary.json()?;
+    if !recording.run.is_recording() {
+        folder.replace(SUMMARY_JSON, &json)?;
+        folder.replace(SUMMARY_CSV, &summary.csv()?)?;
+        for (vm, totals) in recording.run.vms.iter().zip(&recording.vms) {
+            for metric in Metric::ALL {
+                let name = format!("vms/{}/{}.hgrm", vm.folder, metric.name());
+                folder.replace(&name, hgrm::file(&totals.latencies[metric as usize]).as_bytes())?;
+            }
+        }
+    }
+    Ok(match format {
+        Format::Text => table::text(&recording.run, &summary),
+        Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
+    })
+}

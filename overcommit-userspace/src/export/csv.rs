@@ -1,0 +1,96 @@
+//! CSV as spreadsheets and pandas read it: RFC 4180, UTF-8, LF, by column name.
+
+use anyhow::Result;
+use csv::{ReaderBuilder, Terminator, WriterBuilder};
+use std::io::Read;
+
+/// Rows as bytes.
+///
+/// # Errors
+/// None that can happen in memory.
+pub fn rows<R: AsRef<[String]>>(rows: impl IntoIterator<Item = R>) -> Result<Vec<u8>> {
+    let mut writer =
+        WriterBuilder::new().terminator(Terminator::Any(b'\n')).from_writer(Vec::new());
+    for row in rows {
+        writer.write_record(row.as_ref())?;
+    }
+    Ok(writer.into_inner()?)
+}
+
+/// The header line of these columns.
+pub fn header(columns: &[&str]) -> Vec<u8> {
+    let mut line = columns.join(",").into_bytes();
+    line.push(b'\n');
+    line
+}
+
+/// Reads rows by column name.
+pub fn reader<R: Read>(source: R) -> csv::Reader<R> {
+    ReaderBuilder::new().flexible(true).from_reader(source)
+}
+
+/// A cell of foreign text. A spreadsheet would run it as a formula if it began
+/// with one of these characters.
+pub fn text(cell: &str) -> String {
+    if cell.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        format!("'{cell}")
+    } else {
+        cell.to_owned()
+    }
+}
+
+/// A cell that is empty where nothing was measured.
+pub fn optional(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+/// Unix microseconds as seconds.
+pub fn seconds_of_us(us: u64) -> String {
+    format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
+}
+
+/// Nanoseconds as seconds.
+pub fn seconds_of_ns(ns: u64) -> String {
+    format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000)
+}
+
+/// The whole number of units in a decimal fraction of seconds, with that many
+/// digits behind the point. `None` if it is no such number.
+pub fn units_of_seconds(text: &str, digits: u32) -> Option<u64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = digits as usize;
+    if fraction.len() > digits || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let padded = format!("{fraction:0<digits$}");
+    let unit = 10u64.checked_pow(digits as u32)?;
+    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(padded.parse().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_formula() {
+        for (cell, safe) in [
+            ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"), ("+1", "'+1"), ("-1", "'-1"),
+            ("@x", "'@x"), ("web-01", "web-01"), ("", ""),
+        ] {
+            assert_eq!(text(cell), safe);
+        }
+        let row = [text("a,\"b\""), "1".to_owned()];
+        assert_eq!(rows([&row[..]]).unwrap(), b"\"a,\"\"b\"\"\",1\n");
+    }
+
+    #[test]
+    fn seconds_come_back() {
+        for us in [0, 1, 999_999, 1_000_000, 1_764_000_001_250_000] {
+            assert_eq!(units_of_seconds(&seconds_of_us(us), 6), Some(us));
+            assert_eq!(units_of_seconds(&seconds_of_ns(us), 9), Some(us));
+        }
+        for text in ["", "x", "1.2.3", "-1", "1.0000001", "99999999999999999999"] {
+            assert_eq!(units_of_seconds(text, 6), None, "{text}");
+        }
+    }
+}

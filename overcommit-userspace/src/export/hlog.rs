@@ -1,0 +1,112 @@
+//! latency.hlog: HdrHistogram's log, as its Java, Python and JavaScript readers
+//! take it.
+
+use crate::sampler::latencies::Latencies;
+use anyhow::{Context, Result, anyhow};
+use hdrhistogram::serialization::interval_log::{
+    IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
+};
+use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
+use overcommit_ebpf::layout::Metric;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// The log's maximum is in milliseconds, its histograms in nanoseconds.
+const MAX_VALUE_DIVISOR: f64 = 1e6;
+
+/// The log's head. All times in it count from `base_us`, in Unix microseconds.
+///
+/// # Errors
+/// None that can happen in memory.
+pub fn header(base_us: u64) -> Result<Vec<u8>> {
+    let base = UNIX_EPOCH + Duration::from_micros(base_us);
+    let mut bytes = Vec::new();
+    IntervalLogWriterBuilder::new()
+        .add_comment("[Histogram log format version 1.3]")
+        .add_comment("[Histograms in nanoseconds; fault.* has a line for every interval]")
+        .with_start_time(base)
+        .with_base_time(base)
+        .with_max_value_divisor(MAX_VALUE_DIVISOR)
+        .begin_log_with(&mut bytes, &mut V2DeflateSerializer::new())?;
+    Ok(bytes)
+}
+
+/// One interval of a metric. `start_ns` counts from the log's base and never
+/// decreases, in nanoseconds.
+///
+/// # Errors
+/// The histogram cannot be serialised.
+pub fn line(start_ns: u64, length_ns: u64, metric: Metric, latencies: &Latencies) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut serializer = V2DeflateSerializer::new();
+    let mut builder = IntervalLogWriterBuilder::new();
+    builder.with_max_value_divisor(MAX_VALUE_DIVISOR);
+    builder
+        .begin_log_with(&mut bytes, &mut serializer)?
+        .write_histogram(
+            &latencies.histogram,
+            Duration::from_nanos(start_ns),
+            Duration::from_nanos(length_ns),
+            Tag::new(metric.name()),
+        )
+        .map_err(|error| anyhow!("{error}"))
+        .context("cannot write a histogram")?;
+    // The builder repeats its comment on the divisor before each line.
+    let line = bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line[0] != b'#');
+    Ok(line.collect::<Vec<_>>().concat())
+}
+
+/// The intervals of each metric in a log, in order. Stops at a torn line.
+///
+/// # Errors
+/// A line is whole and yet no histogram.
+pub fn read(log: &[u8]) -> Result<Vec<(Metric, hdrhistogram::Histogram<u64>)>> {
+    let whole = log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let mut deserializer = Deserializer::new();
+    let mut intervals = Vec::new();
+    for entry in IntervalLogIterator::new(&log[..whole]) {
+        let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
+            continue;
+        };
+        let named = |metric: &Metric| interval.tag().is_some_and(|tag| tag.as_str() == metric.name());
+        let Some(metric) = Metric::ALL.into_iter().find(named) else { continue };
+        let bytes = decode(interval.encoded_histogram())?;
+        let histogram = deserializer
+            .deserialize(&mut bytes.as_slice())
+            .map_err(|error| anyhow!("a line is no histogram: {error}"))?;
+        intervals.push((metric, histogram));
+    }
+    Ok(intervals)
+}
+
+fn decode(text: &str) -> Result<Vec<u8>> {
+    use base64::Engine as _;
+    let engine = &base64::engine::general_purpose::STANDARD;
+    engine.decode(text).context("a line is no base64")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_comes_back_and_a_torn_line_is_left_out() {
+        let mut latencies = Latencies::empty();
+        latencies.histogram.record_n(2_000_000, 7).unwrap();
+        let mut log = header(1_764_000_000_000_000).unwrap();
+        log.extend(line(0, 1_000_000_000, Metric::FaultMajor, &latencies).unwrap());
+        log.extend(line(1_000_000_000, 1_000_000_000, Metric::FaultMinor, &Latencies::empty()).unwrap());
+        let text = String::from_utf8(log.clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "#[Histogram log format version 1.3]");
+        assert_eq!(lines[2], "#[StartTime: 1764000000.000 (seconds since epoch)]");
+        assert_eq!(lines[4], "#[MaxValueDivisor: 1000000.000]");
+        assert!(lines[5].starts_with("Tag=fault.major,0.000,1.000,2.0"), "{}", lines[5]);
+        assert!(lines[5].contains(",HISTFAAA"), "{}", lines[5]);
+        assert_eq!(lines.len(), 7);
+        for cut in 0..=2 {
+            let read = read(&log[..log.len() - cut]).unwrap();
+            assert_eq!(read.len(), if cut == 0 { 2 } else { 1 });
+            assert_eq!((read[0].0, read[0].1.len()), (Metric::FaultMajor, 7));
+        }
+    }
+}

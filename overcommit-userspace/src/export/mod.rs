@@ -1,0 +1,11 @@
+//! One file a format.
+
+pub mod csv;
+pub mod hgrm;
+pub mod hlog;
+pub mod intervals;
+pub mod progress;
+pub mod slow_faults;
+pub mod summary;
+pub mod table;
+pub mod vms;

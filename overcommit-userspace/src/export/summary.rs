@@ -1,0 +1,201 @@
+//! summary.json and summary.csv: the whole run, one entry a VM and metric.
+
+use crate::export::csv::{self, optional, text};
+use crate::export::vms::STALL_SOURCE;
+use crate::recording::Recording;
+use crate::recording::reader::VmTotals;
+use crate::recording::run_file::RunVm;
+use crate::sampler::coverage::Coverage;
+use crate::sampler::latencies::Latencies;
+use anyhow::Result;
+use overcommit_ebpf::layout::{Loss, Metric};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The columns of summary.csv; only ever appended to.
+const COLUMNS: [&str; 16] = [
+    "vm_id", "vm", "uuid", "pid", "metric", "coverage", "count", "rate_per_s", "sum_ns", "mean_ns",
+    "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns", "over_range",
+];
+
+/// The whole run.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    /// `overcommit.summary/1`.
+    pub schema: &'static str,
+    /// Of run.json.
+    pub run_id: String,
+    /// Complete intervals.
+    pub intervals: u64,
+    /// Each VM.
+    pub vms: Vec<SummaryVm>,
+}
+
+/// A VM over the whole run.
+#[derive(Debug, Serialize)]
+pub struct SummaryVm {
+    /// PID-STARTTIME.
+    pub vm_id: String,
+    /// Its name as shown.
+    pub vm: String,
+    /// QEMU's uuid.
+    pub uuid: Option<String>,
+    /// Process id.
+    pub pid: i32,
+    /// Time recorded, in seconds.
+    pub length_s: f64,
+    /// `stall.share`: `null` where the vCPU threads are not known.
+    pub stall: Option<StallShare>,
+    /// Faults that the kernel accounted to the VM's threads.
+    pub faults_kernel: u64,
+    /// Those of them that were counted.
+    pub faults_counted: u64,
+    /// Faults counted that threads of another process took.
+    pub faults_by_others: u64,
+    /// By cause.
+    pub not_counted: BTreeMap<&'static str, u64>,
+    /// Each metric.
+    pub metrics: Vec<SummaryMetric>,
+}
+
+/// How much of its vCPUs' time a VM waited for memory.
+#[derive(Debug, Serialize)]
+pub struct StallShare {
+    /// From 0 to 1.
+    pub share: f64,
+    /// Which metric it comes from.
+    pub source: &'static str,
+    /// Summed over vCPUs.
+    pub waited_ns: u64,
+    /// vCPUs × time.
+    pub vcpu_ns: u64,
+}
+
+/// A metric over the whole run. Empty where there is nothing to say it of.
+#[derive(Debug, Serialize)]
+pub struct SummaryMetric {
+    /// Its name.
+    pub metric: &'static str,
+    /// How much was seen.
+    pub coverage: Coverage,
+    /// How many.
+    pub count: u64,
+    /// By the length of the VM's intervals.
+    pub rate_per_s: f64,
+    /// Exact.
+    pub sum_ns: u64,
+    /// Exact, rounded down.
+    pub mean_ns: Option<u64>,
+    /// Quantile 0.5.
+    pub p50_ns: Option<u64>,
+    /// Quantile 0.9.
+    pub p90_ns: Option<u64>,
+    /// Quantile 0.99.
+    pub p99_ns: Option<u64>,
+    /// Quantile 0.999.
+    pub p999_ns: Option<u64>,
+    /// Exact.
+    pub max_ns: Option<u64>,
+    /// How many exceeded the range of the histogram.
+    pub over_range: u64,
+}
+
+impl Summary {
+    /// Of a recording.
+    pub fn of(recording: &Recording) -> Self {
+        let vms = recording.run.vms.iter().zip(&recording.vms);
+        Self {
+            schema: "overcommit.summary/1",
+            run_id: recording.run.run_id.clone(),
+            intervals: recording.intervals,
+            vms: vms.map(|(vm, totals)| summary_vm(vm, totals)).collect(),
+        }
+    }
+
+    /// summary.json.
+    ///
+    /// # Errors
+    /// None that can happen in memory.
+    pub fn json(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// summary.csv.
+    ///
+    /// # Errors
+    /// See [`csv::rows`].
+    pub fn csv(&self) -> Result<Vec<u8>> {
+        let mut file = csv::header(&COLUMNS);
+        let rows = self.vms.iter().flat_map(|vm| vm.metrics.iter().map(|metric| row(vm, metric)));
+        file.extend(csv::rows(rows)?);
+        Ok(file)
+    }
+}
+
+fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
+    let stall = totals.stall.and_then(|stall| {
+        Some(StallShare {
+            share: stall.share()?,
+            source: STALL_SOURCE,
+            waited_ns: stall.waited_ns,
+            vcpu_ns: stall.vcpu_ns,
+        })
+    });
+    let metric = |metric: Metric| summary_metric(metric, totals);
+    SummaryVm {
+        vm_id: vm.vm_id.clone(),
+        vm: vm.name.clone(),
+        uuid: vm.uuid.clone(),
+        pid: vm.pid,
+        length_s: totals.length_ns as f64 / 1e9,
+        stall,
+        faults_kernel: totals.seen.kernel,
+        faults_counted: totals.seen.counted,
+        faults_by_others: totals.by_others,
+        not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
+        metrics: Metric::ALL.into_iter().map(metric).collect(),
+    }
+}
+
+fn summary_metric(metric: Metric, totals: &VmTotals) -> SummaryMetric {
+    let latencies: &Latencies = &totals.latencies[metric as usize];
+    let count = latencies.count();
+    let rate = if totals.length_ns == 0 { 0.0 } else { count as f64 * 1e9 / totals.length_ns as f64 };
+    SummaryMetric {
+        metric: metric.name(),
+        coverage: totals.seen.coverage(),
+        count,
+        rate_per_s: rate,
+        sum_ns: latencies.sum_ns,
+        mean_ns: latencies.sum_ns.checked_div(count),
+        p50_ns: latencies.quantile(0.5),
+        p90_ns: latencies.quantile(0.9),
+        p99_ns: latencies.quantile(0.99),
+        p999_ns: latencies.quantile(0.999),
+        max_ns: (count > 0).then_some(latencies.max_ns),
+        over_range: latencies.over_range,
+    }
+}
+
+fn row(vm: &SummaryVm, metric: &SummaryMetric) -> Vec<String> {
+    vec![
+        vm.vm_id.clone(),
+        text(&vm.vm),
+        text(vm.uuid.as_deref().unwrap_or_default()),
+        vm.pid.to_string(),
+        metric.metric.to_owned(),
+        metric.coverage.name().to_owned(),
+        metric.count.to_string(),
+        format!("{:.3}", metric.rate_per_s),
+        metric.sum_ns.to_string(),
+        optional(metric.mean_ns),
+        optional(metric.p50_ns),
+        optional(metric.p90_ns),
+        optional(metric.p99_ns),
+        optional(metric.p999_ns),
+        optional(metric.max_ns),
+        metric.over_range.to_string(),
+    ]
+}

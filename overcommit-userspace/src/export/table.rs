@@ -1,0 +1,120 @@
+//! The summary as people read it.
+
+use crate::clock::readable;
+use crate::export::summary::{Summary, SummaryMetric, SummaryVm};
+use crate::recording::run_file::RunFile;
+use crate::sampler::coverage::Coverage;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use std::fmt::Write;
+
+/// Head, table, and what was not seen or counted.
+pub fn text(run: &RunFile, summary: &Summary) -> String {
+    let mut text = head(run, summary);
+    if summary.vms.is_empty() {
+        text.push_str("No VM was recorded.\n");
+    } else {
+        let _ = writeln!(text, "\n{}\n", table(summary).trim_fmt());
+        for vm in &summary.vms {
+            notes(&mut text, vm, &shown_name(summary, vm));
+        }
+    }
+    not_counted(&mut text, run);
+    text
+}
+
+fn head(run: &RunFile, summary: &Summary) -> String {
+    let interval = std::time::Duration::from_nanos(run.options.interval_ns);
+    format!(
+        "{} · Linux {} · backend {} · {} intervals of {interval:?}{}\n",
+        run.host,
+        run.kernel,
+        run.backend.name,
+        summary.intervals,
+        if run.clocks.end.is_none() { " · not ended" } else { "" },
+    )
+}
+
+fn table(summary: &Summary) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header([
+        "VM", "STALL", "METRIC", "COUNT", "PER S", "P50", "P90", "P99", "P99.9", "MAX",
+    ]);
+    for vm in &summary.vms {
+        let mut name = shown_name(summary, vm);
+        let mut stall = vm.stall.as_ref().map_or("-".to_owned(), |stall| percent(stall.share));
+        for metric in &vm.metrics {
+            let mut row = vec![std::mem::take(&mut name), std::mem::take(&mut stall)];
+            row.extend(figures(metric));
+            table.add_row(row);
+        }
+    }
+    for column in table.column_iter_mut().filter(|column| ![0, 2].contains(&column.index)) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn figures(metric: &SummaryMetric) -> [String; 8] {
+    let latency = |ns: Option<u64>| ns.map_or("-".to_owned(), readable);
+    let partial = if metric.coverage == Coverage::Partial { " (partial)" } else { "" };
+    [
+        format!("{}{partial}", metric.metric),
+        metric.count.to_string(),
+        format!("{:.1}", metric.rate_per_s),
+        latency(metric.p50_ns),
+        latency(metric.p90_ns),
+        latency(metric.p99_ns),
+        latency(metric.p999_ns),
+        latency(metric.max_ns),
+    ]
+}
+
+/// The name, with the instance behind it where two VMs share it.
+fn shown_name(summary: &Summary, vm: &SummaryVm) -> String {
+    let same = summary.vms.iter().filter(|other| other.vm == vm.vm).count();
+    if same > 1 { format!("{} ({})", vm.vm, vm.vm_id) } else { vm.vm.clone() }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
+    let unseen = vm.faults_kernel.saturating_sub(vm.faults_counted);
+    if vm.metrics.iter().any(|metric| metric.coverage == Coverage::Partial) {
+        let share = percent(unseen as f64 / vm.faults_kernel.max(1) as f64);
+        let _ = writeln!(
+            text,
+            "{name}: {unseen} of {} faults ({share}) were not seen by this backend.",
+            vm.faults_kernel
+        );
+    }
+    if vm.faults_by_others > 0 {
+        let _ = writeln!(
+            text,
+            "{name}: {} faults were taken by processes that share its memory.",
+            vm.faults_by_others
+        );
+    }
+    let lost: Vec<String> = vm
+        .not_counted
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(cause, count)| format!("{cause} {count}"))
+        .collect();
+    if !lost.is_empty() {
+        let _ = writeln!(text, "{name}: not counted: {}.", lost.join(", "));
+    }
+}
+
+fn not_counted(text: &mut String, run: &RunFile) {
+    let skipped: u64 = run.not_counted.programs_skipped.values().sum();
+    if skipped > 0 {
+        let _ = writeln!(text, "The kernel skipped the programs {skipped} times, over all processes.");
+    }
+    if run.not_counted.vms_without_slot > 0 {
+        let count = run.not_counted.vms_without_slot;
+        let _ = writeln!(text, "{count} VMs were not recorded: every slot was taken.");
+    }
+}

@@ -1,0 +1,99 @@
+//! The load generator that a recording runs: `-- COMMAND`.
+
+use crate::recording::folder::Owner;
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User, getgrouplist, setgid, setgroups, setuid};
+use std::ffi::{CString, OsString};
+use std::io::ErrorKind;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+
+/// How long a command that was asked to end may take.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why a command could not be started, with the code that a shell gives.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// 127: there is no such command; 126: it cannot be executed.
+    pub code: u8,
+    /// What to tell the user.
+    pub message: String,
+}
+
+/// A running command.
+pub struct Load {
+    child: Child,
+}
+
+impl Load {
+    /// Starts the command, as the user behind sudo.
+    ///
+    /// # Errors
+    /// Why it could not be started.
+    pub fn start(words: &[OsString], owner: Option<Owner>) -> Result<Self, NotStarted> {
+        let program = words[0].to_string_lossy().into_owned();
+        let not_started = |error: &std::io::Error| NotStarted {
+            code: if error.kind() == ErrorKind::NotFound { 127 } else { 126 },
+            message: format!("cannot run {program}: {error}; nothing was recorded"),
+        };
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        if let Some(owner) = owner {
+            become_user(&mut command, owner)
+                .map_err(|error| NotStarted { code: 126, message: format!("{error:#}") })?;
+        }
+        let child = command.spawn().map_err(|error| not_started(&error))?;
+        Ok(Self { child })
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub async fn wait(&mut self) -> Result<ExitStatus> {
+        self.child.wait().await.context("cannot wait for the command")
+    }
+
+    /// Passes a signal on and waits for the end, which is forced in the end.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub async fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
+        if let Some(pid) = self.child.id() {
+            // It may have ended by itself: a terminal signals both.
+            let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+        }
+        if let Ok(status) = tokio::time::timeout(GRACE, self.wait()).await {
+            return status;
+        }
+        self.child.kill().await.context("cannot end the command")?;
+        self.wait().await
+    }
+}
+
+/// The code that a shell gives for a status.
+pub fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    u8::try_from(code.unwrap_or(1)).unwrap_or(1)
+}
+
+/// Has the child drop root for the user, the groups and the home included.
+fn become_user(command: &mut Command, owner: Owner) -> Result<()> {
+    let user = User::from_uid(owner.uid)?
+        .with_context(|| format!("there is no user {} behind sudo", owner.uid))?;
+    let name = CString::new(user.name.clone())?;
+    let groups = getgrouplist(&name, owner.gid)?;
+    command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
+    let drop_root = move || {
+        setgroups(&groups)?;
+        setgid(owner.gid)?;
+        setuid(owner.uid)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only these three system calls are made.
+    unsafe { command.pre_exec(drop_root) };
+    Ok(())
+}

@@ -1,0 +1,316 @@
+//! Reads a recording back from its files alone, a cut-off one too.
+
+use crate::export::csv::{reader, units_of_seconds};
+use crate::export::{hlog, vms};
+use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
+use crate::recording::run_file::RunFile;
+use crate::sampler::Stall;
+use crate::sampler::coverage::Seen;
+use crate::sampler::latencies::Latencies;
+use anyhow::{Context, Result, anyhow};
+use hdrhistogram::Histogram;
+use overcommit_ebpf::layout::{Loss, Metric};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, OpenOptions};
+
+/// What a recording holds for one VM, over all its complete intervals.
+#[derive(Debug)]
+pub struct VmTotals {
+    /// Sum of its intervals' lengths, in nanoseconds.
+    pub length_ns: u64,
+    /// By [`Metric`].
+    pub latencies: [Latencies; Metric::COUNT],
+    /// Measured coverage.
+    pub seen: Seen,
+    /// Faults that threads of another process took.
+    pub by_others: u64,
+    /// `None` if its vCPU threads were never known.
+    pub stall: Option<Stall>,
+    /// By [`Loss`].
+    pub not_counted: [u64; Loss::COUNT],
+}
+
+/// A recording in memory.
+#[derive(Debug)]
+pub struct Recording {
+    /// run.json.
+    pub run: RunFile,
+    /// In the order of [`RunFile::vms`].
+    pub vms: Vec<VmTotals>,
+    /// Complete intervals.
+    pub intervals: u64,
+}
+
+/// A row of intervals.csv.
+struct Row {
+    interval: u64,
+    vm: usize,
+    metric: Metric,
+    sum_ns: u64,
+    max_ns: u64,
+    over_range: u64,
+    /// Where the row ends in the file.
+    end: u64,
+}
+
+/// A row of vms.csv.
+struct VmRow {
+    interval: u64,
+    length_ns: u64,
+    vm: usize,
+    stall: Option<Stall>,
+    seen: Seen,
+    by_others: u64,
+    not_counted: [u64; Loss::COUNT],
+    end: u64,
+}
+
+/// The logs of a recording, as far as their lines are whole.
+struct Logs {
+    rows: Vec<Row>,
+    vm_rows: Vec<VmRow>,
+    /// By VM and metric, in the order of the intervals.
+    histograms: HashMap<(usize, Metric), Vec<Histogram<u64>>>,
+}
+
+impl Recording {
+    /// Reads what is complete. If the recording was cut off, its logs are mended:
+    /// what is not complete in all of them is cut away.
+    ///
+    /// # Errors
+    /// The folder is no recording, is of a newer version, or cannot be read.
+    pub fn open(folder: &Folder) -> Result<Self> {
+        let run = RunFile::read(folder.path())?;
+        let logs = Logs::read(folder, &run)?;
+        let end = logs.complete_before(&run);
+        if !run.is_recording() {
+            logs.mend(folder, &run, end)?;
+        }
+        let vms = logs.totals(run.vms.len(), end);
+        Ok(Self { run, vms, intervals: end })
+    }
+}
+
+impl Logs {
+    fn read(folder: &Folder, run: &RunFile) -> Result<Self> {
+        let indices: HashMap<&str, usize> =
+            run.vms.iter().enumerate().map(|(index, vm)| (vm.vm_id.as_str(), index)).collect();
+        let mut histograms = HashMap::<_, Vec<_>>::new();
+        for (index, vm) in run.vms.iter().enumerate() {
+            let name = format!("vms/{}/{LATENCY_LOG}", vm.folder);
+            let log = read_file(folder, &name)?;
+            for (metric, histogram) in hlog::read(&log).with_context(|| format!("cannot read {name}"))? {
+                histograms.entry((index, metric)).or_default().push(histogram);
+            }
+        }
+        Ok(Self {
+            rows: rows(&read_file(folder, INTERVALS)?, run, |cells, end| row(cells, end, &indices))
+                .with_context(|| format!("cannot read {INTERVALS}"))?,
+            vm_rows: rows(&read_file(folder, VMS)?, run, |cells, end| vm_row(cells, end, &indices))
+                .with_context(|| format!("cannot read {VMS}"))?,
+            histograms,
+        })
+    }
+
+    /// Number of the first interval that some log does not have in full.
+    fn complete_before(&self, run: &RunFile) -> u64 {
+        let mut end = run.recorded.intervals;
+        let mut lines = HashMap::<(usize, Metric), usize>::new();
+        let mut metrics = BTreeMap::<(u64, usize), usize>::new();
+        for row in &self.rows {
+            let key = (row.vm, row.metric);
+            let line = lines.entry(key).or_default();
+            *line += 1;
+            if self.histograms.get(&key).map_or(0, Vec::len) < *line {
+                end = end.min(row.interval);
+            }
+            *metrics.entry((row.interval, row.vm)).or_default() += 1;
+        }
+        for row in &self.vm_rows {
+            if metrics.remove(&(row.interval, row.vm)) != Some(Metric::COUNT) {
+                end = end.min(row.interval);
+            }
+        }
+        // What remains has no row in vms.csv.
+        metrics.keys().map(|(interval, _)| *interval).fold(end, u64::min)
+    }
+
+    fn totals(mut self, vms: usize, end: u64) -> Vec<VmTotals> {
+        let mut totals: Vec<VmTotals> = (0..vms).map(|_| VmTotals::none()).collect();
+        for row in self.vm_rows.iter().filter(|row| row.interval < end) {
+            totals[row.vm].add(row);
+        }
+        let mut lines: HashMap<_, _> =
+            self.histograms.drain().map(|(key, histograms)| (key, histograms.into_iter())).collect();
+        for row in self.rows.iter().filter(|row| row.interval < end) {
+            let line = lines.get_mut(&(row.vm, row.metric)).and_then(Iterator::next);
+            let Some(histogram) = line else { continue };
+            let (sum_ns, max_ns, over_range) = (row.sum_ns, row.max_ns, row.over_range);
+            let interval = Latencies { histogram, sum_ns, max_ns, over_range };
+            totals[row.vm].latencies[row.metric as usize].merge(&interval);
+        }
+        totals
+    }
+
+    fn mend(&self, folder: &Folder, run: &RunFile, end: u64) -> Result<()> {
+        let complete = self.rows.iter().take_while(|row| row.interval < end);
+        cut(folder, INTERVALS, complete.last().map(|row| row.end))?;
+        let complete = self.vm_rows.iter().take_while(|row| row.interval < end);
+        cut(folder, VMS, complete.last().map(|row| row.end))?;
+        for (index, vm) in run.vms.iter().enumerate() {
+            let rows = self.rows.iter().filter(|row| row.vm == index && row.interval < end);
+            let name = format!("vms/{}/{LATENCY_LOG}", vm.folder);
+            let log = read_file(folder, &name)?;
+            let is_comment = |line: &&[u8]| line.starts_with(b"#");
+            let lines = || log.split_inclusive(|byte| *byte == b'\n');
+            let wanted = lines().filter(is_comment).count() + rows.count();
+            let end: usize = lines().take(wanted).map(<[u8]>::len).sum();
+            cut(folder, &name, Some(end as u64))?;
+        }
+        if run.options.slow_faults_ns.is_some() {
+            cut(folder, SLOW_FAULTS, Some(whole_lines(&read_file(folder, SLOW_FAULTS)?).len() as u64))?;
+        }
+        Ok(())
+    }
+}
+
+impl VmTotals {
+    fn none() -> Self {
+        Self {
+            length_ns: 0,
+            latencies: Metric::ALL.map(|_| Latencies::empty()),
+            seen: Seen::default(),
+            by_others: 0,
+            stall: None,
+            not_counted: [0; Loss::COUNT],
+        }
+    }
+
+    fn add(&mut self, row: &VmRow) {
+        self.length_ns += row.length_ns;
+        self.seen.merge(row.seen);
+        self.by_others += row.by_others;
+        if let Some(stall) = row.stall {
+            let total = self.stall.get_or_insert_default();
+            total.waited_ns += stall.waited_ns;
+            total.vcpu_ns += stall.vcpu_ns;
+        }
+        for (total, count) in self.not_counted.iter_mut().zip(row.not_counted) {
+            *total += count;
+        }
+    }
+}
+
+/// Cells of a row by column name.
+struct Cells<'a> {
+    columns: &'a csv::StringRecord,
+    row: &'a csv::StringRecord,
+}
+
+impl Cells<'_> {
+    fn text(&self, column: &str) -> Result<&str> {
+        let index = self.columns.iter().position(|name| name == column);
+        index.and_then(|index| self.row.get(index)).with_context(|| format!("no column {column}"))
+    }
+
+    fn number(&self, column: &str) -> Result<u64> {
+        self.optional(column)?.with_context(|| format!("{column} is empty"))
+    }
+
+    fn optional(&self, column: &str) -> Result<Option<u64>> {
+        let text = self.text(column)?;
+        let wrong = || format!("{column} is {text:?}");
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).with_context(wrong) }
+    }
+
+    fn units(&self, column: &str, digits: u32) -> Result<u64> {
+        let text = self.text(column)?;
+        units_of_seconds(text, digits).with_context(|| format!("{column} is {text:?}"))
+    }
+
+    fn vm(&self, indices: &HashMap<&str, usize>) -> Result<usize> {
+        let id = self.text("vm_id")?;
+        indices.get(id).copied().with_context(|| format!("run.json has no VM {id}"))
+    }
+}
+
+fn row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<Row> {
+    let name = cells.text("metric")?;
+    let metric = Metric::ALL.into_iter().find(|metric| metric.name() == name);
+    Ok(Row {
+        interval: cells.number("interval")?,
+        vm: cells.vm(indices)?,
+        metric: metric.ok_or_else(|| anyhow!("unknown metric {name}"))?,
+        sum_ns: cells.number("sum_ns")?,
+        max_ns: cells.optional("max_ns")?.unwrap_or(0),
+        over_range: cells.number("over_range")?,
+        end,
+    })
+}
+
+fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<VmRow> {
+    let stall = cells.optional("stall_ns")?.zip(cells.optional("vcpu_ns")?);
+    let mut not_counted = [0; Loss::COUNT];
+    for cause in Loss::ALL {
+        not_counted[cause as usize] = cells.number(&vms::lost(cause))?;
+    }
+    Ok(VmRow {
+        interval: cells.number("interval")?,
+        length_ns: cells.units("length_s", 9)?,
+        vm: cells.vm(indices)?,
+        stall: stall.map(|(waited_ns, vcpu_ns)| Stall { waited_ns, vcpu_ns }),
+        seen: Seen { counted: cells.number("faults_counted")?, kernel: cells.number("faults_kernel")? },
+        by_others: cells.number("faults_by_others")?,
+        not_counted,
+        end,
+    })
+}
+
+/// Rows of the intervals that run.json knows, up to the last whole line.
+fn rows<T>(
+    file: &[u8],
+    run: &RunFile,
+    read: impl Fn(&Cells<'_>, u64) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut reader = reader(whole_lines(file));
+    let columns = reader.headers()?.clone();
+    let mut rows = Vec::new();
+    let mut row = csv::StringRecord::new();
+    while reader.read_record(&mut row)? {
+        let line = || format!("line {}", reader.position().line() - 1);
+        let cells = Cells { columns: &columns, row: &row };
+        if cells.number("interval").with_context(line)? >= run.recorded.intervals {
+            break;
+        }
+        rows.push(read(&cells, reader.position().byte()).with_context(line)?);
+    }
+    Ok(rows)
+}
+
+fn whole_lines(file: &[u8]) -> &[u8] {
+    let end = file.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    &file[..end]
+}
+
+fn read_file(folder: &Folder, name: &str) -> Result<Vec<u8>> {
+    let path = folder.file(name);
+    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Cuts a file off at `end`; at the end of its first line without one.
+fn cut(folder: &Folder, name: &str, end: Option<u64>) -> Result<()> {
+    let path = folder.file(name);
+    let failed = || format!("cannot mend {}", path.display());
+    let end = match end {
+        Some(end) => end,
+        None => {
+            let file = read_file(folder, name)?;
+            file.split_inclusive(|byte| *byte == b'\n').next().map_or(0, <[u8]>::len) as u64
+        }
+    };
+    if fs::metadata(&path).with_context(failed)?.len() > end {
+        let file = OpenOptions::new().write(true).open(&path).with_context(failed)?;
+        file.set_len(end).with_context(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Writes a recording, interval by interval.
+
+use crate::clock::Clocks;
+use crate::export::slow_faults::{self, SlowRow};
+use crate::export::{csv, hlog, intervals, vms};
+use crate::metrics::MetricCoverage;
+use crate::recording::Interval;
+use crate::recording::folder::{INTERVALS, LATENCY_LOG, RUN_FILE, SLOW_FAULTS, VMS, Folder};
+use crate::recording::run_file::{NotCounted, Recorded, RunFile, RunVm};
+use crate::sampler::coverage::Coverage;
+use crate::sampler::roster::Member;
+use crate::vm::Name;
+use anyhow::{Context, Result};
+use overcommit_ebpf::layout::{Loss, Metric, SlowFault};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+
+/// Adds to the logs of a recording.
+pub struct Writer {
+    folder: Folder,
+    run: RunFile,
+    intervals: File,
+    vms: File,
+    slow_faults: Option<File>,
+    latency_logs: Vec<File>,
+    folders: BTreeSet<String>,
+    base_us: u64,
+}
+
+impl Writer {
+    /// Writes the heads of the logs and the first run.json.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn create(folder: Folder, run: RunFile) -> Result<Self> {
+        let mut intervals = folder.append(INTERVALS)?;
+        intervals.write_all(&csv::header(&intervals::COLUMNS))?;
+        let mut vms = folder.append(VMS)?;
+        let columns = vms::columns();
+        vms.write_all(&csv::header(&columns.iter().map(String::as_str).collect::<Vec<_>>()))?;
+        let mut slow_faults = None;
+        if run.options.slow_faults_ns.is_some() {
+            let mut file = folder.append(SLOW_FAULTS)?;
+            file.write_all(&csv::header(&slow_faults::COLUMNS))?;
+            slow_faults = Some(file);
+        }
+        let base_us = run.clocks.start.realtime_ns / 1_000;
+        let writer = Self {
+            folder,
+            run,
+            intervals,
+            vms,
+            slow_faults,
+            latency_logs: Vec::new(),
+            folders: BTreeSet::new(),
+            base_us,
+        };
+        writer.write_run_file()?;
+        Ok(writer)
+    }
+
+    /// The folder of the recording.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// What run.json says.
+    pub fn run(&self) -> &RunFile {
+        &self.run
+    }
+
+    /// Adds an interval to all logs, then says so in run.json.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(
+        &mut self,
+        interval: &Interval,
+        members: &[Member],
+        not_counted: NotCounted,
+    ) -> Result<()> {
+        self.follow(members)?;
+        for sample in &interval.vms {
+            let mut lines = Vec::new();
+            for metric in Metric::ALL {
+                let latencies = &sample.latencies[metric as usize];
+                lines.extend(hlog::line(interval.offset_ns, interval.length_ns, metric, latencies)?);
+            }
+            let log = &mut self.latency_logs[sample.member];
+            log.write_all(&lines).context("cannot write a latency.hlog")?;
+            let vm = &mut self.run.vms[sample.member];
+            for (cause, count) in Loss::ALL.iter().zip(sample.not_counted) {
+                *vm.not_counted.entry(cause.name().to_owned()).or_default() += count;
+            }
+        }
+        let rows = vms::rows(interval, &self.run.vms)?;
+        self.vms.write_all(&rows).context("cannot write vms.csv")?;
+        let rows = intervals::rows(interval, &self.run.vms)?;
+        self.intervals.write_all(&rows).context("cannot write intervals.csv")?;
+        self.run.not_counted = not_counted;
+        self.run.recorded = Recorded { intervals: interval.number + 1 };
+        self.write_run_file()
+    }
+
+    /// Adds slow faults. One of a VM that is not recorded is left out.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_slow_faults(
+        &mut self,
+        members: &[Member],
+        faults: Vec<(Metric, SlowFault)>,
+        now: &Clocks,
+    ) -> Result<()> {
+        self.follow(members)?;
+        let vms = &self.run.vms;
+        let rows: Vec<SlowRow<'_>> = faults
+            .into_iter()
+            .filter_map(|(metric, fault)| {
+                // The latest, should the PID have been used again.
+                let vm = vms.iter().rev().find(|vm| vm.pid == fault.vm_tgid.cast_signed())?;
+                Some(SlowRow { fault, metric, vm })
+            })
+            .collect();
+        let rows = slow_faults::rows(&rows, now)?;
+        let Some(file) = &mut self.slow_faults else { return Ok(()) };
+        file.write_all(&rows).context("cannot write slow-faults.csv")
+    }
+
+    /// Notes that the time of day was set.
+    pub fn note_step(&mut self, now: Clocks) {
+        self.run.clocks.steps.push(now);
+    }
+
+    /// Writes the last run.json.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(mut self, end: Clocks, not_counted: NotCounted) -> Result<RunFile> {
+        self.run.clocks.end = Some(end);
+        self.run.not_counted = not_counted;
+        self.write_run_file()?;
+        Ok(self.run)
+    }
+
+    /// Takes over what is new about the VMs.
+    fn follow(&mut self, members: &[Member]) -> Result<()> {
+        for (index, member) in members.iter().enumerate() {
+            if index == self.run.vms.len() {
+                let folder = self.free_folder(&member.vm.name);
+                let mut log = self.folder.append(&format!("vms/{folder}/{LATENCY_LOG}"))?;
+                log.write_all(&hlog::header(self.base_us)?).context("cannot write a latency.hlog")?;
+                self.latency_logs.push(log);
+                self.run.vms.push(run_vm(member, folder));
+            }
+            let vm = &mut self.run.vms[index];
+            vm.ended_us = member.ended_ns.map(|ns| ns / 1_000);
+            vm.vcpus_known_by = member.vcpus_known_by.map(str::to_owned);
+            vm.seen = member.seen;
+            vm.coverage = member.seen.coverage();
+        }
+        note_partial(&mut self.run.coverage, &self.run.vms);
+        Ok(())
+    }
+
+    /// The name's folder, or `~2` … behind it if another VM has that. Case is
+    /// folded: some file systems do.
+    fn free_folder(&mut self, name: &Name) -> String {
+        let first = name.folder();
+        let numbered = (2..).map(|number: u64| format!("{first}~{number}"));
+        let is_free = |folder: &String| !self.folders.contains(&folder.to_lowercase());
+        let folder = std::iter::once(first.clone()).chain(numbered).find(is_free).unwrap_or(first);
+        self.folders.insert(folder.to_lowercase());
+        folder
+    }
+
+    fn write_run_file(&self) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(&self.run)?;
+        text.push(b'\n');
+        self.folder.replace(RUN_FILE, &text)
+    }
+}
+
+/// `fault.*` of the whole recording is as partial as its worst VM.
+fn note_partial(coverage: &mut [MetricCoverage], vms: &[RunVm]) {
+    if vms.iter().all(|vm| vm.coverage == Coverage::Full) {
+        return;
+    }
+    let is_fault = |entry: &&mut MetricCoverage| entry.metric.starts_with("fault.");
+    for entry in coverage.iter_mut().filter(is_fault) {
+        if entry.coverage == Coverage::Full {
+            entry.coverage = Coverage::Partial;
+        }
+    }
+}
+
+fn run_vm(member: &Member, folder: String) -> RunVm {
+    let vm = &member.vm;
+    let before = Metric::ALL.map(|metric| {
+        (metric.name().to_owned(), member.faults_before[metric as usize])
+    });
+    RunVm {
+        vm_id: vm.id.to_string(),
+        name: vm.name.to_string(),
+        named_by: vm.named_by,
+        uuid: vm.uuid.clone(),
+        pid: vm.id.pid,
+        folder,
+        executable: vm.executable.clone(),
+        vcpus: vm.vcpus,
+        memory_bytes: vm.memory_bytes,
+        backing: vm.backing,
+        accelerator: vm.accelerator.clone(),
+        cgroup: vm.cgroup.clone(),
+        first_seen_us: member.first_seen_ns / 1_000,
+        ended_us: None,
+        faults_before: BTreeMap::from(before),
+        vcpus_known_by: None,
+        seen: member.seen,
+        coverage: Coverage::Full,
+        not_counted: BTreeMap::new(),
+    }
+}

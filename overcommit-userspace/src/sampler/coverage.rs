@@ -1,0 +1,75 @@
+//! Was everything seen? Measured against the kernel's own counters.
+
+use serde::{Deserialize, Serialize};
+
+/// Faults by which two counters may differ because they are not read at the same
+/// moment.
+const SLACK: u64 = 16;
+
+/// How much of a metric was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Coverage {
+    /// All, within 1 %.
+    Full,
+    /// Less; an objective on it can be broken but not held.
+    Partial,
+    /// It was not looked at, which is not zero.
+    Absent,
+}
+
+impl Coverage {
+    /// The word in files and views.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Partial => "partial",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+/// Faults counted against faults that the kernel accounted to the same threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Faults counted that the VM's own threads took.
+    pub counted: u64,
+    /// Growth of their min_flt + maj_flt, which holds get_user_pages too.
+    pub kernel: u64,
+}
+
+impl Seen {
+    /// Adds another interval.
+    pub fn merge(&mut self, other: Self) {
+        self.counted += other.counted;
+        self.kernel += other.kernel;
+    }
+
+    /// Faults that were not seen.
+    pub fn unseen(self) -> u64 {
+        self.kernel.saturating_sub(self.counted)
+    }
+
+    /// Full at 99 % and more.
+    pub fn coverage(self) -> Coverage {
+        let unseen = self.unseen();
+        let little = unseen <= SLACK || unseen.saturating_mul(100) <= self.kernel;
+        if little { Coverage::Full } else { Coverage::Partial }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_from_99_percent_on() {
+        let coverage = |counted, kernel| Seen { counted, kernel }.coverage();
+        assert_eq!(coverage(0, 0), Coverage::Full);
+        assert_eq!(coverage(9_900, 10_000), Coverage::Full);
+        assert_eq!(coverage(9_899, 10_000), Coverage::Partial);
+        assert_eq!(coverage(0, 16), Coverage::Full, "read at another moment");
+        assert_eq!(coverage(0, 17), Coverage::Partial);
+        assert_eq!(coverage(10_005, 10_000), Coverage::Full);
+    }
+}

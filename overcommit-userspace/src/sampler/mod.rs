@@ -1,0 +1,366 @@
+//! What happened in this interval?
+
+pub mod coverage;
+pub mod latencies;
+pub mod roster;
+pub mod stall;
+
+use crate::clock::Clocks;
+use crate::probes::Probes;
+use crate::probes::rings::Event;
+use crate::vm::threads::VcpuThreads;
+use anyhow::Result;
+use coverage::Seen;
+use latencies::{Carry, Latencies};
+use overcommit_ebpf::layout::{self, HotProgram, Loss, Metric, Thread};
+use procfs::process::Process;
+use roster::{Member, Roster};
+use serde::{Deserialize, Serialize};
+use stall::Waits;
+use std::path::Path;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+/// Scans of /proc between two looks for entries of threads that are gone.
+const REAP_EVERY: u32 = 10;
+
+/// Time that the vCPUs of a VM waited for memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Summed over the vCPUs, in nanoseconds.
+    pub waited_ns: u64,
+    /// vCPUs × time, in nanoseconds.
+    pub vcpu_ns: u64,
+}
+
+impl Stall {
+    /// `stall.share`, from 0 to 1; `None` of no time.
+    pub fn share(self) -> Option<f64> {
+        (self.vcpu_ns > 0).then(|| self.waited_ns as f64 / self.vcpu_ns as f64)
+    }
+}
+
+/// What an interval held for one VM.
+#[derive(Debug)]
+pub struct VmSample {
+    /// Which, as an index into [`Sampler::members`].
+    pub member: usize,
+    /// By [`Metric`].
+    pub latencies: [Latencies; Metric::COUNT],
+    /// Measured coverage of the faults.
+    pub seen: Seen,
+    /// Faults that threads of another process took in its memory.
+    pub by_others: u64,
+    /// `None` while its vCPU threads are not known.
+    pub stall: Option<Stall>,
+    /// By [`Loss`].
+    pub not_counted: [u64; Loss::COUNT],
+}
+
+/// A VM whose slot is drained.
+struct Tracked {
+    member: usize,
+    slot: u32,
+    /// `None` for a VM that was gone before it could be looked at.
+    process: Option<Process>,
+    vcpus: VcpuThreads,
+    carries: [Carry; Metric::COUNT],
+    waits: Waits,
+    /// Kernel's fault counter at the last drain.
+    kernel_faults: u64,
+    by_others: u64,
+    lost: [u64; Loss::COUNT],
+    since_ns: u64,
+}
+
+/// Drains the slots of the VMs that are recorded, and keeps them in step with the
+/// VMs that run.
+pub struct Sampler {
+    probes: Probes,
+    roster: Roster,
+    tracked: Vec<Tracked>,
+    /// Slots whose VM is gone, to be freed at the next drain.
+    closing: Vec<u32>,
+    scans: u32,
+    last_ns: u64,
+}
+
+impl Sampler {
+    /// Takes the attached probes. Nothing is counted before [`Self::rescan`].
+    pub fn new(probes: Probes, roster: Roster, now: &Clocks) -> Self {
+        Self {
+            probes,
+            roster,
+            tracked: Vec::new(),
+            closing: Vec::new(),
+            scans: 0,
+            last_ns: now.monotonic_ns,
+        }
+    }
+
+    /// Every VM that has been recorded, the ended ones too.
+    pub fn members(&self) -> &[Member] {
+        self.roster.members()
+    }
+
+    /// Running VMs that are recorded.
+    pub fn running(&self) -> usize {
+        self.tracked.len()
+    }
+
+    /// VMs that found no free slot.
+    pub fn without_slot(&self) -> u64 {
+        self.roster.without_slot()
+    }
+
+    /// Looks for VMs, vCPU threads and CPUs that came or went.
+    ///
+    /// # Errors
+    /// /proc cannot be listed, or the kernel refuses the probes of a new CPU.
+    pub fn rescan(&mut self, now: &Clocks) -> Result<()> {
+        self.probes.follow_cpus()?;
+        let new = self.roster.new_vms()?;
+        if !new.is_empty() {
+            let pids: Vec<i32> = new.iter().map(|vm| vm.id.pid).collect();
+            self.probes.adopt(&pids)?;
+        }
+        let full = self.tracked.len() + self.closing.len() + new.len() > self.probes.slots.vms.len();
+        for vm in new {
+            match self.probes.slots.find(vm.id.pid, vm.id.start_ticks) {
+                Some(slot) if !self.has(slot) => {
+                    let process = self.roster.open(vm.id);
+                    let before = process.as_ref().and_then(counters).unwrap_or_default();
+                    let member = self.roster.add(vm, now, before);
+                    self.track(member, slot, process, before, now);
+                }
+                Some(_) => {}
+                None => self.roster.no_slot(vm.id, full),
+            }
+        }
+        for tracked in &mut self.tracked {
+            if let Some(process) = &tracked.process {
+                let vcpus = self.roster.members()[tracked.member].vm.vcpus;
+                tracked.vcpus.refresh(process, vcpus);
+            }
+        }
+        self.scans += 1;
+        if self.scans.is_multiple_of(REAP_EVERY) {
+            self.reap_threads()?;
+        }
+        Ok(())
+    }
+
+    /// Takes up a VM that the exec tracepoint has given a slot.
+    pub fn started(&mut self, event: Event, now: &Clocks) {
+        if self.has(event.slot) {
+            return;
+        }
+        let Some(shared) = self.probes.slots.vms.get(event.slot as usize) else { return };
+        let before = shared.faults_before.each_ref().map(|count| count.load(SeqCst));
+        let started_ns = shared.start_boottime_ns.load(Relaxed);
+        match self.roster.started(event.pid, started_ns) {
+            Some(vm) => {
+                let process = self.roster.open(vm.id);
+                let member = self.roster.add(vm, now, before);
+                self.track(member, event.slot, process, before, now);
+            }
+            None => {
+                self.probes.slots.close(event.slot);
+                self.closing.push(event.slot);
+            }
+        }
+    }
+
+    /// A VM looked for a slot at its start and found none.
+    pub fn missed(&mut self) {
+        self.roster.missed();
+    }
+
+    /// Takes what happened since the last drain.
+    ///
+    /// # Errors
+    /// The kernel refuses to take back the slot of a VM that has ended.
+    pub fn drain(&mut self, now: &Clocks) -> Result<Vec<VmSample>> {
+        for slot in std::mem::take(&mut self.closing) {
+            self.probes.slots.free(slot)?;
+        }
+        self.probes.slots.see_new_threads();
+        let mut samples = Vec::with_capacity(self.tracked.len());
+        for tracked in std::mem::take(&mut self.tracked) {
+            let (sample, tracked) = self.drain_one(tracked, now);
+            samples.extend(sample);
+            self.tracked.extend(tracked);
+        }
+        self.last_ns = now.monotonic_ns;
+        Ok(samples)
+    }
+
+    /// Begins anew after a drain: what was counted before it, and the VMs that
+    /// ended before it, are none of the recording's.
+    pub fn restart(&mut self, now: &Clocks) {
+        let running: Vec<usize> = self.tracked.iter().map(|tracked| tracked.member).collect();
+        self.roster.restart(&running, now);
+        for (member, tracked) in self.tracked.iter_mut().enumerate() {
+            tracked.member = member;
+            let before = tracked.process.as_ref().and_then(counters);
+            self.roster.begins_at(member, before.unwrap_or_default());
+        }
+    }
+
+    /// Stops the probes. One more drain takes what they had counted.
+    pub fn stop(&mut self) {
+        self.probes.stop();
+    }
+
+    /// How often the kernel skipped a program, on the whole host.
+    pub fn skipped(&mut self) -> [u64; HotProgram::COUNT] {
+        self.probes.skipped()
+    }
+
+    fn has(&self, slot: u32) -> bool {
+        self.closing.contains(&slot) || self.tracked.iter().any(|tracked| tracked.slot == slot)
+    }
+
+    fn track(
+        &mut self,
+        member: usize,
+        slot: u32,
+        process: Option<Process>,
+        before: [u64; Metric::COUNT],
+        now: &Clocks,
+    ) {
+        self.tracked.push(Tracked {
+            member,
+            slot,
+            process,
+            vcpus: VcpuThreads::default(),
+            carries: Default::default(),
+            waits: Waits::default(),
+            kernel_faults: before.iter().sum(),
+            by_others: 0,
+            lost: [0; Loss::COUNT],
+            since_ns: now.monotonic_ns,
+        });
+    }
+
+    /// One VM's interval; the VM itself again unless it has ended.
+    fn drain_one(
+        &mut self,
+        mut tracked: Tracked,
+        now: &Clocks,
+    ) -> (Option<VmSample>, Option<Tracked>) {
+        let slots = &self.probes.slots;
+        let Some(shared) = slots.vms.get(tracked.slot as usize) else { return (None, None) };
+        // Before anything is taken: an end that comes later is left for next time.
+        let ended_ns = shared.ended_ns.load(SeqCst);
+        let latencies = Metric::ALL.map(|metric| {
+            let index = tracked.slot as usize * Metric::COUNT + metric as usize;
+            let histogram = slots.histograms.get(index);
+            let carry = &mut tracked.carries[metric as usize];
+            histogram.map_or_else(Latencies::empty, |histogram| carry.take(histogram))
+        });
+        let until_ns = if ended_ns == 0 { now.monotonic_ns } else { ended_ns };
+        let from_ns = self.last_ns.max(tracked.since_ns);
+        let threads = slots.used_threads().map(|(_, thread)| thread);
+        let length_ns = until_ns.saturating_sub(from_ns);
+        let vcpus = self.roster.members()[tracked.member].vm.vcpus;
+        let stall = stall(&mut tracked, threads, vcpus, until_ns, length_ns);
+        let sample = tracked.sample(shared, latencies, stall, ended_ns != 0);
+        self.roster.saw(tracked.member, tracked.vcpus.known_by(), sample.seen);
+        if ended_ns == 0 {
+            return (Some(sample), Some(tracked));
+        }
+        self.roster.ended(tracked.member, now.realtime_of(ended_ns));
+        self.probes.slots.close(tracked.slot);
+        self.closing.push(tracked.slot);
+        (Some(sample), None)
+    }
+
+    /// Frees the entries of threads that have exited.
+    fn reap_threads(&mut self) -> Result<()> {
+        let is_gone = |thread: &Thread| {
+            let id = thread.id.load(SeqCst);
+            !Path::new(&format!("/proc/{}/task/{}", id >> 32, id as u32)).exists()
+        };
+        let gone: Vec<(u32, i32)> = self
+            .probes
+            .slots
+            .used_threads()
+            .filter(|(_, thread)| is_gone(thread))
+            .map(|(index, thread)| (index, thread.id.load(SeqCst) as u32 as i32))
+            .collect();
+        for (index, tid) in gone {
+            self.probes.slots.free_thread(index)?;
+            self.tracked.iter_mut().for_each(|tracked| tracked.waits.forget(tid));
+        }
+        Ok(())
+    }
+}
+
+impl Tracked {
+    fn sample(
+        &mut self,
+        shared: &layout::Vm,
+        latencies: [Latencies; Metric::COUNT],
+        stall: Option<Stall>,
+        ended: bool,
+    ) -> VmSample {
+        let at_end = || shared.faults_at_end.iter().map(|count| count.load(SeqCst)).sum();
+        let running = || self.process.as_ref().and_then(counters).map(|c| c.iter().sum());
+        let kernel_faults: u64 =
+            if ended { at_end() } else { running().unwrap_or(self.kernel_faults) };
+        let by_others: u64 = shared.faults_by_others.iter().map(|count| count.load(SeqCst)).sum();
+        let counted: u64 = latencies.iter().map(Latencies::count).sum();
+        let by_others_now = by_others - self.by_others;
+        let seen = Seen {
+            counted: counted.saturating_sub(by_others_now),
+            kernel: kernel_faults.saturating_sub(self.kernel_faults),
+        };
+        let lost = shared.lost.each_ref().map(|count| count.load(SeqCst));
+        let mut not_counted = [0; Loss::COUNT];
+        for cause in Loss::ALL {
+            let index = cause as usize;
+            not_counted[index] = lost[index] - self.lost[index];
+        }
+        self.kernel_faults = kernel_faults.max(self.kernel_faults);
+        self.by_others = by_others;
+        self.lost = lost;
+        VmSample {
+            member: self.member,
+            latencies,
+            seen,
+            by_others: by_others_now,
+            stall,
+            not_counted,
+        }
+    }
+}
+
+/// Adds up the waiting of the vCPU threads; learns which they are on the way.
+fn stall<'a>(
+    tracked: &mut Tracked,
+    threads: impl Iterator<Item = &'a Thread>,
+    vcpus: Option<u32>,
+    until_ns: u64,
+    length_ns: u64,
+) -> Option<Stall> {
+    let mut waited_ns = 0;
+    for thread in threads.filter(|thread| thread.vm.load(SeqCst) == u64::from(tracked.slot)) {
+        let tid = thread.id.load(SeqCst) as u32 as i32;
+        if thread.in_kvm_run.load(SeqCst) != 0 {
+            tracked.vcpus.saw_in_kvm_run(tid);
+        }
+        if tracked.vcpus.tids().contains(&tid) {
+            waited_ns += tracked.waits.advance(thread, until_ns, length_ns);
+        } else {
+            tracked.waits.skip(thread, until_ns);
+        }
+    }
+    tracked.vcpus.known_by()?;
+    Some(Stall { waited_ns, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns })
+}
+
+/// min_flt and maj_flt of the whole process.
+fn counters(process: &Process) -> Option<[u64; Metric::COUNT]> {
+    let stat = process.stat().ok()?;
+    Some([stat.minflt, stat.majflt])
+}

@@ -1,0 +1,195 @@
+//! Which VMs are recorded: those that the user means, from the moment that they
+//! are found to their end.
+
+use crate::clock::Clocks;
+use crate::sampler::coverage::Seen;
+use crate::vm::{Discovery, Name, NamedBy, Pattern, Vm, VmId};
+use anyhow::Result;
+use overcommit_ebpf::layout::Metric;
+use procfs::process::Process;
+use std::collections::BTreeSet;
+
+/// Nanoseconds in a clock tick of /proc.
+const TICK_NS: u64 = 10_000_000;
+
+/// Which VMs the user means.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Any of these; none means every VM.
+    pub patterns: Vec<Pattern>,
+    /// These processes, whatever they are.
+    pub pids: Vec<i32>,
+}
+
+impl Selection {
+    /// Whether the VM is meant.
+    pub fn wants(&self, vm: &Vm) -> bool {
+        let every = self.patterns.is_empty() && self.pids.is_empty();
+        every
+            || self.pids.contains(&vm.id.pid)
+            || self.patterns.iter().any(|pattern| pattern.matches(vm))
+    }
+
+    /// Whether VMs that start later can be meant.
+    pub fn is_open(&self) -> bool {
+        self.pids.is_empty() || !self.patterns.is_empty()
+    }
+}
+
+/// A VM of the recording.
+#[derive(Debug)]
+pub struct Member {
+    /// Who it is.
+    pub vm: Vm,
+    /// When counting began, in Unix nanoseconds.
+    pub first_seen_ns: u64,
+    /// When it ended, in Unix nanoseconds.
+    pub ended_ns: Option<u64>,
+    /// The kernel's counters when counting began, by [`Metric`].
+    pub faults_before: [u64; Metric::COUNT],
+    /// Coverage over the recording.
+    pub seen: Seen,
+    /// How its vCPU threads are known.
+    pub vcpus_known_by: Option<&'static str>,
+}
+
+/// Finds VMs and remembers them.
+pub struct Roster {
+    discovery: Discovery,
+    selection: Selection,
+    members: Vec<Member>,
+    present: BTreeSet<VmId>,
+    /// Never to be taken up: they share the memory of a VM that has a slot, or
+    /// have ended.
+    done: BTreeSet<VmId>,
+    unserved: BTreeSet<VmId>,
+    missed: u64,
+}
+
+impl Roster {
+    /// Nothing is looked for before [`Self::new_vms`].
+    pub fn new(discovery: Discovery, selection: Selection) -> Self {
+        Self {
+            discovery,
+            selection,
+            members: Vec::new(),
+            present: BTreeSet::new(),
+            done: BTreeSet::new(),
+            unserved: BTreeSet::new(),
+            missed: 0,
+        }
+    }
+
+    /// All VMs so far, in the order in which they were found.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// VMs that found no free slot.
+    pub fn without_slot(&self) -> u64 {
+        self.missed + self.unserved.len() as u64
+    }
+
+    /// VMs that are meant, run now and are not recorded yet.
+    pub(super) fn new_vms(&mut self) -> Result<Vec<Vm>> {
+        let mut found = if self.selection.is_open() { self.discovery.scan()? } else { Vec::new() };
+        for pid in &self.selection.pids {
+            if !found.iter().any(|vm| vm.id.pid == *pid) {
+                // It may have ended; a recording outlives its VMs.
+                found.extend(self.discovery.describe(*pid));
+            }
+        }
+        let is_new = |vm: &Vm| !self.present.contains(&vm.id) && !self.done.contains(&vm.id);
+        Ok(found.into_iter().filter(|vm| is_new(vm) && self.selection.wants(vm)).collect())
+    }
+
+    /// The process that the exec tracepoint announced, if it is a VM and meant.
+    ///
+    /// One that is gone already goes by its PID: what the kernel saw it execute
+    /// was a hypervisor.
+    pub(super) fn started(&self, pid: i32, start_boottime_ns: u64) -> Option<Vm> {
+        let id = VmId { pid, start_ticks: start_boottime_ns / TICK_NS };
+        let vm = match self.discovery.open(id) {
+            Ok(_) => self.discovery.inspect(pid)?,
+            Err(_) => Vm {
+                id,
+                name: Name::new(format!("qemu-{pid}")),
+                named_by: NamedBy::Pid,
+                uuid: None,
+                executable: "qemu".to_owned(),
+                vcpus: None,
+                memory_bytes: None,
+                backing: None,
+                accelerator: None,
+                cgroup: None,
+            },
+        };
+        self.selection.wants(&vm).then_some(vm)
+    }
+
+    /// Keeps these members alone, in this order, as if they were just found.
+    pub(super) fn restart(&mut self, running: &[usize], now: &Clocks) {
+        let mut members: Vec<Option<Member>> = self.members.drain(..).map(Some).collect();
+        self.members = running.iter().filter_map(|index| members[*index].take()).collect();
+        for member in &mut self.members {
+            member.first_seen_ns = now.realtime_ns;
+            member.seen = Seen::default();
+        }
+        self.missed = 0;
+    }
+
+    /// What the kernel had counted when the member's recording began.
+    pub(super) fn begins_at(&mut self, member: usize, faults: [u64; Metric::COUNT]) {
+        self.members[member].faults_before = faults;
+    }
+
+    pub(super) fn open(&self, id: VmId) -> Option<Process> {
+        self.discovery.open(id).ok()
+    }
+
+    pub(super) fn add(
+        &mut self,
+        vm: Vm,
+        now: &Clocks,
+        faults_before: [u64; Metric::COUNT],
+    ) -> usize {
+        self.present.insert(vm.id);
+        self.unserved.remove(&vm.id);
+        self.members.push(Member {
+            vm,
+            first_seen_ns: now.realtime_ns,
+            ended_ns: None,
+            faults_before,
+            seen: Seen::default(),
+            vcpus_known_by: None,
+        });
+        self.members.len() - 1
+    }
+
+    pub(super) fn saw(&mut self, member: usize, known_by: Option<&'static str>, seen: Seen) {
+        let member = &mut self.members[member];
+        member.vcpus_known_by = known_by.or(member.vcpus_known_by);
+        member.seen.merge(seen);
+    }
+
+    pub(super) fn ended(&mut self, member: usize, at_ns: u64) {
+        let member = &mut self.members[member];
+        member.ended_ns = Some(at_ns);
+        self.present.remove(&member.vm.id);
+        // Its entry in /proc may outlive it; it is not to be found again.
+        self.done.insert(member.vm.id);
+    }
+
+    /// The kernel gave the VM no slot: there is none, or its memory has one.
+    pub(super) fn no_slot(&mut self, id: VmId, full: bool) {
+        if full {
+            self.unserved.insert(id);
+        } else {
+            self.done.insert(id);
+        }
+    }
+
+    pub(super) fn missed(&mut self) {
+        self.missed += 1;
+    }
+}

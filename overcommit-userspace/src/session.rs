@@ -1,0 +1,243 @@
+//! One recording: attach, drain once an interval, write, detach.
+
+use crate::clock::Clocks;
+use crate::probes::decide::Decision;
+use crate::probes::object::Sizes;
+use crate::probes::log::ProgramLog;
+use crate::probes::rings::{Events, SlowFaults};
+use crate::probes::{Probes, Rings};
+use crate::recording::run_file::{self, BackendChoice, NotCounted, Options, RunClocks, RunFile};
+use crate::recording::{Folder, Interval, Writer};
+use crate::sampler::roster::{Roster, Selection};
+use crate::sampler::{Sampler, VmSample};
+use crate::{kernel, metrics};
+use anyhow::{Context, Result};
+use overcommit_ebpf::layout::{HotProgram, LifecycleKind};
+use std::time::Duration;
+
+/// VMs that can be recorded at a time beyond twice those that run at the start.
+const SPARE_VMS: u32 = 64;
+/// Threads that can fault in VMs at a time.
+const THREADS: u32 = 16_384;
+/// Ring buffer of slow faults: more than a second of a host that swaps hard.
+const SLOW_BYTES: u32 = 16 << 20;
+
+/// Attached probes that nobody is writing down yet.
+pub struct Session {
+    sampler: Sampler,
+    slow: SlowFaults,
+    events: Events,
+    log: Option<ProgramLog>,
+    decision: Decision,
+}
+
+impl Session {
+    /// Attaches the backend and takes up the VMs that run.
+    ///
+    /// # Errors
+    /// The kernel refuses something, or /proc cannot be read.
+    pub fn attach(decision: Decision, roster: Roster, want: Want) -> Result<Self> {
+        let sizes = Sizes {
+            vms: want.running_vms.saturating_mul(2).saturating_add(SPARE_VMS).min(4096),
+            threads: THREADS,
+            cpus: kernel::possible_cpus()?,
+            slow_bytes: if want.slow_faults.is_some() { SLOW_BYTES } else { 4096 },
+            slow_ns: want.slow_faults.map_or(u64::MAX, |least| least.as_nanos() as u64),
+            follow_exec: want.follow_exec,
+            verbose: want.verbose,
+        };
+        let (probes, Rings { events, slow, log }) = Probes::attach(decision.backend, sizes)?;
+        let now = Clocks::now()?;
+        let mut sampler = Sampler::new(probes, roster, &now);
+        sampler.rescan(&now)?;
+        Ok(Self { sampler, slow, events, log, decision })
+    }
+
+    /// Where VMs that start and end are announced.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The sampler.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Takes up what has been announced.
+    ///
+    /// # Errors
+    /// The clocks cannot be read.
+    pub fn follow_events(&mut self) -> Result<()> {
+        if let Some(log) = &mut self.log {
+            log.print();
+        }
+        let now = Clocks::now()?;
+        while let Some(event) = self.events.next() {
+            match event.kind {
+                LifecycleKind::Started => self.sampler.started(event, &now),
+                LifecycleKind::NoSlot => self.sampler.missed(),
+                // The drain sees it in the slot.
+                LifecycleKind::Ended => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for what was not announced.
+    ///
+    /// # Errors
+    /// See [`Sampler::rescan`].
+    pub fn rescan(&mut self) -> Result<()> {
+        self.sampler.rescan(&Clocks::now()?)
+    }
+
+    /// Forgets what was counted so far and begins to write.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn record(mut self, folder: Folder, options: Options) -> Result<RunningSession> {
+        while self.slow.next().is_some() {}
+        let start = Clocks::now()?;
+        self.sampler.drain(&start)?;
+        self.sampler.restart(&start);
+        let run = RunFile {
+            schema: RunFile::schema(),
+            run_id: uuid::Uuid::now_v7().to_string(),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: kernel::host_name()?,
+            kernel: kernel::release()?,
+            boot_id: run_file::boot_id()?,
+            recorder: run_file::process_id(std::process::id().cast_signed())?.to_string(),
+            options,
+            backend: BackendChoice {
+                name: self.decision.backend.name().to_owned(),
+                fault_starts_at: self.decision.backend.fault_starts_at().to_owned(),
+                refused: refused(&self.decision),
+            },
+            clocks: RunClocks { start, steps: Vec::new(), end: None },
+            recorded: Default::default(),
+            vms: Vec::new(),
+            coverage: metrics::declared(Some(self.decision.backend)),
+            not_counted: NotCounted::default(),
+        };
+        let writer = Writer::create(folder, run)?;
+        let start_us = start.realtime_ns / 1_000;
+        Ok(RunningSession { session: self, writer, start, last: start, start_us, number: 0 })
+    }
+}
+
+/// What the user wants of the probes.
+#[derive(Clone, Copy, Debug)]
+pub struct Want {
+    /// VMs that run now.
+    pub running_vms: u32,
+    /// `--slow-faults`
+    pub slow_faults: Option<Duration>,
+    /// Whether VMs that start later can be meant.
+    pub follow_exec: bool,
+    /// `--verbose`
+    pub verbose: bool,
+}
+
+impl Want {
+    /// For these VMs.
+    pub fn new(selection: &Selection, running_vms: usize) -> Self {
+        let running_vms = u32::try_from(running_vms).unwrap_or(u32::MAX);
+        Self { running_vms, slow_faults: None, follow_exec: selection.is_open(), verbose: false }
+    }
+}
+
+fn refused(decision: &Decision) -> std::collections::BTreeMap<String, String> {
+    let refused = decision.refused.iter();
+    refused.map(|refusal| (refusal.backend.name().to_owned(), refusal.reason.clone())).collect()
+}
+
+/// A recording that is being written.
+pub struct RunningSession {
+    session: Session,
+    writer: Writer,
+    start: Clocks,
+    last: Clocks,
+    /// Start of the open interval as its rows will say, in Unix microseconds.
+    start_us: u64,
+    number: u64,
+}
+
+impl RunningSession {
+    /// The probes.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// The recording so far.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// Writes the slow faults that have come.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_slow_faults(&mut self) -> Result<()> {
+        let mut faults = Vec::new();
+        while let Some(fault) = self.session.slow.next() {
+            faults.push(fault);
+        }
+        if faults.is_empty() {
+            return Ok(());
+        }
+        let members = self.session.sampler.members();
+        self.writer.write_slow_faults(members, faults, &Clocks::now()?)
+    }
+
+    /// Ends the interval at a boundary, in Unix microseconds, and begins the next
+    /// there. `None` ends it now, short of a boundary.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn end_interval(&mut self, boundary_us: Option<u64>) -> Result<Interval> {
+        self.session.follow_events()?;
+        // Before a VM that ended gives its slot back.
+        self.write_slow_faults()?;
+        let now = Clocks::now()?;
+        if now.stepped_since(&self.last) {
+            self.writer.note_step(now);
+        }
+        let vms: Vec<VmSample> = self.session.sampler.drain(&now)?;
+        let interval = Interval {
+            number: self.number,
+            start_us: self.start_us,
+            offset_ns: self.last.monotonic_ns - self.start.monotonic_ns,
+            length_ns: now.monotonic_ns - self.last.monotonic_ns,
+            partial: self.number == 0 || boundary_us.is_none(),
+            vms,
+        };
+        let not_counted = self.not_counted();
+        self.writer.write(&interval, self.session.sampler.members(), not_counted)?;
+        self.number += 1;
+        self.last = now;
+        self.start_us = boundary_us.unwrap_or(now.realtime_ns / 1_000);
+        Ok(interval)
+    }
+
+    /// Stops counting, writes the last interval and detaches.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn finish(mut self) -> Result<(RunFile, Folder)> {
+        self.session.sampler.stop();
+        self.end_interval(None).context("cannot write the last interval")?;
+        let not_counted = self.not_counted();
+        let folder = self.writer.folder().clone();
+        Ok((self.writer.finish(self.last, not_counted)?, folder))
+    }
+
+    fn not_counted(&mut self) -> NotCounted {
+        let skipped = self.session.sampler.skipped();
+        let programs = HotProgram::ALL.iter().map(|program| program.name().to_owned());
+        NotCounted {
+            programs_skipped: programs.zip(skipped).collect(),
+            vms_without_slot: self.session.sampler.without_slot(),
+        }
+    }
+}

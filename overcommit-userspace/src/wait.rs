@@ -1,0 +1,129 @@
+//! What a recording waits for.
+
+use crate::load::Load;
+use crate::probes::rings::Events;
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal as SignalNumber;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitStatus;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
+
+/// Time between two scans of /proc.
+pub const SCAN: Duration = Duration::from_secs(1);
+/// Time between two looks into the ring buffer of slow faults.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Why the wait is over.
+#[derive(Debug)]
+pub enum Woken {
+    /// The time asked for has come.
+    Time,
+    /// The user has enough.
+    Signal(SignalNumber),
+    /// The command has ended.
+    LoadEnded(ExitStatus),
+    /// A VM has started or ended.
+    Event,
+    /// It is time to scan /proc.
+    Scan,
+    /// It is time to look into the ring buffers.
+    Poll,
+}
+
+/// Waits for whatever comes first.
+pub struct Waiter {
+    interrupt: Signal,
+    terminate: Signal,
+    scan: Interval,
+    poll: Interval,
+    polls: bool,
+    events: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Waiter {
+    /// From now on SIGINT and SIGTERM are reported instead of ending the process.
+    ///
+    /// # Errors
+    /// The signals cannot be caught.
+    pub fn new() -> Result<Self> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            scan: every(SCAN),
+            poll: every(POLL),
+            polls: false,
+            events: None,
+        })
+    }
+
+    /// Whether to report [`Woken::Poll`].
+    pub fn poll(&mut self, polls: bool) {
+        self.polls = polls;
+    }
+
+    /// Reports [`Woken::Event`] from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses to wait on the ring buffer.
+    pub fn watch(&mut self, events: &Events) -> Result<()> {
+        let failed = "cannot wait for VMs that start and end";
+        let fd = events.as_fd().try_clone_to_owned().context(failed)?;
+        // SAFETY: the descriptor is owned by what it is registered with.
+        self.events = Some(unsafe { AsyncFd::register(fd) }.context(failed)?);
+        Ok(())
+    }
+
+    /// Waits that long, or for a signal.
+    pub async fn rest(&mut self, time: Duration) -> Woken {
+        tokio::select! {
+            () = sleep(time) => Woken::Time,
+            _ = self.interrupt.recv() => Woken::Signal(SignalNumber::SIGINT),
+            _ = self.terminate.recv() => Woken::Signal(SignalNumber::SIGTERM),
+        }
+    }
+
+    /// Waits until then, or for anything before.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub async fn until(
+        &mut self,
+        time: Instant,
+        load: &mut Option<Load>,
+    ) -> Result<Woken> {
+        let events = &self.events;
+        let event = async {
+            match events {
+                // Ready again only when the next one comes: all are read at once.
+                Some(events) => events.readable().await.map(|mut ready| ready.clear_ready()),
+                None => std::future::pending().await,
+            }
+        };
+        let load_ends = async {
+            match load {
+                Some(load) => load.wait().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // What ends a recording comes first, the end of an interval next.
+            biased;
+            _ = self.interrupt.recv() => Ok(Woken::Signal(SignalNumber::SIGINT)),
+            _ = self.terminate.recv() => Ok(Woken::Signal(SignalNumber::SIGTERM)),
+            status = load_ends => status.map(Woken::LoadEnded),
+            () = sleep_until(time) => Ok(Woken::Time),
+            ready = event => ready.map(|()| Woken::Event).context("cannot wait for events"),
+            _ = self.scan.tick() => Ok(Woken::Scan),
+            _ = self.poll.tick(), if self.polls => Ok(Woken::Poll),
+        }
+    }
+}
