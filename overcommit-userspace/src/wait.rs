@@ -95,11 +95,7 @@ impl Waiter {
     ///
     /// # Errors
     /// The kernel does not tell.
-    pub async fn until(
-        &mut self,
-        time: Instant,
-        load: &mut Option<Load>,
-    ) -> Result<Woken> {
+    pub async fn until(&mut self, time: Instant, load: &mut Option<Load>) -> Result<Woken> {
         let events = &self.events;
         let event = async {
             match events {

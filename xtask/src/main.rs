@@ -1,1 +1,41 @@
-fn main(){}
+//! `cargo xtask`: builds, demonstrates and tests overcommit, and sets up what
+//! each needs.
+
+mod build;
+mod demo;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, demonstrates and tests overcommit"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the eBPF programs
+    BuildEbpf,
+    /// Build everything
+    Build,
+    /// Show two VMs, one of them squeezed, side by side
+    Demo(demo::Args),
+    /// Run every check and test
+    Test(test::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::BuildEbpf => build::ebpf(),
+        Command::Build => build::all(),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+    }
+}

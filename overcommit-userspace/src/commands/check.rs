@@ -15,8 +15,16 @@ use std::process::ExitCode;
 const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_SYS_ADMIN", 21, "cgroups, tracefs"),
     ("CAP_BPF", 39, "eBPF"),
-    ("CAP_PERFMON", 38, "kernel memory, perf events of all processes"),
-    ("CAP_SYS_PTRACE", 19, "other processes' descriptors and memory maps"),
+    (
+        "CAP_PERFMON",
+        38,
+        "kernel memory, perf events of all processes",
+    ),
+    (
+        "CAP_SYS_PTRACE",
+        19,
+        "other processes' descriptors and memory maps",
+    ),
     ("CAP_SYS_RESOURCE", 24, "not needed since Linux 5.11"),
 ];
 
@@ -84,18 +92,25 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn look() -> Result<Report> {
     let btf = Path::new(VMLINUX_BTF);
     let host = HostProbe::run(btf);
-    let auto = decide(&host, Wanted::Auto).ok().map(|decision| decision.backend);
+    let auto = decide(&host, Wanted::Auto)
+        .ok()
+        .map(|decision| decision.backend);
     let layout = KernelLayout::read(btf).and_then(|layout| layout.offsets());
     let tracefs = tracefs();
     let backends = Backend::ALL
-        .map(|backend| BackendReport { backend, refused: refusal(&host, backend) })
+        .map(|backend| BackendReport {
+            backend,
+            refused: refusal(&host, backend),
+        })
         .into();
     Ok(Report {
         kernel: kernel::release()?,
         layout_missing: layout.err().map(|error| format!("{error:#}")),
         kvm: Kvm {
             device: Path::new("/dev/kvm").exists(),
-            tracepoints: tracefs.as_ref().is_some_and(|root| Path::new(root).join("events/kvm").exists()),
+            tracepoints: tracefs
+                .as_ref()
+                .is_some_and(|root| Path::new(root).join("events/kvm").exists()),
         },
         tracefs,
         capabilities: capabilities()?,
@@ -123,19 +138,34 @@ fn capabilities() -> Result<Vec<Capability>> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let held = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
     let held = held.with_context(|| format!("{path} has no CapEff"))?;
-    let capability = |(name, bit, purpose)| Capability { name, held: held >> bit & 1 == 1, purpose };
+    let capability = |(name, bit, purpose)| Capability {
+        name,
+        held: held >> bit & 1 == 1,
+        purpose,
+    };
     Ok(CAPABILITIES.into_iter().map(capability).collect())
 }
 
 fn print(report: &Report) {
-    let missing = |reason: &Option<String>| reason.as_ref().map_or("yes".to_owned(), |r| format!("no: {r}"));
+    let missing = |reason: &Option<String>| {
+        reason
+            .as_ref()
+            .map_or("yes".to_owned(), |r| format!("no: {r}"))
+    };
     println!("Kernel        {}", report.kernel);
     println!("BTF           {}", missing(&report.btf_missing));
     println!("Fields        {}", missing(&report.layout_missing));
-    println!("/dev/kvm      {}", if report.kvm.device { "yes" } else { "no" });
+    println!(
+        "/dev/kvm      {}",
+        if report.kvm.device { "yes" } else { "no" }
+    );
     match &report.tracefs {
         Some(path) => {
-            let kvm = if report.kvm.tracepoints { "with" } else { "without" };
+            let kvm = if report.kvm.tracepoints {
+                "with"
+            } else {
+                "without"
+            };
             println!("tracefs       {path}, {kvm} tracepoints of kvm");
         }
         None => println!("tracefs       not mounted; mount -t tracefs nodev /sys/kernel/tracing"),
@@ -151,8 +181,16 @@ fn print(report: &Report) {
     }
     println!("\nBackends");
     for backend in &report.backends {
-        let taken = if report.auto == Some(backend.backend) { "  <- auto" } else { "" };
-        println!("  {:<16} {}{taken}", backend.backend.name(), missing(&backend.refused));
+        let taken = if report.auto == Some(backend.backend) {
+            "  <- auto"
+        } else {
+            ""
+        };
+        println!(
+            "  {:<16} {}{taken}",
+            backend.backend.name(),
+            missing(&backend.refused)
+        );
     }
     println!("\nCoverage");
     for metric in &report.coverage {

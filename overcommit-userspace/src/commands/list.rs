@@ -67,9 +67,19 @@ fn entry(vm: &Vm) -> Entry<'_> {
 
 fn table(vms: &[Vm]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header([
-        "VM", "PID", "VCPUS", "MEMORY", "BACKED BY", "ACCEL", "UUID", "CGROUP", "NAMED BY",
+        "VM",
+        "PID",
+        "VCPUS",
+        "MEMORY",
+        "BACKED BY",
+        "ACCEL",
+        "UUID",
+        "CGROUP",
+        "NAMED BY",
     ]);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     for vm in vms {

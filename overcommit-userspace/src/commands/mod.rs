@@ -16,8 +16,10 @@ pub const FAILED: u8 = 1;
 /// What has this host done to its VMs?
 #[derive(Debug, Parser)]
 #[command(name = "overcommit", version, about, max_term_width = 100)]
-#[command(long_about = "Records the page-fault and swap latency that this host injects into each \
-    of its KVM/QEMU virtual machines.\n\nRun it as root on the host, during a load test.")]
+#[command(
+    long_about = "Records the page-fault and swap latency that this host injects into each \
+    of its KVM/QEMU virtual machines.\n\nRun it as root on the host, during a load test."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -86,7 +86,9 @@ fn parse_label(text: &str) -> Result<(String, String)> {
 /// What failed, on what, and what to do next.
 pub fn run(args: Args) -> Result<ExitCode> {
     require_root()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(record(args))
 }
 
@@ -129,7 +131,11 @@ async fn record(args: Args) -> Result<ExitCode> {
     }
     let status = follow(&args, &mut session, &mut waiter, &mut load).await?;
     let (_, folder) = session.finish()?;
-    let format = if args.json { Format::Json } else { Format::Text };
+    let format = if args.json {
+        Format::Json
+    } else {
+        Format::Text
+    };
     let text = report::rebuild(&folder, format)?;
     if !args.quiet {
         print!("{text}");
@@ -137,16 +143,27 @@ async fn record(args: Args) -> Result<ExitCode> {
             println!("\nRecorded in {}", folder.path().display());
         }
     }
-    Ok(status.map_or(ExitCode::SUCCESS, |status| ExitCode::from(load::code(status))))
+    Ok(status.map_or(ExitCode::SUCCESS, |status| {
+        ExitCode::from(load::code(status))
+    }))
 }
 
 fn selection(args: &Args) -> Result<Selection> {
-    let patterns = args.vm.iter().map(|text| Pattern::parse(text)).collect::<Result<_>>()?;
+    let patterns = args
+        .vm
+        .iter()
+        .map(|text| Pattern::parse(text))
+        .collect::<Result<_>>()?;
     let discovery = Discovery::new("/proc");
     for pid in &args.pid {
-        discovery.describe(*pid).with_context(|| format!("--pid {pid}"))?;
+        discovery
+            .describe(*pid)
+            .with_context(|| format!("--pid {pid}"))?;
     }
-    Ok(Selection { patterns, pids: args.pid.clone() })
+    Ok(Selection {
+        patterns,
+        pids: args.pid.clone(),
+    })
 }
 
 /// How many VMs run, once every VM that is named does; a signal may come first.
@@ -160,16 +177,24 @@ async fn find(
     loop {
         let vms = discovery.scan()?;
         let missing = |pattern: &&Pattern| !vms.iter().any(|vm| pattern.matches(vm));
-        let (exact, globs): (Vec<_>, Vec<_>) =
-            selection.patterns.iter().filter(missing).partition(|pattern| pattern.is_exact());
+        let (exact, globs): (Vec<_>, Vec<_>) = selection
+            .patterns
+            .iter()
+            .filter(missing)
+            .partition(|pattern| pattern.is_exact());
         if let Some(pattern) = exact.first()
             && !args.wait
         {
-            bail!("no VM is called {pattern}; {} Give --wait to wait for it", running(&vms));
+            bail!(
+                "no VM is called {pattern}; {} Give --wait to wait for it",
+                running(&vms)
+            );
         }
         if !args.quiet && !told {
             for pattern in &globs {
-                eprintln!("overcommit: no VM matches {pattern} yet; one that starts will be recorded");
+                eprintln!(
+                    "overcommit: no VM matches {pattern} yet; one that starts will be recorded"
+                );
             }
             if vms.is_empty() && args.vm.is_empty() && args.pid.is_empty() {
                 eprintln!("overcommit: no VM runs yet; those that start will be recorded");
@@ -202,8 +227,14 @@ fn choose(wanted: Wanted) -> Result<Decision> {
         bail!("{reason}; no backend works without it");
     }
     decide(&host, wanted).map_err(|refused| {
-        let each = refused.iter().map(|r| format!("backend {}: {}", r.backend, r.reason));
-        let hint = if wanted == Wanted::Auto { "see overcommit check" } else { "use --backend auto" };
+        let each = refused
+            .iter()
+            .map(|r| format!("backend {}: {}", r.backend, r.reason));
+        let hint = if wanted == Wanted::Auto {
+            "see overcommit check"
+        } else {
+            "use --backend auto"
+        };
         anyhow::anyhow!("{}; {hint}", each.collect::<Vec<_>>().join("; "))
     })
 }
@@ -228,7 +259,11 @@ fn options(args: &Args) -> Options {
         pid: args.pid.clone(),
         slow_faults_ns: args.slow_faults.map(ns),
         labels: BTreeMap::from_iter(args.label.iter().cloned()),
-        command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command: args
+            .command
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
     }
 }
 
@@ -249,7 +284,9 @@ async fn warm_up(
                 return Ok(Some(signalled(signal)));
             }
             Woken::LoadEnded(status) => {
-                eprintln!("overcommit: error: the command ended during --delay; nothing was recorded");
+                eprintln!(
+                    "overcommit: error: the command ended during --delay; nothing was recorded"
+                );
                 let code = load::code(status);
                 return Ok(Some(ExitCode::from(if code == 0 { FAILED } else { code })));
             }
@@ -279,7 +316,9 @@ async fn follow(
     load: &mut Option<Load>,
 ) -> Result<Option<ExitStatus>> {
     let mut progress = Progress::new(!args.quiet);
-    let end = args.duration.map(|duration| tokio::time::Instant::now() + duration);
+    let end = args
+        .duration
+        .map(|duration| tokio::time::Instant::now() + duration);
     let mut boundary = Boundary::after(&Clocks::now()?, args.interval);
     waiter.poll(args.slow_faults.is_some());
     loop {
@@ -324,7 +363,11 @@ impl Boundary {
     fn after(now: &Clocks, interval: Duration) -> Self {
         let interval_ns = interval.as_nanos() as u64;
         let at_ns = (now.realtime_ns / interval_ns + 1) * interval_ns;
-        Self { at_ns, interval_ns, set_at: *now }
+        Self {
+            at_ns,
+            interval_ns,
+            set_at: *now,
+        }
     }
 
     /// How long until then. Should the time of day be set meanwhile, no interval
@@ -355,7 +398,11 @@ mod tests {
 
     #[test]
     fn intervals_end_on_multiples() {
-        let at = |realtime_ns, monotonic_ns| Clocks { realtime_ns, monotonic_ns, boottime_ns: 0 };
+        let at = |realtime_ns, monotonic_ns| Clocks {
+            realtime_ns,
+            monotonic_ns,
+            boottime_ns: 0,
+        };
         let start = at(10_300_000_000, 0);
         let boundary = Boundary::after(&start, Duration::from_secs(1));
         assert_eq!(boundary.in_time(&start), Duration::from_millis(700));
@@ -367,7 +414,11 @@ mod tests {
 
     #[test]
     fn a_clock_set_back_does_not_stop_the_intervals() {
-        let at = |realtime_ns, monotonic_ns| Clocks { realtime_ns, monotonic_ns, boottime_ns: 0 };
+        let at = |realtime_ns, monotonic_ns| Clocks {
+            realtime_ns,
+            monotonic_ns,
+            boottime_ns: 0,
+        };
         let boundary = Boundary::after(&at(3_600_000_000_000, 0), Duration::from_secs(1));
         assert!(boundary.reached(&at(5_000_000_000, 1_000_000_000)));
     }

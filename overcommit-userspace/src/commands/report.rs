@@ -40,7 +40,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let text = rebuild(&Folder::open(&args.dir), args.format)?;
     match &args.out {
         Some(path) => {
-            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            std::fs::write(path, text)
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         None => print!("{text}"),
     }
@@ -62,7 +63,10 @@ pub fn rebuild(folder: &Folder, format: Format) -> Result<String> {
         for (vm, totals) in recording.run.vms.iter().zip(&recording.vms) {
             for metric in Metric::ALL {
                 let name = format!("vms/{}/{}.hgrm", vm.folder, metric.name());
-                folder.replace(&name, hgrm::file(&totals.latencies[metric as usize]).as_bytes())?;
+                folder.replace(
+                    &name,
+                    hgrm::file(&totals.latencies[metric as usize]).as_bytes(),
+                )?;
             }
         }
     }

@@ -9,8 +9,9 @@ use std::io::Read;
 /// # Errors
 /// None that can happen in memory.
 pub fn rows<R: AsRef<[String]>>(rows: impl IntoIterator<Item = R>) -> Result<Vec<u8>> {
-    let mut writer =
-        WriterBuilder::new().terminator(Terminator::Any(b'\n')).from_writer(Vec::new());
+    let mut writer = WriterBuilder::new()
+        .terminator(Terminator::Any(b'\n'))
+        .from_writer(Vec::new());
     for row in rows {
         writer.write_record(row.as_ref())?;
     }
@@ -64,7 +65,11 @@ pub fn units_of_seconds(text: &str, digits: u32) -> Option<u64> {
     }
     let padded = format!("{fraction:0<digits$}");
     let unit = 10u64.checked_pow(digits as u32)?;
-    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(padded.parse().ok()?)
+    whole
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(unit)?
+        .checked_add(padded.parse().ok()?)
 }
 
 #[cfg(test)]
@@ -74,8 +79,12 @@ mod tests {
     #[test]
     fn a_name_is_no_formula() {
         for (cell, safe) in [
-            ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"), ("+1", "'+1"), ("-1", "'-1"),
-            ("@x", "'@x"), ("web-01", "web-01"), ("", ""),
+            ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+            ("+1", "'+1"),
+            ("-1", "'-1"),
+            ("@x", "'@x"),
+            ("web-01", "web-01"),
+            ("", ""),
         ] {
             assert_eq!(text(cell), safe);
         }

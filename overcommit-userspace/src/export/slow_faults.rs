@@ -10,7 +10,16 @@ use overcommit_ebpf::layout::{Metric, SlowFault};
 
 /// The columns; only ever appended to.
 pub const COLUMNS: [&str; 10] = [
-    "end_unix_s", "vm_id", "vm", "uuid", "pid", "tid", "thread", "metric", "latency_ns", "address",
+    "end_unix_s",
+    "vm_id",
+    "vm",
+    "uuid",
+    "pid",
+    "tid",
+    "thread",
+    "metric",
+    "latency_ns",
+    "address",
 ];
 
 /// A slow fault and the VM that it belongs to.
@@ -33,7 +42,11 @@ pub fn rows(faults: &[SlowRow<'_>], now: &Clocks) -> Result<Vec<u8>> {
 
 fn cells(row: &SlowRow<'_>, now: &Clocks) -> Vec<String> {
     let fault = &row.fault;
-    let comm = fault.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    let comm = fault
+        .comm
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
     let mut cells = vec![csv::seconds_of_ns(now.realtime_of(fault.end_ns))];
     cells.extend(who(row.vm));
     cells.extend([

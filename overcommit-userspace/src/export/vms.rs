@@ -12,15 +12,31 @@ pub const STALL_SOURCE: &str = "fault";
 
 /// The columns before the losses; only ever appended to.
 const COLUMNS: [&str; 15] = [
-    "start_unix_s", "length_s", "vm_id", "vm", "uuid", "pid", "stall_share", "stall_source",
-    "stall_ns", "vcpu_ns", "faults_counted", "faults_kernel", "faults_by_others", "partial",
+    "start_unix_s",
+    "length_s",
+    "vm_id",
+    "vm",
+    "uuid",
+    "pid",
+    "stall_share",
+    "stall_source",
+    "stall_ns",
+    "vcpu_ns",
+    "faults_counted",
+    "faults_kernel",
+    "faults_by_others",
+    "partial",
     "interval",
 ];
 
 /// All columns: one more for each cause of [`Loss`].
 pub fn columns() -> Vec<String> {
     let losses = Loss::ALL.map(lost);
-    COLUMNS.into_iter().map(str::to_owned).chain(losses).collect()
+    COLUMNS
+        .into_iter()
+        .map(str::to_owned)
+        .chain(losses)
+        .collect()
 }
 
 /// The column of a cause.

@@ -167,7 +167,9 @@ impl RunFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 bail!("{} is no recording: it has no run.json", dir.display())
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
         Self::parse(&text).with_context(|| format!("cannot read {}", path.display()))
     }
@@ -178,12 +180,18 @@ impl RunFile {
             schema: String,
         }
         let header: Header = serde_json::from_str(text).context("it is not a run.json")?;
-        let version = header.schema.strip_prefix(SCHEMA).and_then(|rest| rest.strip_prefix('/'));
+        let version = header
+            .schema
+            .strip_prefix(SCHEMA)
+            .and_then(|rest| rest.strip_prefix('/'));
         let major = version.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
         match major {
             Some(major) if major <= MAJOR => Ok(serde_json::from_str(text)?),
-            Some(_) => bail!("it has the format {}; this version reads {SCHEMA}/{MAJOR} at most: \
-                              use the overcommit that recorded it", header.schema),
+            Some(_) => bail!(
+                "it has the format {}; this version reads {SCHEMA}/{MAJOR} at most: \
+                              use the overcommit that recorded it",
+                header.schema
+            ),
             None => bail!("its schema is {:?}, not {SCHEMA}/{MAJOR}", header.schema),
         }
     }
@@ -193,7 +201,9 @@ impl RunFile {
         if self.clocks.end.is_some() || boot_id().ok().as_ref() != Some(&self.boot_id) {
             return false;
         }
-        let Some((pid, ticks)) = self.recorder.split_once('-') else { return false };
+        let Some((pid, ticks)) = self.recorder.split_once('-') else {
+            return false;
+        };
         let Ok(pid) = pid.parse() else { return false };
         process_id(pid).is_ok_and(|id| id.start_ticks.to_string() == ticks)
     }
@@ -205,7 +215,10 @@ impl RunFile {
 /// /proc cannot be read.
 pub fn boot_id() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
-    Ok(std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
+    Ok(std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read {path}"))?
+        .trim()
+        .to_owned())
 }
 
 /// Which run of a process that is.
@@ -214,7 +227,10 @@ pub fn boot_id() -> Result<String> {
 /// There is no such process.
 pub fn process_id(pid: i32) -> Result<VmId> {
     let stat = procfs::process::Process::new(pid)?.stat()?;
-    Ok(VmId { pid, start_ticks: stat.starttime })
+    Ok(VmId {
+        pid,
+        start_ticks: stat.starttime,
+    })
 }
 
 #[cfg(test)]

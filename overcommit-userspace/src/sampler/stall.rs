@@ -23,7 +23,9 @@ impl Waits {
     pub fn advance(&mut self, thread: &Thread, now_ns: u64, length_ns: u64) -> u64 {
         let tid = thread.id.load(SeqCst) as u32 as i32;
         let counted = self.counted.entry(tid).or_default();
-        let Some(total) = waited(thread, now_ns) else { return 0 };
+        let Some(total) = waited(thread, now_ns) else {
+            return 0;
+        };
         let waited = total.saturating_sub(*counted).min(length_ns);
         *counted += waited;
         waited
@@ -51,7 +53,11 @@ fn waited(thread: &Thread, now_ns: u64) -> Option<u64> {
         let since = thread.since_ns.load(SeqCst);
         let waited = thread.waited_ns.load(SeqCst);
         if before % 2 == 0 && thread.sequence.load(SeqCst) == before {
-            let open = if since == 0 { 0 } else { now_ns.saturating_sub(since) };
+            let open = if since == 0 {
+                0
+            } else {
+                now_ns.saturating_sub(since)
+            };
             return Some(waited + open);
         }
         std::hint::spin_loop();

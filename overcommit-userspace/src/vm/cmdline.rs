@@ -137,7 +137,9 @@ impl CommandLine {
             match key.as_slice() {
                 b"guest" => self.guest = Some(value),
                 b"process" => self.process = Some(value),
-                b"debug-threads" => self.debug_threads = matches!(&value[..], b"on" | b"yes" | b"true" | b"y"),
+                b"debug-threads" => {
+                    self.debug_threads = matches!(&value[..], b"on" | b"yes" | b"true" | b"y")
+                }
                 _ => {}
             }
         }
@@ -192,12 +194,25 @@ fn vcpus(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<u32> {
     let given = number(pairs, b"cpus").or_else(|| number(pairs, b"maxcpus"));
     given.filter(|cpus| *cpus > 0).or_else(|| {
         let levels: [&[u8]; 8] = [
-            b"drawers", b"books", b"sockets", b"dies", b"clusters", b"modules", b"cores",
+            b"drawers",
+            b"books",
+            b"sockets",
+            b"dies",
+            b"clusters",
+            b"modules",
+            b"cores",
             b"threads",
         ];
-        let given: Vec<u32> = levels.iter().filter_map(|level| number(pairs, level)).collect();
-        let product = given.iter().try_fold(1u32, |product, n| product.checked_mul(*n));
-        product.filter(|_| !given.is_empty()).filter(|cpus| *cpus > 0)
+        let given: Vec<u32> = levels
+            .iter()
+            .filter_map(|level| number(pairs, level))
+            .collect();
+        let product = given
+            .iter()
+            .try_fold(1u32, |product, n| product.checked_mul(*n));
+        product
+            .filter(|_| !given.is_empty())
+            .filter(|cpus| *cpus > 0)
     })
 }
 
@@ -205,7 +220,9 @@ fn vcpus(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<u32> {
 /// fractions allowed. In bytes.
 fn mebibytes(text: &[u8]) -> Option<u64> {
     let text = str::from_utf8(text).ok()?;
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (amount, suffix) = text.split_at(digits);
     let shift = match suffix {
         "B" | "b" => 0,
@@ -234,38 +251,73 @@ mod tests {
 
     fn parse(words: &[&str]) -> CommandLine {
         let program: &[u8] = b"qemu-system-x86_64";
-        CommandLine::parse([program].into_iter().chain(words.iter().map(|word| word.as_bytes())))
+        CommandLine::parse(
+            [program]
+                .into_iter()
+                .chain(words.iter().map(|word| word.as_bytes())),
+        )
     }
 
     #[test]
     fn libvirts_command_line() {
         let line = parse(&[
-            "-name", "guest=web-01,debug-threads=on", "-S", "-machine",
-            "pc-i440fx-7.2,usb=off,dump-guest-core=off", "-accel", "kvm", "-cpu", "host",
-            "-m", "size=8388608k,slots=16,maxmem=16G", "-overcommit", "mem-lock=off",
-            "-smp", "4,maxcpus=8,sockets=8,cores=1,threads=1",
-            "-uuid", "5C6A9D3E-0000-4444-8888-ABCDEFABCDEF", "-no-user-config", "-nodefaults",
+            "-name",
+            "guest=web-01,debug-threads=on",
+            "-S",
+            "-machine",
+            "pc-i440fx-7.2,usb=off,dump-guest-core=off",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-m",
+            "size=8388608k,slots=16,maxmem=16G",
+            "-overcommit",
+            "mem-lock=off",
+            "-smp",
+            "4,maxcpus=8,sockets=8,cores=1,threads=1",
+            "-uuid",
+            "5C6A9D3E-0000-4444-8888-ABCDEFABCDEF",
+            "-no-user-config",
+            "-nodefaults",
         ]);
         assert_eq!(line.guest.as_deref(), Some(&b"web-01"[..]));
         assert!(line.debug_threads);
         assert_eq!(line.memory_bytes, Some(8 << 30));
         assert_eq!(line.vcpus, Some(4));
         assert_eq!(line.accelerator.as_deref(), Some(&b"kvm"[..]));
-        assert_eq!(line.uuid.as_deref(), Some(&b"5c6a9d3e-0000-4444-8888-abcdefabcdef"[..]));
+        assert_eq!(
+            line.uuid.as_deref(),
+            Some(&b"5c6a9d3e-0000-4444-8888-abcdefabcdef"[..])
+        );
         assert_eq!(line.machine.as_deref(), Some(&b"pc-i440fx-7.2"[..]));
     }
 
     #[test]
     fn names() {
-        assert_eq!(parse(&["-name", "plain"]).guest.as_deref(), Some(&b"plain"[..]));
-        assert_eq!(parse(&["-name", "a,,b"]).guest.as_deref(), Some(&b"a,b"[..]));
-        assert_eq!(parse(&["--name", "guest=x=y"]).guest.as_deref(), Some(&b"x=y"[..]));
+        assert_eq!(
+            parse(&["-name", "plain"]).guest.as_deref(),
+            Some(&b"plain"[..])
+        );
+        assert_eq!(
+            parse(&["-name", "a,,b"]).guest.as_deref(),
+            Some(&b"a,b"[..])
+        );
+        assert_eq!(
+            parse(&["--name", "guest=x=y"]).guest.as_deref(),
+            Some(&b"x=y"[..])
+        );
         let line = parse(&["-name", "vm,process=qemu-vm,debug-threads"]);
         assert_eq!(line.guest.as_deref(), Some(&b"vm"[..]));
         assert_eq!(line.process.as_deref(), Some(&b"qemu-vm"[..]));
         assert!(line.debug_threads);
         assert!(!parse(&["-name", "vm,nodebug-threads"]).debug_threads);
-        assert_eq!(parse(&["-name", "one", "-name", "debug-threads=on"]).guest.as_deref(), Some(&b"one"[..]));
+        assert_eq!(
+            parse(&["-name", "one", "-name", "debug-threads=on"])
+                .guest
+                .as_deref(),
+            Some(&b"one"[..])
+        );
     }
 
     #[test]
@@ -279,8 +331,13 @@ mod tests {
     #[test]
     fn sizes() {
         for (text, bytes) in [
-            ("8G", 8 << 30), ("512", 512 << 20), ("1.5G", 3 << 29), ("1048576k", 1 << 30),
-            ("4096b", 4096), ("size=2T", 2 << 40), ("256,maxmem=1G", 256 << 20),
+            ("8G", 8 << 30),
+            ("512", 512 << 20),
+            ("1.5G", 3 << 29),
+            ("1048576k", 1 << 30),
+            ("4096b", 4096),
+            ("size=2T", 2 << 40),
+            ("256,maxmem=1G", 256 << 20),
         ] {
             assert_eq!(parse(&["-m", text]).memory_bytes, Some(bytes), "{text}");
         }
@@ -292,8 +349,13 @@ mod tests {
     #[test]
     fn vcpu_counts() {
         for (text, vcpus) in [
-            ("4", Some(4)), ("cpus=2,maxcpus=8", Some(2)), ("sockets=2,cores=4,threads=2", Some(16)),
-            ("maxcpus=6", Some(6)), ("sockets=99999,cores=99999", None), ("0", None), ("x", None),
+            ("4", Some(4)),
+            ("cpus=2,maxcpus=8", Some(2)),
+            ("sockets=2,cores=4,threads=2", Some(16)),
+            ("maxcpus=6", Some(6)),
+            ("sockets=99999,cores=99999", None),
+            ("0", None),
+            ("x", None),
         ] {
             assert_eq!(parse(&["-smp", text]).vcpus, vcpus, "{text}");
         }
@@ -301,10 +363,26 @@ mod tests {
 
     #[test]
     fn accelerators() {
-        assert_eq!(parse(&["-enable-kvm"]).accelerator.as_deref(), Some(&b"kvm"[..]));
-        assert_eq!(parse(&["-machine", "q35,accel=kvm:tcg"]).accelerator.as_deref(), Some(&b"kvm"[..]));
-        assert_eq!(parse(&["-accel", "tcg,thread=single"]).accelerator.as_deref(), Some(&b"tcg"[..]));
-        assert_eq!(parse(&["-M", "none"]).machine.as_deref(), Some(&b"none"[..]));
+        assert_eq!(
+            parse(&["-enable-kvm"]).accelerator.as_deref(),
+            Some(&b"kvm"[..])
+        );
+        assert_eq!(
+            parse(&["-machine", "q35,accel=kvm:tcg"])
+                .accelerator
+                .as_deref(),
+            Some(&b"kvm"[..])
+        );
+        assert_eq!(
+            parse(&["-accel", "tcg,thread=single"])
+                .accelerator
+                .as_deref(),
+            Some(&b"tcg"[..])
+        );
+        assert_eq!(
+            parse(&["-M", "none"]).machine.as_deref(),
+            Some(&b"none"[..])
+        );
     }
 
     /// A value as a caller of QEMU has to write it.

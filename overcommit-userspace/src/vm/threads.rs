@@ -10,7 +10,11 @@ use std::collections::BTreeSet;
 /// `_IO(KVMIO, 0x80)`, include/uapi/linux/kvm.h.
 const KVM_RUN: u64 = 0xae80;
 /// Number of the system call `ioctl`.
-const IOCTL: i64 = if cfg!(target_arch = "aarch64") { 29 } else { 16 };
+const IOCTL: i64 = if cfg!(target_arch = "aarch64") {
+    29
+} else {
+    16
+};
 
 /// The vCPU threads that are known of a VM.
 #[derive(Debug, Default)]
@@ -31,14 +35,21 @@ impl VcpuThreads {
             return;
         }
         let Ok(tasks) = process.tasks() else { return };
-        let unknown: Vec<Task> =
-            tasks.flatten().filter(|task| !self.known.contains(&task.tid)).collect();
-        let named = unknown.iter().filter(|task| has_vcpu_name(task)).map(|task| task.tid);
+        let unknown: Vec<Task> = tasks
+            .flatten()
+            .filter(|task| !self.known.contains(&task.tid))
+            .collect();
+        let named = unknown
+            .iter()
+            .filter(|task| has_vcpu_name(task))
+            .map(|task| task.tid);
         let named: Vec<i32> = named.collect();
         self.by_name |= !named.is_empty();
         self.known.extend(named);
         if !self.by_name {
-            let running = unknown.iter().filter(|task| sleeps_in_kvm_run(process.pid, task.tid));
+            let running = unknown
+                .iter()
+                .filter(|task| sleeps_in_kvm_run(process.pid, task.tid));
             self.known.extend(running.map(|task| task.tid));
         }
     }
@@ -67,7 +78,11 @@ impl VcpuThreads {
     /// Threads to divide by: one for each vCPU, or the one that runs them all.
     pub fn divisor(&self, vcpus: Option<u32>) -> u64 {
         let known = self.known.len() as u64;
-        if self.by_name { known } else { known.max(vcpus.unwrap_or(0).into()) }
+        if self.by_name {
+            known
+        } else {
+            known.max(vcpus.unwrap_or(0).into())
+        }
     }
 
     fn complete(&self, vcpus: Option<u32>) -> bool {
@@ -79,9 +94,10 @@ impl VcpuThreads {
 /// of single-threaded TCG (accel/*/…-accel-ops.c).
 fn is_vcpu_name(comm: &str) -> bool {
     comm.starts_with("ALL CPUs/")
-        || comm.strip_prefix("CPU ").and_then(|rest| rest.split_once('/')).is_some_and(
-            |(number, kind)| number.parse::<u32>().is_ok() && !kind.is_empty(),
-        )
+        || comm
+            .strip_prefix("CPU ")
+            .and_then(|rest| rest.split_once('/'))
+            .is_some_and(|(number, kind)| number.parse::<u32>().is_ok() && !kind.is_empty())
 }
 
 fn has_vcpu_name(task: &Task) -> bool {
@@ -90,7 +106,9 @@ fn has_vcpu_name(task: &Task) -> bool {
 
 fn sleeps_in_kvm_run(pid: i32, tid: i32) -> bool {
     let path = format!("/proc/{pid}/task/{tid}");
-    let Ok(task) = Process::new_with_root(path.into()) else { return false };
+    let Ok(task) = Process::new_with_root(path.into()) else {
+        return false;
+    };
     matches!(task.syscall(), Ok(Syscall::Blocked { syscall_number: IOCTL, argument_registers, .. })
         if argument_registers[1] == KVM_RUN)
 }
@@ -104,7 +122,14 @@ mod tests {
         for comm in ["CPU 0/KVM", "CPU 17/TCG", "ALL CPUs/TCG"] {
             assert!(is_vcpu_name(comm), "{comm}");
         }
-        for comm in ["qemu-system-x86", "CPU", "CPU x/KVM", "CPU 1", "IO iothread1", "CPU 1/"] {
+        for comm in [
+            "qemu-system-x86",
+            "CPU",
+            "CPU x/KVM",
+            "CPU 1",
+            "IO iothread1",
+            "CPU 1/",
+        ] {
             assert!(!is_vcpu_name(comm), "{comm}");
         }
     }

@@ -1,0 +1,248 @@
+//! Every fault is counted, once, for the right VM.
+
+use crate::results::{StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
+use anyhow::{Result, ensure};
+use std::process::Command;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
+use testbed::qemu::{Config, Vm, stat_field};
+use testbed::record::Recording;
+
+pub(crate) const TESTS: &[(&str, fn() -> Result<()>)] = &[
+    ("counts_agree_with_the_kernel_kvm", counts_agree_under_kvm),
+    ("counts_agree_with_the_kernel_tcg", counts_agree_under_tcg),
+    ("shared_memory_counts_to_the_vm", shared_memory_counts),
+    (
+        "shared_memory_written_from_outside_is_named_as_unseen",
+        writes_from_outside_are_unseen,
+    ),
+    ("raw_faults_agree_with_the_histogram", raw_faults_agree),
+    ("held_fault_is_one_event_and_a_full_stall", held_fault),
+];
+
+/// MiB that a squeezed guest walks, and may hold.
+const WALK: u64 = 96;
+const LIMIT: u64 = 64;
+/// Majors that make a count worth comparing.
+const MAJORS: u64 = 10_000;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn counts_agree_under_kvm() -> Result<()> {
+    counts_agree("kvm")
+}
+
+fn counts_agree_under_tcg() -> Result<()> {
+    counts_agree("tcg")
+}
+
+fn counts_agree(accel: &str) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _small_pages = SmallPages::new()?;
+    let cgroup = MemoryCgroup::new("test")?;
+    let _swap = ZramSwap::new(512)?;
+    cgroup.limit(LIMIT)?;
+    let squeezed = Config {
+        cgroup: Some(&cgroup),
+        accel,
+        stopped: true,
+        ..Config::new("squeezed", WALK)
+    };
+    let mut squeezed = Vm::start(&squeezed)?;
+    let mut calm = Vm::start(&Config {
+        accel,
+        stopped: true,
+        ..Config::new("calm", WALK)
+    })?;
+    let mut bystander = Command::new(env!("CARGO_BIN_EXE_stand-in"))
+        .args(["bystander", "600000"])
+        .spawn()?;
+
+    let recording = Recording::start(&dir.path().join("run"), ["--interval", "200ms"])?;
+    let before = [squeezed.faults()?, calm.faults()?];
+    squeezed.resume()?;
+    calm.resume()?;
+    await_some("major faults", PATIENCE, || {
+        Ok((squeezed.faults()?[1] >= before[0][1] + MAJORS).then_some(()))
+    })?;
+    calm.await_passes(2)?;
+    squeezed.stop()?;
+    calm.stop()?;
+    let folder = recording.end()?;
+    let after = [squeezed.faults()?, calm.faults()?];
+    let bystander_pid = bystander.id();
+    bystander.kill()?;
+    bystander.wait()?;
+
+    for (name, index) in [("squeezed", 0), ("calm", 1)] {
+        let vm = vm(&folder, name)?;
+        for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
+            let kernel = after[index][kind] - before[index][kind];
+            let counted = figure(&vm, metric, "count")?;
+            within_a_percent(
+                &format!("{accel} {name} {metric}"),
+                counted,
+                kernel,
+                lost(&vm),
+            )?;
+        }
+        ensure!(
+            vm["metrics"][0]["coverage"] == "full",
+            "{name} is not fully covered: {vm:#}"
+        );
+    }
+    let majors = |name| vm(&folder, name).and_then(|vm| figure(&vm, "fault.major", "count"));
+    ensure!(majors("squeezed")? >= MAJORS, "too few majors to compare");
+    ensure!(
+        majors("calm")? * 100 <= majors("squeezed")?,
+        "the calm VM is not calm"
+    );
+    let run = json(&folder, "run.json")?;
+    ensure!(
+        run["vms"].as_array().map(Vec::len) == Some(2),
+        "a bystander was recorded: {run:#}"
+    );
+    ensure!(
+        !run.to_string().contains(&format!("\"{bystander_pid}-")),
+        "the bystander was recorded"
+    );
+    Ok(())
+}
+
+fn shared_memory_counts() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut stand_in = StandIn::start(["share", "20000"])?;
+    let pid = stand_in.pid();
+    let pattern = format!("stand-in-{pid}");
+    let recording = Recording::start(&dir.path().join("run"), ["--vm", &pattern])?;
+    stand_in.work()?;
+    let folder = recording.end()?;
+    let vm = only_vm(&folder)?;
+    let by_others = vm["faults_by_others"].as_u64().unwrap_or(0);
+    within_a_percent(
+        "faults of the process that shares",
+        by_others,
+        20_000,
+        lost(&vm),
+    )?;
+    ensure!(figure(&vm, "fault.minor", "count")? >= by_others, "{vm:#}");
+    Ok(())
+}
+
+fn writes_from_outside_are_unseen() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut stand_in = StandIn::start(["written", "5000"])?;
+    let pattern = format!("stand-in-{}", stand_in.pid());
+    let recording = Recording::start(&dir.path().join("run"), ["--vm", &pattern])?;
+    stand_in.work()?;
+    let folder = recording.end()?;
+    let counted = figure(&only_vm(&folder)?, "fault.minor", "count")?;
+    ensure!(
+        counted < 5_000,
+        "{counted} faults: this backend sees process_vm_writev after all"
+    );
+    let coverage = json(&folder, "run.json")?["coverage"].to_string();
+    ensure!(
+        coverage.contains("process_vm_writev"),
+        "what is not seen is not named: {coverage}"
+    );
+    Ok(())
+}
+
+fn raw_faults_agree() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _small_pages = SmallPages::new()?;
+    let cgroup = MemoryCgroup::new("test")?;
+    let _swap = ZramSwap::new(512)?;
+    cgroup.limit(LIMIT)?;
+    let config = Config {
+        cgroup: Some(&cgroup),
+        stopped: true,
+        ..Config::new("squeezed", WALK)
+    };
+    let mut vm = Vm::start(&config)?;
+    let recording = Recording::start(&dir.path().join("run"), ["--slow-faults", "0ns"])?;
+    vm.resume()?;
+    await_some("major faults", PATIENCE, || {
+        Ok((vm.faults()?[1] >= MAJORS).then_some(()))
+    })?;
+    vm.stop()?;
+    let folder = recording.end()?;
+    let summary = only_vm(&folder)?;
+    let raw = rows(&folder, "slow-faults.csv")?;
+    let dropped = summary["not_counted"]["slow_dropped"].as_u64().unwrap_or(0);
+    let mut counted = 0;
+    for metric in ["fault.minor", "fault.major"] {
+        let of_metric = raw.iter().filter(|row| row["metric"] == metric);
+        let mut latencies: Vec<u64> = of_metric
+            .map(|row| row["latency_ns"].parse())
+            .collect::<Result<_, _>>()?;
+        latencies.sort_unstable();
+        counted += figure(&summary, metric, "count")?;
+        ensure!(
+            dropped == 0 || metric == "fault.minor",
+            "{dropped} dropped: nothing to compare"
+        );
+        for (quantile, column) in [
+            (0.5, "p50_ns"),
+            (0.9, "p90_ns"),
+            (0.99, "p99_ns"),
+            (0.999, "p999_ns"),
+            (1.0, "max_ns"),
+        ] {
+            let rank = (quantile * latencies.len() as f64).ceil() as usize;
+            let exact = latencies[rank.max(1) - 1];
+            let reported = figure(&summary, metric, column)?;
+            println!("{metric} {column}: raw {exact}, histogram {reported}");
+            ensure!(
+                reported >= exact && (reported - exact) * 100 <= exact,
+                "{metric} {column}: raw {exact}, histogram {reported}"
+            );
+        }
+    }
+    println!("raw {}, histogram {counted}, dropped {dropped}", raw.len());
+    ensure!(
+        raw.len() as u64 + dropped == counted,
+        "raw {} + {dropped} of {counted}",
+        raw.len()
+    );
+    Ok(())
+}
+
+fn held_fault() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut stand_in = StandIn::start(["held", "3500"])?;
+    let pattern = format!("stand-in-{}", stand_in.pid());
+    let recording = Recording::start(&dir.path().join("run"), ["--vm", &pattern])?;
+    let held_ns: u64 = stand_in.work()?.parse()?;
+    ensure!(stat_field(stand_in.pid(), 10)? > 0);
+    let folder = recording.end()?;
+    let vm = only_vm(&folder)?;
+    let metrics = ["fault.minor", "fault.major"];
+    let longest = metrics.map(|metric| figure(&vm, metric, "max_ns").unwrap_or(0));
+    let max = longest[0].max(longest[1]);
+    ensure!(
+        max >= held_ns && (max - held_ns) * 100 <= held_ns,
+        "held {held_ns}, recorded {max}"
+    );
+    let intervals = rows(&folder, "intervals.csv")?;
+    let long = intervals
+        .iter()
+        .filter(|row| row["max_ns"].parse().unwrap_or(0) >= held_ns);
+    ensure!(long.count() == 1, "the fault is not one event");
+    let shares: Vec<f64> = rows(&folder, "vms.csv")?
+        .iter()
+        .filter_map(|row| row["stall_share"].parse().ok())
+        .collect();
+    println!("held {held_ns} ns, recorded {max} ns, shares {shares:?}");
+    ensure!(
+        shares.iter().all(|share| *share <= 1.0),
+        "a share above the whole: {shares:?}"
+    );
+    let full = shares.iter().filter(|share| **share >= 0.99).count();
+    ensure!(
+        full >= 2,
+        "3.5 s span two whole intervals at least: {shares:?}"
+    );
+    Ok(())
+}

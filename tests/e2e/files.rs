@@ -1,0 +1,171 @@
+//! The files, as readers that are not ours take them.
+
+use crate::results::{figure, json, rows, vm};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::{overcommit, root, run, target};
+
+pub(crate) const TESTS: &[(&str, fn() -> Result<()>)] = &[
+    ("foreign_readers_agree", foreign_readers),
+    ("files_belong_to_the_user_behind_sudo", ownership),
+    ("intervals_end_on_whole_multiples", aligned),
+];
+
+/// A recording of a VM that swaps.
+fn recorded(dir: &Path) -> Result<PathBuf> {
+    let _small_pages = SmallPages::new()?;
+    let cgroup = MemoryCgroup::new("test")?;
+    let _swap = ZramSwap::new(512)?;
+    cgroup.limit(64)?;
+    let config = Config {
+        cgroup: Some(&cgroup),
+        ..Config::new("web, \"01\"", 96)
+    };
+    let guest = Vm::start(&config)?;
+    let recording = Recording::start(&dir.join("run"), ["--interval", "100ms"])?;
+    let passes = guest.passes()?;
+    guest.await_passes(passes + 2)?;
+    recording.end()
+}
+
+fn foreign_readers() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = recorded(dir.path())?;
+    let name = "web, \"01\"";
+    let summary = vm(&folder, name)?;
+    let run_file = json(&folder, "run.json")?;
+    let vm_folder = run_file["vms"][0]["folder"].as_str().context("no folder")?;
+    ensure!(vm_folder == "web%2C%20%2201%22", "{vm_folder}");
+    let log = folder.join("vms").join(vm_folder).join("latency.hlog");
+    let scripts = root().join("tests/readers");
+    let python = target().join("readers/python/bin/python");
+    let node = target().join("readers/node");
+    let answers = [
+        run(Command::new(python)
+            .arg(scripts.join("read_hlog.py"))
+            .arg(&log))?,
+        run(Command::new("node")
+            .arg(scripts.join("read_hlog.js"))
+            .arg(&log)
+            .env("NODE_PATH", node.join("node_modules")))?,
+    ];
+    for answer in answers {
+        let answer: Value = serde_json::from_str(&answer)?;
+        for metric in ["fault.minor", "fault.major"] {
+            let read = &answer[metric];
+            ensure!(
+                read["count"] == figure(&summary, metric, "count")?,
+                "{metric}: {answer:#}"
+            );
+            let max = figure(&summary, metric, "max_ns").unwrap_or(0);
+            for quantile in ["p50_ns", "p90_ns", "p99_ns", "p999_ns"] {
+                let foreign = read[quantile].as_u64().context("no quantile")?.min(max);
+                let ours = figure(&summary, metric, quantile).unwrap_or(0);
+                ensure!(
+                    foreign == ours,
+                    "{metric} {quantile}: they read {foreign}, we wrote {ours}"
+                );
+            }
+        }
+        let lines = rows(&folder, "vms.csv")?.len() as u64;
+        ensure!(
+            answer["intervals"] == 2 * lines,
+            "a line for every interval: {answer:#}"
+        );
+    }
+    hgrm(&folder.join("vms").join(vm_folder), &summary)
+}
+
+/// Reads a distribution as the plotter page does: by white space.
+fn hgrm(folder: &Path, summary: &Value) -> Result<()> {
+    let text = fs::read_to_string(folder.join("fault.major.hgrm"))?;
+    let rows: Vec<Vec<f64>> = text
+        .lines()
+        .skip(1)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| {
+            line.split_whitespace()
+                .map(str::parse)
+                .collect::<Result<_, _>>()
+        })
+        .collect::<Result<_, _>>()?;
+    let last = rows.last().context("no rows")?;
+    ensure!(last.len() == 3 && last[1] == 1.0, "{last:?}");
+    ensure!(
+        last[2] as u64 == figure(summary, "fault.major", "count")?,
+        "{last:?}"
+    );
+    let max_ms = figure(summary, "fault.major", "max_ns")? as f64 / 1e6;
+    ensure!((last[0] - max_ms).abs() < 1e-6, "{last:?}, not {max_ms}");
+    ensure!(
+        rows.is_sorted_by(|a, b| a[0] <= b[0] && a[1] <= b[1]),
+        "not in order"
+    );
+    Ok(())
+}
+
+fn ownership() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    let folder = dir.path().join("deep/run");
+    let who = dir.path().join("who");
+    fs::write(&who, "")?;
+    fs::set_permissions(&who, fs::Permissions::from_mode(0o666))?;
+    let _guest = Vm::start(&Config::new("guest", 16))?;
+    let script = format!("id -u > {}", who.display());
+    let mut record = Command::new(overcommit());
+    record
+        .args(["record", "-q", "--out"])
+        .arg(&folder)
+        .args(["--", "sh", "-c", &script]);
+    run(record.env("SUDO_UID", "65534").env("SUDO_GID", "65534"))?;
+    ensure!(
+        fs::read_to_string(who)?.trim() == "65534",
+        "the command ran as another user"
+    );
+    ensure!(fs::metadata(&folder)?.permissions().mode() & 0o777 == 0o700);
+    for name in [
+        "",
+        "run.json",
+        "vms.csv",
+        "summary.json",
+        "vms",
+        "vms/guest",
+        "vms/guest/latency.hlog",
+    ] {
+        let owner = fs::metadata(folder.join(name))?.uid();
+        ensure!(owner == 65534, "{name:?} belongs to {owner}");
+    }
+    Ok(())
+}
+
+fn aligned() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _guest = Vm::start(&Config::new("guest", 16))?;
+    let recording = Recording::start(
+        &dir.path().join("run"),
+        ["--interval", "20ms", "--duration", "500ms"],
+    )?;
+    let mut recording = recording;
+    ensure!(recording.wait()?.success());
+    let rows = rows(&dir.path().join("run"), "vms.csv")?;
+    ensure!(rows.len() >= 10, "{} intervals", rows.len());
+    let partial: Vec<&str> = rows.iter().map(|row| row["partial"].as_str()).collect();
+    ensure!(
+        partial.first() == Some(&"1") && partial.last() == Some(&"1"),
+        "{partial:?}"
+    );
+    for row in &rows[1..] {
+        let start: f64 = row["start_unix_s"].parse()?;
+        let us = (start * 1e6).round() as u64;
+        ensure!(us.is_multiple_of(20_000), "an interval starts at {start}");
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! Bad input gets a clear error, and nothing is lost.
+
+use crate::results::run;
+use anyhow::{Result, ensure};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+use testbed::overcommit;
+use testbed::qemu::{Config, Vm};
+
+pub(crate) const TESTS: &[(&str, fn() -> Result<()>)] = &[
+    ("another_user_is_told_what_to_type", not_root),
+    ("bad_options_are_usage_errors", usage),
+    ("an_unknown_vm_is_named_beside_those_that_run", unknown_vm),
+    ("a_bad_folder_is_refused_before_anything_runs", bad_folders),
+    ("a_kernel_without_btf_is_told_what_it_lacks", without_btf),
+    (
+        "a_refused_backend_comes_with_the_kernels_reason",
+        refused_backend,
+    ),
+    ("what_is_no_recording_is_said_to_be_none", no_recording),
+    ("list_and_check_tell_the_truth", list_and_check),
+];
+
+/// Fails unless it ended with that code and said that.
+fn expect(output: &Output, code: i32, said: &str) -> Result<()> {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(code),
+        "{}, not {code}: {errors}",
+        output.status
+    );
+    ensure!(errors.contains(said), "{said:?} is not in: {errors}");
+    ensure!(!errors.contains("panicked"), "{errors}");
+    Ok(())
+}
+
+fn not_root() -> Result<()> {
+    // Where another user may execute it.
+    let dir = tempfile::tempdir()?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    let copy = dir.path().join("overcommit");
+    fs::copy(overcommit(), &copy)?;
+    let output = Command::new(&copy)
+        .args(["record", "--vm", "a b"])
+        .uid(65534)
+        .gid(65534)
+        .output()?;
+    expect(&output, 1, "this needs root; run: sudo ")?;
+    expect(&output, 1, "record --vm 'a b'")
+}
+
+fn usage() -> Result<()> {
+    expect(&run(["record", "--duration", "0s"])?, 2, "longer than zero")?;
+    expect(&run(["record", "--duration", "10"])?, 2, "has no unit")?;
+    expect(&run(["record", "--interval", "1ms"])?, 2, "from 10ms to 1h")?;
+    expect(&run(["record", "--label", "x"])?, 2, "KEY=VALUE")?;
+    expect(&run(["record", "--vm", "web-["])?, 1, "not a pattern")?;
+    expect(
+        &run(["record", "--pid", "999999999"])?,
+        1,
+        "--pid 999999999",
+    )
+}
+
+fn unknown_vm() -> Result<()> {
+    let _guest = Vm::start(&Config::new("known", 16))?;
+    let output = run(["record", "--vm", "unknown", "--out", "/nonexistent/x"])?;
+    expect(&output, 1, "no VM is called unknown; there are known.")
+}
+
+fn bad_folders() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    fs::create_dir(path("full"))?;
+    fs::write(path("full/precious"), "data")?;
+    expect(
+        &run(["record", "--out", &path("full"), "--", "false"])?,
+        1,
+        "not empty",
+    )?;
+    ensure!(fs::read_to_string(path("full/precious"))? == "data");
+    fs::write(path("file"), "data")?;
+    expect(
+        &run(["record", "--out", &path("file"), "--", "false"])?,
+        1,
+        "that is a file",
+    )?;
+    ensure!(fs::read_to_string(path("file"))? == "data");
+    expect(
+        &run(["record", "--out", "/proc/nowhere", "--", "false"])?,
+        1,
+        "cannot make the folder",
+    )
+}
+
+fn without_btf() -> Result<()> {
+    let script = r#"mount -t tmpfs none /sys/kernel/btf && exec "$0" record --duration 1s"#;
+    let mut hidden = Command::new("unshare");
+    hidden
+        .args(["--mount", "sh", "-c", script])
+        .arg(overcommit());
+    expect(&hidden.output()?, 1, "CONFIG_DEBUG_INFO_BTF")
+}
+
+fn refused_backend() -> Result<()> {
+    let check: serde_json::Value = serde_json::from_slice(&run(["check", "--json"])?.stdout)?;
+    for backend in check["backends"].as_array().into_iter().flatten() {
+        let name = backend["backend"].as_str().unwrap_or_default();
+        let Some(reason) = backend["refused"].as_str() else {
+            continue;
+        };
+        let output = run(["record", "--backend", name, "--duration", "1s"])?;
+        expect(&output, 1, reason)?;
+        expect(&output, 1, "use --backend auto")?;
+    }
+    Ok(())
+}
+
+fn no_recording() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().to_string_lossy().into_owned();
+    expect(
+        &run(["report", &path])?,
+        1,
+        "is no recording: it has no run.json",
+    )?;
+    fs::write(
+        dir.path().join("run.json"),
+        r#"{"schema":"overcommit.run/9"}"#,
+    )?;
+    expect(
+        &run(["report", &path])?,
+        1,
+        "use the overcommit that recorded it",
+    )?;
+    fs::write(dir.path().join("run.json"), "{")?;
+    expect(&run(["report", &path])?, 1, "not a run.json")
+}
+
+fn list_and_check() -> Result<()> {
+    let guest = Vm::start(&Config {
+        vcpus: 2,
+        ..Config::new("a,b", 64)
+    })?;
+    let list: serde_json::Value = serde_json::from_slice(&run(["list", "--json"])?.stdout)?;
+    let entry = &list[0];
+    ensure!(
+        entry["name"] == "a,b" && entry["pid"] == guest.pid(),
+        "{list:#}"
+    );
+    ensure!(entry["vm_id"] == guest.id()?, "{list:#}");
+    ensure!(
+        entry["vcpus"] == 2 && entry["memory_bytes"] == (128u64 << 20),
+        "{list:#}"
+    );
+    ensure!(entry["backing"] == "anonymous", "{list:#}");
+    ensure!(entry["accelerator"] == Config::new("", 1).accel, "{list:#}");
+    let check: serde_json::Value = serde_json::from_slice(&run(["check", "--json"])?.stdout)?;
+    let tried = check["programs"].as_array().map_or(0, Vec::len);
+    ensure!(tried == 9, "{tried} kinds of program were tried: {check:#}");
+    let is_absent = |entry: &&serde_json::Value| entry["coverage"] == "absent";
+    let coverage = check["coverage"].as_array().into_iter().flatten();
+    ensure!(
+        coverage
+            .filter(is_absent)
+            .all(|entry| entry["not_seen"][0].is_string()),
+        "{check:#}"
+    );
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! VMs, CPUs and recordings that come and go.
+
+use crate::results::{figure, json, lost, only_vm, rows, vm, within_a_percent};
+use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use testbed::host::{read, write};
+use testbed::qemu::{Config, QEMU, Vm};
+use testbed::record::Recording;
+use testbed::undo::Undo;
+use testbed::{await_some, overcommit};
+
+pub(crate) const TESTS: &[(&str, fn() -> Result<()>)] = &[
+    ("a_vm_that_lives_for_300_ms_is_recorded", short_life),
+    ("vms_that_start_and_end_are_followed", start_and_end),
+    ("cpus_that_come_and_go_are_followed", cpu_hotplug),
+    ("a_killed_recording_holds_every_finished_interval", killed),
+    ("the_exit_code_tells_how_it_ended", exit_codes),
+    ("nothing_is_left_behind", nothing_is_left),
+];
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Faults of the children that have been waited for.
+fn children_faults() -> Result<u64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    Ok(u64::try_from(
+        usage.minor_page_faults() + usage.major_page_faults(),
+    )?)
+}
+
+fn short_life() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let recording = Recording::start(&dir.path().join("run"), ["--interval", "1s"])?;
+    let mut vm = Command::new(QEMU);
+    vm.args("-accel tcg -nodefaults -vga none -display none -S -name brief".split(' '));
+    let before = children_faults()?;
+    let mut vm = vm.spawn()?;
+    std::thread::sleep(Duration::from_millis(300));
+    vm.kill()?;
+    vm.wait()?;
+    let kernel = children_faults()? - before;
+    let folder = recording.end()?;
+    let brief = only_vm(&folder)?;
+    ensure!(brief["vm"] == "brief", "{brief:#}");
+    let run = json(&folder, "run.json")?;
+    let earlier = run["vms"][0]["faults_before"]
+        .as_object()
+        .context("no faults_before")?;
+    let earlier: u64 = earlier.values().filter_map(serde_json::Value::as_u64).sum();
+    let counted = figure(&brief, "fault.minor", "count")? + figure(&brief, "fault.major", "count")?;
+    println!("rusage {kernel}, before it was known {earlier}, counted {counted}");
+    ensure!(
+        earlier < kernel / 4,
+        "{earlier} of {kernel} faults came before it was known"
+    );
+    // get_user_pages counts in the usage and not here; so does the exit itself.
+    let seen = counted + earlier + lost(&brief);
+    ensure!(
+        seen <= kernel,
+        "counted more than the kernel: {seen} of {kernel}"
+    );
+    within_a_percent("a brief VM", counted + earlier, kernel, lost(&brief))
+}
+
+fn start_and_end() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let recording = Recording::start(
+        &dir.path().join("run"),
+        ["--vm", "wanted-*", "--interval", "100ms"],
+    )?;
+    let unwanted = Vm::start(&Config::new("other", 16))?;
+    unwanted.await_passes(1)?;
+    for _ in 0..2 {
+        let vm = Vm::start(&Config::new("wanted-1", 16))?;
+        vm.await_passes(1)?;
+    }
+    let folder = recording.end()?;
+    let run = json(&folder, "run.json")?;
+    let vms = run["vms"].as_array().context("no VMs")?;
+    ensure!(vms.len() == 2, "one name, two instances: {run:#}");
+    ensure!(vms[0]["vm_id"] != vms[1]["vm_id"], "{run:#}");
+    ensure!(
+        vms[0]["folder"] == "wanted-1" && vms[1]["folder"] == "wanted-1~2",
+        "{run:#}"
+    );
+    ensure!(
+        vms.iter().all(|vm| vm["ended_us"].is_u64()),
+        "an end was not seen: {run:#}"
+    );
+    let summary = json(&folder, "summary.json")?;
+    for vm in summary["vms"].as_array().context("no VMs")? {
+        // 16 MiB are 4,096 first touches.
+        let minors = figure(vm, "fault.minor", "count")?;
+        ensure!(minors >= 4_000, "{minors} faults of an instance: {vm:#}");
+    }
+    Ok(())
+}
+
+fn cpu_hotplug() -> Result<()> {
+    let switch = "/sys/devices/system/cpu/cpu1/online";
+    ensure!(Path::new(switch).exists(), "CPU 1 cannot be switched off");
+    let dir = tempfile::tempdir()?;
+    let mut guest = Vm::start(&Config {
+        stopped: true,
+        ..Config::new("plugged", 192)
+    })?;
+    let _online = Undo::with("CPU 1", move || write(switch, "1"));
+    write(switch, "0")?;
+    let recording = Recording::start(&dir.path().join("run"), ["--interval", "100ms"])?;
+    let before = guest.faults()?;
+    write(switch, "1")?;
+    // Only what the new CPU sees can be counted now.
+    let rows = || rows(&dir.path().join("run"), "vms.csv");
+    let so_far = rows()?.len();
+    await_some("scan after the CPU came", PATIENCE, || {
+        Ok((rows()?.len() > so_far + 15).then_some(()))
+    })?;
+    testbed::run(Command::new("taskset").args(["-acp", "1", &guest.pid().to_string()]))?;
+    guest.resume()?;
+    guest.await_passes(1)?;
+    guest.stop()?;
+    let folder = recording.end()?;
+    let after = guest.faults()?;
+    let plugged = vm(&folder, "plugged")?;
+    let counted = figure(&plugged, "fault.minor", "count")?;
+    ensure!(counted > 40_000, "{counted} faults on the CPU that came");
+    within_a_percent(
+        "on a CPU that came",
+        counted,
+        after[0] - before[0],
+        lost(&plugged),
+    )
+}
+
+fn killed() -> Result<()> {
+    let guest = Vm::start(&Config::new("guest", 64))?;
+    for round in 0..8u64 {
+        let dir = tempfile::tempdir()?;
+        let folder = dir.path().join("run");
+        let mut recording =
+            Recording::start(&folder, ["--interval", "20ms", "--slow-faults", "0ns"])?;
+        // Moments that are not multiples of the interval.
+        std::thread::sleep(Duration::from_millis(150 + round * 37));
+        recording.signal(Signal::SIGKILL)?;
+        ensure!(recording.wait()?.signal() == Some(9));
+        let finished = json(&folder, "run.json")?["recorded"]["intervals"]
+            .as_u64()
+            .unwrap_or(0);
+        ensure!(finished >= 3, "only {finished} intervals");
+
+        // As a kill between two writes, or within one, leaves it.
+        let complete = report(&folder)?;
+        for (name, torn) in [
+            ("intervals.csv", &b"179548"[..]),
+            ("vms.csv", b"1795483995.0,1"),
+        ] {
+            let mut file = fs::OpenOptions::new()
+                .append(true)
+                .open(folder.join(name))?;
+            std::io::Write::write_all(&mut file, torn)?;
+        }
+        ensure!(
+            report(&folder)? == complete,
+            "a torn line changes the summary"
+        );
+        ensure!(
+            !fs::read_to_string(folder.join("vms.csv"))?.ends_with("0,1"),
+            "it is not mended"
+        );
+
+        let intervals: BTreeSet<String> = rows(&folder, "vms.csv")?
+            .into_iter()
+            .map(|row| row["interval"].clone())
+            .collect();
+        ensure!(
+            intervals.len() as u64 == finished,
+            "{} of {finished} intervals",
+            intervals.len()
+        );
+    }
+    drop(guest);
+    end_is_as_a_kill()
+}
+
+/// The report of a recording, and the summary that it leaves.
+fn report(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
+    let output = Command::new(overcommit())
+        .arg("report")
+        .arg(folder)
+        .arg("--format=json")
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok((output.stdout, fs::read(folder.join("summary.csv"))?))
+}
+
+/// The summary of a normal end, byte for byte, from what a kill would have left.
+fn end_is_as_a_kill() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _guest = Vm::start(&Config::new("guest", 64))?;
+    let folder = Recording::start(&dir.path().join("run"), ["--interval", "50ms"])?.end()?;
+    let files = ["summary.json", "summary.csv"];
+    let ended = files.map(|name| fs::read(folder.join(name)).unwrap_or_default());
+    for name in files {
+        fs::remove_file(folder.join(name))?;
+    }
+    let run = fs::read_to_string(folder.join("run.json"))?;
+    let mut run: serde_json::Value = serde_json::from_str(&run)?;
+    run["clocks"]["end"] = serde_json::Value::Null;
+    fs::write(folder.join("run.json"), run.to_string())?;
+    report(&folder)?;
+    ensure!(files.map(|name| fs::read(folder.join(name)).unwrap_or_default()) == ended);
+    Ok(())
+}
+
+fn exit_codes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let run = |name: &str, command: &[&str]| -> Result<i32> {
+        let out = dir.path().join(name);
+        let mut record = Command::new(overcommit());
+        record
+            .arg("record")
+            .arg("-q")
+            .arg("--out")
+            .arg(out)
+            .arg("--")
+            .args(command);
+        record.status()?.code().context("killed")
+    };
+    ensure!(run("ok", &["true"])? == 0);
+    ensure!(run("fails", &["sh", "-c", "exit 7"])? == 7);
+    ensure!(run("dies", &["sh", "-c", "kill -9 $$"])? == 137);
+    ensure!(run("missing", &["/nonexistent/load"])? == 127);
+    ensure!(
+        !dir.path().join("missing").exists(),
+        "an empty recording is left"
+    );
+    ensure!(run("forbidden", &["/etc/passwd"])? == 126);
+
+    let mut waiting = Command::new(overcommit())
+        .args(["record", "-q", "--wait", "--vm", "nobody", "--out"])
+        .arg(dir.path().join("early"))
+        .spawn()?;
+    let handled = || read(format!("/proc/{}/status", waiting.id()));
+    await_some("caught signals", PATIENCE, || {
+        let status = handled()?;
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap_or("0").trim(), 16)?;
+        Ok((caught >> (Signal::SIGTERM as u64 - 1) & 1 == 1).then_some(()))
+    })?;
+    let pid = nix::unistd::Pid::from_raw(waiting.id().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGTERM)?;
+    let status = waiting.wait()?;
+    ensure!(status.code() == Some(143), "{status}");
+
+    let recording = Recording::start(&dir.path().join("late"), ["--quiet"])?;
+    recording.signal(Signal::SIGTERM)?;
+    let mut recording = recording;
+    ensure!(
+        recording.wait()?.code() == Some(0),
+        "SIGTERM is a normal end"
+    );
+    Ok(())
+}
+
+/// Ids of all eBPF programs and maps of this host.
+fn bpf_objects() -> Result<usize> {
+    let fds = fs::read_dir("/proc")?
+        .flatten()
+        .filter_map(|entry| fs::read_dir(entry.path().join("fd")).ok());
+    let links = fds
+        .flatten()
+        .flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok());
+    Ok(links
+        .filter(|link| link.to_string_lossy().contains("bpf-"))
+        .count())
+}
+
+fn nothing_is_left() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let before = bpf_objects()?;
+    let mut recording = Recording::start(&dir.path().join("run"), ["--quiet"])?;
+    ensure!(bpf_objects()? > before, "no program was loaded");
+    recording.signal(Signal::SIGKILL)?;
+    recording.wait()?;
+    ensure!(bpf_objects()? == before, "a program outlives its loader");
+    Ok(())
+}

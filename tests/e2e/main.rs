@@ -1,0 +1,75 @@
+//! End-to-end tests: real eBPF, real VMs, real swap.
+//!
+//! A test that cannot run here is skipped before it starts, with its reason; a
+//! skip fails the run unless OVERCOMMIT_ALLOW_SKIPS is set.
+
+mod counts;
+mod files;
+mod input;
+mod lifecycle;
+mod results;
+mod threads;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
+use testbed::undo;
+
+/// A test and what it needs beside root.
+struct Test {
+    name: &'static str,
+    run: fn() -> Result<()>,
+    /// Why it cannot run here.
+    skip: Option<String>,
+}
+
+fn main() -> ExitCode {
+    if let Err(error) = undo::on_signals() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
+    let tests: Vec<Test> = [
+        counts::TESTS,
+        files::TESTS,
+        input::TESTS,
+        lifecycle::TESTS,
+        threads::TESTS,
+    ]
+    .concat()
+    .into_iter()
+    .map(|(name, run)| Test {
+        name,
+        run,
+        skip: missing(name),
+    })
+    .collect();
+    for test in &tests {
+        if let Some(reason) = &test.skip {
+            println!("skipping {}: {reason}", test.name);
+        }
+    }
+    let trials = tests.into_iter().map(trial).collect();
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    let allowed = std::env::var_os("OVERCOMMIT_ALLOW_SKIPS").is_some();
+    if conclusion.num_ignored > 0 && !allowed {
+        eprintln!(
+            "{} tests were skipped; --allow-skips accepts that",
+            conclusion.num_ignored
+        );
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+/// What this machine lacks for the test.
+fn missing(name: &str) -> Option<String> {
+    let needs_kvm = name.contains("kvm") || name.contains("shared") || name.contains("held");
+    let kvm = testbed::qemu::kvm_works();
+    (needs_kvm && !kvm).then(|| "/dev/kvm cannot be opened".to_owned())
+}
+
+fn trial(test: Test) -> Trial {
+    let Test { name, run, skip } = test;
+    let outcome = move || run().map_err(|error| Failed::from(format!("{error:?}")));
+    Trial::test(name, outcome).with_ignored_flag(skip.is_some())
+}

@@ -1,0 +1,128 @@
+//! What a recording says, and what a stand-in says.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use testbed::overcommit;
+
+/// A JSON file of a recording.
+pub(crate) fn json(folder: &Path, name: &str) -> Result<Value> {
+    let path = folder.join(name);
+    let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// A VM's entry in summary.json.
+pub(crate) fn vm(folder: &Path, name: &str) -> Result<Value> {
+    let summary = json(folder, "summary.json")?;
+    let vms = summary["vms"].as_array().context("no VMs")?;
+    let found = vms.iter().find(|vm| vm["vm"] == name);
+    found
+        .cloned()
+        .with_context(|| format!("no VM {name} in {summary:#}"))
+}
+
+/// The only VM's entry.
+pub(crate) fn only_vm(folder: &Path) -> Result<Value> {
+    let summary = json(folder, "summary.json")?;
+    let vms = summary["vms"].as_array().context("no VMs")?;
+    ensure!(vms.len() == 1, "not one VM: {summary:#}");
+    Ok(vms[0].clone())
+}
+
+/// A metric's figure of a VM.
+pub(crate) fn figure(vm: &Value, metric: &str, figure: &str) -> Result<u64> {
+    let metrics = vm["metrics"].as_array().context("no metrics")?;
+    let entry = metrics
+        .iter()
+        .find(|entry| entry["metric"] == metric)
+        .context("no such metric")?;
+    entry[figure]
+        .as_u64()
+        .with_context(|| format!("no {metric} {figure} in {vm:#}"))
+}
+
+/// What was not counted of a VM, slow faults left out: those are in the histogram.
+pub(crate) fn lost(vm: &Value) -> u64 {
+    let counts = vm["not_counted"].as_object().into_iter().flatten();
+    counts
+        .filter(|(cause, _)| *cause != "slow_dropped")
+        .filter_map(|(_, n)| n.as_u64())
+        .sum()
+}
+
+/// Rows of a CSV file by column name.
+pub(crate) fn rows(folder: &Path, name: &str) -> Result<Vec<HashMap<String, String>>> {
+    let file = File::open(folder.join(name))?;
+    Ok(csv::Reader::from_reader(file)
+        .deserialize()
+        .collect::<Result<_, _>>()?)
+}
+
+/// Fails unless the two are within 1 %, what was not counted taken into account.
+pub(crate) fn within_a_percent(what: &str, counted: u64, kernel: u64, lost: u64) -> Result<()> {
+    println!("{what}: counted {counted}, kernel {kernel}, not counted {lost}");
+    let difference = counted.abs_diff(kernel);
+    ensure!(
+        difference * 100 <= kernel || difference <= lost,
+        "{what}: counted {counted}, the kernel says {kernel}, {lost} not counted"
+    );
+    Ok(())
+}
+
+/// Runs overcommit to its end.
+pub(crate) fn run<const N: usize>(arguments: [&str; N]) -> Result<Output> {
+    Ok(Command::new(overcommit()).args(arguments).output()?)
+}
+
+/// A stand-in process that waits for its cue.
+pub(crate) struct StandIn {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl StandIn {
+    /// Starts it and waits until it is ready.
+    pub(crate) fn start<const N: usize>(arguments: [&str; N]) -> Result<Self> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_stand-in"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = BufReader::new(child.stdout.take().context("no output")?);
+        let mut started = Self { child, output };
+        let line = started.line()?;
+        ensure!(line == "ready", "the stand-in says {line:?}");
+        Ok(started)
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has it do its work, and gives the result.
+    pub(crate) fn work(&mut self) -> Result<String> {
+        let input = self.child.stdin.as_mut().context("no input")?;
+        writeln!(input)?;
+        self.line()
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        // Gone already if it failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

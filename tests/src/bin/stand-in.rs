@@ -1,0 +1,212 @@
+//! A process that looks like a VM to overcommit, and faults on command.
+//!
+//! `stand-in MODE [ARGUMENT]` prints `ready`, does its work when a line comes in,
+//! prints its result and waits for a second line.
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, clone};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::{BufRead, Read, stdin};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::time::{Duration, Instant};
+
+const PAGE: usize = 4096;
+
+fn main() -> Result<()> {
+    let mut words = std::env::args().skip(1);
+    let mode = words.next().context("no mode")?;
+    let number: u64 = words.next().context("no number")?.parse()?;
+    match mode.as_str() {
+        // A process without KVM that faults all the time, for so many ms.
+        "bystander" => bystander(Duration::from_millis(number)),
+        // A second process in the same memory takes so many faults.
+        "share" => with_kvm(|| share(number as usize)),
+        // Another process writes so many pages into this one.
+        "written" => with_kvm(|| written(number as usize)),
+        "write" => write_into(number as i32, &words.next().context("no address")?),
+        // A thread called like a vCPU faults, and is held for so many ms.
+        "held" => with_kvm(|| held(Duration::from_millis(number))),
+        _ => bail!("unknown mode {mode}"),
+    }
+}
+
+fn wait_for_line() -> Result<()> {
+    let mut line = String::new();
+    stdin().lock().read_line(&mut line)?;
+    Ok(())
+}
+
+/// Opens KVM, does the work on the first line, ends on the second.
+fn with_kvm(work: impl FnOnce() -> Result<String>) -> Result<()> {
+    let _kvm = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .context("/dev/kvm")?;
+    println!("ready");
+    wait_for_line()?;
+    println!("{}", work()?);
+    wait_for_line()
+}
+
+/// Fresh memory of that many small pages.
+fn memory(pages: usize) -> Result<*mut u8> {
+    let (protection, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: a new mapping of the kernel's choice touches nothing else.
+    let address = unsafe { libc::mmap(ptr::null_mut(), pages * PAGE, protection, flags, -1, 0) };
+    ensure!(
+        address != libc::MAP_FAILED,
+        "mmap: {}",
+        std::io::Error::last_os_error()
+    );
+    // SAFETY: the range is the mapping just made.
+    unsafe { libc::madvise(address, pages * PAGE, libc::MADV_NOHUGEPAGE) };
+    Ok(address.cast())
+}
+
+fn touch(memory: *mut u8, pages: usize) {
+    for page in 0..pages {
+        // SAFETY: the caller's mapping has that many pages.
+        unsafe { memory.add(page * PAGE).write_volatile(1) };
+    }
+}
+
+fn bystander(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let pages = 4096;
+        let memory = memory(pages)?;
+        touch(memory, pages);
+        // SAFETY: nothing points into the mapping any more.
+        unsafe { libc::munmap(memory.cast(), pages * PAGE) };
+    }
+    Ok(())
+}
+
+fn share(pages: usize) -> Result<String> {
+    let memory = memory(pages)?;
+    let mut stack = vec![0u8; 64 * PAGE];
+    // The stack and all else is touched already: only the pages are new.
+    stack.fill(1);
+    let child = Box::new(|| {
+        touch(memory, pages);
+        0
+    });
+    let flags = CloneFlags::CLONE_VM;
+    // SAFETY: the child only writes to its mapping, on a stack of its own that
+    // outlives it.
+    let child: Pid = unsafe { clone(child, &mut stack, flags, Some(libc::SIGCHLD)) }?;
+    waitpid(child, None)?;
+    Ok(child.to_string())
+}
+
+fn written(pages: usize) -> Result<String> {
+    let memory = memory(pages)? as usize;
+    let me = std::process::id().to_string();
+    let mut writer = std::process::Command::new(std::env::current_exe()?);
+    let status = writer
+        .args(["write", &me, &format!("{memory}:{pages}")])
+        .status()?;
+    ensure!(status.success(), "the writer failed");
+    Ok("written".to_owned())
+}
+
+fn write_into(pid: i32, range: &str) -> Result<()> {
+    let (address, pages) = range.split_once(':').context("no range")?;
+    let (address, pages): (usize, usize) = (address.parse()?, pages.parse()?);
+    for page in 0..pages {
+        let local = [std::io::IoSlice::new(&[1])];
+        let remote = [nix::sys::uio::RemoteIoVec {
+            base: address + page * PAGE,
+            len: 1,
+        }];
+        nix::sys::uio::process_vm_writev(Pid::from_raw(pid), &local, &remote)?;
+    }
+    Ok(())
+}
+
+/// include/uapi/linux/userfaultfd.h
+mod uffd {
+    pub(crate) const API: u64 = 0xaa;
+    pub(crate) const REGISTER_MODE_MISSING: u64 = 1;
+
+    #[repr(C)]
+    #[derive(Default)]
+    pub(crate) struct Api {
+        pub(crate) api: u64,
+        pub(crate) features: u64,
+        pub(crate) ioctls: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    pub(crate) struct Register {
+        pub(crate) start: u64,
+        pub(crate) len: u64,
+        pub(crate) mode: u64,
+        pub(crate) ioctls: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    pub(crate) struct ZeroPage {
+        pub(crate) start: u64,
+        pub(crate) len: u64,
+        pub(crate) mode: u64,
+        pub(crate) zeropage: i64,
+    }
+    nix::ioctl_readwrite!(api, 0xaa, 0x3f, Api);
+    nix::ioctl_readwrite!(register, 0xaa, 0x00, Register);
+    nix::ioctl_readwrite!(zeropage, 0xaa, 0x04, ZeroPage);
+}
+
+fn held(time: Duration) -> Result<String> {
+    // SAFETY: the system call takes flags alone and gives a descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    ensure!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just given it to us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let raw = fd.as_raw_fd();
+    let memory = memory(1)? as u64;
+    let mut api = uffd::Api {
+        api: uffd::API,
+        ..Default::default()
+    };
+    // SAFETY: the structure is the one that the call wants.
+    unsafe { uffd::api(raw, &mut api) }?;
+    let mode = uffd::REGISTER_MODE_MISSING;
+    let mut range = uffd::Register {
+        start: memory,
+        len: PAGE as u64,
+        mode,
+        ioctls: 0,
+    };
+    // SAFETY: as above; the range is a mapping of ours.
+    unsafe { uffd::register(raw, &mut range) }?;
+    let vcpu = std::thread::Builder::new()
+        .name("CPU 0/KVM".to_owned())
+        .spawn(move || {
+            // Known as a vCPU before it faults: the tracer looks once a second.
+            std::thread::sleep(Duration::from_millis(2500));
+            touch(memory as *mut u8, 1);
+        })?;
+    let mut message = [0u8; 32];
+    File::from(fd.try_clone()?).read_exact(&mut message)?;
+    let start = Instant::now();
+    std::thread::sleep(time);
+    let held = start.elapsed();
+    let mut zero = uffd::ZeroPage {
+        start: memory,
+        len: PAGE as u64,
+        mode: 0,
+        zeropage: 0,
+    };
+    // SAFETY: as above.
+    unsafe { uffd::zeropage(raw, &mut zero) }?;
+    ensure!(vcpu.join().is_ok(), "the faulting thread failed");
+    Ok(held.as_nanos().to_string())
+}

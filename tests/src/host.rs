@@ -1,0 +1,146 @@
+//! Swap and memory limits on this host.
+
+use crate::undo::Undo;
+use crate::{await_some, run};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How long the kernel may take to let go of a cgroup or a device.
+const RELEASE: Duration = Duration::from_secs(10);
+
+/// Writes a kernel file.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn write(path: impl AsRef<Path>, text: &str) -> Result<()> {
+    let path = path.as_ref();
+    fs::write(path, text).with_context(|| format!("cannot write {text:?} to {}", path.display()))
+}
+
+/// Reads a kernel file.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn read(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Compressed memory as swap, of its own.
+pub struct ZramSwap {
+    _undo: Undo,
+}
+
+impl ZramSwap {
+    /// Adds a zram device of that size and swaps to it.
+    ///
+    /// # Errors
+    /// The kernel has no zram, or refuses.
+    pub fn new(mebibytes: u64) -> Result<Self> {
+        if !Path::new("/sys/class/zram-control").exists() {
+            run(Command::new("modprobe").arg("zram"))?;
+        }
+        let number = read("/sys/class/zram-control/hot_add")?.trim().to_owned();
+        let device = format!("/dev/zram{number}");
+        let undo = Undo::with("zram swap", {
+            let device = device.clone();
+            move || {
+                if read("/proc/swaps")?.contains(&format!("{device} ")) {
+                    run(Command::new("swapoff").arg(&device))?;
+                }
+                write(format!("/sys/block/zram{number}/reset"), "1")?;
+                await_some("removal of the zram device", RELEASE, || {
+                    Ok(fs::write("/sys/class/zram-control/hot_remove", &number).ok())
+                })
+            }
+        });
+        let name = device.trim_start_matches("/dev/");
+        write(
+            format!("/sys/block/{name}/disksize"),
+            &format!("{mebibytes}M"),
+        )?;
+        run(Command::new("mkswap").arg(&device))?;
+        run(Command::new("swapon").arg(&device))?;
+        Ok(Self { _undo: undo })
+    }
+}
+
+/// A memory cgroup of its own, in either version.
+pub struct MemoryCgroup {
+    path: PathBuf,
+    limit: &'static str,
+    _undo: Undo,
+}
+
+impl MemoryCgroup {
+    /// Makes a cgroup without a limit.
+    ///
+    /// # Errors
+    /// The host has no memory controller, or refuses.
+    pub fn new(name: &str) -> Result<Self> {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let (root, limit) = if v1.exists() {
+            (v1, "memory.limit_in_bytes")
+        } else {
+            let root = Path::new("/sys/fs/cgroup");
+            write(root.join("cgroup.subtree_control"), "+memory")?;
+            (root, "memory.max")
+        };
+        let path = root.join(format!("overcommit-{name}-{}", std::process::id()));
+        let undo = Undo::with("memory cgroup", {
+            let path = path.clone();
+            move || {
+                await_some("removal of the memory cgroup", RELEASE, || {
+                    Ok((!path.exists() || fs::remove_dir(&path).is_ok()).then_some(()))
+                })
+            }
+        });
+        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self {
+            path,
+            limit,
+            _undo: undo,
+        })
+    }
+
+    /// Limits it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn limit(&self, mebibytes: u64) -> Result<()> {
+        write(self.path.join(self.limit), &(mebibytes << 20).to_string())
+    }
+
+    /// The file to which a process is written to be moved there.
+    pub fn procs(&self) -> PathBuf {
+        self.path.join("cgroup.procs")
+    }
+}
+
+/// Transparent huge pages switched off: with them a squeezed cgroup ends in an
+/// out-of-memory kill instead of swapping.
+pub struct SmallPages {
+    _undo: Undo,
+}
+
+impl SmallPages {
+    /// Switches them off.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new() -> Result<Self> {
+        let path = "/sys/kernel/mm/transparent_hugepage/enabled";
+        let before = read(path)?;
+        let chosen = before
+            .split(['[', ']'])
+            .nth(1)
+            .context("no huge page mode is chosen")?;
+        let chosen = chosen.to_owned();
+        let undo = Undo::with("transparent huge pages", move || write(path, &chosen));
+        write(path, "never")?;
+        Ok(Self { _undo: undo })
+    }
+}

@@ -1,0 +1,251 @@
+//! Real VMs.
+
+use crate::host::{MemoryCgroup, read};
+use crate::undo::Undo;
+use crate::{await_some, payload};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a VM may take for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The emulator.
+pub const QEMU: &str = "qemu-system-x86_64";
+
+/// Whether KVM works here, tried.
+pub fn kvm_works() -> bool {
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
+}
+
+/// How to start a VM.
+pub struct Config<'a> {
+    /// `-name guest=`
+    pub name: &'a str,
+    /// MiB that the guest walks.
+    pub walk: u64,
+    /// vCPUs; one walks.
+    pub vcpus: u32,
+    /// Whether threads carry telling names.
+    pub debug_threads: bool,
+    /// `kvm` or `tcg`.
+    pub accel: &'a str,
+    /// Where its memory is limited.
+    pub cgroup: Option<&'a MemoryCgroup>,
+    /// Whether it waits for [`Vm::resume`].
+    pub stopped: bool,
+}
+
+impl<'a> Config<'a> {
+    /// One vCPU, under KVM where it works.
+    pub fn new(name: &'a str, walk: u64) -> Self {
+        Self {
+            name,
+            walk,
+            vcpus: 1,
+            debug_threads: true,
+            accel: if kvm_works() { "kvm" } else { "tcg" },
+            cgroup: None,
+            stopped: false,
+        }
+    }
+
+    /// The command line.
+    fn command(&self, dir: &Path) -> Result<Command> {
+        // The shell moves itself into the cgroup, and becomes the VM there.
+        let mut command = Command::new("sh");
+        let procs = self
+            .cgroup
+            .map_or_else(|| "/dev/null".into(), MemoryCgroup::procs);
+        command
+            .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
+            .arg(procs)
+            .arg(QEMU);
+        let threads = if self.debug_threads { "on" } else { "off" };
+        let name = self.name.replace(',', ",,");
+        command
+            .arg("-name")
+            .arg(format!("guest={name},debug-threads={threads}"));
+        command.args(["-accel", self.accel, "-m", &format!("{}", self.walk + 64)]);
+        command.args(["-smp", &self.vcpus.to_string()]);
+        command.args("-nodefaults -vga none -display none -no-reboot".split(' '));
+        command
+            .arg("-serial")
+            .arg(format!("file:{}", dir.join("serial").display()));
+        let socket = format!("unix:{},server=on,wait=off", dir.join("qmp").display());
+        command.arg("-qmp").arg(socket);
+        command.arg("-kernel").arg(payload::walker()?);
+        command.args(["-append", &format!("mib={}", self.walk)]);
+        if self.stopped {
+            command.arg("-S");
+        }
+        let complaints = fs::File::create(dir.join("stderr"))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(complaints);
+        Ok(command)
+    }
+}
+
+/// A running VM. Dropping it kills it.
+pub struct Vm {
+    pid: u32,
+    dir: PathBuf,
+    qmp: BufReader<UnixStream>,
+    _undo: Undo,
+}
+
+impl Vm {
+    /// Starts a VM and connects to its monitor.
+    ///
+    /// # Errors
+    /// QEMU is missing, or fails.
+    pub fn start(config: &Config<'_>) -> Result<Self> {
+        let dir =
+            std::env::temp_dir().join(format!("overcommit-{}-{}", std::process::id(), config.name));
+        let child: Arc<Mutex<Option<Child>>> = Arc::default();
+        let undo = Undo::with("a VM", {
+            let (child, dir) = (Arc::clone(&child), dir.clone());
+            move || {
+                let child = child.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(mut child) = child {
+                    child.kill()?;
+                    child.wait()?;
+                }
+                if dir.exists() {
+                    Ok(fs::remove_dir_all(dir)?)
+                } else {
+                    Ok(())
+                }
+            }
+        });
+        fs::create_dir_all(&dir)?;
+        let started = config.command(&dir)?.spawn().context("cannot start QEMU")?;
+        let pid = started.id();
+        *child.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        let socket = await_some("monitor of the VM", PATIENCE, || {
+            let alive = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let complaints = || fs::read_to_string(dir.join("stderr")).unwrap_or_default();
+            ensure!(
+                !alive.contains(") Z "),
+                "QEMU ended at once: {}",
+                complaints()
+            );
+            Ok(UnixStream::connect(dir.join("qmp")).ok())
+        })?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut vm = Self {
+            pid,
+            dir,
+            qmp: BufReader::new(socket),
+            _undo: undo,
+        };
+        vm.line().context("the monitor does not greet")?;
+        vm.execute("qmp_capabilities", json!({}))?;
+        Ok(vm)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// PID-STARTTIME.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn id(&self) -> Result<String> {
+        Ok(format!("{}-{}", self.pid, stat_field(self.pid, 22)?))
+    }
+
+    /// min_flt and maj_flt of the process.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn faults(&self) -> Result<[u64; 2]> {
+        Ok([stat_field(self.pid, 10)?, stat_field(self.pid, 12)?])
+    }
+
+    /// Stops the vCPUs.
+    ///
+    /// # Errors
+    /// The monitor refuses.
+    pub fn stop(&mut self) -> Result<()> {
+        self.execute("stop", json!({})).map(drop)
+    }
+
+    /// Lets the vCPUs run.
+    ///
+    /// # Errors
+    /// The monitor refuses.
+    pub fn resume(&mut self) -> Result<()> {
+        self.execute("cont", json!({})).map(drop)
+    }
+
+    /// Waits until the guest has walked its memory that many times.
+    ///
+    /// # Errors
+    /// It does not come so far.
+    pub fn await_passes(&self, passes: usize) -> Result<()> {
+        await_some("pass of the guest", PATIENCE, || {
+            Ok((read(self.dir.join("serial"))?.len() >= passes).then_some(()))
+        })
+    }
+
+    /// Passes so far.
+    ///
+    /// # Errors
+    /// The serial log cannot be read.
+    pub fn passes(&self) -> Result<usize> {
+        Ok(read(self.dir.join("serial"))?.len())
+    }
+
+    /// Runs a command of the monitor.
+    ///
+    /// # Errors
+    /// The monitor refuses.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.qmp.get_mut(), "{request}")?;
+        loop {
+            let answer = self.line()?;
+            if let Some(error) = answer.get("error") {
+                bail!("the monitor refuses {command}: {error}");
+            }
+            if let Some(result) = answer.get("return") {
+                return Ok(result.clone());
+            }
+        }
+    }
+
+    fn line(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        self.qmp.read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+/// A field of /proc/PID/stat, counted from 1 as in proc(5).
+///
+/// # Errors
+/// The process is gone.
+pub fn stat_field(pid: u32, field: usize) -> Result<u64> {
+    let stat = read(format!("/proc/{pid}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
+    let word = rest
+        .split_whitespace()
+        .nth(field - 3)
+        .context("too few fields in stat")?;
+    Ok(word.parse()?)
+}

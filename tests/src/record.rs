@@ -1,0 +1,92 @@
+//! Runs `overcommit record` as a user would.
+
+use crate::undo::Undo;
+use crate::{await_some, overcommit};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// How long attaching may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A recording that runs.
+pub struct Recording {
+    child: Child,
+    folder: PathBuf,
+    _undo: Undo,
+}
+
+impl Recording {
+    /// Starts it and waits until it counts.
+    ///
+    /// # Errors
+    /// It ends instead.
+    pub fn start(
+        folder: &Path,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Result<Self> {
+        let ready = folder.with_extension("ready");
+        let mut command = Command::new(overcommit());
+        command
+            .arg("record")
+            .arg("--out")
+            .arg(folder)
+            .arg("--ready-file")
+            .arg(&ready);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let mut child = command
+            .spawn()
+            .context("cannot run overcommit; cargo xtask build")?;
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let undo = Undo::with("a recording", move || {
+            // Gone already in the regular case.
+            let _ = kill(pid, Signal::SIGTERM);
+            Ok(())
+        });
+        await_some("recording", PATIENCE, || {
+            let ended = child.try_wait()?;
+            ensure!(ended.is_none(), "overcommit record ended: {ended:?}");
+            Ok(ready.exists().then_some(()))
+        })?;
+        std::fs::remove_file(ready)?;
+        Ok(Self {
+            child,
+            folder: folder.to_owned(),
+            _undo: undo,
+        })
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id().cast_signed()), signal)?)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait()?)
+    }
+
+    /// Ends it as Ctrl-C does, and gives its folder.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn end(mut self) -> Result<PathBuf> {
+        self.signal(Signal::SIGINT)?;
+        let status = self.wait()?;
+        ensure!(status.success(), "overcommit record failed: {status}");
+        Ok(self.folder.clone())
+    }
+}

@@ -1,0 +1,89 @@
+//! What was changed on the host is put back: at the end of its guard, in a panic,
+//! and on SIGINT or SIGTERM.
+
+use anyhow::Result;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+type Action = Box<dyn FnOnce() -> Result<()> + Send>;
+
+/// Everything that is still to be put back, in the order of the changes.
+static CHANGES: Mutex<Changes> = Mutex::new(Changes {
+    next: 0,
+    actions: Vec::new(),
+    over: false,
+});
+
+struct Changes {
+    next: u64,
+    actions: Vec<(u64, &'static str, Action)>,
+    /// A signal has come: nothing more may be changed.
+    over: bool,
+}
+
+fn changes() -> MutexGuard<'static, Changes> {
+    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts a change back when it is dropped.
+#[must_use]
+pub struct Undo(u64);
+
+impl Undo {
+    /// Call it before the change: the action must cope with a change that was not
+    /// made.
+    pub fn with(what: &'static str, action: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
+        let mut changes = changes();
+        while changes.over {
+            drop(changes);
+            // The signal's thread is about to end this process.
+            std::thread::park();
+            changes = self::changes();
+        }
+        let id = changes.next;
+        changes.next += 1;
+        changes.actions.push((id, what, Box::new(action)));
+        Self(id)
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let mut changes = changes();
+        let place = changes.actions.iter().position(|(id, ..)| *id == self.0);
+        let action = place.map(|place| changes.actions.remove(place));
+        drop(changes);
+        if let Some((_, what, action)) = action {
+            put_back(what, action);
+        }
+    }
+}
+
+fn put_back(what: &str, action: Action) {
+    if let Err(error) = action() {
+        eprintln!("cannot put back {what}: {error:#}");
+    }
+}
+
+/// From now on SIGINT and SIGTERM put everything back, last change first, before
+/// they end the process.
+///
+/// # Errors
+/// The signals cannot be caught.
+pub fn on_signals() -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            eprintln!("\nputting the host back as it was");
+            let mut changes = changes();
+            changes.over = true;
+            let actions = std::mem::take(&mut changes.actions);
+            for (_, what, action) in actions.into_iter().rev() {
+                put_back(what, action);
+            }
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Builds the eBPF programs, then what carries them.
+
+use crate::setup::{bpf_linker, rust_source, show};
+use anyhow::{Context, Result};
+use std::fs;
+use std::process::Command;
+use testbed::{root, target};
+
+/// Target of the programs: every architecture that overcommit knows is little-endian.
+const EBPF_TARGET: &str = "bpfel-unknown-none";
+/// Name of the binary that holds them.
+const PROGRAMS: &str = "overcommit-programs";
+
+/// Builds the programs into target/overcommit-programs.o.
+///
+/// # Errors
+/// A tool cannot be installed, or the build fails.
+pub(crate) fn ebpf() -> Result<()> {
+    show(cargo_ebpf("build")?.arg("--quiet"))?;
+    let built = target()
+        .join("ebpf")
+        .join(EBPF_TARGET)
+        .join("release")
+        .join(PROGRAMS);
+    let object = target().join(format!("{PROGRAMS}.o"));
+    let failed = || format!("cannot copy {}", built.display());
+    let new = fs::read(&built).with_context(failed)?;
+    // Left alone if it is the same, so that nothing is built again.
+    if fs::read(&object).ok().as_ref() != Some(&new) {
+        fs::write(&object, new).with_context(failed)?;
+        println!("built {}", object.display());
+    }
+    Ok(())
+}
+
+/// A cargo command on the eBPF programs.
+///
+/// # Errors
+/// A tool cannot be installed.
+pub(crate) fn cargo_ebpf(command: &str) -> Result<Command> {
+    rust_source()?;
+    let linker = bpf_linker()?;
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(root())
+        .arg(command)
+        .args(["--release", "--package", "overcommit-ebpf"]);
+    cargo.args(["--features", "programs", "--bin", PROGRAMS]);
+    cargo.args(["-Z", "build-std=core", "--target", EBPF_TARGET]);
+    cargo.arg("--target-dir").arg(target().join("ebpf"));
+    // The target has no ready-made core library; building one is not stable yet.
+    cargo.env("RUSTC_BOOTSTRAP", "1");
+    cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
+    // Version 3 brings 32-bit arithmetic and atomic compare-and-exchange.
+    let flags = "-C debuginfo=2 -C target-cpu=v3";
+    cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", flags);
+    Ok(cargo)
+}
+
+/// Builds the programs and the binary.
+///
+/// # Errors
+/// As [`ebpf`].
+pub(crate) fn all() -> Result<()> {
+    ebpf()?;
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "overcommit-userspace",
+    ]);
+    show(&mut cargo)?;
+    println!("built {}", testbed::overcommit().display());
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! What the build, the demo and the tests need on this machine.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
+use std::process::Command;
+use testbed::target;
+
+/// A program and the Debian package that holds it.
+pub(crate) struct Tool {
+    /// Looked for on the path.
+    pub(crate) program: &'static str,
+    /// Installed if it is not there.
+    pub(crate) package: &'static str,
+}
+
+/// What VMs and swap need.
+pub(crate) const TESTBED: [Tool; 4] = [
+    Tool {
+        program: testbed::qemu::QEMU,
+        package: "qemu-system-x86",
+    },
+    Tool {
+        program: "as",
+        package: "binutils",
+    },
+    Tool {
+        program: "mkswap",
+        package: "util-linux",
+    },
+    Tool {
+        program: "swapon",
+        package: "mount",
+    },
+];
+
+/// Runs a command with its output shown.
+///
+/// # Errors
+/// It cannot be started, or fails.
+pub(crate) fn show(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(status.success(), "{command:?} failed: {status}");
+    Ok(())
+}
+
+/// Stops another user with the one line to type.
+///
+/// # Errors
+/// Not root.
+pub(crate) fn require_root(task: &str) -> Result<()> {
+    if nix_is_root()? {
+        return Ok(());
+    }
+    bail!("this needs root; run: sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask {task}")
+}
+
+fn nix_is_root() -> Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    Ok(uid.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0"))
+}
+
+/// Installs the packages of what is missing.
+///
+/// # Errors
+/// A package cannot be installed.
+pub(crate) fn install(tools: &[Tool]) -> Result<()> {
+    let is_missing = |tool: &&Tool| !on_path(tool.program);
+    let packages: Vec<&str> = tools
+        .iter()
+        .filter(is_missing)
+        .map(|tool| tool.package)
+        .collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    ensure!(
+        on_path("apt-get"),
+        "missing: {}; install them",
+        packages.join(", ")
+    );
+    println!("installing Debian packages: {}", packages.join(" "));
+    show(Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut install = Command::new("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive");
+    show(
+        install
+            .args(["install", "-y", "-qq", "--no-install-recommends"])
+            .args(packages),
+    )
+}
+
+/// Whether the program can be run by its name.
+pub(crate) fn on_path(program: &str) -> bool {
+    let sbin = ["/usr/sbin", "/sbin"].map(Into::into);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(sbin)
+        .any(|dir| dir.join(program).is_file())
+}
+
+/// Gives what root wrote to the user behind sudo.
+///
+/// # Errors
+/// It cannot be given away.
+pub(crate) fn give_to_user_behind_sudo(paths: &[&Path]) -> Result<()> {
+    let (Ok(uid), Ok(gid)) = (std::env::var("SUDO_UID"), std::env::var("SUDO_GID")) else {
+        return Ok(());
+    };
+    let existing = paths.iter().filter(|path| path.exists());
+    show(
+        Command::new("chown")
+            .arg("-R")
+            .arg(format!("{uid}:{gid}"))
+            .args(existing),
+    )
+}
+
+/// The source of the standard library, for the eBPF target.
+///
+/// # Errors
+/// rustup is missing, or cannot install it.
+pub(crate) fn rust_source() -> Result<()> {
+    let sysroot = testbed::run(Command::new("rustc").args(["--print", "sysroot"]))?;
+    if Path::new(sysroot.trim())
+        .join("lib/rustlib/src/rust/library/core")
+        .exists()
+    {
+        return Ok(());
+    }
+    println!("installing the source of Rust's core library");
+    show(Command::new("rustup").args(["component", "add", "rust-src"]))
+        .context("the eBPF target has no ready-made core library; install Rust with rustup")
+}
+
+/// Version of the linker that knows the LLVM of the pinned compiler.
+const BPF_LINKER: &str = "0.10.1";
+
+/// The linker of eBPF objects; gives its path.
+///
+/// # Errors
+/// It cannot be built.
+pub(crate) fn bpf_linker() -> Result<std::path::PathBuf> {
+    let tools = target().join("tools");
+    let linker = tools.join("bin/bpf-linker");
+    let version = Command::new(&linker).arg("--version").output();
+    if version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(BPF_LINKER)) {
+        return Ok(linker);
+    }
+    println!("building bpf-linker {BPF_LINKER}, which takes a minute or two");
+    let mut install = Command::new("cargo");
+    install.args([
+        "install",
+        "bpf-linker",
+        "--quiet",
+        "--locked",
+        "--version",
+        BPF_LINKER,
+        "--root",
+    ]);
+    show(install.arg(&tools).env_remove("CARGO_TARGET_DIR"))?;
+    Ok(linker)
+}
