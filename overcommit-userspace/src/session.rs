@@ -88,7 +88,7 @@ impl Session {
             log.print();
         }
         let now = Clocks::now()?;
-        while let Some(event) = self.events.next() {
+        for event in &mut self.events {
             match event.kind {
                 LifecycleKind::Started => self.sampler.started(event, &now),
                 LifecycleKind::NoSlot => self.sampler.missed(),
@@ -112,7 +112,7 @@ impl Session {
     /// # Errors
     /// A file cannot be written.
     pub fn record(mut self, folder: Folder, options: Options) -> Result<RunningSession> {
-        while self.slow.next().is_some() {}
+        self.slow.by_ref().for_each(drop);
         let start = Clocks::now()?;
         self.sampler.drain(&start)?;
         self.sampler.restart(&start);
@@ -213,10 +213,7 @@ impl RunningSession {
     /// # Errors
     /// The file cannot be written.
     pub fn write_slow_faults(&mut self) -> Result<()> {
-        let mut faults = Vec::new();
-        while let Some(fault) = self.session.slow.next() {
-            faults.push(fault);
-        }
+        let faults: Vec<_> = self.session.slow.by_ref().collect();
         if faults.is_empty() {
             return Ok(());
         }

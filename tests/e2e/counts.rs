@@ -1,5 +1,6 @@
 //! Every fault is counted, once, for the right VM.
 
+use crate::Tests;
 use crate::results::{StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use anyhow::{Result, ensure};
 use std::process::Command;
@@ -9,7 +10,7 @@ use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
 use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
 
-pub(crate) const TESTS: &[(&str, fn() -> Result<()>)] = &[
+pub(crate) const TESTS: Tests = &[
     ("counts_agree_with_the_kernel_kvm", counts_agree_under_kvm),
     ("counts_agree_with_the_kernel_tcg", counts_agree_under_tcg),
     ("shared_memory_counts_to_the_vm", shared_memory_counts),

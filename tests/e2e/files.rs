@@ -1,5 +1,6 @@
 //! The files, as readers that are not ours take them.
 
+use crate::Tests;
 use crate::results::{figure, json, rows, vm};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -12,7 +13,7 @@ use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::{overcommit, root, run, target};
 
-pub(crate) const TESTS: &[(&str, fn() -> Result<()>)] = &[
+pub(crate) const TESTS: Tests = &[
     ("foreign_readers_agree", foreign_readers),
     ("files_belong_to_the_user_behind_sudo", ownership),
     ("intervals_end_on_whole_multiples", aligned),

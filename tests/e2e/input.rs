@@ -1,5 +1,6 @@
 //! Bad input gets a clear error, and nothing is lost.
 
+use crate::Tests;
 use crate::results::run;
 use anyhow::{Result, ensure};
 use std::fs;
@@ -9,7 +10,7 @@ use std::process::{Command, Output};
 use testbed::overcommit;
 use testbed::qemu::{Config, Vm};
 
-pub(crate) const TESTS: &[(&str, fn() -> Result<()>)] = &[
+pub(crate) const TESTS: Tests = &[
     ("another_user_is_told_what_to_type", not_root),
     ("bad_options_are_usage_errors", usage),
     ("an_unknown_vm_is_named_beside_those_that_run", unknown_vm),

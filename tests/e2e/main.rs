@@ -15,6 +15,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
 use testbed::undo;
 
+/// Tests of a module by name.
+type Tests = &'static [(&'static str, fn() -> Result<()>)];
+
 /// A test and what it needs beside root.
 struct Test {
     name: &'static str,
@@ -70,6 +73,6 @@ fn missing(name: &str) -> Option<String> {
 
 fn trial(test: Test) -> Trial {
     let Test { name, run, skip } = test;
-    let outcome = move || run().map_err(|error| Failed::from(format!("{error:?}")));
+    let outcome = move || run().map_err(|error| Failed::from(format!("{error:#}")));
     Trial::test(name, outcome).with_ignored_flag(skip.is_some())
 }

@@ -1,5 +1,6 @@
 //! The stall share counts vCPU threads only.
 
+use crate::Tests;
 use crate::results::{figure, json, only_vm};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json as object};
@@ -9,7 +10,7 @@ use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 
-pub(crate) const TESTS: &[(&str, fn() -> Result<()>)] = &[
+pub(crate) const TESTS: Tests = &[
     ("stall_share_by_thread_names", || stall_share(true)),
     ("stall_share_by_kvm_run", || stall_share(false)),
     (

@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -112,8 +113,9 @@ impl Vm {
     /// # Errors
     /// QEMU is missing, or fails.
     pub fn start(config: &Config<'_>) -> Result<Self> {
-        let dir =
-            std::env::temp_dir().join(format!("overcommit-{}-{}", std::process::id(), config.name));
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Relaxed);
+        let dir = std::env::temp_dir().join(format!("overcommit-{}-{number}", std::process::id()));
         let child: Arc<Mutex<Option<Child>>> = Arc::default();
         let undo = Undo::with("a VM", {
             let (child, dir) = (Arc::clone(&child), dir.clone());

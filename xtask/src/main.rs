@@ -6,8 +6,8 @@ mod demo;
 mod setup;
 mod test;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(
@@ -31,11 +31,18 @@ enum Command {
     Test(test::Args),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
         Command::BuildEbpf => build::ebpf(),
         Command::Build => build::all(),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

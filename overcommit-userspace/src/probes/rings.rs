@@ -30,9 +30,13 @@ impl Events {
         let (ring, fd) = ring(ebpf, "EVENTS")?;
         Ok(Self { ring, fd })
     }
+}
 
-    /// The next event, if there is one.
-    pub fn next(&mut self) -> Option<Event> {
+impl Iterator for Events {
+    type Item = Event;
+
+    /// The next event, if one has come.
+    fn next(&mut self) -> Option<Event> {
         loop {
             let item = self.ring.next()?;
             if let Some(event) = event(&item) {
@@ -55,9 +59,13 @@ impl SlowFaults {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self(ring(ebpf, "SLOW")?.0))
     }
+}
 
-    /// The next one, if there is one.
-    pub fn next(&mut self) -> Option<(Metric, SlowFault)> {
+impl Iterator for SlowFaults {
+    type Item = (Metric, SlowFault);
+
+    /// The next fault, if one has come.
+    fn next(&mut self) -> Option<(Metric, SlowFault)> {
         loop {
             let item = self.0.next()?;
             if let Some(fault) = slow_fault(&item) {

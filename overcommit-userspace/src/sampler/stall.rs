@@ -52,7 +52,7 @@ fn waited(thread: &Thread, now_ns: u64) -> Option<u64> {
         let before = thread.sequence.load(SeqCst);
         let since = thread.since_ns.load(SeqCst);
         let waited = thread.waited_ns.load(SeqCst);
-        if before % 2 == 0 && thread.sequence.load(SeqCst) == before {
+        if before.is_multiple_of(2) && thread.sequence.load(SeqCst) == before {
             let open = if since == 0 {
                 0
             } else {

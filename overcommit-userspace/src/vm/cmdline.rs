@@ -113,12 +113,10 @@ impl CommandLine {
                 }
             }
             b"smp" => self.vcpus = vcpus(&pairs(argument, b"cpus")).or(self.vcpus),
-            b"accel" => {
-                // The first -accel that works is used; the process's own file
-                // descriptors tell which one that was.
-                if self.accelerator.is_none() {
-                    self.accelerator = value(&pairs(argument, b"accel"), b"accel");
-                }
+            // The first -accel that works is used; the process's own file
+            // descriptors tell which one that was.
+            b"accel" if self.accelerator.is_none() => {
+                self.accelerator = value(&pairs(argument, b"accel"), b"accel");
             }
             b"machine" | b"M" => {
                 let pairs = pairs(argument, b"type");

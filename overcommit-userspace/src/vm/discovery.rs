@@ -270,7 +270,7 @@ mod tests {
                 root,
                 101,
                 "/usr/bin/qemu-system-x86_64",
-                b"qemu\0-name\0guest=web\xff01,debug-threads=on\0-m\0001G\0-smp\x002\0-uuid\0AB\0",
+                b"qemu\0-name\0guest=web\xff01,debug-threads=on\0-m\x001G\0-smp\x002\0-uuid\0AB\0",
                 &["/dev/kvm", "anon_inode:kvm-vm"],
             );
         });

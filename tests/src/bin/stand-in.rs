@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, clone};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{BufRead, Read, stdin};
@@ -98,11 +98,17 @@ fn share(pages: usize) -> Result<String> {
         touch(memory, pages);
         0
     });
-    let flags = CloneFlags::CLONE_VM;
+    // VFORK: the parent stands still until the child is gone, and so does all that
+    // the child borrows.
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
     // SAFETY: the child only writes to its mapping, on a stack of its own that
     // outlives it.
     let child: Pid = unsafe { clone(child, &mut stack, flags, Some(libc::SIGCHLD)) }?;
-    waitpid(child, None)?;
+    let status = waitpid(child, None)?;
+    ensure!(
+        status == WaitStatus::Exited(child, 0),
+        "the sharing process: {status:?}"
+    );
     Ok(child.to_string())
 }
 
