@@ -20,7 +20,9 @@ while ((interval = reader.nextIntervalHistogram()) !== null) {
 const answer = { intervals };
 for (const [tag, total] of Object.entries(totals)) {
   answer[tag] = { count: total.totalCount };
-  for (const [name, percentile] of [["p50", 50], ["p90", 90], ["p99", 99], ["p999", 99.9]]) {
+  for (const [name, quantile] of [["p50", 0.5], ["p90", 0.9], ["p99", 0.99], ["p999", 0.999]]) {
+    // As in the Python script: ask for the rank itself.
+    const percentile = (100 * Math.ceil(quantile * total.totalCount)) / total.totalCount;
     answer[tag][name + "_ns"] = total.totalCount ? total.getValueAtPercentile(percentile) : 0;
   }
 }

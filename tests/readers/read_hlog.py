@@ -1,5 +1,6 @@
 """Reads a histogram log with PyPI's hdrhistogram and prints what is in it."""
 import json
+import math
 import sys
 
 from hdrh.histogram import HdrHistogram
@@ -15,6 +16,10 @@ while (interval := reader.get_next_interval_histogram()) is not None:
 answer = {"intervals": intervals}
 for tag, total in totals.items():
     answer[tag] = {"count": total.get_total_count()}
-    for name, percentile in [("p50", 50), ("p90", 90), ("p99", 99), ("p999", 99.9)]:
+    count = total.get_total_count()
+    for name, quantile in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999)]:
+        # This reader rounds the rank to the nearest, Java's and ours round it up:
+        # ask for the rank itself.
+        percentile = 100 * math.ceil(quantile * count) / max(count, 1)
         answer[tag][name + "_ns"] = total.get_value_at_percentile(percentile)
 print(json.dumps(answer))

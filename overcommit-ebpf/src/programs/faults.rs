@@ -63,7 +63,7 @@ fn ran(program: HotProgram) {
 #[inline(always)]
 fn begin(address: u64) {
     // SAFETY: entries are only read and written as whole words.
-    let Some(slot) = (unsafe { MMS.get(&current_mm()) }) else {
+    let Some(slot) = (unsafe { MMS.get(current_mm()) }) else {
         return;
     };
     let Some(vm) = VMS.get(*slot) else { return };
@@ -86,7 +86,7 @@ fn begin(address: u64) {
 #[inline(always)]
 fn finish(metric: Metric, address: u64) {
     // SAFETY: as in `begin`.
-    let Some(slot) = (unsafe { MMS.get(&current_mm()) }) else {
+    let Some(slot) = (unsafe { MMS.get(current_mm()) }) else {
         return;
     };
     // SAFETY: the helper has no precondition.
@@ -175,7 +175,7 @@ fn send(vm: &Vm, slot: u32, metric: Metric, thread: &Thread, end_ns: u64, latenc
 fn known_thread() -> Option<&'static Thread> {
     let tid = bpf_get_current_pid_tgid() as u32;
     // SAFETY: entries are only read and written as whole words.
-    let index = unsafe { TIDS.get(&tid) }?;
+    let index = unsafe { TIDS.get(tid) }?;
     THREADS.get(*index)
 }
 
@@ -190,10 +190,10 @@ fn thread_entry(slot: u32) -> Option<&'static Thread> {
     let thread = THREADS.get(index)?;
     set(&thread.id, id);
     set(&thread.vm, u64::from(slot));
-    if TIDS.insert(&(id as u32), &index, 0).is_err() {
+    if TIDS.insert(id as u32, index, 0).is_err() {
         set(&thread.id, 0);
         // The entry goes back to where it came from, so there is room for it.
-        let _ = FREE_THREADS.push(&index, 0);
+        let _ = FREE_THREADS.push(index, 0);
         return None;
     }
     Some(thread)

@@ -29,7 +29,7 @@ pub(crate) fn adopt_wanted(ctx: *const u64) -> i32 {
     let offsets = OFFSETS.load();
     let tgid = task.u32(offsets.task_tgid);
     // SAFETY: entries are only read and written as whole words.
-    let wanted = unsafe { WANTED.get(&tgid) }.is_some();
+    let wanted = unsafe { WANTED.get(tgid) }.is_some();
     if wanted && task.u32(offsets.task_pid) == tgid {
         adopt(task, tgid);
     }
@@ -85,7 +85,7 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn abandon_fault(tid: u32) {
     // SAFETY: entries are only read and written as whole words.
-    let Some(thread) = unsafe { TIDS.get(&tid) }.and_then(|index| THREADS.get(*index)) else {
+    let Some(thread) = unsafe { TIDS.get(tid) }.and_then(|index| THREADS.get(*index)) else {
         return;
     };
     if get(&thread.since_ns) != 0 {
@@ -126,7 +126,7 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
         return None;
     }
     // SAFETY: entries are only read and written as whole words.
-    if let Some(slot) = unsafe { MMS.get(&mm) } {
+    if let Some(slot) = unsafe { MMS.get(mm) } {
         return Some(*slot);
     }
     let slot = FREE_VMS.pop().ok()??;
@@ -137,10 +137,10 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
     set(&vm.faults_before[0], minor);
     set(&vm.faults_before[1], major);
     set(&vm.mm, mm);
-    if MMS.insert(&mm, &slot, 0).is_err() || TGIDS.insert(&tgid, &slot, 0).is_err() {
-        let _ = MMS.remove(&mm);
+    if MMS.insert(mm, slot, 0).is_err() || TGIDS.insert(tgid, slot, 0).is_err() {
+        let _ = MMS.remove(mm);
         set(&vm.mm, 0);
-        let _ = FREE_VMS.push(&slot, 0);
+        let _ = FREE_VMS.push(slot, 0);
         return None;
     }
     Some(slot)
@@ -150,13 +150,13 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
 #[inline(always)]
 fn end(tgid: u32) {
     // SAFETY: entries are only read and written as whole words.
-    let Some(slot) = (unsafe { TGIDS.get(&tgid) }) else {
+    let Some(slot) = (unsafe { TGIDS.get(tgid) }) else {
         return;
     };
     let slot = *slot;
     let Some(vm) = VMS.get(slot) else { return };
-    let _ = MMS.remove(&get(&vm.mm));
-    let _ = TGIDS.remove(&tgid);
+    let _ = MMS.remove(get(&vm.mm));
+    let _ = TGIDS.remove(tgid);
     note_end(vm);
     announce(LifecycleKind::Ended, slot, tgid);
 }
