@@ -79,16 +79,19 @@ pub enum Loss {
     ThreadsFull = 3,
     /// A slow fault found no room in the ring buffer. It is in the histogram.
     SlowDropped = 4,
+    /// The clock of the CPU on which the fault ended was behind that of its start.
+    ClockBehind = 5,
 }
 
 impl Loss {
     /// Every cause, in the order of [`Vm::lost`].
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::EndWithoutStart,
         Self::StartWithoutEnd,
         Self::ThreadExit,
         Self::ThreadsFull,
         Self::SlowDropped,
+        Self::ClockBehind,
     ];
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
@@ -101,6 +104,7 @@ impl Loss {
             Self::ThreadExit => "thread_exit",
             Self::ThreadsFull => "threads_full",
             Self::SlowDropped => "slow_dropped",
+            Self::ClockBehind => "clock_behind",
         }
     }
 }
@@ -125,8 +129,6 @@ pub struct Vm {
     pub faults_by_others: [AtomicU64; Metric::COUNT],
     /// By [`Loss`].
     pub lost: [AtomicU64; Loss::COUNT],
-    /// Explicit padding to a multiple of the cache line.
-    pub reserved_end: [AtomicU64; 1],
 }
 
 impl Vm {

@@ -4,6 +4,10 @@
 //! they counted once an interval, `recording` writes it, `export` has one file a
 //! format, `commands` one a subcommand.
 
+// A result goes through `commands::print`, which survives a closed pipe.
+#![deny(clippy::print_stdout)]
+
+pub mod boundary;
 pub mod clock;
 pub mod commands;
 pub mod export;

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use testbed::host::{SmallPages, read, write};
 use testbed::qemu::{Config, QEMU, Vm};
@@ -24,6 +24,7 @@ pub(crate) const TESTS: Tests = &[
     ("a_killed_recording_holds_every_finished_interval", killed),
     ("the_exit_code_tells_how_it_ended", exit_codes),
     ("nothing_is_left_behind", nothing_is_left),
+    ("an_interrupted_demo_puts_the_host_back", interrupted_demo),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -292,5 +293,48 @@ fn nothing_is_left() -> Result<()> {
     recording.signal(Signal::SIGKILL)?;
     recording.wait()?;
     ensure!(bpf_objects()? == before, "a program outlives its loader");
+    Ok(())
+}
+
+/// What the demo changes: swap, cgroups, huge pages.
+fn host_state() -> Result<(String, Vec<String>, String)> {
+    let mut cgroups = Vec::new();
+    for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/memory"] {
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        cgroups.extend(names.filter(|name| name.starts_with("overcommit-")));
+    }
+    let huge_pages = read("/sys/kernel/mm/transparent_hugepage/enabled")?;
+    Ok((read("/proc/swaps")?, cgroups, huge_pages))
+}
+
+fn interrupted_demo() -> Result<()> {
+    let before = host_state()?;
+    let xtask = testbed::target().join("debug/xtask");
+    let mut demo = Command::new(xtask)
+        .args(["demo", "--seconds", "60"])
+        .stdout(Stdio::null())
+        .spawn()?;
+    let run_file = testbed::target().join("demo/run.json");
+    let old = fs::read_to_string(&run_file).ok();
+    await_some("recording of the demo", PATIENCE, || {
+        let new = fs::read_to_string(&run_file).ok();
+        Ok((new.is_some() && new != old).then_some(()))
+    })?;
+    ensure!(host_state()? != before, "the demo changes nothing");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(demo.id().cast_signed()),
+        Signal::SIGINT,
+    )?;
+    let status = demo.wait()?;
+    ensure!(status.code() == Some(130), "{status}");
+    ensure!(host_state()? == before, "left behind: {:?}", host_state()?);
+    let vms = Command::new(overcommit())
+        .args(["list", "--json"])
+        .output()?;
+    ensure!(
+        String::from_utf8_lossy(&vms.stdout).trim() == "[]",
+        "a VM of the demo still runs"
+    );
     Ok(())
 }

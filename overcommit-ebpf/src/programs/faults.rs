@@ -108,7 +108,13 @@ fn finish(metric: Metric, address: u64) {
         lose(vm, Loss::EndWithoutStart);
         return;
     }
-    let latency = now - since;
+    // The clock that programs may read is not strictly monotonic across CPUs
+    // (ktime_get_mono_fast_ns, kernel/time/timekeeping.c).
+    let Some(latency) = now.checked_sub(since) else {
+        set(&thread.since_ns, 0);
+        lose(vm, Loss::ClockBehind);
+        return;
+    };
     close(thread, latency);
     if let Some(histogram) = histogram(*slot, metric) {
         record(histogram, latency);

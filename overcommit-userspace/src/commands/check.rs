@@ -1,6 +1,6 @@
 //! `overcommit check`
 
-use crate::commands::require_root;
+use crate::commands::{print, require_root};
 use crate::kernel;
 use crate::kernel_layout::{KernelLayout, VMLINUX_BTF};
 use crate::metrics::{self, MetricCoverage};
@@ -8,6 +8,7 @@ use crate::probes::decide::{Backend, Wanted, decide, refusal};
 use crate::probes::host::{HostProbe, Trial};
 use anyhow::{Context, Result};
 use serde::Serialize;
+use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -82,9 +83,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     require_root()?;
     let report = look()?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {
-        print(&report);
+        print(&text(&report))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -146,16 +147,19 @@ fn capabilities() -> Result<Vec<Capability>> {
     Ok(CAPABILITIES.into_iter().map(capability).collect())
 }
 
-fn print(report: &Report) {
+/// The report as people read it. Writing to a String cannot fail.
+fn text(report: &Report) -> String {
+    let mut out = String::new();
     let missing = |reason: &Option<String>| {
         reason
             .as_ref()
             .map_or("yes".to_owned(), |r| format!("no: {r}"))
     };
-    println!("Kernel        {}", report.kernel);
-    println!("BTF           {}", missing(&report.btf_missing));
-    println!("Fields        {}", missing(&report.layout_missing));
-    println!(
+    let _ = writeln!(out, "Kernel        {}", report.kernel);
+    let _ = writeln!(out, "BTF           {}", missing(&report.btf_missing));
+    let _ = writeln!(out, "Fields        {}", missing(&report.layout_missing));
+    let _ = writeln!(
+        out,
         "/dev/kvm      {}",
         if report.kvm.device { "yes" } else { "no" }
     );
@@ -166,37 +170,53 @@ fn print(report: &Report) {
             } else {
                 "without"
             };
-            println!("tracefs       {path}, {kvm} tracepoints of kvm");
+            let _ = writeln!(out, "tracefs       {path}, {kvm} tracepoints of kvm");
         }
-        None => println!("tracefs       not mounted; mount -t tracefs nodev /sys/kernel/tracing"),
+        None => {
+            let _ = writeln!(
+                out,
+                "tracefs       not mounted; mount -t tracefs nodev /sys/kernel/tracing"
+            );
+        }
     }
-    println!("\nCapabilities");
+    let _ = writeln!(out, "\nCapabilities");
     for capability in &report.capabilities {
         let held = if capability.held { "yes" } else { "no " };
-        println!("  {:<16} {held}  {}", capability.name, capability.purpose);
+        let _ = writeln!(
+            out,
+            "  {:<16} {held}  {}",
+            capability.name, capability.purpose
+        );
     }
-    println!("\nPrograms, one of each kind tried");
+    let _ = writeln!(out, "\nPrograms, one of each kind tried");
     for trial in &report.programs {
-        println!("  {:<16} {}", trial.kind.name(), missing(&trial.refusal));
+        let _ = writeln!(
+            out,
+            "  {:<16} {}",
+            trial.kind.name(),
+            missing(&trial.refusal)
+        );
     }
-    println!("\nBackends");
+    let _ = writeln!(out, "\nBackends");
     for backend in &report.backends {
         let taken = if report.auto == Some(backend.backend) {
             "  <- auto"
         } else {
             ""
         };
-        println!(
+        let _ = writeln!(
+            out,
             "  {:<16} {}{taken}",
             backend.backend.name(),
             missing(&backend.refused)
         );
     }
-    println!("\nCoverage");
+    let _ = writeln!(out, "\nCoverage");
     for metric in &report.coverage {
-        println!("  {:<16} {}", metric.metric, metric.coverage.name());
+        let _ = writeln!(out, "  {:<16} {}", metric.metric, metric.coverage.name());
         for text in &metric.not_seen {
-            println!("  {:<16}   {text}", "");
+            let _ = writeln!(out, "  {:<16}   {text}", "");
         }
     }
+    out
 }

@@ -1,6 +1,6 @@
 //! `overcommit list`
 
-use crate::commands::require_root;
+use crate::commands::{print, require_root};
 use crate::vm::{Discovery, Vm};
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -40,11 +40,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let vms = Discovery::new("/proc").scan()?;
     if args.json {
         let entries: Vec<Entry<'_>> = vms.iter().map(entry).collect();
-        println!("{}", serde_json::to_string_pretty(&entries)?);
+        print(&format!("{}\n", serde_json::to_string_pretty(&entries)?))?;
     } else if vms.is_empty() {
-        println!("No VM runs on this host.");
+        print("No VM runs on this host.\n")?;
     } else {
-        println!("{}", table(&vms).trim_fmt());
+        print(&format!("{}\n", table(&vms).trim_fmt()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,8 +6,9 @@ pub mod record;
 pub mod report;
 
 use crate::kernel;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 /// Exit code of a failure.
@@ -59,6 +60,20 @@ fn require_root() -> Result<()> {
     }
     let words: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
     bail!("this needs root; run: sudo {}", words.join(" "))
+}
+
+/// Prints a result on stdout. A reader that has seen enough is no failure.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot print the result")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A word as a shell takes it.

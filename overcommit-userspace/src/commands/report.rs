@@ -1,5 +1,6 @@
 //! `overcommit report`
 
+use crate::commands::print;
 use crate::export::summary::Summary;
 use crate::export::{hgrm, table};
 use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
@@ -43,7 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             std::fs::write(path, text)
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        None => print!("{text}"),
+        None => print(&text)?,
     }
     Ok(ExitCode::SUCCESS)
 }

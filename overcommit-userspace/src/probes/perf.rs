@@ -49,8 +49,7 @@ impl PerfEvents {
     /// # Errors
     /// The list of CPUs cannot be read, or the kernel refuses an event.
     pub fn follow_cpus(&mut self) -> Result<()> {
-        let online = aya::util::online_cpus()
-            .map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))?;
+        let online = online_cpus()?;
         let gone: Vec<u32> = self
             .cpus
             .keys()
@@ -65,11 +64,19 @@ impl PerfEvents {
             }
         }
         for cpu in online {
-            if !self.cpus.contains_key(&cpu) {
-                let events = self.open(cpu).with_context(|| {
-                    format!("the kernel refuses the page fault events of CPU {cpu}")
-                })?;
-                self.cpus.insert(cpu, events);
+            if self.cpus.contains_key(&cpu) {
+                continue;
+            }
+            match self.open(cpu) {
+                Ok(events) => {
+                    self.cpus.insert(cpu, events);
+                }
+                // It went again meanwhile.
+                Err(_) if !online_cpus()?.contains(&cpu) => {}
+                Err(error) => {
+                    let failed = format!("the kernel refuses the page fault events of CPU {cpu}");
+                    return Err(error.context(failed));
+                }
             }
         }
         Ok(())
@@ -123,6 +130,10 @@ impl PerfEvents {
         }
         Ok(events)
     }
+}
+
+fn online_cpus() -> Result<Vec<u32>> {
+    aya::util::online_cpus().map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))
 }
 
 /// Counts of events; one that cannot be read any more adds nothing.
