@@ -173,6 +173,10 @@ fn killed() -> Result<()> {
             "it is not mended"
         );
 
+        ensure!(
+            !fs::read_to_string(folder.join(log))?.ends_with("HISTF"),
+            "it is not mended"
+        );
         let intervals: BTreeSet<String> = rows(&folder, "vms.csv")?
             .into_iter()
             .map(|row| row["interval"].clone())

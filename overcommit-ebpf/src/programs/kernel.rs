@@ -54,8 +54,16 @@ pub(crate) fn in_kvm_run() -> bool {
     let offsets = OFFSETS.load();
     // SAFETY: the helpers have no precondition; the registers are those that the
     // thread entered the kernel with, on its own stack.
-    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
-    let registers = Kernel(registers);
-    registers.u64(offsets.regs_second_argument) == KVM_RUN
-        && registers.u32(offsets.regs_syscall) == IOCTL.load()
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8;
+    // SAFETY: the offsets are fields of pt_regs by this kernel's BTF; the verifier
+    // checks them.
+    let (argument, syscall) = unsafe {
+        (
+            *registers
+                .add(offsets.regs_second_argument as usize)
+                .cast::<u64>(),
+            *registers.add(offsets.regs_syscall as usize).cast::<u32>(),
+        )
+    };
+    argument == KVM_RUN && syscall == IOCTL.load()
 }
