@@ -7,10 +7,7 @@ fn main() {
     let object = root.join("target/overcommit-programs.o");
     println!("cargo::rerun-if-changed={}", object.display());
     if object.exists() {
-        println!(
-            "cargo::rustc-env=OVERCOMMIT_EBPF_OBJECT={}",
-            object.display()
-        );
+        println!("cargo::rustc-env=OVERCOMMIT_EBPF_OBJECT={}", object.display());
     } else {
         println!(
             "cargo::error=the eBPF programs are not built yet; run `cargo xtask build-ebpf` once"

@@ -134,12 +134,7 @@ pub struct Vm {
 impl Vm {
     /// Makes it a free slot.
     pub fn clear(&self) {
-        zero(&[
-            &self.mm,
-            &self.start_boottime_ns,
-            &self.ended_ns,
-            &self.tgid,
-        ]);
+        zero(&[&self.mm, &self.start_boottime_ns, &self.ended_ns, &self.tgid]);
         zero(&self.faults_before);
         zero(&self.faults_at_end);
         zero(&self.faults_by_others);

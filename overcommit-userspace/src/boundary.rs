@@ -15,11 +15,7 @@ impl Boundary {
     pub fn after(now: &Clocks, interval: Duration) -> Self {
         let interval_ns = interval.as_nanos() as u64;
         let at_ns = (now.realtime_ns / interval_ns + 1) * interval_ns;
-        Self {
-            at_ns,
-            interval_ns,
-            set_at: *now,
-        }
+        Self { at_ns, interval_ns, set_at: *now }
     }
 
     /// How long until then. Should the time of day be set meanwhile, no interval
@@ -47,11 +43,7 @@ mod tests {
 
     #[test]
     fn intervals_end_on_multiples() {
-        let at = |realtime_ns, monotonic_ns| Clocks {
-            realtime_ns,
-            monotonic_ns,
-            boottime_ns: 0,
-        };
+        let at = |realtime_ns, monotonic_ns| Clocks { realtime_ns, monotonic_ns, boottime_ns: 0 };
         let start = at(10_300_000_000, 0);
         let boundary = Boundary::after(&start, Duration::from_secs(1));
         assert_eq!(boundary.in_time(&start), Duration::from_millis(700));
@@ -63,11 +55,7 @@ mod tests {
 
     #[test]
     fn a_clock_set_back_does_not_stop_the_intervals() {
-        let at = |realtime_ns, monotonic_ns| Clocks {
-            realtime_ns,
-            monotonic_ns,
-            boottime_ns: 0,
-        };
+        let at = |realtime_ns, monotonic_ns| Clocks { realtime_ns, monotonic_ns, boottime_ns: 0 };
         let boundary = Boundary::after(&at(3_600_000_000_000, 0), Duration::from_secs(1));
         assert!(boundary.reached(&at(5_000_000_000, 1_000_000_000)));
     }

@@ -38,14 +38,8 @@ impl Clocks {
 
     /// Whether the time of day was set between the two moments.
     pub fn stepped_since(&self, earlier: &Self) -> bool {
-        let real = self
-            .realtime_ns
-            .wrapping_sub(earlier.realtime_ns)
-            .cast_signed();
-        let monotonic = self
-            .monotonic_ns
-            .wrapping_sub(earlier.monotonic_ns)
-            .cast_signed();
+        let real = self.realtime_ns.wrapping_sub(earlier.realtime_ns).cast_signed();
+        let monotonic = self.monotonic_ns.wrapping_sub(earlier.monotonic_ns).cast_signed();
         real.abs_diff(monotonic) > STEP_NS
     }
 
@@ -62,22 +56,14 @@ impl Clocks {
 /// # Errors
 /// Says what is wrong with the text.
 pub fn parse_duration(text: &str) -> Result<Duration> {
-    ensure!(
-        !text.is_empty(),
-        "the duration is empty; write for example 500ms or 30s"
-    );
-    if text
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.')
-    {
+    ensure!(!text.is_empty(), "the duration is empty; write for example 500ms or 30s");
+    if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         bail!("the duration {text} has no unit; write for example {text}s or {text}ms");
     }
     let span: jiff::SignedDuration = text.parse().ok().with_context(|| {
         format!("{text} is not a duration; write for example 500us, 20ms, 30s or 1h30m")
     })?;
-    Duration::try_from(span)
-        .ok()
-        .with_context(|| format!("the duration {text} is negative"))
+    Duration::try_from(span).ok().with_context(|| format!("the duration {text} is negative"))
 }
 
 /// The same, and not zero.
@@ -97,10 +83,7 @@ pub fn parse_positive_duration(text: &str) -> Result<Duration> {
 pub fn parse_interval(text: &str) -> Result<Duration> {
     let interval = parse_duration(text)?;
     let range = Duration::from_millis(10)..=Duration::from_secs(3600);
-    ensure!(
-        range.contains(&interval),
-        "an interval lasts from 10ms to 1h, not {text}"
-    );
+    ensure!(range.contains(&interval), "an interval lasts from 10ms to 1h, not {text}");
     Ok(interval)
 }
 
@@ -112,11 +95,7 @@ pub fn readable(ns: u64) -> String {
         1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
         _ => (ns as f64 / 1e9, "s"),
     };
-    let digits = if value < 9.995 {
-        2
-    } else {
-        usize::from(value < 99.95)
-    };
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
     format!("{value:.digits$} {unit}")
 }
 
@@ -133,11 +112,7 @@ mod tests {
         let message = |text: &str| parse_duration(text).unwrap_err().to_string();
         assert!(message("10").contains("has no unit"), "{}", message("10"));
         for text in ["", "ten", "5 parsecs", "s"] {
-            assert!(
-                message(text).contains("write for example"),
-                "{}",
-                message(text)
-            );
+            assert!(message(text).contains("write for example"), "{}", message(text));
         }
         assert!(message("-5s").contains("negative"), "{}", message("-5s"));
         assert!(parse_positive_duration("0s").is_err());
@@ -163,16 +138,9 @@ mod tests {
 
     #[test]
     fn a_step_is_not_drift() {
-        let start = Clocks {
-            realtime_ns: 1_000_000_000,
-            monotonic_ns: 500,
-            boottime_ns: 500,
-        };
-        let later = |realtime_ns| Clocks {
-            realtime_ns,
-            monotonic_ns: 1_000_000_500,
-            boottime_ns: 0,
-        };
+        let start = Clocks { realtime_ns: 1_000_000_000, monotonic_ns: 500, boottime_ns: 500 };
+        let later =
+            |realtime_ns| Clocks { realtime_ns, monotonic_ns: 1_000_000_500, boottime_ns: 0 };
         assert!(!later(2_000_000_100).stepped_since(&start));
         assert!(later(3_000_000_000).stepped_since(&start));
         assert!(later(900_000_000).stepped_since(&start));

@@ -9,10 +9,7 @@ use std::fs;
 /// /proc cannot be read.
 pub fn release() -> Result<String> {
     let path = "/proc/sys/kernel/osrelease";
-    Ok(fs::read_to_string(path)
-        .with_context(|| format!("cannot read {path}"))?
-        .trim()
-        .to_owned())
+    Ok(fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
 }
 
 /// The host's name.
@@ -21,8 +18,7 @@ pub fn release() -> Result<String> {
 /// It is not set, or no UTF-8.
 pub fn host_name() -> Result<String> {
     let name = nix::unistd::gethostname().context("cannot get the host name")?;
-    name.into_string()
-        .map_err(|name| anyhow!("the host name {name:?} is not UTF-8"))
+    name.into_string().map_err(|name| anyhow!("the host name {name:?} is not UTF-8"))
 }
 
 /// CPUs that the kernel can ever have, online or not.

@@ -13,11 +13,8 @@ pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Names of the registers in `struct pt_regs` that hold the number and the
 /// second argument of a system call.
-const SYSCALL_REGISTERS: (&str, &str) = if cfg!(target_arch = "aarch64") {
-    ("syscallno", "regs")
-} else {
-    ("orig_ax", "si")
-};
+const SYSCALL_REGISTERS: (&str, &str) =
+    if cfg!(target_arch = "aarch64") { ("syscallno", "regs") } else { ("orig_ax", "si") };
 /// Bytes from that field to the argument: arm64 keeps them in an array.
 const SECOND_ARGUMENT_AT: u32 = if cfg!(target_arch = "aarch64") { 8 } else { 0 };
 
@@ -31,11 +28,7 @@ impl Readable for Bytes {
         let Some(bytes) = self.0.get(start..end) else {
             // The parser takes EOF exactly at the end for the regular one.
             let at_end = start == self.0.len();
-            let kind = if at_end {
-                ErrorKind::EOF
-            } else {
-                ErrorKind::InvalidOffset
-            };
+            let kind = if at_end { ErrorKind::EOF } else { ErrorKind::InvalidOffset };
             return Err(Error::new(kind, "the file ends too early"));
         };
         buffer.copy_from_slice(bytes);
@@ -111,12 +104,7 @@ mod tests {
 
     #[test]
     fn a_kernel_without_btf_is_told_so() {
-        let error = KernelLayout::read(Path::new("/nonexistent/vmlinux"))
-            .err()
-            .unwrap();
-        assert!(
-            error.to_string().contains("CONFIG_DEBUG_INFO_BTF"),
-            "{error:#}"
-        );
+        let error = KernelLayout::read(Path::new("/nonexistent/vmlinux")).err().unwrap();
+        assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error:#}");
     }
 }

@@ -36,20 +36,14 @@ impl Load {
     pub fn start(words: &[OsString], owner: Option<Owner>) -> Result<Self, NotStarted> {
         let program = words[0].to_string_lossy().into_owned();
         let not_started = |error: &std::io::Error| NotStarted {
-            code: if error.kind() == ErrorKind::NotFound {
-                127
-            } else {
-                126
-            },
+            code: if error.kind() == ErrorKind::NotFound { 127 } else { 126 },
             message: format!("cannot run {program}: {error}; nothing was recorded"),
         };
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         if let Some(owner) = owner {
-            become_user(&mut command, owner).map_err(|error| NotStarted {
-                code: 126,
-                message: format!("{error:#}"),
-            })?;
+            become_user(&mut command, owner)
+                .map_err(|error| NotStarted { code: 126, message: format!("{error:#}") })?;
         }
         let child = command.spawn().map_err(|error| not_started(&error))?;
         Ok(Self { child })
@@ -60,10 +54,7 @@ impl Load {
     /// # Errors
     /// The kernel does not tell.
     pub async fn wait(&mut self) -> Result<ExitStatus> {
-        self.child
-            .wait()
-            .await
-            .context("cannot wait for the command")
+        self.child.wait().await.context("cannot wait for the command")
     }
 
     /// Passes a signal on and waits for the end, which is forced in the end.
@@ -85,9 +76,7 @@ impl Load {
 
 /// The code that a shell gives for a status.
 pub fn code(status: ExitStatus) -> u8 {
-    let code = status
-        .code()
-        .or_else(|| status.signal().map(|signal| 128 + signal));
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     u8::try_from(code.unwrap_or(1)).unwrap_or(1)
 }
 
@@ -97,10 +86,7 @@ fn become_user(command: &mut Command, owner: Owner) -> Result<()> {
         .with_context(|| format!("there is no user {} behind sudo", owner.uid))?;
     let name = CString::new(user.name.clone())?;
     let groups = getgrouplist(&name, owner.gid)?;
-    command
-        .env("HOME", &user.dir)
-        .env("USER", &user.name)
-        .env("LOGNAME", &user.name);
+    command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
     let drop_root = move || {
         setgroups(&groups)?;
         setgid(owner.gid)?;

@@ -33,11 +33,7 @@ pub fn declared(backend: Option<Backend>) -> Vec<MetricCoverage> {
     let faults = Metric::ALL.into_iter().map(|metric| match backend {
         Some(Backend::Perf) => entry(metric.name(), Coverage::Full, &[OUTSIDERS, GET_USER_PAGES]),
         Some(_) => entry(metric.name(), Coverage::Full, &[]),
-        None => entry(
-            metric.name(),
-            Coverage::Absent,
-            &["no backend is allowed by this kernel"],
-        ),
+        None => entry(metric.name(), Coverage::Absent, &["no backend is allowed by this kernel"]),
     });
     let source = match backend {
         Some(_) => entry(
@@ -45,11 +41,7 @@ pub fn declared(backend: Option<Backend>) -> Vec<MetricCoverage> {
             Coverage::Full,
             &["from the vCPU threads' faults; empty for a VM whose vCPU threads are not known"],
         ),
-        None => entry(
-            "stall.share",
-            Coverage::Absent,
-            &["no backend is allowed by this kernel"],
-        ),
+        None => entry("stall.share", Coverage::Absent, &["no backend is allowed by this kernel"]),
     };
     let missing = NOT_MEASURED
         .into_iter()
@@ -59,9 +51,5 @@ pub fn declared(backend: Option<Backend>) -> Vec<MetricCoverage> {
 
 fn entry(metric: &str, coverage: Coverage, not_seen: &[&str]) -> MetricCoverage {
     let not_seen = not_seen.iter().map(|&text| text.to_owned()).collect();
-    MetricCoverage {
-        metric: metric.to_owned(),
-        coverage,
-        not_seen,
-    }
+    MetricCoverage { metric: metric.to_owned(), coverage, not_seen }
 }

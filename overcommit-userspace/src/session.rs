@@ -38,21 +38,11 @@ impl Session {
     /// The kernel refuses something, or /proc cannot be read.
     pub fn attach(decision: Decision, roster: Roster, want: Want) -> Result<Self> {
         let sizes = Sizes {
-            vms: want
-                .running_vms
-                .saturating_mul(2)
-                .saturating_add(SPARE_VMS)
-                .min(4096),
+            vms: want.running_vms.saturating_mul(2).saturating_add(SPARE_VMS).min(4096),
             threads: THREADS,
             cpus: kernel::possible_cpus()?,
-            slow_bytes: if want.slow_faults.is_some() {
-                SLOW_BYTES
-            } else {
-                4096
-            },
-            slow_ns: want
-                .slow_faults
-                .map_or(u64::MAX, |least| least.as_nanos() as u64),
+            slow_bytes: if want.slow_faults.is_some() { SLOW_BYTES } else { 4096 },
+            slow_ns: want.slow_faults.map_or(u64::MAX, |least| least.as_nanos() as u64),
             follow_exec: want.follow_exec,
             verbose: want.verbose,
         };
@@ -60,13 +50,7 @@ impl Session {
         let now = Clocks::now()?;
         let mut sampler = Sampler::new(probes, roster, &now);
         sampler.rescan(&now)?;
-        Ok(Self {
-            sampler,
-            slow,
-            events,
-            log,
-            decision,
-        })
+        Ok(Self { sampler, slow, events, log, decision })
     }
 
     /// Where VMs that start and end are announced.
@@ -130,11 +114,7 @@ impl Session {
                 fault_starts_at: self.decision.backend.fault_starts_at().to_owned(),
                 refused: refused(&self.decision),
             },
-            clocks: RunClocks {
-                start,
-                steps: Vec::new(),
-                end: None,
-            },
+            clocks: RunClocks { start, steps: Vec::new(), end: None },
             recorded: Default::default(),
             vms: Vec::new(),
             coverage: metrics::declared(Some(self.decision.backend)),
@@ -142,14 +122,7 @@ impl Session {
         };
         let writer = Writer::create(folder, run)?;
         let start_us = start.realtime_ns / 1_000;
-        Ok(RunningSession {
-            session: self,
-            writer,
-            start,
-            last: start,
-            start_us,
-            number: 0,
-        })
+        Ok(RunningSession { session: self, writer, start, last: start, start_us, number: 0 })
     }
 }
 
@@ -170,20 +143,13 @@ impl Want {
     /// For these VMs.
     pub fn new(selection: &Selection, running_vms: usize) -> Self {
         let running_vms = u32::try_from(running_vms).unwrap_or(u32::MAX);
-        Self {
-            running_vms,
-            slow_faults: None,
-            follow_exec: selection.is_open(),
-            verbose: false,
-        }
+        Self { running_vms, slow_faults: None, follow_exec: selection.is_open(), verbose: false }
     }
 }
 
 fn refused(decision: &Decision) -> std::collections::BTreeMap<String, String> {
     let refused = decision.refused.iter();
-    refused
-        .map(|refusal| (refusal.backend.name().to_owned(), refusal.reason.clone()))
-        .collect()
+    refused.map(|refusal| (refusal.backend.name().to_owned(), refusal.reason.clone())).collect()
 }
 
 /// A recording that is being written.
@@ -218,8 +184,7 @@ impl RunningSession {
             return Ok(());
         }
         let members = self.session.sampler.members();
-        self.writer
-            .write_slow_faults(members, faults, &Clocks::now()?)
+        self.writer.write_slow_faults(members, faults, &Clocks::now()?)
     }
 
     /// Ends the interval at a boundary, in Unix microseconds, and begins the next
@@ -245,8 +210,7 @@ impl RunningSession {
             vms,
         };
         let not_counted = self.not_counted();
-        self.writer
-            .write(&interval, self.session.sampler.members(), not_counted)?;
+        self.writer.write(&interval, self.session.sampler.members(), not_counted)?;
         self.number += 1;
         self.last = now;
         self.start_us = boundary_us.unwrap_or(now.realtime_ns / 1_000);
@@ -259,8 +223,7 @@ impl RunningSession {
     /// A file cannot be written.
     pub fn finish(mut self) -> Result<(RunFile, Folder)> {
         self.session.sampler.stop();
-        self.end_interval(None)
-            .context("cannot write the last interval")?;
+        self.end_interval(None).context("cannot write the last interval")?;
         let not_counted = self.not_counted();
         let folder = self.writer.folder().clone();
         Ok((self.writer.finish(self.last, not_counted)?, folder))
@@ -268,9 +231,7 @@ impl RunningSession {
 
     fn not_counted(&mut self) -> NotCounted {
         let skipped = self.session.sampler.skipped();
-        let programs = HotProgram::ALL
-            .iter()
-            .map(|program| program.name().to_owned());
+        let programs = HotProgram::ALL.iter().map(|program| program.name().to_owned());
         NotCounted {
             programs_skipped: programs.zip(skipped).collect(),
             vms_without_slot: self.session.sampler.without_slot(),

@@ -14,10 +14,7 @@ pub(crate) const TESTS: Tests = &[
     ("counts_agree_with_the_kernel_kvm", counts_agree_under_kvm),
     ("counts_agree_with_the_kernel_tcg", counts_agree_under_tcg),
     ("shared_memory_counts_to_the_vm", shared_memory_counts),
-    (
-        "shared_memory_written_from_outside_is_named_as_unseen",
-        writes_from_outside_are_unseen,
-    ),
+    ("shared_memory_written_from_outside_is_named_as_unseen", writes_from_outside_are_unseen),
     ("raw_faults_agree_with_the_histogram", raw_faults_agree),
     ("held_fault_is_one_event_and_a_full_stall", held_fault),
 ];
@@ -43,21 +40,12 @@ fn counts_agree(accel: &str) -> Result<()> {
     let cgroup = MemoryCgroup::new("test")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(LIMIT)?;
-    let squeezed = Config {
-        cgroup: Some(&cgroup),
-        accel,
-        stopped: true,
-        ..Config::new("squeezed", WALK)
-    };
+    let squeezed =
+        Config { cgroup: Some(&cgroup), accel, stopped: true, ..Config::new("squeezed", WALK) };
     let mut squeezed = Vm::start(&squeezed)?;
-    let mut calm = Vm::start(&Config {
-        accel,
-        stopped: true,
-        ..Config::new("calm", WALK)
-    })?;
-    let mut bystander = Command::new(env!("CARGO_BIN_EXE_stand-in"))
-        .args(["bystander", "600000"])
-        .spawn()?;
+    let mut calm = Vm::start(&Config { accel, stopped: true, ..Config::new("calm", WALK) })?;
+    let mut bystander =
+        Command::new(env!("CARGO_BIN_EXE_stand-in")).args(["bystander", "600000"]).spawn()?;
 
     let recording = Recording::start(&dir.path().join("run"), ["--interval", "200ms"])?;
     let before = [squeezed.faults()?, calm.faults()?];
@@ -80,29 +68,15 @@ fn counts_agree(accel: &str) -> Result<()> {
         for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
             let kernel = after[index][kind] - before[index][kind];
             let counted = figure(&vm, metric, "count")?;
-            within_a_percent(
-                &format!("{accel} {name} {metric}"),
-                counted,
-                kernel,
-                lost(&vm),
-            )?;
+            within_a_percent(&format!("{accel} {name} {metric}"), counted, kernel, lost(&vm))?;
         }
-        ensure!(
-            vm["metrics"][0]["coverage"] == "full",
-            "{name} is not fully covered: {vm:#}"
-        );
+        ensure!(vm["metrics"][0]["coverage"] == "full", "{name} is not fully covered: {vm:#}");
     }
     let majors = |name| vm(&folder, name).and_then(|vm| figure(&vm, "fault.major", "count"));
     ensure!(majors("squeezed")? >= MAJORS, "too few majors to compare");
-    ensure!(
-        majors("calm")? * 100 <= majors("squeezed")?,
-        "the calm VM is not calm"
-    );
+    ensure!(majors("calm")? * 100 <= majors("squeezed")?, "the calm VM is not calm");
     let run = json(&folder, "run.json")?;
-    ensure!(
-        run["vms"].as_array().map(Vec::len) == Some(2),
-        "a bystander was recorded: {run:#}"
-    );
+    ensure!(run["vms"].as_array().map(Vec::len) == Some(2), "a bystander was recorded: {run:#}");
     ensure!(
         !run.to_string().contains(&format!("\"{bystander_pid}-")),
         "the bystander was recorded"
@@ -120,12 +94,7 @@ fn shared_memory_counts() -> Result<()> {
     let folder = recording.end()?;
     let vm = only_vm(&folder)?;
     let by_others = vm["faults_by_others"].as_u64().unwrap_or(0);
-    within_a_percent(
-        "faults of the process that shares",
-        by_others,
-        20_000,
-        lost(&vm),
-    )?;
+    within_a_percent("faults of the process that shares", by_others, 20_000, lost(&vm))?;
     ensure!(figure(&vm, "fault.minor", "count")? >= by_others, "{vm:#}");
     Ok(())
 }
@@ -138,15 +107,9 @@ fn writes_from_outside_are_unseen() -> Result<()> {
     stand_in.work()?;
     let folder = recording.end()?;
     let counted = figure(&only_vm(&folder)?, "fault.minor", "count")?;
-    ensure!(
-        counted < 5_000,
-        "{counted} faults: this backend sees process_vm_writev after all"
-    );
+    ensure!(counted < 5_000, "{counted} faults: this backend sees process_vm_writev after all");
     let coverage = json(&folder, "run.json")?["coverage"].to_string();
-    ensure!(
-        coverage.contains("process_vm_writev"),
-        "what is not seen is not named: {coverage}"
-    );
+    ensure!(coverage.contains("process_vm_writev"), "what is not seen is not named: {coverage}");
     Ok(())
 }
 
@@ -156,17 +119,11 @@ fn raw_faults_agree() -> Result<()> {
     let cgroup = MemoryCgroup::new("test")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(LIMIT)?;
-    let config = Config {
-        cgroup: Some(&cgroup),
-        stopped: true,
-        ..Config::new("squeezed", WALK)
-    };
+    let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("squeezed", WALK) };
     let mut vm = Vm::start(&config)?;
     let recording = Recording::start(&dir.path().join("run"), ["--slow-faults", "0ns"])?;
     vm.resume()?;
-    await_some("major faults", PATIENCE, || {
-        Ok((vm.faults()?[1] >= MAJORS).then_some(()))
-    })?;
+    await_some("major faults", PATIENCE, || Ok((vm.faults()?[1] >= MAJORS).then_some(())))?;
     vm.stop()?;
     let folder = recording.end()?;
     let summary = only_vm(&folder)?;
@@ -175,15 +132,11 @@ fn raw_faults_agree() -> Result<()> {
     let mut counted = 0;
     for metric in ["fault.minor", "fault.major"] {
         let of_metric = raw.iter().filter(|row| row["metric"] == metric);
-        let mut latencies: Vec<u64> = of_metric
-            .map(|row| row["latency_ns"].parse())
-            .collect::<Result<_, _>>()?;
+        let mut latencies: Vec<u64> =
+            of_metric.map(|row| row["latency_ns"].parse()).collect::<Result<_, _>>()?;
         latencies.sort_unstable();
         counted += figure(&summary, metric, "count")?;
-        ensure!(
-            dropped == 0 || metric == "fault.minor",
-            "{dropped} dropped: nothing to compare"
-        );
+        ensure!(dropped == 0 || metric == "fault.minor", "{dropped} dropped: nothing to compare");
         for (quantile, column) in [
             (0.5, "p50_ns"),
             (0.9, "p90_ns"),
@@ -202,11 +155,7 @@ fn raw_faults_agree() -> Result<()> {
         }
     }
     println!("raw {}, histogram {counted}, dropped {dropped}", raw.len());
-    ensure!(
-        raw.len() as u64 + dropped == counted,
-        "raw {} + {dropped} of {counted}",
-        raw.len()
-    );
+    ensure!(raw.len() as u64 + dropped == counted, "raw {} + {dropped} of {counted}", raw.len());
     Ok(())
 }
 
@@ -222,28 +171,17 @@ fn held_fault() -> Result<()> {
     let metrics = ["fault.minor", "fault.major"];
     let longest = metrics.map(|metric| figure(&vm, metric, "max_ns").unwrap_or(0));
     let max = longest[0].max(longest[1]);
-    ensure!(
-        max >= held_ns && (max - held_ns) * 100 <= held_ns,
-        "held {held_ns}, recorded {max}"
-    );
+    ensure!(max >= held_ns && (max - held_ns) * 100 <= held_ns, "held {held_ns}, recorded {max}");
     let intervals = rows(&folder, "intervals.csv")?;
-    let long = intervals
-        .iter()
-        .filter(|row| row["max_ns"].parse().unwrap_or(0) >= held_ns);
+    let long = intervals.iter().filter(|row| row["max_ns"].parse().unwrap_or(0) >= held_ns);
     ensure!(long.count() == 1, "the fault is not one event");
     let shares: Vec<f64> = rows(&folder, "vms.csv")?
         .iter()
         .filter_map(|row| row["stall_share"].parse().ok())
         .collect();
     println!("held {held_ns} ns, recorded {max} ns, shares {shares:?}");
-    ensure!(
-        shares.iter().all(|share| *share <= 1.0),
-        "a share above the whole: {shares:?}"
-    );
+    ensure!(shares.iter().all(|share| *share <= 1.0), "a share above the whole: {shares:?}");
     let full = shares.iter().filter(|share| **share >= 0.99).count();
-    ensure!(
-        full >= 2,
-        "3.5 s span two whole intervals at least: {shares:?}"
-    );
+    ensure!(full >= 2, "3.5 s span two whole intervals at least: {shares:?}");
     Ok(())
 }

@@ -25,10 +25,7 @@ fn recorded(dir: &Path) -> Result<PathBuf> {
     let cgroup = MemoryCgroup::new("test")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(64)?;
-    let config = Config {
-        cgroup: Some(&cgroup),
-        ..Config::new("web, \"01\"", 96)
-    };
+    let config = Config { cgroup: Some(&cgroup), ..Config::new("web, \"01\"", 96) };
     let guest = Vm::start(&config)?;
     let recording = Recording::start(&dir.join("run"), ["--interval", "100ms"])?;
     let passes = guest.passes()?;
@@ -49,9 +46,7 @@ fn foreign_readers() -> Result<()> {
     let python = target().join("readers/python/bin/python");
     let node = target().join("readers/node");
     let answers = [
-        run(Command::new(python)
-            .arg(scripts.join("read_hlog.py"))
-            .arg(&log))?,
+        run(Command::new(python).arg(scripts.join("read_hlog.py")).arg(&log))?,
         run(Command::new("node")
             .arg(scripts.join("read_hlog.js"))
             .arg(&log)
@@ -61,10 +56,7 @@ fn foreign_readers() -> Result<()> {
         let answer: Value = serde_json::from_str(&answer)?;
         for metric in ["fault.minor", "fault.major"] {
             let read = &answer[metric];
-            ensure!(
-                read["count"] == figure(&summary, metric, "count")?,
-                "{metric}: {answer:#}"
-            );
+            ensure!(read["count"] == figure(&summary, metric, "count")?, "{metric}: {answer:#}");
             let max = figure(&summary, metric, "max_ns").unwrap_or(0);
             for quantile in ["p50_ns", "p90_ns", "p99_ns", "p999_ns"] {
                 let foreign = read[quantile].as_u64().context("no quantile")?.min(max);
@@ -76,10 +68,7 @@ fn foreign_readers() -> Result<()> {
             }
         }
         let lines = rows(&folder, "vms.csv")?.len() as u64;
-        ensure!(
-            answer["intervals"] == 2 * lines,
-            "a line for every interval: {answer:#}"
-        );
+        ensure!(answer["intervals"] == 2 * lines, "a line for every interval: {answer:#}");
     }
     hgrm(&folder.join("vms").join(vm_folder), &summary)
 }
@@ -91,24 +80,14 @@ fn hgrm(folder: &Path, summary: &Value) -> Result<()> {
         .lines()
         .skip(1)
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| {
-            line.split_whitespace()
-                .map(str::parse)
-                .collect::<Result<_, _>>()
-        })
+        .map(|line| line.split_whitespace().map(str::parse).collect::<Result<_, _>>())
         .collect::<Result<_, _>>()?;
     let last = rows.last().context("no rows")?;
     ensure!(last.len() == 3 && last[1] == 1.0, "{last:?}");
-    ensure!(
-        last[2] as u64 == figure(summary, "fault.major", "count")?,
-        "{last:?}"
-    );
+    ensure!(last[2] as u64 == figure(summary, "fault.major", "count")?, "{last:?}");
     let max_ms = figure(summary, "fault.major", "max_ns")? as f64 / 1e6;
     ensure!((last[0] - max_ms).abs() < 1e-6, "{last:?}, not {max_ms}");
-    ensure!(
-        rows.is_sorted_by(|a, b| a[0] <= b[0] && a[1] <= b[1]),
-        "not in order"
-    );
+    ensure!(rows.is_sorted_by(|a, b| a[0] <= b[0] && a[1] <= b[1]), "not in order");
     Ok(())
 }
 
@@ -122,25 +101,13 @@ fn ownership() -> Result<()> {
     let _guest = Vm::start(&Config::new("guest", 16))?;
     let script = format!("id -u > {}", who.display());
     let mut record = Command::new(overcommit());
-    record
-        .args(["record", "-q", "--out"])
-        .arg(&folder)
-        .args(["--", "sh", "-c", &script]);
+    record.args(["record", "-q", "--out"]).arg(&folder).args(["--", "sh", "-c", &script]);
     run(record.env("SUDO_UID", "65534").env("SUDO_GID", "65534"))?;
-    ensure!(
-        fs::read_to_string(who)?.trim() == "65534",
-        "the command ran as another user"
-    );
+    ensure!(fs::read_to_string(who)?.trim() == "65534", "the command ran as another user");
     ensure!(fs::metadata(&folder)?.permissions().mode() & 0o777 == 0o700);
-    for name in [
-        "",
-        "run.json",
-        "vms.csv",
-        "summary.json",
-        "vms",
-        "vms/guest",
-        "vms/guest/latency.hlog",
-    ] {
+    for name in
+        ["", "run.json", "vms.csv", "summary.json", "vms", "vms/guest", "vms/guest/latency.hlog"]
+    {
         let owner = fs::metadata(folder.join(name))?.uid();
         ensure!(owner == 65534, "{name:?} belongs to {owner}");
     }
@@ -150,19 +117,14 @@ fn ownership() -> Result<()> {
 fn aligned() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let _guest = Vm::start(&Config::new("guest", 16))?;
-    let recording = Recording::start(
-        &dir.path().join("run"),
-        ["--interval", "20ms", "--duration", "500ms"],
-    )?;
+    let recording =
+        Recording::start(&dir.path().join("run"), ["--interval", "20ms", "--duration", "500ms"])?;
     let mut recording = recording;
     ensure!(recording.wait()?.success());
     let rows = rows(&dir.path().join("run"), "vms.csv")?;
     ensure!(rows.len() >= 10, "{} intervals", rows.len());
     let partial: Vec<&str> = rows.iter().map(|row| row["partial"].as_str()).collect();
-    ensure!(
-        partial.first() == Some(&"1") && partial.last() == Some(&"1"),
-        "{partial:?}"
-    );
+    ensure!(partial.first() == Some(&"1") && partial.last() == Some(&"1"), "{partial:?}");
     for row in &rows[1..] {
         let start: f64 = row["start_unix_s"].parse()?;
         let us = (start * 1e6).round() as u64;

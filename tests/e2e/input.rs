@@ -16,10 +16,7 @@ pub(crate) const TESTS: Tests = &[
     ("an_unknown_vm_is_named_beside_those_that_run", unknown_vm),
     ("a_bad_folder_is_refused_before_anything_runs", bad_folders),
     ("a_kernel_without_btf_is_told_what_it_lacks", without_btf),
-    (
-        "a_refused_backend_comes_with_the_kernels_reason",
-        refused_backend,
-    ),
+    ("a_refused_backend_comes_with_the_kernels_reason", refused_backend),
     ("what_is_no_recording_is_said_to_be_none", no_recording),
     ("list_and_check_tell_the_truth", list_and_check),
 ];
@@ -27,11 +24,7 @@ pub(crate) const TESTS: Tests = &[
 /// Fails unless it ended with that code and said that.
 fn expect(output: &Output, code: i32, said: &str) -> Result<()> {
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.code() == Some(code),
-        "{}, not {code}: {errors}",
-        output.status
-    );
+    ensure!(output.status.code() == Some(code), "{}, not {code}: {errors}", output.status);
     ensure!(errors.contains(said), "{said:?} is not in: {errors}");
     ensure!(!errors.contains("panicked"), "{errors}");
     Ok(())
@@ -43,11 +36,8 @@ fn not_root() -> Result<()> {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
     let copy = dir.path().join("overcommit");
     fs::copy(overcommit(), &copy)?;
-    let output = Command::new(&copy)
-        .args(["record", "--vm", "a b"])
-        .uid(65534)
-        .gid(65534)
-        .output()?;
+    let output =
+        Command::new(&copy).args(["record", "--vm", "a b"]).uid(65534).gid(65534).output()?;
     expect(&output, 1, "this needs root; run: sudo ")?;
     expect(&output, 1, "record --vm 'a b'")
 }
@@ -58,11 +48,7 @@ fn usage() -> Result<()> {
     expect(&run(["record", "--interval", "1ms"])?, 2, "from 10ms to 1h")?;
     expect(&run(["record", "--label", "x"])?, 2, "KEY=VALUE")?;
     expect(&run(["record", "--vm", "web-["])?, 1, "not a pattern")?;
-    expect(
-        &run(["record", "--pid", "999999999"])?,
-        1,
-        "--pid 999999999",
-    )
+    expect(&run(["record", "--pid", "999999999"])?, 1, "--pid 999999999")
 }
 
 fn unknown_vm() -> Result<()> {
@@ -76,32 +62,18 @@ fn bad_folders() -> Result<()> {
     let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     fs::create_dir(path("full"))?;
     fs::write(path("full/precious"), "data")?;
-    expect(
-        &run(["record", "--out", &path("full"), "--", "false"])?,
-        1,
-        "not empty",
-    )?;
+    expect(&run(["record", "--out", &path("full"), "--", "false"])?, 1, "not empty")?;
     ensure!(fs::read_to_string(path("full/precious"))? == "data");
     fs::write(path("file"), "data")?;
-    expect(
-        &run(["record", "--out", &path("file"), "--", "false"])?,
-        1,
-        "that is a file",
-    )?;
+    expect(&run(["record", "--out", &path("file"), "--", "false"])?, 1, "that is a file")?;
     ensure!(fs::read_to_string(path("file"))? == "data");
-    expect(
-        &run(["record", "--out", "/proc/nowhere", "--", "false"])?,
-        1,
-        "cannot make the folder",
-    )
+    expect(&run(["record", "--out", "/proc/nowhere", "--", "false"])?, 1, "cannot make the folder")
 }
 
 fn without_btf() -> Result<()> {
     let script = r#"mount -t tmpfs none /sys/kernel/btf && exec "$0" record --duration 1s"#;
     let mut hidden = Command::new("unshare");
-    hidden
-        .args(["--mount", "sh", "-c", script])
-        .arg(overcommit());
+    hidden.args(["--mount", "sh", "-c", script]).arg(overcommit());
     expect(&hidden.output()?, 1, "CONFIG_DEBUG_INFO_BTF")
 }
 
@@ -122,40 +94,20 @@ fn refused_backend() -> Result<()> {
 fn no_recording() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().to_string_lossy().into_owned();
-    expect(
-        &run(["report", &path])?,
-        1,
-        "is no recording: it has no run.json",
-    )?;
-    fs::write(
-        dir.path().join("run.json"),
-        r#"{"schema":"overcommit.run/9"}"#,
-    )?;
-    expect(
-        &run(["report", &path])?,
-        1,
-        "use the overcommit that recorded it",
-    )?;
+    expect(&run(["report", &path])?, 1, "is no recording: it has no run.json")?;
+    fs::write(dir.path().join("run.json"), r#"{"schema":"overcommit.run/9"}"#)?;
+    expect(&run(["report", &path])?, 1, "use the overcommit that recorded it")?;
     fs::write(dir.path().join("run.json"), "{")?;
     expect(&run(["report", &path])?, 1, "not a run.json")
 }
 
 fn list_and_check() -> Result<()> {
-    let guest = Vm::start(&Config {
-        vcpus: 2,
-        ..Config::new("a,b", 64)
-    })?;
+    let guest = Vm::start(&Config { vcpus: 2, ..Config::new("a,b", 64) })?;
     let list: serde_json::Value = serde_json::from_slice(&run(["list", "--json"])?.stdout)?;
     let entry = &list[0];
-    ensure!(
-        entry["name"] == "a,b" && entry["pid"] == guest.pid(),
-        "{list:#}"
-    );
+    ensure!(entry["name"] == "a,b" && entry["pid"] == guest.pid(), "{list:#}");
     ensure!(entry["vm_id"] == guest.id()?, "{list:#}");
-    ensure!(
-        entry["vcpus"] == 2 && entry["memory_bytes"] == (128u64 << 20),
-        "{list:#}"
-    );
+    ensure!(entry["vcpus"] == 2 && entry["memory_bytes"] == (128u64 << 20), "{list:#}");
     ensure!(entry["backing"] == "anonymous", "{list:#}");
     ensure!(entry["accelerator"] == Config::new("", 1).accel, "{list:#}");
     let check: serde_json::Value = serde_json::from_slice(&run(["check", "--json"])?.stdout)?;
@@ -163,11 +115,6 @@ fn list_and_check() -> Result<()> {
     ensure!(tried == 9, "{tried} kinds of program were tried: {check:#}");
     let is_absent = |entry: &&serde_json::Value| entry["coverage"] == "absent";
     let coverage = check["coverage"].as_array().into_iter().flatten();
-    ensure!(
-        coverage
-            .filter(is_absent)
-            .all(|entry| entry["not_seen"][0].is_string()),
-        "{check:#}"
-    );
+    ensure!(coverage.filter(is_absent).all(|entry| entry["not_seen"][0].is_string()), "{check:#}");
     Ok(())
 }

@@ -32,9 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Faults of the children that have been waited for.
 fn children_faults() -> Result<u64> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    Ok(u64::try_from(
-        usage.minor_page_faults() + usage.major_page_faults(),
-    )?)
+    Ok(u64::try_from(usage.minor_page_faults() + usage.major_page_faults())?)
 }
 
 fn short_life() -> Result<()> {
@@ -52,26 +50,19 @@ fn short_life() -> Result<()> {
     let brief = only_vm(&folder)?;
     ensure!(brief["vm"] == "brief", "{brief:#}");
     let run = json(&folder, "run.json")?;
-    let earlier = run["vms"][0]["faults_before"]
-        .as_object()
-        .context("no faults_before")?;
+    let earlier = run["vms"][0]["faults_before"].as_object().context("no faults_before")?;
     let earlier: u64 = earlier.values().filter_map(serde_json::Value::as_u64).sum();
     let counted = figure(&brief, "fault.minor", "count")? + figure(&brief, "fault.major", "count")?;
     println!("rusage {kernel}, before it was known {earlier}, counted {counted}");
-    ensure!(
-        earlier < kernel / 4,
-        "{earlier} of {kernel} faults came before it was known"
-    );
+    ensure!(earlier < kernel / 4, "{earlier} of {kernel} faults came before it was known");
     ensure!(counted + earlier <= kernel, "counted more than the kernel");
     within_a_percent("a brief VM", counted + earlier, kernel, lost(&brief))
 }
 
 fn start_and_end() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let recording = Recording::start(
-        &dir.path().join("run"),
-        ["--vm", "wanted-*", "--interval", "100ms"],
-    )?;
+    let recording =
+        Recording::start(&dir.path().join("run"), ["--vm", "wanted-*", "--interval", "100ms"])?;
     let unwanted = Vm::start(&Config::new("other", 16))?;
     unwanted.await_passes(1)?;
     for _ in 0..2 {
@@ -83,14 +74,8 @@ fn start_and_end() -> Result<()> {
     let vms = run["vms"].as_array().context("no VMs")?;
     ensure!(vms.len() == 2, "one name, two instances: {run:#}");
     ensure!(vms[0]["vm_id"] != vms[1]["vm_id"], "{run:#}");
-    ensure!(
-        vms[0]["folder"] == "wanted-1" && vms[1]["folder"] == "wanted-1~2",
-        "{run:#}"
-    );
-    ensure!(
-        vms.iter().all(|vm| vm["ended_us"].is_u64()),
-        "an end was not seen: {run:#}"
-    );
+    ensure!(vms[0]["folder"] == "wanted-1" && vms[1]["folder"] == "wanted-1~2", "{run:#}");
+    ensure!(vms.iter().all(|vm| vm["ended_us"].is_u64()), "an end was not seen: {run:#}");
     let summary = json(&folder, "summary.json")?;
     for vm in summary["vms"].as_array().context("no VMs")? {
         // 16 MiB are 4,096 first touches.
@@ -105,10 +90,7 @@ fn cpu_hotplug() -> Result<()> {
     ensure!(Path::new(switch).exists(), "CPU 1 cannot be switched off");
     let dir = tempfile::tempdir()?;
     let _small_pages = SmallPages::new()?;
-    let mut guest = Vm::start(&Config {
-        stopped: true,
-        ..Config::new("plugged", 192)
-    })?;
+    let mut guest = Vm::start(&Config { stopped: true, ..Config::new("plugged", 192) })?;
     let _online = Undo::with("CPU 1", move || write(switch, "1"));
     write(switch, "0")?;
     let recording = Recording::start(&dir.path().join("run"), ["--interval", "100ms"])?;
@@ -129,12 +111,7 @@ fn cpu_hotplug() -> Result<()> {
     let plugged = vm(&folder, "plugged")?;
     let counted = figure(&plugged, "fault.minor", "count")?;
     ensure!(counted > 40_000, "{counted} faults on the CPU that came");
-    within_a_percent(
-        "on a CPU that came",
-        counted,
-        after[0] - before[0],
-        lost(&plugged),
-    )
+    within_a_percent("on a CPU that came", counted, after[0] - before[0], lost(&plugged))
 }
 
 fn killed() -> Result<()> {
@@ -148,44 +125,29 @@ fn killed() -> Result<()> {
         std::thread::sleep(Duration::from_millis(150 + round * 37));
         recording.signal(Signal::SIGKILL)?;
         ensure!(recording.wait()?.signal() == Some(9));
-        let finished = json(&folder, "run.json")?["recorded"]["intervals"]
-            .as_u64()
-            .unwrap_or(0);
+        let finished = json(&folder, "run.json")?["recorded"]["intervals"].as_u64().unwrap_or(0);
         ensure!(finished >= 3, "only {finished} intervals");
 
         // As a kill between two writes, or within one, leaves it.
         let complete = report(&folder)?;
-        for (name, torn) in [
+        let log = "vms/guest/latency.hlog";
+        let torn = [
             ("intervals.csv", &b"179548"[..]),
             ("vms.csv", b"1795483995.0,1"),
-        ] {
-            let mut file = fs::OpenOptions::new()
-                .append(true)
-                .open(folder.join(name))?;
+            ("slow-faults.csv", b"1795483995.0,"),
+            (log, b"Tag=fault.minor,99.000,0.020,0.1,HISTF"),
+        ];
+        for (name, torn) in torn {
+            let mut file = fs::OpenOptions::new().append(true).open(folder.join(name))?;
             std::io::Write::write_all(&mut file, torn)?;
         }
-        ensure!(
-            report(&folder)? == complete,
-            "a torn line changes the summary"
-        );
-        ensure!(
-            !fs::read_to_string(folder.join("vms.csv"))?.ends_with("0,1"),
-            "it is not mended"
-        );
+        ensure!(report(&folder)? == complete, "a torn line changes the summary");
+        ensure!(!fs::read_to_string(folder.join("vms.csv"))?.ends_with("0,1"), "it is not mended");
 
-        ensure!(
-            !fs::read_to_string(folder.join(log))?.ends_with("HISTF"),
-            "it is not mended"
-        );
-        let intervals: BTreeSet<String> = rows(&folder, "vms.csv")?
-            .into_iter()
-            .map(|row| row["interval"].clone())
-            .collect();
-        ensure!(
-            intervals.len() as u64 == finished,
-            "{} of {finished} intervals",
-            intervals.len()
-        );
+        ensure!(!fs::read_to_string(folder.join(log))?.ends_with("HISTF"), "it is not mended");
+        let intervals: BTreeSet<String> =
+            rows(&folder, "vms.csv")?.into_iter().map(|row| row["interval"].clone()).collect();
+        ensure!(intervals.len() as u64 == finished, "{} of {finished} intervals", intervals.len());
     }
     drop(guest);
     end_is_as_a_kill()
@@ -193,16 +155,9 @@ fn killed() -> Result<()> {
 
 /// The report of a recording, and the summary that it leaves.
 fn report(folder: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
-    let output = Command::new(overcommit())
-        .arg("report")
-        .arg(folder)
-        .arg("--format=json")
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output =
+        Command::new(overcommit()).arg("report").arg(folder).arg("--format=json").output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok((output.stdout, fs::read(folder.join("summary.csv"))?))
 }
 
@@ -230,23 +185,14 @@ fn exit_codes() -> Result<()> {
     let run = |name: &str, command: &[&str]| -> Result<i32> {
         let out = dir.path().join(name);
         let mut record = Command::new(overcommit());
-        record
-            .arg("record")
-            .arg("-q")
-            .arg("--out")
-            .arg(out)
-            .arg("--")
-            .args(command);
+        record.arg("record").arg("-q").arg("--out").arg(out).arg("--").args(command);
         record.status()?.code().context("killed")
     };
     ensure!(run("ok", &["true"])? == 0);
     ensure!(run("fails", &["sh", "-c", "exit 7"])? == 7);
     ensure!(run("dies", &["sh", "-c", "kill -9 $$"])? == 137);
     ensure!(run("missing", &["/nonexistent/load"])? == 127);
-    ensure!(
-        !dir.path().join("missing").exists(),
-        "an empty recording is left"
-    );
+    ensure!(!dir.path().join("missing").exists(), "an empty recording is left");
     ensure!(run("forbidden", &["/etc/passwd"])? == 126);
 
     let mut waiting = Command::new(overcommit())
@@ -268,10 +214,7 @@ fn exit_codes() -> Result<()> {
     let recording = Recording::start(&dir.path().join("late"), ["--quiet"])?;
     recording.signal(Signal::SIGTERM)?;
     let mut recording = recording;
-    ensure!(
-        recording.wait()?.code() == Some(0),
-        "SIGTERM is a normal end"
-    );
+    ensure!(recording.wait()?.code() == Some(0), "SIGTERM is a normal end");
     Ok(())
 }
 
@@ -280,13 +223,8 @@ fn bpf_objects() -> Result<usize> {
     let fds = fs::read_dir("/proc")?
         .flatten()
         .filter_map(|entry| fs::read_dir(entry.path().join("fd")).ok());
-    let links = fds
-        .flatten()
-        .flatten()
-        .filter_map(|fd| fs::read_link(fd.path()).ok());
-    Ok(links
-        .filter(|link| link.to_string_lossy().contains("bpf-"))
-        .count())
+    let links = fds.flatten().flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+    Ok(links.filter(|link| link.to_string_lossy().contains("bpf-")).count())
 }
 
 fn nothing_is_left() -> Result<()> {
@@ -315,10 +253,8 @@ fn host_state() -> Result<(String, Vec<String>, String)> {
 fn interrupted_demo() -> Result<()> {
     let before = host_state()?;
     let xtask = testbed::target().join("debug/xtask");
-    let mut demo = Command::new(xtask)
-        .args(["demo", "--seconds", "60"])
-        .stdout(Stdio::null())
-        .spawn()?;
+    let mut demo =
+        Command::new(xtask).args(["demo", "--seconds", "60"]).stdout(Stdio::null()).spawn()?;
     let run_file = testbed::target().join("demo/run.json");
     let old = fs::read_to_string(&run_file).ok();
     await_some("recording of the demo", PATIENCE, || {
@@ -326,19 +262,11 @@ fn interrupted_demo() -> Result<()> {
         Ok((new.is_some() && new != old).then_some(()))
     })?;
     ensure!(host_state()? != before, "the demo changes nothing");
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(demo.id().cast_signed()),
-        Signal::SIGINT,
-    )?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT)?;
     let status = demo.wait()?;
     ensure!(status.code() == Some(130), "{status}");
     ensure!(host_state()? == before, "left behind: {:?}", host_state()?);
-    let vms = Command::new(overcommit())
-        .args(["list", "--json"])
-        .output()?;
-    ensure!(
-        String::from_utf8_lossy(&vms.stdout).trim() == "[]",
-        "a VM of the demo still runs"
-    );
+    let vms = Command::new(overcommit()).args(["list", "--json"]).output()?;
+    ensure!(String::from_utf8_lossy(&vms.stdout).trim() == "[]", "a VM of the demo still runs");
     Ok(())
 }

@@ -31,21 +31,12 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
-    let tests: Vec<Test> = [
-        counts::TESTS,
-        files::TESTS,
-        input::TESTS,
-        lifecycle::TESTS,
-        threads::TESTS,
-    ]
-    .concat()
-    .into_iter()
-    .map(|(name, run)| Test {
-        name,
-        run,
-        skip: missing(name),
-    })
-    .collect();
+    let tests: Vec<Test> =
+        [counts::TESTS, files::TESTS, input::TESTS, lifecycle::TESTS, threads::TESTS]
+            .concat()
+            .into_iter()
+            .map(|(name, run)| Test { name, run, skip: missing(name) })
+            .collect();
     for test in &tests {
         if let Some(reason) = &test.skip {
             println!("skipping {}: {reason}", test.name);
@@ -55,10 +46,7 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     let allowed = std::env::var_os("OVERCOMMIT_ALLOW_SKIPS").is_some();
     if conclusion.num_ignored > 0 && !allowed {
-        eprintln!(
-            "{} tests were skipped; --allow-skips accepts that",
-            conclusion.num_ignored
-        );
+        eprintln!("{} tests were skipped; --allow-skips accepts that", conclusion.num_ignored);
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()

@@ -21,9 +21,7 @@ pub(crate) fn vm(folder: &Path, name: &str) -> Result<Value> {
     let summary = json(folder, "summary.json")?;
     let vms = summary["vms"].as_array().context("no VMs")?;
     let found = vms.iter().find(|vm| vm["vm"] == name);
-    found
-        .cloned()
-        .with_context(|| format!("no VM {name} in {summary:#}"))
+    found.cloned().with_context(|| format!("no VM {name} in {summary:#}"))
 }
 
 /// The only VM's entry.
@@ -37,30 +35,20 @@ pub(crate) fn only_vm(folder: &Path) -> Result<Value> {
 /// A metric's figure of a VM.
 pub(crate) fn figure(vm: &Value, metric: &str, figure: &str) -> Result<u64> {
     let metrics = vm["metrics"].as_array().context("no metrics")?;
-    let entry = metrics
-        .iter()
-        .find(|entry| entry["metric"] == metric)
-        .context("no such metric")?;
-    entry[figure]
-        .as_u64()
-        .with_context(|| format!("no {metric} {figure} in {vm:#}"))
+    let entry = metrics.iter().find(|entry| entry["metric"] == metric).context("no such metric")?;
+    entry[figure].as_u64().with_context(|| format!("no {metric} {figure} in {vm:#}"))
 }
 
 /// What was not counted of a VM, slow faults left out: those are in the histogram.
 pub(crate) fn lost(vm: &Value) -> u64 {
     let counts = vm["not_counted"].as_object().into_iter().flatten();
-    counts
-        .filter(|(cause, _)| *cause != "slow_dropped")
-        .filter_map(|(_, n)| n.as_u64())
-        .sum()
+    counts.filter(|(cause, _)| *cause != "slow_dropped").filter_map(|(_, n)| n.as_u64()).sum()
 }
 
 /// Rows of a CSV file by column name.
 pub(crate) fn rows(folder: &Path, name: &str) -> Result<Vec<HashMap<String, String>>> {
     let file = File::open(folder.join(name))?;
-    Ok(csv::Reader::from_reader(file)
-        .deserialize()
-        .collect::<Result<_, _>>()?)
+    Ok(csv::Reader::from_reader(file).deserialize().collect::<Result<_, _>>()?)
 }
 
 /// Fails unless the two are within 1 %, what was not counted taken into account.

@@ -13,10 +13,7 @@ use testbed::record::Recording;
 pub(crate) const TESTS: Tests = &[
     ("stall_share_by_thread_names", || stall_share(true)),
     ("stall_share_by_kvm_run", || stall_share(false)),
-    (
-        "stall_share_is_empty_where_vcpus_are_not_known",
-        unknown_vcpus,
-    ),
+    ("stall_share_is_empty_where_vcpus_are_not_known", unknown_vcpus),
 ];
 
 const WALK: u64 = 96;
@@ -58,27 +55,17 @@ fn record(vm: &mut Vm, work: impl FnOnce(&mut Vm) -> Result<()>) -> Result<(Valu
 
 fn await_majors(vm: &Vm) -> Result<()> {
     let before = vm.faults()?[1];
-    await_some("major faults", PATIENCE, || {
-        Ok((vm.faults()?[1] >= before + MAJORS).then_some(()))
-    })
+    await_some("major faults", PATIENCE, || Ok((vm.faults()?[1] >= before + MAJORS).then_some(())))
 }
 
 fn stall_share(debug_threads: bool) -> Result<()> {
     squeezed(debug_threads.then_some("tcg"), debug_threads, |vm| {
         let (walking, run) = record(vm, |vm| await_majors(vm))?;
-        let share = walking["stall"]["share"]
-            .as_f64()
-            .context("the share is empty")?;
+        let share = walking["stall"]["share"].as_f64().context("the share is empty")?;
         let known_by = if debug_threads { "name" } else { "kvm_run" };
-        println!(
-            "walking: share {share}, vCPUs known by {}",
-            run["vms"][0]["vcpus_known_by"]
-        );
+        println!("walking: share {share}, vCPUs known by {}", run["vms"][0]["vcpus_known_by"]);
         ensure!(run["vms"][0]["vcpus_known_by"] == known_by, "{run:#}");
-        ensure!(
-            share > 0.05 && share <= 0.5,
-            "one of two vCPUs walks, the share is {share}"
-        );
+        ensure!(share > 0.05 && share <= 0.5, "one of two vCPUs walks, the share is {share}");
 
         // The guest stands still while QEMU's main thread reads its memory.
         vm.stop()?;
@@ -90,10 +77,9 @@ fn stall_share(debug_threads: bool) -> Result<()> {
         println!("reading: {majors} majors, stall {}", read["stall"]);
         ensure!(majors > 1_000, "the main thread did not fault");
         match read["stall"]["share"].as_f64() {
-            Some(share) => ensure!(
-                share < 0.001,
-                "the main thread's faults are a stall of {share}"
-            ),
+            Some(share) => {
+                ensure!(share < 0.001, "the main thread's faults are a stall of {share}")
+            }
             // Nobody can tell the vCPUs of a VM that stands still.
             None => ensure!(!debug_threads, "the share is empty"),
         }
@@ -105,10 +91,7 @@ fn unknown_vcpus() -> Result<()> {
     squeezed(Some("tcg"), false, |vm| {
         let (walking, run) = record(vm, |vm| await_majors(vm))?;
         ensure!(figure(&walking, "fault.major", "count")? >= MAJORS / 2);
-        ensure!(
-            walking["stall"].is_null(),
-            "a share of unknown vCPUs: {walking:#}"
-        );
+        ensure!(walking["stall"].is_null(), "a share of unknown vCPUs: {walking:#}");
         ensure!(run["vms"][0]["vcpus_known_by"].is_null(), "{run:#}");
         Ok(())
     })

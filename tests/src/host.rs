@@ -58,10 +58,7 @@ impl ZramSwap {
             }
         });
         let name = device.trim_start_matches("/dev/");
-        write(
-            format!("/sys/block/{name}/disksize"),
-            &format!("{mebibytes}M"),
-        )?;
+        write(format!("/sys/block/{name}/disksize"), &format!("{mebibytes}M"))?;
         run(Command::new("mkswap").arg(&device))?;
         run(Command::new("swapon").arg(&device))?;
         Ok(Self { _undo: undo })
@@ -99,11 +96,7 @@ impl MemoryCgroup {
             }
         });
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self {
-            path,
-            limit,
-            _undo: undo,
-        })
+        Ok(Self { path, limit, _undo: undo })
     }
 
     /// Limits it.
@@ -134,10 +127,7 @@ impl SmallPages {
     pub fn new() -> Result<Self> {
         let path = "/sys/kernel/mm/transparent_hugepage/enabled";
         let before = read(path)?;
-        let chosen = before
-            .split(['[', ']'])
-            .nth(1)
-            .context("no huge page mode is chosen")?;
+        let chosen = before.split(['[', ']']).nth(1).context("no huge page mode is chosen")?;
         let chosen = chosen.to_owned();
         let undo = Undo::with("transparent huge pages", move || write(path, &chosen));
         write(path, "never")?;

@@ -15,11 +15,7 @@ pub fn walker() -> Result<PathBuf> {
     let kernel = target().join("walker.elf");
     std::fs::create_dir_all(target())?;
     let source_file = source.join("walker.S");
-    run(Command::new("as")
-        .arg("--32")
-        .arg("-o")
-        .arg(&object)
-        .arg(source_file))?;
+    run(Command::new("as").arg("--32").arg("-o").arg(&object).arg(source_file))?;
     let script = source.join("walker.ld");
     run(Command::new("ld")
         .args(["-m", "elf_i386", "-T"])

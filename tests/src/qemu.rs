@@ -22,11 +22,7 @@ pub const QEMU: &str = "qemu-system-x86_64";
 
 /// Whether KVM works here, tried.
 pub fn kvm_works() -> bool {
-    fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok()
+    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
 /// How to start a VM.
@@ -65,24 +61,15 @@ impl<'a> Config<'a> {
     fn command(&self, dir: &Path) -> Result<Command> {
         // The shell moves itself into the cgroup, and becomes the VM there.
         let mut command = Command::new("sh");
-        let procs = self
-            .cgroup
-            .map_or_else(|| "/dev/null".into(), MemoryCgroup::procs);
-        command
-            .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
-            .arg(procs)
-            .arg(QEMU);
+        let procs = self.cgroup.map_or_else(|| "/dev/null".into(), MemoryCgroup::procs);
+        command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(procs).arg(QEMU);
         let threads = if self.debug_threads { "on" } else { "off" };
         let name = self.name.replace(',', ",,");
-        command
-            .arg("-name")
-            .arg(format!("guest={name},debug-threads={threads}"));
+        command.arg("-name").arg(format!("guest={name},debug-threads={threads}"));
         command.args(["-accel", self.accel, "-m", &format!("{}", self.walk + 64)]);
         command.args(["-smp", &self.vcpus.to_string()]);
         command.args("-nodefaults -vga none -display none -no-reboot".split(' '));
-        command
-            .arg("-serial")
-            .arg(format!("file:{}", dir.join("serial").display()));
+        command.arg("-serial").arg(format!("file:{}", dir.join("serial").display()));
         let socket = format!("unix:{},server=on,wait=off", dir.join("qmp").display());
         command.arg("-qmp").arg(socket);
         command.arg("-kernel").arg(payload::walker()?);
@@ -91,10 +78,7 @@ impl<'a> Config<'a> {
             command.arg("-S");
         }
         let complaints = fs::File::create(dir.join("stderr"))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(complaints);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(complaints);
         Ok(command)
     }
 }
@@ -125,11 +109,7 @@ impl Vm {
                     child.kill()?;
                     child.wait()?;
                 }
-                if dir.exists() {
-                    Ok(fs::remove_dir_all(dir)?)
-                } else {
-                    Ok(())
-                }
+                if dir.exists() { Ok(fs::remove_dir_all(dir)?) } else { Ok(()) }
             }
         });
         fs::create_dir_all(&dir)?;
@@ -139,20 +119,11 @@ impl Vm {
         let socket = await_some("monitor of the VM", PATIENCE, || {
             let alive = fs::read_to_string(format!("/proc/{pid}/stat"))?;
             let complaints = || fs::read_to_string(dir.join("stderr")).unwrap_or_default();
-            ensure!(
-                !alive.contains(") Z "),
-                "QEMU ended at once: {}",
-                complaints()
-            );
+            ensure!(!alive.contains(") Z "), "QEMU ended at once: {}", complaints());
             Ok(UnixStream::connect(dir.join("qmp")).ok())
         })?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        let mut vm = Self {
-            pid,
-            dir,
-            qmp: BufReader::new(socket),
-            _undo: undo,
-        };
+        let mut vm = Self { pid, dir, qmp: BufReader::new(socket), _undo: undo };
         vm.line().context("the monitor does not greet")?;
         vm.execute("qmp_capabilities", json!({}))?;
         Ok(vm)
@@ -245,9 +216,6 @@ impl Vm {
 pub fn stat_field(pid: u32, field: usize) -> Result<u64> {
     let stat = read(format!("/proc/{pid}/stat"))?;
     let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
-    let word = rest
-        .split_whitespace()
-        .nth(field - 3)
-        .context("too few fields in stat")?;
+    let word = rest.split_whitespace().nth(field - 3).context("too few fields in stat")?;
     Ok(word.parse()?)
 }

@@ -31,19 +31,9 @@ impl Recording {
     ) -> Result<Self> {
         let ready = folder.with_extension("ready");
         let mut command = Command::new(overcommit());
-        command
-            .arg("record")
-            .arg("--out")
-            .arg(folder)
-            .arg("--ready-file")
-            .arg(&ready);
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let mut child = command
-            .spawn()
-            .context("cannot run overcommit; cargo xtask build")?;
+        command.arg("record").arg("--out").arg(folder).arg("--ready-file").arg(&ready);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.spawn().context("cannot run overcommit; cargo xtask build")?;
         let pid = Pid::from_raw(child.id().cast_signed());
         let undo = Undo::with("a recording", move || {
             // Gone already in the regular case.
@@ -56,11 +46,7 @@ impl Recording {
             Ok(ready.exists().then_some(()))
         })?;
         std::fs::remove_file(ready)?;
-        Ok(Self {
-            child,
-            folder: folder.to_owned(),
-            _undo: undo,
-        })
+        Ok(Self { child, folder: folder.to_owned(), _undo: undo })
     }
 
     /// Sends it a signal.

@@ -9,11 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 type Action = Box<dyn FnOnce() -> Result<()> + Send>;
 
 /// Everything that is still to be put back, in the order of the changes.
-static CHANGES: Mutex<Changes> = Mutex::new(Changes {
-    next: 0,
-    actions: Vec::new(),
-    over: false,
-});
+static CHANGES: Mutex<Changes> = Mutex::new(Changes { next: 0, actions: Vec::new(), over: false });
 
 struct Changes {
     next: u64,

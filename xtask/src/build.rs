@@ -17,11 +17,7 @@ const PROGRAMS: &str = "overcommit-programs";
 /// A tool cannot be installed, or the build fails.
 pub(crate) fn ebpf() -> Result<()> {
     show(cargo_ebpf("build")?.arg("--quiet"))?;
-    let built = target()
-        .join("ebpf")
-        .join(EBPF_TARGET)
-        .join("release")
-        .join(PROGRAMS);
+    let built = target().join("ebpf").join(EBPF_TARGET).join("release").join(PROGRAMS);
     let object = target().join(format!("{PROGRAMS}.o"));
     let failed = || format!("cannot copy {}", built.display());
     let new = fs::read(&built).with_context(failed)?;
@@ -41,10 +37,7 @@ pub(crate) fn cargo_ebpf(command: &str) -> Result<Command> {
     rust_source()?;
     let linker = bpf_linker()?;
     let mut cargo = Command::new("cargo");
-    cargo
-        .current_dir(root())
-        .arg(command)
-        .args(["--release", "--package", "overcommit-ebpf"]);
+    cargo.current_dir(root()).arg(command).args(["--release", "--package", "overcommit-ebpf"]);
     cargo.args(["--features", "programs", "--bin", PROGRAMS]);
     cargo.args(["-Z", "build-std=core", "--target", EBPF_TARGET]);
     cargo.arg("--target-dir").arg(target().join("ebpf"));

@@ -49,17 +49,12 @@ fn show_two_vms(args: &Args, folder: &std::path::Path) -> Result<()> {
     let cgroup = MemoryCgroup::new("demo")?;
     let _swap = ZramSwap::new(1024)?;
     cgroup.limit(SQUEEZED)?;
-    let squeezed = Config {
-        cgroup: Some(&cgroup),
-        ..Config::new("squeezed", WALK)
-    };
+    let squeezed = Config { cgroup: Some(&cgroup), ..Config::new("squeezed", WALK) };
     let squeezed = Vm::start(&squeezed)?;
     let calm = Vm::start(&Config::new("calm", WALK))?;
     squeezed.await_passes(1)?;
     calm.await_passes(1)?;
     let mut record = Command::new(overcommit());
-    record
-        .args(["record", "--vm", "squeezed", "--vm", "calm", "--out"])
-        .arg(folder);
+    record.args(["record", "--vm", "squeezed", "--vm", "calm", "--out"]).arg(folder);
     show(record.arg("--duration").arg(format!("{}s", args.seconds)))
 }

@@ -10,10 +10,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Builds, demonstrates and tests overcommit"
-)]
+#[command(name = "cargo xtask", about = "Builds, demonstrates and tests overcommit")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -15,22 +15,10 @@ pub(crate) struct Tool {
 
 /// What VMs and swap need.
 pub(crate) const TESTBED: [Tool; 4] = [
-    Tool {
-        program: testbed::qemu::QEMU,
-        package: "qemu-system-x86",
-    },
-    Tool {
-        program: "as",
-        package: "binutils",
-    },
-    Tool {
-        program: "mkswap",
-        package: "util-linux",
-    },
-    Tool {
-        program: "swapon",
-        package: "mount",
-    },
+    Tool { program: testbed::qemu::QEMU, package: "qemu-system-x86" },
+    Tool { program: "as", package: "binutils" },
+    Tool { program: "mkswap", package: "util-linux" },
+    Tool { program: "swapon", package: "mount" },
 ];
 
 /// Runs a command with its output shown.
@@ -38,9 +26,7 @@ pub(crate) const TESTBED: [Tool; 4] = [
 /// # Errors
 /// It cannot be started, or fails.
 pub(crate) fn show(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {command:?}"))?;
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(status.success(), "{command:?} failed: {status}");
     Ok(())
 }
@@ -68,37 +54,23 @@ fn nix_is_root() -> Result<bool> {
 /// A package cannot be installed.
 pub(crate) fn install(tools: &[Tool]) -> Result<()> {
     let is_missing = |tool: &&Tool| !on_path(tool.program);
-    let packages: Vec<&str> = tools
-        .iter()
-        .filter(is_missing)
-        .map(|tool| tool.package)
-        .collect();
+    let packages: Vec<&str> = tools.iter().filter(is_missing).map(|tool| tool.package).collect();
     if packages.is_empty() {
         return Ok(());
     }
-    ensure!(
-        on_path("apt-get"),
-        "missing: {}; install them",
-        packages.join(", ")
-    );
+    ensure!(on_path("apt-get"), "missing: {}; install them", packages.join(", "));
     println!("installing Debian packages: {}", packages.join(" "));
     show(Command::new("apt-get").args(["update", "-qq"]))?;
     let mut install = Command::new("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive");
-    show(
-        install
-            .args(["install", "-y", "-qq", "--no-install-recommends"])
-            .args(packages),
-    )
+    show(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
 }
 
 /// Whether the program can be run by its name.
 pub(crate) fn on_path(program: &str) -> bool {
     let sbin = ["/usr/sbin", "/sbin"].map(Into::into);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(sbin)
-        .any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path).chain(sbin).any(|dir| dir.join(program).is_file())
 }
 
 /// Gives what root wrote to the user behind sudo.
@@ -110,12 +82,7 @@ pub(crate) fn give_to_user_behind_sudo(paths: &[&Path]) -> Result<()> {
         return Ok(());
     };
     let existing = paths.iter().filter(|path| path.exists());
-    show(
-        Command::new("chown")
-            .arg("-R")
-            .arg(format!("{uid}:{gid}"))
-            .args(existing),
-    )
+    show(Command::new("chown").arg("-R").arg(format!("{uid}:{gid}")).args(existing))
 }
 
 /// The source of the standard library, for the eBPF target.
@@ -124,10 +91,7 @@ pub(crate) fn give_to_user_behind_sudo(paths: &[&Path]) -> Result<()> {
 /// rustup is missing, or cannot install it.
 pub(crate) fn rust_source() -> Result<()> {
     let sysroot = testbed::run(Command::new("rustc").args(["--print", "sysroot"]))?;
-    if Path::new(sysroot.trim())
-        .join("lib/rustlib/src/rust/library/core")
-        .exists()
-    {
+    if Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").exists() {
         return Ok(());
     }
     println!("installing the source of Rust's core library");

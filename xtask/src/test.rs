@@ -21,16 +21,8 @@ pub(crate) struct Args {
 }
 
 /// What reads the recordings beside ourselves.
-const READERS: [Tool; 2] = [
-    Tool {
-        program: "python3",
-        package: "python3-venv",
-    },
-    Tool {
-        program: "npm",
-        package: "npm",
-    },
-];
+const READERS: [Tool; 2] =
+    [Tool { program: "python3", package: "python3-venv" }, Tool { program: "npm", package: "npm" }];
 /// Their packages.
 const PYTHON_READER: &str = "hdrhistogram==0.10.8";
 const NODE_READER: &str = "hdr-histogram-js@3";
@@ -89,25 +81,13 @@ fn set_up() -> Result<()> {
 
 fn lint() -> Result<()> {
     let deny = ["--", "-D", "warnings"];
-    show(
-        cargo()
-            .args(["clippy", "--quiet", "--workspace", "--all-targets"])
-            .args(deny),
-    )?;
+    show(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets"]).args(deny))?;
     show(build::cargo_ebpf("clippy")?.arg("--quiet").args(deny))
 }
 
 fn end_to_end(args: &Args) -> Result<()> {
     let mut cargo = cargo();
-    cargo.args([
-        "test",
-        "--quiet",
-        "--package",
-        "overcommit-tests",
-        "--test",
-        "e2e",
-        "--",
-    ]);
+    cargo.args(["test", "--quiet", "--package", "overcommit-tests", "--test", "e2e", "--"]);
     // They share the host's swap and settings.
     cargo.arg("--test-threads=1").args(&args.filter);
     if args.allow_skips {

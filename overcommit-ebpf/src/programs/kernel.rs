@@ -59,9 +59,7 @@ pub(crate) fn in_kvm_run() -> bool {
     // checks them.
     let (argument, syscall) = unsafe {
         (
-            *registers
-                .add(offsets.regs_second_argument as usize)
-                .cast::<u64>(),
+            *registers.add(offsets.regs_second_argument as usize).cast::<u64>(),
             *registers.add(offsets.regs_syscall as usize).cast::<u32>(),
         )
     };

@@ -6,10 +6,7 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
-#![expect(
-    internal_features,
-    reason = "core has no atomic addition for BPF, see `atomic`"
-)]
+#![expect(internal_features, reason = "core has no atomic addition for BPF, see `atomic`")]
 
 mod atomic;
 mod faults;

@@ -49,17 +49,8 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
     let task = Kernel(unsafe { bpf_get_current_task() });
     if looks_like_hypervisor(task) {
         let slot = adopt(task, tgid);
-        debug!(
-            &ctx,
-            "exec of a hypervisor by {}: slot {}",
-            tgid,
-            slot.unwrap_or(u32::MAX)
-        );
-        let kind = if slot.is_some() {
-            LifecycleKind::Started
-        } else {
-            LifecycleKind::NoSlot
-        };
+        debug!(&ctx, "exec of a hypervisor by {}: slot {}", tgid, slot.unwrap_or(u32::MAX));
+        let kind = if slot.is_some() { LifecycleKind::Started } else { LifecycleKind::NoSlot };
         announce(kind, slot.unwrap_or(u32::MAX), tgid);
     }
     0
@@ -192,12 +183,7 @@ fn fault_counters(task: Kernel) -> (u64, u64) {
 fn announce(kind: LifecycleKind, vm: u32, tgid: u32) {
     // A full buffer loses nothing: the loader rescans every second.
     if let Some(mut entry) = EVENTS.reserve::<Lifecycle>(0) {
-        entry.write(Lifecycle {
-            kind: kind as u32,
-            vm,
-            tgid,
-            reserved: 0,
-        });
+        entry.write(Lifecycle { kind: kind as u32, vm, tgid, reserved: 0 });
         entry.submit(0);
     }
 }

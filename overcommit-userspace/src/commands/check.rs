@@ -16,16 +16,8 @@ use std::process::ExitCode;
 const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_SYS_ADMIN", 21, "cgroups, tracefs"),
     ("CAP_BPF", 39, "eBPF"),
-    (
-        "CAP_PERFMON",
-        38,
-        "kernel memory, perf events of all processes",
-    ),
-    (
-        "CAP_SYS_PTRACE",
-        19,
-        "other processes' descriptors and memory maps",
-    ),
+    ("CAP_PERFMON", 38, "kernel memory, perf events of all processes"),
+    ("CAP_SYS_PTRACE", 19, "other processes' descriptors and memory maps"),
     ("CAP_SYS_RESOURCE", 24, "not needed since Linux 5.11"),
 ];
 
@@ -93,16 +85,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn look() -> Result<Report> {
     let btf = Path::new(VMLINUX_BTF);
     let host = HostProbe::run(btf);
-    let auto = decide(&host, Wanted::Auto)
-        .ok()
-        .map(|decision| decision.backend);
+    let auto = decide(&host, Wanted::Auto).ok().map(|decision| decision.backend);
     let layout = KernelLayout::read(btf).and_then(|layout| layout.offsets());
     let tracefs = tracefs();
     let backends = Backend::ALL
-        .map(|backend| BackendReport {
-            backend,
-            refused: refusal(&host, backend),
-        })
+        .map(|backend| BackendReport { backend, refused: refusal(&host, backend) })
         .into();
     Ok(Report {
         kernel: kernel::release()?,
@@ -139,37 +126,23 @@ fn capabilities() -> Result<Vec<Capability>> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let held = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
     let held = held.with_context(|| format!("{path} has no CapEff"))?;
-    let capability = |(name, bit, purpose)| Capability {
-        name,
-        held: held >> bit & 1 == 1,
-        purpose,
-    };
+    let capability =
+        |(name, bit, purpose)| Capability { name, held: held >> bit & 1 == 1, purpose };
     Ok(CAPABILITIES.into_iter().map(capability).collect())
 }
 
 /// The report as people read it. Writing to a String cannot fail.
 fn text(report: &Report) -> String {
     let mut out = String::new();
-    let missing = |reason: &Option<String>| {
-        reason
-            .as_ref()
-            .map_or("yes".to_owned(), |r| format!("no: {r}"))
-    };
+    let missing =
+        |reason: &Option<String>| reason.as_ref().map_or("yes".to_owned(), |r| format!("no: {r}"));
     let _ = writeln!(out, "Kernel        {}", report.kernel);
     let _ = writeln!(out, "BTF           {}", missing(&report.btf_missing));
     let _ = writeln!(out, "Fields        {}", missing(&report.layout_missing));
-    let _ = writeln!(
-        out,
-        "/dev/kvm      {}",
-        if report.kvm.device { "yes" } else { "no" }
-    );
+    let _ = writeln!(out, "/dev/kvm      {}", if report.kvm.device { "yes" } else { "no" });
     match &report.tracefs {
         Some(path) => {
-            let kvm = if report.kvm.tracepoints {
-                "with"
-            } else {
-                "without"
-            };
+            let kvm = if report.kvm.tracepoints { "with" } else { "without" };
             let _ = writeln!(out, "tracefs       {path}, {kvm} tracepoints of kvm");
         }
         None => {
@@ -182,34 +155,17 @@ fn text(report: &Report) -> String {
     let _ = writeln!(out, "\nCapabilities");
     for capability in &report.capabilities {
         let held = if capability.held { "yes" } else { "no " };
-        let _ = writeln!(
-            out,
-            "  {:<16} {held}  {}",
-            capability.name, capability.purpose
-        );
+        let _ = writeln!(out, "  {:<16} {held}  {}", capability.name, capability.purpose);
     }
     let _ = writeln!(out, "\nPrograms, one of each kind tried");
     for trial in &report.programs {
-        let _ = writeln!(
-            out,
-            "  {:<16} {}",
-            trial.kind.name(),
-            missing(&trial.refusal)
-        );
+        let _ = writeln!(out, "  {:<16} {}", trial.kind.name(), missing(&trial.refusal));
     }
     let _ = writeln!(out, "\nBackends");
     for backend in &report.backends {
-        let taken = if report.auto == Some(backend.backend) {
-            "  <- auto"
-        } else {
-            ""
-        };
-        let _ = writeln!(
-            out,
-            "  {:<16} {}{taken}",
-            backend.backend.name(),
-            missing(&backend.refused)
-        );
+        let taken = if report.auto == Some(backend.backend) { "  <- auto" } else { "" };
+        let _ =
+            writeln!(out, "  {:<16} {}{taken}", backend.backend.name(), missing(&backend.refused));
     }
     let _ = writeln!(out, "\nCoverage");
     for metric in &report.coverage {

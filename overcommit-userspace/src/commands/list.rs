@@ -67,9 +67,7 @@ fn entry(vm: &Vm) -> Entry<'_> {
 
 fn table(vms: &[Vm]) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header([
         "VM",
         "PID",

@@ -17,10 +17,8 @@ pub const FAILED: u8 = 1;
 /// What has this host done to its VMs?
 #[derive(Debug, Parser)]
 #[command(name = "overcommit", version, about, max_term_width = 100)]
-#[command(
-    long_about = "Records the page-fault and swap latency that this host injects into each \
-    of its KVM/QEMU virtual machines.\n\nRun it as root on the host, during a load test."
-)]
+#[command(long_about = "Records the page-fault and swap latency that this host injects into each \
+    of its KVM/QEMU virtual machines.\n\nRun it as root on the host, during a load test.")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -65,10 +63,7 @@ fn require_root() -> Result<()> {
 /// Prints a result on stdout. A reader that has seen enough is no failure.
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(error).context("cannot print the result")
         }

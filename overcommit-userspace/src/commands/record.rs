@@ -87,9 +87,7 @@ fn parse_label(text: &str) -> Result<(String, String)> {
 /// What failed, on what, and what to do next.
 pub fn run(args: Args) -> Result<ExitCode> {
     require_root()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(record(args))
 }
 
@@ -132,11 +130,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     }
     let status = follow(&args, &mut session, &mut waiter, &mut load).await?;
     let (_, folder) = session.finish()?;
-    let format = if args.json {
-        Format::Json
-    } else {
-        Format::Text
-    };
+    let format = if args.json { Format::Json } else { Format::Text };
     let text = report::rebuild(&folder, format)?;
     if !args.quiet {
         print(&text)?;
@@ -144,27 +138,16 @@ async fn record(args: Args) -> Result<ExitCode> {
             print(&format!("\nRecorded in {}\n", folder.path().display()))?;
         }
     }
-    Ok(status.map_or(ExitCode::SUCCESS, |status| {
-        ExitCode::from(load::code(status))
-    }))
+    Ok(status.map_or(ExitCode::SUCCESS, |status| ExitCode::from(load::code(status))))
 }
 
 fn selection(args: &Args) -> Result<Selection> {
-    let patterns = args
-        .vm
-        .iter()
-        .map(|text| Pattern::parse(text))
-        .collect::<Result<_>>()?;
+    let patterns = args.vm.iter().map(|text| Pattern::parse(text)).collect::<Result<_>>()?;
     let discovery = Discovery::new("/proc");
     for pid in &args.pid {
-        discovery
-            .describe(*pid)
-            .with_context(|| format!("--pid {pid}"))?;
+        discovery.describe(*pid).with_context(|| format!("--pid {pid}"))?;
     }
-    Ok(Selection {
-        patterns,
-        pids: args.pid.clone(),
-    })
+    Ok(Selection { patterns, pids: args.pid.clone() })
 }
 
 /// How many VMs run, once every VM that is named does; a signal may come first.
@@ -178,18 +161,12 @@ async fn find(
     loop {
         let vms = discovery.scan()?;
         let missing = |pattern: &&Pattern| !vms.iter().any(|vm| pattern.matches(vm));
-        let (exact, globs): (Vec<_>, Vec<_>) = selection
-            .patterns
-            .iter()
-            .filter(missing)
-            .partition(|pattern| pattern.is_exact());
+        let (exact, globs): (Vec<_>, Vec<_>) =
+            selection.patterns.iter().filter(missing).partition(|pattern| pattern.is_exact());
         if let Some(pattern) = exact.first()
             && !args.wait
         {
-            bail!(
-                "no VM is called {pattern}; {} Give --wait to wait for it",
-                running(&vms)
-            );
+            bail!("no VM is called {pattern}; {} Give --wait to wait for it", running(&vms));
         }
         if !args.quiet && !told {
             for pattern in &globs {
@@ -228,14 +205,9 @@ fn choose(wanted: Wanted) -> Result<Decision> {
         bail!("{reason}; no backend works without it");
     }
     decide(&host, wanted).map_err(|refused| {
-        let each = refused
-            .iter()
-            .map(|r| format!("backend {}: {}", r.backend, r.reason));
-        let hint = if wanted == Wanted::Auto {
-            "see overcommit check"
-        } else {
-            "use --backend auto"
-        };
+        let each = refused.iter().map(|r| format!("backend {}: {}", r.backend, r.reason));
+        let hint =
+            if wanted == Wanted::Auto { "see overcommit check" } else { "use --backend auto" };
         anyhow::anyhow!("{}; {hint}", each.collect::<Vec<_>>().join("; "))
     })
 }
@@ -260,11 +232,7 @@ fn options(args: &Args) -> Options {
         pid: args.pid.clone(),
         slow_faults_ns: args.slow_faults.map(ns),
         labels: BTreeMap::from_iter(args.label.iter().cloned()),
-        command: args
-            .command
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect(),
+        command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
     }
 }
 
@@ -317,9 +285,7 @@ async fn follow(
     load: &mut Option<Load>,
 ) -> Result<Option<ExitStatus>> {
     let mut progress = Progress::new(!args.quiet);
-    let end = args
-        .duration
-        .map(|duration| tokio::time::Instant::now() + duration);
+    let end = args.duration.map(|duration| tokio::time::Instant::now() + duration);
     let mut boundary = Boundary::after(&Clocks::now()?, args.interval);
     waiter.poll(args.slow_faults.is_some());
     loop {

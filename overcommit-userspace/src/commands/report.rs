@@ -64,10 +64,7 @@ pub fn rebuild(folder: &Folder, format: Format) -> Result<String> {
         for (vm, totals) in recording.run.vms.iter().zip(&recording.vms) {
             for metric in Metric::ALL {
                 let name = format!("vms/{}/{}.hgrm", vm.folder, metric.name());
-                folder.replace(
-                    &name,
-                    hgrm::file(&totals.latencies[metric as usize]).as_bytes(),
-                )?;
+                folder.replace(&name, hgrm::file(&totals.latencies[metric as usize]).as_bytes())?;
             }
         }
     }

@@ -9,9 +9,8 @@ use std::io::Read;
 /// # Errors
 /// None that can happen in memory.
 pub fn rows<R: AsRef<[String]>>(rows: impl IntoIterator<Item = R>) -> Result<Vec<u8>> {
-    let mut writer = WriterBuilder::new()
-        .terminator(Terminator::Any(b'\n'))
-        .from_writer(Vec::new());
+    let mut writer =
+        WriterBuilder::new().terminator(Terminator::Any(b'\n')).from_writer(Vec::new());
     for row in rows {
         writer.write_record(row.as_ref())?;
     }
@@ -65,11 +64,7 @@ pub fn units_of_seconds(text: &str, digits: u32) -> Option<u64> {
     }
     let padded = format!("{fraction:0<digits$}");
     let unit = 10u64.checked_pow(digits as u32)?;
-    whole
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(unit)?
-        .checked_add(padded.parse().ok()?)
+    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(padded.parse().ok()?)
 }
 
 #[cfg(test)]

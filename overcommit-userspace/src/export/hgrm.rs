@@ -25,20 +25,13 @@ pub fn file(latencies: &Latencies) -> String {
         // Writing to a String cannot fail.
         let _ = if quantile < 1.0 {
             let inverse = 1.0 / (1.0 - quantile);
-            writeln!(
-                text,
-                "{value:12.6} {quantile:2.12} {total:10} {inverse:14.2}"
-            )
+            writeln!(text, "{value:12.6} {quantile:2.12} {total:10} {inverse:14.2}")
         } else {
             writeln!(text, "{value:12.6} {quantile:2.12} {total:10}")
         };
     }
     let count = latencies.count();
-    let mean = if count == 0 {
-        0.0
-    } else {
-        latencies.sum_ns as f64 / count as f64
-    } / UNIT_NS;
+    let mean = if count == 0 { 0.0 } else { latencies.sum_ns as f64 / count as f64 } / UNIT_NS;
     let deviation = histogram.stdev() / UNIT_NS;
     let max = latencies.max_ns as f64 / UNIT_NS;
     let _ = write!(
@@ -61,11 +54,7 @@ mod tests {
         latencies.histogram.record_n(50_000_000, 1).unwrap();
         (latencies.sum_ns, latencies.max_ns) = (149_000_000, 50_000_000);
         let text = file(&latencies);
-        let rows: Vec<&str> = text
-            .lines()
-            .skip(2)
-            .filter(|line| !line.starts_with('#'))
-            .collect();
+        let rows: Vec<&str> = text.lines().skip(2).filter(|line| !line.starts_with('#')).collect();
         let last: Vec<&str> = rows.last().unwrap().split_whitespace().collect();
         assert_eq!(last, ["50.000000", "1.000000000000", "100"]);
         assert_eq!(rows[0].split_whitespace().count(), 4);

@@ -56,9 +56,7 @@ pub fn line(
         .map_err(|error| anyhow!("{error}"))
         .context("cannot write a histogram")?;
     // The builder repeats its comment on the divisor before each line.
-    let line = bytes
-        .split_inclusive(|byte| *byte == b'\n')
-        .filter(|line| line[0] != b'#');
+    let line = bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line[0] != b'#');
     Ok(line.collect::<Vec<_>>().concat())
 }
 
@@ -67,21 +65,15 @@ pub fn line(
 /// # Errors
 /// A line is whole and yet no histogram.
 pub fn read(log: &[u8]) -> Result<Vec<(Metric, hdrhistogram::Histogram<u64>)>> {
-    let whole = log
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |end| end + 1);
+    let whole = log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     let mut deserializer = Deserializer::new();
     let mut intervals = Vec::new();
     for entry in IntervalLogIterator::new(&log[..whole]) {
         let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
             continue;
         };
-        let named = |metric: &Metric| {
-            interval
-                .tag()
-                .is_some_and(|tag| tag.as_str() == metric.name())
-        };
+        let named =
+            |metric: &Metric| interval.tag().is_some_and(|tag| tag.as_str() == metric.name());
         let Some(metric) = Metric::ALL.into_iter().find(named) else {
             continue;
         };
@@ -111,27 +103,14 @@ mod tests {
         let mut log = header(1_764_000_000_000_000).unwrap();
         log.extend(line(0, 1_000_000_000, Metric::FaultMajor, &latencies).unwrap());
         log.extend(
-            line(
-                1_000_000_000,
-                1_000_000_000,
-                Metric::FaultMinor,
-                &Latencies::empty(),
-            )
-            .unwrap(),
+            line(1_000_000_000, 1_000_000_000, Metric::FaultMinor, &Latencies::empty()).unwrap(),
         );
         let text = String::from_utf8(log.clone()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "#[Histogram log format version 1.3]");
-        assert_eq!(
-            lines[2],
-            "#[StartTime: 1764000000.000 (seconds since epoch)]"
-        );
+        assert_eq!(lines[2], "#[StartTime: 1764000000.000 (seconds since epoch)]");
         assert_eq!(lines[4], "#[MaxValueDivisor: 1000000.000]");
-        assert!(
-            lines[5].starts_with("Tag=fault.major,0.000,1.000,2.0"),
-            "{}",
-            lines[5]
-        );
+        assert!(lines[5].starts_with("Tag=fault.major,0.000,1.000,2.0"), "{}", lines[5]);
         assert!(lines[5].contains(",HISTFAAA"), "{}", lines[5]);
         assert_eq!(lines.len(), 7);
         for cut in 0..=2 {

@@ -51,10 +51,7 @@ pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
 
 /// The columns that say when and who.
 pub(super) fn identity(interval: &Interval, vm: &RunVm) -> Vec<String> {
-    let mut row = vec![
-        seconds_of_us(interval.start_us),
-        seconds_of_ns(interval.length_ns),
-    ];
+    let mut row = vec![seconds_of_us(interval.start_us), seconds_of_ns(interval.length_ns)];
     row.extend(who(vm));
     row
 }
@@ -67,10 +64,7 @@ pub(super) fn who(vm: &RunVm) -> [String; 4] {
 
 /// Whether the interval is partial, and its number.
 pub(super) fn place(interval: &Interval) -> [String; 2] {
-    [
-        u8::from(interval.partial).to_string(),
-        interval.number.to_string(),
-    ]
+    [u8::from(interval.partial).to_string(), interval.number.to_string()]
 }
 
 /// count, sum, quantiles, max and what was over range.

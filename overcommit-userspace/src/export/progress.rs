@@ -15,10 +15,7 @@ pub struct Progress {
 impl Progress {
     /// On stderr, if the user wants it and it is a terminal.
     pub fn new(wanted: bool) -> Self {
-        Self {
-            visible: wanted && stderr().is_terminal(),
-            recorded_ns: 0,
-        }
+        Self { visible: wanted && stderr().is_terminal(), recorded_ns: 0 }
     }
 
     /// Shows the VM that waited most in the interval.
@@ -28,27 +25,16 @@ impl Progress {
             return;
         }
         let seconds = self.recorded_ns / 1_000_000_000;
-        let mut line = format!(
-            "{:02}:{:02}  {} VMs",
-            seconds / 60,
-            seconds % 60,
-            sampler.running()
-        );
+        let mut line =
+            format!("{:02}:{:02}  {} VMs", seconds / 60, seconds % 60, sampler.running());
         let waited = |sample: &&VmSample| -> u64 {
-            sample
-                .latencies
-                .iter()
-                .map(|latencies| latencies.sum_ns)
-                .sum()
+            sample.latencies.iter().map(|latencies| latencies.sum_ns).sum()
         };
         if let Some(worst) = interval.vms.iter().max_by_key(waited) {
             let name = &sampler.members()[worst.member].vm.name;
             let major = &worst.latencies[Metric::FaultMajor as usize];
             let p99 = major.quantile(0.99).map_or("-".to_owned(), readable);
-            line.push_str(&format!(
-                "  {name}: {} major faults, p99 {p99}",
-                major.count()
-            ));
+            line.push_str(&format!("  {name}: {} major faults, p99 {p99}", major.count()));
             if let Some(share) = worst.stall.and_then(|stall| stall.share()) {
                 line.push_str(&format!(", stalled {:.0} %", share * 100.0));
             }

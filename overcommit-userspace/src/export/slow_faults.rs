@@ -42,11 +42,7 @@ pub fn rows(faults: &[SlowRow<'_>], now: &Clocks) -> Result<Vec<u8>> {
 
 fn cells(row: &SlowRow<'_>, now: &Clocks) -> Vec<String> {
     let fault = &row.fault;
-    let comm = fault
-        .comm
-        .split(|byte| *byte == 0)
-        .next()
-        .unwrap_or_default();
+    let comm = fault.comm.split(|byte| *byte == 0).next().unwrap_or_default();
     let mut cells = vec![csv::seconds_of_ns(now.realtime_of(fault.end_ns))];
     cells.extend(who(row.vm));
     cells.extend([

@@ -142,10 +142,7 @@ impl Summary {
     /// See [`csv::rows`].
     pub fn csv(&self) -> Result<Vec<u8>> {
         let mut file = csv::header(&COLUMNS);
-        let rows = self
-            .vms
-            .iter()
-            .flat_map(|vm| vm.metrics.iter().map(|metric| row(vm, metric)));
+        let rows = self.vms.iter().flat_map(|vm| vm.metrics.iter().map(|metric| row(vm, metric)));
         file.extend(csv::rows(rows)?);
         Ok(file)
     }
@@ -171,11 +168,7 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
         faults_kernel: totals.seen.kernel,
         faults_counted: totals.seen.counted,
         faults_by_others: totals.by_others,
-        not_counted: Loss::ALL
-            .iter()
-            .map(|cause| cause.name())
-            .zip(totals.not_counted)
-            .collect(),
+        not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
         metrics: Metric::ALL.into_iter().map(metric).collect(),
     }
 }
@@ -183,11 +176,8 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
 fn summary_metric(metric: Metric, totals: &VmTotals) -> SummaryMetric {
     let latencies: &Latencies = &totals.latencies[metric as usize];
     let count = latencies.count();
-    let rate = if totals.length_ns == 0 {
-        0.0
-    } else {
-        count as f64 * 1e9 / totals.length_ns as f64
-    };
+    let rate =
+        if totals.length_ns == 0 { 0.0 } else { count as f64 * 1e9 / totals.length_ns as f64 };
     SummaryMetric {
         metric: metric.name(),
         coverage: totals.seen.coverage(),

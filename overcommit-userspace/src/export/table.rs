@@ -30,38 +30,26 @@ fn head(run: &RunFile, summary: &Summary) -> String {
         run.kernel,
         run.backend.name,
         summary.intervals,
-        if run.clocks.end.is_none() {
-            " · not ended"
-        } else {
-            ""
-        },
+        if run.clocks.end.is_none() { " · not ended" } else { "" },
     )
 }
 
 fn table(summary: &Summary) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header([
         "VM", "STALL", "METRIC", "COUNT", "PER S", "P50", "P90", "P99", "P99.9", "MAX",
     ]);
     for vm in &summary.vms {
         let mut name = shown_name(summary, vm);
-        let mut stall = vm
-            .stall
-            .as_ref()
-            .map_or("-".to_owned(), |stall| percent(stall.share));
+        let mut stall = vm.stall.as_ref().map_or("-".to_owned(), |stall| percent(stall.share));
         for metric in &vm.metrics {
             let mut row = vec![std::mem::take(&mut name), std::mem::take(&mut stall)];
             row.extend(figures(metric));
             table.add_row(row);
         }
     }
-    for column in table
-        .column_iter_mut()
-        .filter(|column| ![0, 2].contains(&column.index))
-    {
+    for column in table.column_iter_mut().filter(|column| ![0, 2].contains(&column.index)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
@@ -69,11 +57,7 @@ fn table(summary: &Summary) -> Table {
 
 fn figures(metric: &SummaryMetric) -> [String; 8] {
     let latency = |ns: Option<u64>| ns.map_or("-".to_owned(), readable);
-    let partial = if metric.coverage == Coverage::Partial {
-        " (partial)"
-    } else {
-        ""
-    };
+    let partial = if metric.coverage == Coverage::Partial { " (partial)" } else { "" };
     [
         format!("{}{partial}", metric.metric),
         metric.count.to_string(),
@@ -89,11 +73,7 @@ fn figures(metric: &SummaryMetric) -> [String; 8] {
 /// The name, with the instance behind it where two VMs share it.
 fn shown_name(summary: &Summary, vm: &SummaryVm) -> String {
     let same = summary.vms.iter().filter(|other| other.vm == vm.vm).count();
-    if same > 1 {
-        format!("{} ({})", vm.vm, vm.vm_id)
-    } else {
-        vm.vm.clone()
-    }
+    if same > 1 { format!("{} ({})", vm.vm, vm.vm_id) } else { vm.vm.clone() }
 }
 
 fn percent(share: f64) -> String {
@@ -102,11 +82,7 @@ fn percent(share: f64) -> String {
 
 fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
     let unseen = vm.faults_kernel.saturating_sub(vm.faults_counted);
-    if vm
-        .metrics
-        .iter()
-        .any(|metric| metric.coverage == Coverage::Partial)
-    {
+    if vm.metrics.iter().any(|metric| metric.coverage == Coverage::Partial) {
         let share = percent(unseen as f64 / vm.faults_kernel.max(1) as f64);
         let _ = writeln!(
             text,
@@ -135,10 +111,8 @@ fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
 fn not_counted(text: &mut String, run: &RunFile) {
     let skipped: u64 = run.not_counted.programs_skipped.values().sum();
     if skipped > 0 {
-        let _ = writeln!(
-            text,
-            "The kernel skipped the programs {skipped} times, over all processes."
-        );
+        let _ =
+            writeln!(text, "The kernel skipped the programs {skipped} times, over all processes.");
     }
     if run.not_counted.vms_without_slot > 0 {
         let count = run.not_counted.vms_without_slot;

@@ -32,11 +32,7 @@ const COLUMNS: [&str; 15] = [
 /// All columns: one more for each cause of [`Loss`].
 pub fn columns() -> Vec<String> {
     let losses = Loss::ALL.map(lost);
-    COLUMNS
-        .into_iter()
-        .map(str::to_owned)
-        .chain(losses)
-        .collect()
+    COLUMNS.into_iter().map(str::to_owned).chain(losses).collect()
 }
 
 /// The column of a cause.

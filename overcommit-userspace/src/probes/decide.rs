@@ -39,18 +39,8 @@ impl Backend {
     /// The kinds of program that it needs.
     const fn needs(self) -> &'static [Kind] {
         match self {
-            Self::Fentry => &[
-                Kind::Fentry,
-                Kind::Fexit,
-                Kind::RawTracepoint,
-                Kind::Iterator,
-            ],
-            Self::Kprobe => &[
-                Kind::Kprobe,
-                Kind::Kretprobe,
-                Kind::RawTracepoint,
-                Kind::Iterator,
-            ],
+            Self::Fentry => &[Kind::Fentry, Kind::Fexit, Kind::RawTracepoint, Kind::Iterator],
+            Self::Kprobe => &[Kind::Kprobe, Kind::Kretprobe, Kind::RawTracepoint, Kind::Iterator],
             Self::Perf => &[Kind::PerfEvent, Kind::RawTracepoint, Kind::Iterator],
         }
     }
@@ -114,10 +104,7 @@ pub struct Decision {
 
 /// Why a backend cannot be used on this host; `None` if it can.
 pub fn refusal(host: &HostProbe, backend: Backend) -> Option<String> {
-    let refused = backend
-        .needs()
-        .iter()
-        .find_map(|kind| Some((kind, host.refusal(*kind)?)));
+    let refused = backend.needs().iter().find_map(|kind| Some((kind, host.refusal(*kind)?)));
     match refused {
         Some((kind, reason)) => Some(format!("{}: {reason}", kind.name())),
         None if !backend.is_built() => Some(
@@ -153,14 +140,8 @@ mod tests {
     /// A host that gives everything but what is named.
     fn host(without: &[Kind]) -> HostProbe {
         let refusal = |kind| without.contains(&kind).then(|| "EPERM".to_owned());
-        let trials = Kind::ALL.into_iter().map(|kind| Trial {
-            kind,
-            refusal: refusal(kind),
-        });
-        HostProbe {
-            btf: None,
-            trials: trials.collect(),
-        }
+        let trials = Kind::ALL.into_iter().map(|kind| Trial { kind, refusal: refusal(kind) });
+        HostProbe { btf: None, trials: trials.collect() }
     }
 
     #[test]
@@ -184,12 +165,7 @@ mod tests {
     fn what_is_not_built_is_called_so() {
         let decision = decide(&host(&[]), Wanted::Auto).unwrap();
         assert_eq!(decision.backend, Backend::Perf);
-        assert!(
-            decision
-                .refused
-                .iter()
-                .all(|r| r.reason.contains("does not have it yet"))
-        );
+        assert!(decision.refused.iter().all(|r| r.reason.contains("does not have it yet")));
         let refused = decide(&host(&[Kind::Fentry]), Wanted::Fentry).unwrap_err();
         assert_eq!(refused.len(), 1);
         assert_eq!(refused[0].reason, "fentry: EPERM");

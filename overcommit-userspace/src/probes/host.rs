@@ -94,10 +94,7 @@ impl HostProbe {
         match trials(btf) {
             Ok(trials) => Self { btf: None, trials },
             Err(error) => {
-                let refused = |kind| Trial {
-                    kind,
-                    refusal: Some(format!("not tried: {error:#}")),
-                };
+                let refused = |kind| Trial { kind, refusal: Some(format!("not tried: {error:#}")) };
                 Self {
                     btf: Some(format!("{error:#}")),
                     trials: Kind::ALL.into_iter().map(refused).collect(),
@@ -119,10 +116,7 @@ fn trials(btf: &Path) -> Result<Vec<Trial>> {
     let layout = KernelLayout::read(btf)?;
     let mut ebpf = object::load(&layout, Sizes::TRIAL)?;
     let btf = Btf::parse_file(btf, aya::Endianness::default()).context("cannot read the BTF")?;
-    let trial = |kind| Trial {
-        kind,
-        refusal: attempt(&mut ebpf, kind, &btf).err().map(reason),
-    };
+    let trial = |kind| Trial { kind, refusal: attempt(&mut ebpf, kind, &btf).err().map(reason) };
     Ok(Kind::ALL.into_iter().map(trial).collect())
 }
 
@@ -132,9 +126,7 @@ fn attempt(ebpf: &mut Ebpf, kind: Kind, btf: &Btf) -> Result<()> {
         Kind::Iterator => "trial_iterator".to_owned(),
         kind => format!("trial_{}", kind.name()),
     };
-    let program = ebpf
-        .program_mut(&name)
-        .ok_or_else(|| anyhow!("no program {name}"))?;
+    let program = ebpf.program_mut(&name).ok_or_else(|| anyhow!("no program {name}"))?;
     match kind {
         Kind::Fentry => {
             let program: &mut FEntry = program.try_into()?;
@@ -200,20 +192,14 @@ fn reason(error: anyhow::Error) -> String {
             "EPERM: the kernel does not permit it (lockdown, or a capability is missing)".to_owned()
         }
         Some(errno) => format!("{errno:?}: {}", errno.desc()),
-        None => format!("{error:#}")
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .to_owned(),
+        None => format!("{error:#}").lines().next().unwrap_or_default().to_owned(),
     }
 }
 
 /// The error number at the bottom of a chain of errors.
 pub fn error_number(error: &anyhow::Error) -> Option<Errno> {
     let number = |error: &(dyn Error + 'static)| {
-        error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::raw_os_error)
+        error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error)
     };
     error.chain().find_map(number).map(Errno::from_raw)
 }

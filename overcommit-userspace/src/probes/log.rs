@@ -11,9 +11,7 @@ pub struct ProgramLog(EbpfLogger<Stderr>);
 impl ProgramLog {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
         let logger = EbpfLogger::init_with_logger(ebpf, Stderr);
-        Ok(Self(
-            logger.context("cannot read the log of the eBPF programs")?,
-        ))
+        Ok(Self(logger.context("cannot read the log of the eBPF programs")?))
     }
 
     /// Prints what has come.

@@ -27,10 +27,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Tracepoints that keep the table of VMs in step with processes, and their
 /// programs.
-const LIFECYCLE: [(&str, &str); 2] = [
-    ("process_exit", "sched_process_exit"),
-    ("process_exec", "sched_process_exec"),
-];
+const LIFECYCLE: [(&str, &str); 2] =
+    [("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
 
 /// The attached programs. Dropping it detaches everything.
 pub struct Probes {
@@ -67,9 +65,7 @@ impl Probes {
         slots::load_iterator(&mut ebpf, &btf)?;
         for (program, tracepoint) in LIFECYCLE {
             let refused = || refuses(tracepoint);
-            raw_tracepoint(&mut ebpf, program)?
-                .load()
-                .with_context(refused)?;
+            raw_tracepoint(&mut ebpf, program)?.load().with_context(refused)?;
         }
         let mut source = match backend {
             Backend::Perf => PerfEvents::load(&mut ebpf)?,
@@ -80,27 +76,14 @@ impl Probes {
         let rings = Rings {
             events: Events::open(&mut ebpf)?,
             slow: SlowFaults::open(&mut ebpf)?,
-            log: sizes
-                .verbose
-                .then(|| ProgramLog::open(&mut ebpf))
-                .transpose()?,
+            log: sizes.verbose.then(|| ProgramLog::open(&mut ebpf)).transpose()?,
         };
         for (program, tracepoint) in LIFECYCLE {
             let refused = || refuses(tracepoint);
-            raw_tracepoint(&mut ebpf, program)?
-                .attach(tracepoint)
-                .with_context(refused)?;
+            raw_tracepoint(&mut ebpf, program)?.attach(tracepoint).with_context(refused)?;
         }
         source.follow_cpus()?;
-        Ok((
-            Self {
-                ebpf,
-                source,
-                cpus,
-                slots,
-            },
-            rings,
-        ))
+        Ok((Self { ebpf, source, cpus, slots }, rings))
     }
 
     /// Asks for slots, see [`Slots::adopt`].
@@ -130,10 +113,7 @@ impl Probes {
         let fired = self.source.fired();
         let mut skipped = [0; HotProgram::COUNT];
         for program in HotProgram::ALL {
-            let runs = self
-                .cpus
-                .iter()
-                .map(|cpu| cpu.runs[program as usize].load(Relaxed));
+            let runs = self.cpus.iter().map(|cpu| cpu.runs[program as usize].load(Relaxed));
             let index = program as usize;
             skipped[index] = fired[index].saturating_sub(runs.sum());
         }
@@ -142,9 +122,7 @@ impl Probes {
 }
 
 fn raw_tracepoint<'a>(ebpf: &'a mut Ebpf, program: &str) -> Result<&'a mut RawTracePoint> {
-    let found = ebpf
-        .program_mut(program)
-        .ok_or_else(|| anyhow!("no program {program}"))?;
+    let found = ebpf.program_mut(program).ok_or_else(|| anyhow!("no program {program}"))?;
     Ok(found.try_into()?)
 }
 

@@ -8,11 +8,7 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
 
 /// Number of the system call `ioctl`.
-const IOCTL: u32 = if cfg!(target_arch = "aarch64") {
-    29
-} else {
-    16
-};
+const IOCTL: u32 = if cfg!(target_arch = "aarch64") { 29 } else { 16 };
 
 /// How large the maps are, and what the programs do beside counting.
 #[derive(Clone, Copy, Debug)]
@@ -64,10 +60,7 @@ pub fn load(layout: &KernelLayout, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("TGIDS", sizes.vms)
         .map_max_entries("FREE_VMS", sizes.vms)
         .map_max_entries("VMS", sizes.vms)
-        .map_max_entries(
-            "HISTOGRAMS",
-            sizes.vms * overcommit_ebpf::layout::Metric::COUNT as u32,
-        )
+        .map_max_entries("HISTOGRAMS", sizes.vms * overcommit_ebpf::layout::Metric::COUNT as u32)
         .map_max_entries("TIDS", sizes.threads)
         .map_max_entries("FREE_THREADS", sizes.threads)
         .map_max_entries("THREADS", sizes.threads)

@@ -36,11 +36,7 @@ impl PerfEvents {
         for program in HotProgram::ALL {
             programs[program as usize] = load(ebpf, program)?;
         }
-        Ok(Self {
-            programs,
-            cpus: BTreeMap::new(),
-            gone: [0; HotProgram::COUNT],
-        })
+        Ok(Self { programs, cpus: BTreeMap::new(), gone: [0; HotProgram::COUNT] })
     }
 
     /// Opens events on CPUs that came online and closes those of CPUs that went:
@@ -50,12 +46,8 @@ impl PerfEvents {
     /// The list of CPUs cannot be read, or the kernel refuses an event.
     pub fn follow_cpus(&mut self) -> Result<()> {
         let online = online_cpus()?;
-        let gone: Vec<u32> = self
-            .cpus
-            .keys()
-            .filter(|cpu| !online.contains(cpu))
-            .copied()
-            .collect();
+        let gone: Vec<u32> =
+            self.cpus.keys().filter(|cpu| !online.contains(cpu)).copied().collect();
         for cpu in gone {
             if let Some(mut events) = self.cpus.remove(&cpu) {
                 for (total, count) in self.gone.iter_mut().zip(read(&mut events)) {
@@ -98,11 +90,7 @@ impl PerfEvents {
     pub fn stop(&mut self) {
         // Ends before starts: a fault that is still open was not counted, and is
         // no loss.
-        for event in self
-            .cpus
-            .values_mut()
-            .flat_map(|events| events.iter_mut().rev())
-        {
+        for event in self.cpus.values_mut().flat_map(|events| events.iter_mut().rev()) {
             // The event of a CPU that just went offline is stopped already.
             let _ = event.disable();
         }
@@ -111,11 +99,7 @@ impl PerfEvents {
     fn open(&self, cpu: u32) -> Result<CpuEvents> {
         let open = |event: Software, program: HotProgram| -> Result<Counter> {
             let mut builder = Builder::new(event);
-            builder
-                .any_pid()
-                .one_cpu(cpu as usize)
-                .include_kernel()
-                .sample_period(1);
+            builder.any_pid().one_cpu(cpu as usize).include_kernel().sample_period(1);
             let mut event = builder.build()?;
             event.set_bpf(self.programs[program as usize])?;
             Ok(event)
@@ -147,12 +131,8 @@ fn read(events: &mut CpuEvents) -> [u64; HotProgram::COUNT] {
 
 fn load(ebpf: &mut Ebpf, program: HotProgram) -> Result<RawFd> {
     let name = program.name();
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| anyhow!("no program {name}"))?;
+    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
     let program: &mut PerfEvent = program.try_into()?;
-    program
-        .load()
-        .with_context(|| format!("the kernel refuses the program {name}"))?;
+    program.load().with_context(|| format!("the kernel refuses the program {name}"))?;
     Ok(program.fd()?.as_fd().as_raw_fd())
 }

@@ -81,10 +81,7 @@ fn ring(ebpf: &mut Ebpf, name: &str) -> Result<(RingBuf<MapData>, OwnedFd)> {
     };
     let failed = || format!("cannot map the ring buffer {name}");
     let fd = map.fd().as_fd().try_clone_to_owned().with_context(failed)?;
-    Ok((
-        RingBuf::try_from(Map::RingBuf(map)).with_context(failed)?,
-        fd,
-    ))
+    Ok((RingBuf::try_from(Map::RingBuf(map)).with_context(failed)?, fd))
 }
 
 /// `None` for a record that the programs of this version do not send.
@@ -98,11 +95,7 @@ fn event(mut record: &[u8]) -> Option<Event> {
         kind if kind == LifecycleKind::NoSlot as u32 => LifecycleKind::NoSlot,
         _ => return None,
     };
-    Some(Event {
-        kind,
-        slot: record.get_u32_ne(),
-        pid: record.get_u32_ne().cast_signed(),
-    })
+    Some(Event { kind, slot: record.get_u32_ne(), pid: record.get_u32_ne().cast_signed() })
 }
 
 fn slow_fault(mut record: &[u8]) -> Option<(Metric, SlowFault)> {
@@ -137,11 +130,7 @@ mod tests {
         for word in [2u32, 7, 4711, 0] {
             record.put_u32_ne(word);
         }
-        let ended = Event {
-            kind: LifecycleKind::Ended,
-            slot: 7,
-            pid: 4711,
-        };
+        let ended = Event { kind: LifecycleKind::Ended, slot: 7, pid: 4711 };
         assert_eq!(event(&record), Some(ended));
         assert_eq!(event(&record[..12]), None, "cut off");
         record[0] = 99;
@@ -157,10 +146,7 @@ mod tests {
         record.put_slice(b"CPU 0/KVM\0\0\0\0\0\0\0");
         let (metric, fault) = slow_fault(&record).unwrap();
         assert_eq!(metric, Metric::FaultMajor);
-        assert_eq!(
-            (fault.end_ns, fault.latency_ns, fault.address),
-            (100, 30, 0x7f00_1000)
-        );
+        assert_eq!((fault.end_ns, fault.latency_ns, fault.address), (100, 30, 0x7f00_1000));
         assert_eq!((fault.vm_tgid, fault.vm, fault.tid), (11, 1, 12));
         assert_eq!(&fault.comm[..10], b"CPU 0/KVM\0");
         assert!(slow_fault(&record[..55]).is_none(), "cut off");

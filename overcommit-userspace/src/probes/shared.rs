@@ -45,11 +45,7 @@ impl<T: Shared> SharedArray<T> {
     fn map(map: &MapData, len: usize) -> Result<Self> {
         let fd = map.fd().as_fd().as_raw_fd();
         let memory = MmapOptions::new().len(len * size_of::<T>()).map_raw(fd)?;
-        Ok(Self {
-            memory,
-            len,
-            elements: PhantomData,
-        })
+        Ok(Self { memory, len, elements: PhantomData })
     }
 
     /// How many elements there are.

@@ -38,15 +38,11 @@ impl Slots {
     pub fn open(ebpf: &mut Ebpf, vms: u32, threads: u32) -> Result<Self> {
         let mut free_vms = Queue::try_from(take(ebpf, "FREE_VMS")?)?;
         for slot in 0..vms {
-            free_vms
-                .push(slot, 0)
-                .context("cannot fill the list of free slots")?;
+            free_vms.push(slot, 0).context("cannot fill the list of free slots")?;
         }
         let mut free_threads = Queue::try_from(take(ebpf, "FREE_THREADS")?)?;
         for entry in 0..threads {
-            free_threads
-                .push(entry, 0)
-                .context("cannot fill the list of free threads")?;
+            free_threads.push(entry, 0).context("cannot fill the list of free threads")?;
         }
         Ok(Self {
             vms: SharedArray::open(ebpf, "VMS", vms)?,
@@ -72,9 +68,7 @@ impl Slots {
     /// The walk fails.
     pub fn adopt(&mut self, ebpf: &mut Ebpf, pids: &[i32]) -> Result<()> {
         for pid in pids {
-            self.wanted
-                .insert(pid.cast_unsigned(), 0, 0)
-                .context("cannot ask for a slot")?;
+            self.wanted.insert(pid.cast_unsigned(), 0, 0).context("cannot ask for a slot")?;
         }
         let walked = walk_tasks(ebpf).context("cannot walk the kernel's tasks");
         for pid in pids {
@@ -127,9 +121,7 @@ impl Slots {
         if let Some(vm) = self.vms.get(slot as usize) {
             vm.clear();
         }
-        self.free_vms
-            .push(slot, 0)
-            .with_context(|| format!("cannot free slot {slot}"))
+        self.free_vms.push(slot, 0).with_context(|| format!("cannot free slot {slot}"))
     }
 
     /// Gives back the entry of a thread that is gone.
@@ -144,9 +136,7 @@ impl Slots {
         // Without the index no program writes to the entry any more.
         let _ = self.tids.remove(&tid);
         thread.clear();
-        self.free_threads
-            .push(index, 0)
-            .context("cannot free a thread's entry")
+        self.free_threads.push(index, 0).context("cannot free a thread's entry")
     }
 
     /// Every entry that a thread has, with its index.
@@ -158,11 +148,7 @@ impl Slots {
 
     /// Looks for entries used since: they are handed out in order the first time.
     pub fn see_new_threads(&mut self) {
-        let used = |index| {
-            self.threads
-                .get(index)
-                .is_some_and(|t| t.id.load(Relaxed) != 0)
-        };
+        let used = |index| self.threads.get(index).is_some_and(|t| t.id.load(Relaxed) != 0);
         while used(self.threads_used) {
             self.threads_used += 1;
         }
@@ -170,22 +156,17 @@ impl Slots {
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
-    ebpf.take_map(name)
-        .ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+    ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
 }
 
 /// Loads the iterator; it runs when [`Slots::adopt`] reads it.
 pub fn load_iterator(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
     let program: &mut Iter = iterator(ebpf)?;
-    program
-        .load("task", btf)
-        .context("the kernel refuses the task iterator")
+    program.load("task", btf).context("the kernel refuses the task iterator")
 }
 
 fn iterator(ebpf: &mut Ebpf) -> Result<&mut Iter> {
-    let program = ebpf
-        .program_mut("adopt_wanted")
-        .ok_or_else(|| anyhow!("no task iterator"))?;
+    let program = ebpf.program_mut("adopt_wanted").ok_or_else(|| anyhow!("no task iterator"))?;
     Ok(program.try_into()?)
 }
 

@@ -36,10 +36,7 @@ impl Owner {
     pub fn behind_sudo() -> Option<Self> {
         let id = |name| std::env::var(name).ok()?.parse().ok();
         let (uid, gid) = (id("SUDO_UID")?, id("SUDO_GID")?);
-        (uid != 0).then(|| Self {
-            uid: Uid::from_raw(uid),
-            gid: Gid::from_raw(gid),
-        })
+        (uid != 0).then(|| Self { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) })
     }
 }
 
@@ -59,18 +56,11 @@ impl Folder {
     /// # Errors
     /// It is not empty, is no folder, or cannot be written.
     pub fn create(path: &Path, owner: Option<Owner>) -> Result<Self> {
-        let mut folder = Self {
-            path: path.to_owned(),
-            owner,
-            made: false,
-        };
+        let mut folder = Self { path: path.to_owned(), owner, made: false };
         match fs::read_dir(path) {
             Ok(mut entries) => {
                 if entries.next().is_some() {
-                    bail!(
-                        "--out {}: the folder is not empty; name a new one",
-                        path.display()
-                    );
+                    bail!("--out {}: the folder is not empty; name a new one", path.display());
                 }
                 folder.restrict()?;
             }
@@ -81,10 +71,7 @@ impl Folder {
                 folder.give(path)?;
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-                bail!(
-                    "--out {}: that is a file; name a new folder",
-                    path.display()
-                )
+                bail!("--out {}: that is a file; name a new folder", path.display())
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("--out {}", path.display()));
@@ -107,11 +94,7 @@ impl Folder {
 
     /// An existing recording.
     pub fn open(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            owner: Owner::behind_sudo(),
-            made: false,
-        }
+        Self { path: path.to_owned(), owner: Owner::behind_sudo(), made: false }
     }
 
     /// Where it is.
@@ -134,22 +117,14 @@ impl Folder {
         if let Some(parent) = path.parent()
             && !parent.exists()
         {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(parent)
-                .with_context(failed)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(parent).with_context(failed)?;
             for made in parent.ancestors().take_while(|made| *made != self.path) {
                 self.give(made)?;
             }
         }
         let mut options = OpenOptions::new();
-        let file = options
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .with_context(failed)?;
+        let file =
+            options.append(true).create(true).mode(0o600).open(&path).with_context(failed)?;
         self.give(&path)?;
         Ok(file)
     }
@@ -172,12 +147,7 @@ impl Folder {
 
     fn restrict(&self) -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
-        let failed = || {
-            format!(
-                "--out {}: cannot restrict it to its owner",
-                self.path.display()
-            )
-        };
+        let failed = || format!("--out {}: cannot restrict it to its owner", self.path.display());
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700)).with_context(failed)?;
         self.give(&self.path)
     }

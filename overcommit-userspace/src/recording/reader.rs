@@ -87,22 +87,14 @@ impl Recording {
             logs.mend(folder, &run, end)?;
         }
         let vms = logs.totals(run.vms.len(), end);
-        Ok(Self {
-            run,
-            vms,
-            intervals: end,
-        })
+        Ok(Self { run, vms, intervals: end })
     }
 }
 
 impl Logs {
     fn read(folder: &Folder, run: &RunFile) -> Result<Self> {
-        let indices: HashMap<&str, usize> = run
-            .vms
-            .iter()
-            .enumerate()
-            .map(|(index, vm)| (vm.vm_id.as_str(), index))
-            .collect();
+        let indices: HashMap<&str, usize> =
+            run.vms.iter().enumerate().map(|(index, vm)| (vm.vm_id.as_str(), index)).collect();
         let mut histograms = HashMap::<_, Vec<_>>::new();
         for (index, vm) in run.vms.iter().enumerate() {
             let name = format!("vms/{}/{LATENCY_LOG}", vm.folder);
@@ -110,21 +102,14 @@ impl Logs {
             for (metric, histogram) in
                 hlog::read(&log).with_context(|| format!("cannot read {name}"))?
             {
-                histograms
-                    .entry((index, metric))
-                    .or_default()
-                    .push(histogram);
+                histograms.entry((index, metric)).or_default().push(histogram);
             }
         }
         Ok(Self {
-            rows: rows(&read_file(folder, INTERVALS)?, run, |cells, end| {
-                row(cells, end, &indices)
-            })
-            .with_context(|| format!("cannot read {INTERVALS}"))?,
-            vm_rows: rows(&read_file(folder, VMS)?, run, |cells, end| {
-                vm_row(cells, end, &indices)
-            })
-            .with_context(|| format!("cannot read {VMS}"))?,
+            rows: rows(&read_file(folder, INTERVALS)?, run, |cells, end| row(cells, end, &indices))
+                .with_context(|| format!("cannot read {INTERVALS}"))?,
+            vm_rows: rows(&read_file(folder, VMS)?, run, |cells, end| vm_row(cells, end, &indices))
+                .with_context(|| format!("cannot read {VMS}"))?,
             histograms,
         })
     }
@@ -149,10 +134,7 @@ impl Logs {
             }
         }
         // What remains has no row in vms.csv.
-        metrics
-            .keys()
-            .map(|(interval, _)| *interval)
-            .fold(end, u64::min)
+        metrics.keys().map(|(interval, _)| *interval).fold(end, u64::min)
     }
 
     fn totals(mut self, vms: usize, end: u64) -> Vec<VmTotals> {
@@ -166,17 +148,10 @@ impl Logs {
             .map(|(key, histograms)| (key, histograms.into_iter()))
             .collect();
         for row in self.rows.iter().filter(|row| row.interval < end) {
-            let line = lines
-                .get_mut(&(row.vm, row.metric))
-                .and_then(Iterator::next);
+            let line = lines.get_mut(&(row.vm, row.metric)).and_then(Iterator::next);
             let Some(histogram) = line else { continue };
             let (sum_ns, max_ns, over_range) = (row.sum_ns, row.max_ns, row.over_range);
-            let interval = Latencies {
-                histogram,
-                sum_ns,
-                max_ns,
-                over_range,
-            };
+            let interval = Latencies { histogram, sum_ns, max_ns, over_range };
             totals[row.vm].latencies[row.metric as usize].merge(&interval);
         }
         totals
@@ -188,10 +163,7 @@ impl Logs {
         let complete = self.vm_rows.iter().take_while(|row| row.interval < end);
         cut(folder, VMS, complete.last().map(|row| row.end))?;
         for (index, vm) in run.vms.iter().enumerate() {
-            let rows = self
-                .rows
-                .iter()
-                .filter(|row| row.vm == index && row.interval < end);
+            let rows = self.rows.iter().filter(|row| row.vm == index && row.interval < end);
             let name = format!("vms/{}/{LATENCY_LOG}", vm.folder);
             let log = read_file(folder, &name)?;
             let is_comment = |line: &&[u8]| line.starts_with(b"#");
@@ -247,24 +219,17 @@ struct Cells<'a> {
 impl Cells<'_> {
     fn text(&self, column: &str) -> Result<&str> {
         let index = self.columns.iter().position(|name| name == column);
-        index
-            .and_then(|index| self.row.get(index))
-            .with_context(|| format!("no column {column}"))
+        index.and_then(|index| self.row.get(index)).with_context(|| format!("no column {column}"))
     }
 
     fn number(&self, column: &str) -> Result<u64> {
-        self.optional(column)?
-            .with_context(|| format!("{column} is empty"))
+        self.optional(column)?.with_context(|| format!("{column} is empty"))
     }
 
     fn optional(&self, column: &str) -> Result<Option<u64>> {
         let text = self.text(column)?;
         let wrong = || format!("{column} is {text:?}");
-        if text.is_empty() {
-            Ok(None)
-        } else {
-            text.parse().map(Some).with_context(wrong)
-        }
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).with_context(wrong) }
     }
 
     fn units(&self, column: &str, digits: u32) -> Result<u64> {
@@ -274,10 +239,7 @@ impl Cells<'_> {
 
     fn vm(&self, indices: &HashMap<&str, usize>) -> Result<usize> {
         let id = self.text("vm_id")?;
-        indices
-            .get(id)
-            .copied()
-            .with_context(|| format!("run.json has no VM {id}"))
+        indices.get(id).copied().with_context(|| format!("run.json has no VM {id}"))
     }
 }
 
@@ -328,10 +290,7 @@ fn rows<T>(
     let mut row = csv::StringRecord::new();
     while reader.read_record(&mut row)? {
         let line = || format!("line {}", reader.position().line() - 1);
-        let cells = Cells {
-            columns: &columns,
-            row: &row,
-        };
+        let cells = Cells { columns: &columns, row: &row };
         if cells.number("interval").with_context(line)? >= run.recorded.intervals {
             break;
         }
@@ -341,10 +300,7 @@ fn rows<T>(
 }
 
 fn whole_lines(file: &[u8]) -> &[u8] {
-    let end = file
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |last| last + 1);
+    let end = file.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     &file[..end]
 }
 
@@ -361,16 +317,11 @@ fn cut(folder: &Folder, name: &str, end: Option<u64>) -> Result<()> {
         Some(end) => end,
         None => {
             let file = read_file(folder, name)?;
-            file.split_inclusive(|byte| *byte == b'\n')
-                .next()
-                .map_or(0, <[u8]>::len) as u64
+            file.split_inclusive(|byte| *byte == b'\n').next().map_or(0, <[u8]>::len) as u64
         }
     };
     if fs::metadata(&path).with_context(failed)?.len() > end {
-        let file = OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .with_context(failed)?;
+        let file = OpenOptions::new().write(true).open(&path).with_context(failed)?;
         file.set_len(end).with_context(failed)?;
     }
     Ok(())

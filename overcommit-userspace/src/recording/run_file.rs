@@ -180,10 +180,7 @@ impl RunFile {
             schema: String,
         }
         let header: Header = serde_json::from_str(text).context("it is not a run.json")?;
-        let version = header
-            .schema
-            .strip_prefix(SCHEMA)
-            .and_then(|rest| rest.strip_prefix('/'));
+        let version = header.schema.strip_prefix(SCHEMA).and_then(|rest| rest.strip_prefix('/'));
         let major = version.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
         match major {
             Some(major) if major <= MAJOR => Ok(serde_json::from_str(text)?),
@@ -227,10 +224,7 @@ pub fn boot_id() -> Result<String> {
 /// There is no such process.
 pub fn process_id(pid: i32) -> Result<VmId> {
     let stat = procfs::process::Process::new(pid)?.stat()?;
-    Ok(VmId {
-        pid,
-        start_ticks: stat.starttime,
-    })
+    Ok(VmId { pid, start_ticks: stat.starttime })
 }
 
 #[cfg(test)]

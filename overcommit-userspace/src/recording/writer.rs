@@ -38,9 +38,7 @@ impl Writer {
         intervals.write_all(&csv::header(&intervals::COLUMNS))?;
         let mut vms = folder.append(VMS)?;
         let columns = vms::columns();
-        vms.write_all(&csv::header(
-            &columns.iter().map(String::as_str).collect::<Vec<_>>(),
-        ))?;
+        vms.write_all(&csv::header(&columns.iter().map(String::as_str).collect::<Vec<_>>()))?;
         let mut slow_faults = None;
         if run.options.slow_faults_ns.is_some() {
             let mut file = folder.append(SLOW_FAULTS)?;
@@ -95,8 +93,7 @@ impl Writer {
                 )?);
             }
             let log = &mut self.latency_logs[sample.member];
-            log.write_all(&lines)
-                .context("cannot write a latency.hlog")?;
+            log.write_all(&lines).context("cannot write a latency.hlog")?;
             let vm = &mut self.run.vms[sample.member];
             for (cause, count) in Loss::ALL.iter().zip(sample.not_counted) {
                 *vm.not_counted.entry(cause.name().to_owned()).or_default() += count;
@@ -105,13 +102,9 @@ impl Writer {
         let rows = vms::rows(interval, &self.run.vms)?;
         self.vms.write_all(&rows).context("cannot write vms.csv")?;
         let rows = intervals::rows(interval, &self.run.vms)?;
-        self.intervals
-            .write_all(&rows)
-            .context("cannot write intervals.csv")?;
+        self.intervals.write_all(&rows).context("cannot write intervals.csv")?;
         self.run.not_counted = not_counted;
-        self.run.recorded = Recorded {
-            intervals: interval.number + 1,
-        };
+        self.run.recorded = Recorded { intervals: interval.number + 1 };
         self.write_run_file()
     }
 
@@ -131,10 +124,7 @@ impl Writer {
             .into_iter()
             .filter_map(|(metric, fault)| {
                 // The latest, should the PID have been used again.
-                let vm = vms
-                    .iter()
-                    .rev()
-                    .find(|vm| vm.pid == fault.vm_tgid.cast_signed())?;
+                let vm = vms.iter().rev().find(|vm| vm.pid == fault.vm_tgid.cast_signed())?;
                 Some(SlowRow { fault, metric, vm })
             })
             .collect();
@@ -142,8 +132,7 @@ impl Writer {
         let Some(file) = &mut self.slow_faults else {
             return Ok(());
         };
-        file.write_all(&rows)
-            .context("cannot write slow-faults.csv")
+        file.write_all(&rows).context("cannot write slow-faults.csv")
     }
 
     /// Notes that the time of day was set.
@@ -189,10 +178,7 @@ impl Writer {
         let first = name.folder();
         let numbered = (2..).map(|number: u64| format!("{first}~{number}"));
         let is_free = |folder: &String| !self.folders.contains(&folder.to_lowercase());
-        let folder = std::iter::once(first.clone())
-            .chain(numbered)
-            .find(is_free)
-            .unwrap_or(first);
+        let folder = std::iter::once(first.clone()).chain(numbered).find(is_free).unwrap_or(first);
         self.folders.insert(folder.to_lowercase());
         folder
     }
@@ -219,12 +205,8 @@ fn note_partial(coverage: &mut [MetricCoverage], vms: &[RunVm]) {
 
 fn run_vm(member: &Member, folder: String) -> RunVm {
     let vm = &member.vm;
-    let before = Metric::ALL.map(|metric| {
-        (
-            metric.name().to_owned(),
-            member.faults_before[metric as usize],
-        )
-    });
+    let before =
+        Metric::ALL.map(|metric| (metric.name().to_owned(), member.faults_before[metric as usize]));
     RunVm {
         vm_id: vm.id.to_string(),
         name: vm.name.to_string(),

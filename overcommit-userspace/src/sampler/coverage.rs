@@ -54,11 +54,7 @@ impl Seen {
     pub fn coverage(self) -> Coverage {
         let unseen = self.unseen();
         let little = unseen <= SLACK || unseen.saturating_mul(100) <= self.kernel;
-        if little {
-            Coverage::Full
-        } else {
-            Coverage::Partial
-        }
+        if little { Coverage::Full } else { Coverage::Partial }
     }
 }
 

@@ -25,12 +25,7 @@ impl Latencies {
         let Ok(histogram) = bounds else {
             unreachable!("the bounds are constants that the crate accepts")
         };
-        Self {
-            histogram,
-            sum_ns: 0,
-            max_ns: 0,
-            over_range: 0,
-        }
+        Self { histogram, sum_ns: 0, max_ns: 0, over_range: 0 }
     }
 
     /// How many.
@@ -88,32 +83,16 @@ impl Carry {
         let max_ns = [self.max_ns, shared.max_ns.swap(0, SeqCst)];
         let over_range = self.over_range + shared.over_range.swap(0, SeqCst);
         let Some(top) = top else {
-            *self = Self {
-                sum_ns,
-                max_ns: max_ns[0].max(max_ns[1]),
-                over_range,
-            };
+            *self = Self { sum_ns, max_ns: max_ns[0].max(max_ns[1]), over_range };
             return taken;
         };
-        let last = if top == BUCKETS - 1 {
-            u64::MAX
-        } else {
-            bucket::highest(top)
-        };
+        let last = if top == BUCKETS - 1 { u64::MAX } else { bucket::highest(top) };
         let belongs = |max: &&u64| (bucket::lowest(top)..=last).contains(*max);
-        taken.max_ns = max_ns
-            .iter()
-            .filter(belongs)
-            .max()
-            .copied()
-            .unwrap_or(bucket::highest(top));
+        taken.max_ns = max_ns.iter().filter(belongs).max().copied().unwrap_or(bucket::highest(top));
         taken.sum_ns = sum_ns;
         taken.over_range = over_range;
         let early = max_ns.into_iter().filter(|max| *max > last).max();
-        *self = Self {
-            max_ns: early.unwrap_or(0),
-            ..Self::default()
-        };
+        *self = Self { max_ns: early.unwrap_or(0), ..Self::default() };
         taken
     }
 }
@@ -157,11 +136,7 @@ mod tests {
             (taken.count(), taken.sum_ns, taken.max_ns),
             (3, 200_000_001_100, 200_000_000_000)
         );
-        assert_eq!(
-            taken.quantile(0.5),
-            Some(1003),
-            "the highest value of its bucket"
-        );
+        assert_eq!(taken.quantile(0.5), Some(1003), "the highest value of its bucket");
         assert_eq!(carry.take(&shared), Latencies::empty());
     }
 
@@ -171,18 +146,11 @@ mod tests {
         add(&shared, 500, 3);
         add(&shared, 90_000, 2);
         let first = carry.take(&shared);
-        assert_eq!(
-            (first.count(), first.max_ns),
-            (1, bucket::highest(bucket::index(500)))
-        );
+        assert_eq!((first.count(), first.max_ns), (1, bucket::highest(bucket::index(500))));
         shared.buckets[bucket::index(90_000)].fetch_add(1, SeqCst);
         let second = carry.take(&shared);
         assert_eq!((second.count(), second.max_ns), (1, 90_000));
-        assert_eq!(
-            first.sum_ns + second.sum_ns,
-            90_500,
-            "no nanosecond is lost"
-        );
+        assert_eq!(first.sum_ns + second.sum_ns, 90_500, "no nanosecond is lost");
     }
 
     #[test]
@@ -193,10 +161,7 @@ mod tests {
         assert_eq!((first.count(), first.sum_ns, first.max_ns), (0, 0, 0));
         shared.buckets[bucket::index(90_000)].fetch_add(1, SeqCst);
         let second = carry.take(&shared);
-        assert_eq!(
-            (second.count(), second.sum_ns, second.max_ns),
-            (1, 90_000, 90_000)
-        );
+        assert_eq!((second.count(), second.sum_ns, second.max_ns), (1, 90_000, 90_000));
     }
 
     proptest! {

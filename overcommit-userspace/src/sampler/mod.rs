@@ -158,10 +158,7 @@ impl Sampler {
         let Some(shared) = self.probes.slots.vms.get(event.slot as usize) else {
             return;
         };
-        let before = shared
-            .faults_before
-            .each_ref()
-            .map(|count| count.load(SeqCst));
+        let before = shared.faults_before.each_ref().map(|count| count.load(SeqCst));
         let started_ns = shared.start_boottime_ns.load(Relaxed);
         match self.roster.started(event.pid, started_ns) {
             Some(vm) => {
@@ -266,19 +263,14 @@ impl Sampler {
             let carry = &mut tracked.carries[metric as usize];
             histogram.map_or_else(Latencies::empty, |histogram| carry.take(histogram))
         });
-        let until_ns = if ended_ns == 0 {
-            now.monotonic_ns
-        } else {
-            ended_ns
-        };
+        let until_ns = if ended_ns == 0 { now.monotonic_ns } else { ended_ns };
         let from_ns = self.last_ns.max(tracked.since_ns);
         let threads = slots.used_threads().map(|(_, thread)| thread);
         let length_ns = until_ns.saturating_sub(from_ns);
         let vcpus = self.roster.members()[tracked.member].vm.vcpus;
         let stall = stall(&mut tracked, threads, vcpus, until_ns, length_ns);
         let sample = tracked.sample(shared, latencies, stall, ended_ns != 0);
-        self.roster
-            .saw(tracked.member, tracked.vcpus.known_by(), sample.seen);
+        self.roster.saw(tracked.member, tracked.vcpus.known_by(), sample.seen);
         if ended_ns == 0 {
             return (Some(sample), Some(tracked));
         }
@@ -303,9 +295,7 @@ impl Sampler {
             .collect();
         for (index, tid) in gone {
             self.probes.slots.free_thread(index)?;
-            self.tracked
-                .iter_mut()
-                .for_each(|tracked| tracked.waits.forget(tid));
+            self.tracked.iter_mut().for_each(|tracked| tracked.waits.forget(tid));
         }
         Ok(())
     }
@@ -319,29 +309,11 @@ impl Tracked {
         stall: Option<Stall>,
         ended: bool,
     ) -> VmSample {
-        let at_end = || {
-            shared
-                .faults_at_end
-                .iter()
-                .map(|count| count.load(SeqCst))
-                .sum()
-        };
-        let running = || {
-            self.process
-                .as_ref()
-                .and_then(counters)
-                .map(|c| c.iter().sum())
-        };
-        let kernel_faults: u64 = if ended {
-            at_end()
-        } else {
-            running().unwrap_or(self.kernel_faults)
-        };
-        let by_others: u64 = shared
-            .faults_by_others
-            .iter()
-            .map(|count| count.load(SeqCst))
-            .sum();
+        let at_end = || shared.faults_at_end.iter().map(|count| count.load(SeqCst)).sum();
+        let running = || self.process.as_ref().and_then(counters).map(|c| c.iter().sum());
+        let kernel_faults: u64 =
+            if ended { at_end() } else { running().unwrap_or(self.kernel_faults) };
+        let by_others: u64 = shared.faults_by_others.iter().map(|count| count.load(SeqCst)).sum();
         let counted: u64 = latencies.iter().map(Latencies::count).sum();
         let by_others_now = by_others - self.by_others;
         let seen = Seen {
@@ -389,10 +361,7 @@ fn stall<'a>(
         }
     }
     tracked.vcpus.known_by()?;
-    Some(Stall {
-        waited_ns,
-        vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns,
-    })
+    Some(Stall { waited_ns, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns })
 }
 
 /// min_flt and maj_flt of the whole process.

@@ -92,11 +92,7 @@ impl Roster {
 
     /// VMs that are meant, run now and are not recorded yet.
     pub(super) fn new_vms(&mut self) -> Result<Vec<Vm>> {
-        let mut found = if self.selection.is_open() {
-            self.discovery.scan()?
-        } else {
-            Vec::new()
-        };
+        let mut found = if self.selection.is_open() { self.discovery.scan()? } else { Vec::new() };
         for pid in &self.selection.pids {
             if !found.iter().any(|vm| vm.id.pid == *pid) {
                 // It may have ended; a recording outlives its VMs.
@@ -104,10 +100,7 @@ impl Roster {
             }
         }
         let is_new = |vm: &Vm| !self.present.contains(&vm.id) && !self.done.contains(&vm.id);
-        Ok(found
-            .into_iter()
-            .filter(|vm| is_new(vm) && self.selection.wants(vm))
-            .collect())
+        Ok(found.into_iter().filter(|vm| is_new(vm) && self.selection.wants(vm)).collect())
     }
 
     /// The process that the exec tracepoint announced, if it is a VM and meant.
@@ -115,10 +108,7 @@ impl Roster {
     /// One that is gone already goes by its PID: what the kernel saw it execute
     /// was a hypervisor.
     pub(super) fn started(&self, pid: i32, start_boottime_ns: u64) -> Option<Vm> {
-        let id = VmId {
-            pid,
-            start_ticks: start_boottime_ns / TICK_NS,
-        };
+        let id = VmId { pid, start_ticks: start_boottime_ns / TICK_NS };
         let vm = match self.discovery.open(id) {
             Ok(_) => self.discovery.inspect(pid)?,
             Err(_) => Vm {
@@ -140,10 +130,7 @@ impl Roster {
     /// Keeps these members alone, in this order, as if they were just found.
     pub(super) fn restart(&mut self, running: &[usize], now: &Clocks) {
         let mut members: Vec<Option<Member>> = self.members.drain(..).map(Some).collect();
-        self.members = running
-            .iter()
-            .filter_map(|index| members[*index].take())
-            .collect();
+        self.members = running.iter().filter_map(|index| members[*index].take()).collect();
         for member in &mut self.members {
             member.first_seen_ns = now.realtime_ns;
             member.seen = Seen::default();

@@ -53,11 +53,7 @@ fn waited(thread: &Thread, now_ns: u64) -> Option<u64> {
         let since = thread.since_ns.load(SeqCst);
         let waited = thread.waited_ns.load(SeqCst);
         if before.is_multiple_of(2) && thread.sequence.load(SeqCst) == before {
-            let open = if since == 0 {
-                0
-            } else {
-                now_ns.saturating_sub(since)
-            };
+            let open = if since == 0 { 0 } else { now_ns.saturating_sub(since) };
             return Some(waited + open);
         }
         std::hint::spin_loop();

@@ -201,16 +201,9 @@ fn vcpus(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<u32> {
             b"cores",
             b"threads",
         ];
-        let given: Vec<u32> = levels
-            .iter()
-            .filter_map(|level| number(pairs, level))
-            .collect();
-        let product = given
-            .iter()
-            .try_fold(1u32, |product, n| product.checked_mul(*n));
-        product
-            .filter(|_| !given.is_empty())
-            .filter(|cpus| *cpus > 0)
+        let given: Vec<u32> = levels.iter().filter_map(|level| number(pairs, level)).collect();
+        let product = given.iter().try_fold(1u32, |product, n| product.checked_mul(*n));
+        product.filter(|_| !given.is_empty()).filter(|cpus| *cpus > 0)
     })
 }
 
@@ -218,9 +211,7 @@ fn vcpus(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<u32> {
 /// fractions allowed. In bytes.
 fn mebibytes(text: &[u8]) -> Option<u64> {
     let text = str::from_utf8(text).ok()?;
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (amount, suffix) = text.split_at(digits);
     let shift = match suffix {
         "B" | "b" => 0,
@@ -249,11 +240,7 @@ mod tests {
 
     fn parse(words: &[&str]) -> CommandLine {
         let program: &[u8] = b"qemu-system-x86_64";
-        CommandLine::parse(
-            [program]
-                .into_iter()
-                .chain(words.iter().map(|word| word.as_bytes())),
-        )
+        CommandLine::parse([program].into_iter().chain(words.iter().map(|word| word.as_bytes())))
     }
 
     #[test]
@@ -284,36 +271,22 @@ mod tests {
         assert_eq!(line.memory_bytes, Some(8 << 30));
         assert_eq!(line.vcpus, Some(4));
         assert_eq!(line.accelerator.as_deref(), Some(&b"kvm"[..]));
-        assert_eq!(
-            line.uuid.as_deref(),
-            Some(&b"5c6a9d3e-0000-4444-8888-abcdefabcdef"[..])
-        );
+        assert_eq!(line.uuid.as_deref(), Some(&b"5c6a9d3e-0000-4444-8888-abcdefabcdef"[..]));
         assert_eq!(line.machine.as_deref(), Some(&b"pc-i440fx-7.2"[..]));
     }
 
     #[test]
     fn names() {
-        assert_eq!(
-            parse(&["-name", "plain"]).guest.as_deref(),
-            Some(&b"plain"[..])
-        );
-        assert_eq!(
-            parse(&["-name", "a,,b"]).guest.as_deref(),
-            Some(&b"a,b"[..])
-        );
-        assert_eq!(
-            parse(&["--name", "guest=x=y"]).guest.as_deref(),
-            Some(&b"x=y"[..])
-        );
+        assert_eq!(parse(&["-name", "plain"]).guest.as_deref(), Some(&b"plain"[..]));
+        assert_eq!(parse(&["-name", "a,,b"]).guest.as_deref(), Some(&b"a,b"[..]));
+        assert_eq!(parse(&["--name", "guest=x=y"]).guest.as_deref(), Some(&b"x=y"[..]));
         let line = parse(&["-name", "vm,process=qemu-vm,debug-threads"]);
         assert_eq!(line.guest.as_deref(), Some(&b"vm"[..]));
         assert_eq!(line.process.as_deref(), Some(&b"qemu-vm"[..]));
         assert!(line.debug_threads);
         assert!(!parse(&["-name", "vm,nodebug-threads"]).debug_threads);
         assert_eq!(
-            parse(&["-name", "one", "-name", "debug-threads=on"])
-                .guest
-                .as_deref(),
+            parse(&["-name", "one", "-name", "debug-threads=on"]).guest.as_deref(),
             Some(&b"one"[..])
         );
     }
@@ -361,26 +334,16 @@ mod tests {
 
     #[test]
     fn accelerators() {
+        assert_eq!(parse(&["-enable-kvm"]).accelerator.as_deref(), Some(&b"kvm"[..]));
         assert_eq!(
-            parse(&["-enable-kvm"]).accelerator.as_deref(),
+            parse(&["-machine", "q35,accel=kvm:tcg"]).accelerator.as_deref(),
             Some(&b"kvm"[..])
         );
         assert_eq!(
-            parse(&["-machine", "q35,accel=kvm:tcg"])
-                .accelerator
-                .as_deref(),
-            Some(&b"kvm"[..])
-        );
-        assert_eq!(
-            parse(&["-accel", "tcg,thread=single"])
-                .accelerator
-                .as_deref(),
+            parse(&["-accel", "tcg,thread=single"]).accelerator.as_deref(),
             Some(&b"tcg"[..])
         );
-        assert_eq!(
-            parse(&["-M", "none"]).machine.as_deref(),
-            Some(&b"none"[..])
-        );
+        assert_eq!(parse(&["-M", "none"]).machine.as_deref(), Some(&b"none"[..]));
     }
 
     /// A value as a caller of QEMU has to write it.

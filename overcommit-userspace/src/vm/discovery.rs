@@ -30,10 +30,7 @@ pub struct Discovery {
 impl Discovery {
     /// Looks below `proc_root`, which is /proc outside tests.
     pub fn new(proc_root: impl Into<PathBuf>) -> Self {
-        Self {
-            proc_root: proc_root.into(),
-            others: HashMap::new(),
-        }
+        Self { proc_root: proc_root.into(), others: HashMap::new() }
     }
 
     /// Every VM that runs now, in the order of process ids.
@@ -88,12 +85,7 @@ impl Discovery {
     /// # Errors
     /// There is no such process, or it cannot be read.
     pub fn describe(&self, pid: i32) -> Result<Vm> {
-        let failed = || {
-            format!(
-                "no process {pid} can be read in {}",
-                self.proc_root.display()
-            )
-        };
+        let failed = || format!("no process {pid} can be read in {}", self.proc_root.display());
         let process = self.process(pid).with_context(failed)?;
         let stat = process.stat().with_context(failed)?;
         let executable = executable(&process).unwrap_or_else(|| escape(stat.comm.as_bytes()));
@@ -107,11 +99,7 @@ impl Discovery {
     pub fn open(&self, id: VmId) -> Result<Process> {
         let process = self.process(id.pid)?;
         let start_ticks = process.stat()?.starttime;
-        anyhow::ensure!(
-            start_ticks == id.start_ticks,
-            "process {} was replaced",
-            id.pid
-        );
+        anyhow::ensure!(start_ticks == id.start_ticks, "process {} was replaced", id.pid);
         Ok(process)
     }
 
@@ -121,10 +109,7 @@ impl Discovery {
 }
 
 fn id(stat: &Stat) -> VmId {
-    VmId {
-        pid: stat.pid,
-        start_ticks: stat.starttime,
-    }
+    VmId { pid: stat.pid, start_ticks: stat.starttime }
 }
 
 fn vm(process: &Process, stat: &Stat) -> Option<Vm> {
@@ -134,29 +119,19 @@ fn vm(process: &Process, stat: &Stat) -> Option<Vm> {
         return None;
     }
     let vm = describe(process, stat, executable, kvm);
-    let probes_only = command_line(process)
-        .machine
-        .is_some_and(|machine| machine == b"none");
+    let probes_only = command_line(process).machine.is_some_and(|machine| machine == b"none");
     // libvirt asks a QEMU without a machine what it can do.
     (!probes_only).then_some(vm)
 }
 
 fn describe(process: &Process, stat: &Stat, executable: String, kvm: bool) -> Vm {
     let emulator = is_system_emulator(&executable);
-    let line = if emulator {
-        command_line(process)
-    } else {
-        CommandLine::default()
-    };
+    let line = if emulator { command_line(process) } else { CommandLine::default() };
     let (name, named_by) = match (&line.guest, &line.process) {
         (Some(guest), _) if !guest.is_empty() => (Name::new(guest.clone()), NamedBy::Guest),
         (_, Some(process)) if !process.is_empty() => (Name::new(process.clone()), NamedBy::Process),
         _ => {
-            let kind = if emulator {
-                "qemu"
-            } else {
-                executable.as_str()
-            };
+            let kind = if emulator { "qemu" } else { executable.as_str() };
             (Name::new(format!("{kind}-{}", stat.pid)), NamedBy::Pid)
         }
     };
@@ -220,9 +195,7 @@ fn command_line(process: &Process) -> CommandLine {
 /// unified one otherwise.
 fn cgroup(process: &Process) -> Option<String> {
     let groups = process.cgroups().ok()?.0;
-    let memory = groups
-        .iter()
-        .find(|group| group.controllers.iter().any(|name| name == "memory"));
+    let memory = groups.iter().find(|group| group.controllers.iter().any(|name| name == "memory"));
     let unified = || groups.iter().find(|group| group.hierarchy == 0);
     Some(escape(memory.or_else(unified)?.pathname.as_bytes()))
 }
@@ -287,35 +260,11 @@ mod tests {
     #[test]
     fn a_process_counts_for_what_it_is() {
         let vms = scan(|root| {
-            process(
-                root,
-                1,
-                "/usr/bin/sleep",
-                b"qemu-system-x86_64\0-name\0fake\0",
-                &[],
-            );
+            process(root, 1, "/usr/bin/sleep", b"qemu-system-x86_64\0-name\0fake\0", &[]);
             process(root, 2, "/usr/bin/qemu-x86_64", b"qemu-x86_64\0", &[]);
-            process(
-                root,
-                3,
-                "/usr/bin/firecracker",
-                b"-name\0fake\0",
-                &["anon_inode:kvm-vm"],
-            );
-            process(
-                root,
-                4,
-                "/usr/bin/qemu-system-arm (deleted)",
-                b"whatever\0",
-                &[],
-            );
-            process(
-                root,
-                5,
-                "/usr/bin/qemu-system-x86_64",
-                b"q\0-M\0none,accel=kvm\0",
-                &[],
-            );
+            process(root, 3, "/usr/bin/firecracker", b"-name\0fake\0", &["anon_inode:kvm-vm"]);
+            process(root, 4, "/usr/bin/qemu-system-arm (deleted)", b"whatever\0", &[]);
+            process(root, 5, "/usr/bin/qemu-system-x86_64", b"q\0-M\0none,accel=kvm\0", &[]);
         });
         let names: Vec<String> = vms.iter().map(|vm| vm.name.to_string()).collect();
         assert_eq!(names, ["firecracker-3", "qemu-4"]);
@@ -329,14 +278,8 @@ mod tests {
         let mut discovery = Discovery::new(root.path());
         assert!(discovery.scan().unwrap().is_empty());
         symlink("/dev/kvm", root.path().join("9/fd/3")).unwrap();
-        assert!(
-            discovery.scan().unwrap().is_empty(),
-            "its descriptors are not walked every time"
-        );
-        discovery
-            .others
-            .values_mut()
-            .for_each(|wait| wait.0 = Instant::now());
+        assert!(discovery.scan().unwrap().is_empty(), "its descriptors are not walked every time");
+        discovery.others.values_mut().for_each(|wait| wait.0 = Instant::now());
         assert_eq!(discovery.scan().unwrap().len(), 1);
     }
 
@@ -345,21 +288,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         process(root.path(), 9, "/usr/bin/qemu-kvm", b"q\0", &[]);
         let discovery = Discovery::new(root.path());
-        assert!(
-            discovery
-                .open(VmId {
-                    pid: 9,
-                    start_ticks: 4711
-                })
-                .is_ok()
-        );
-        assert!(
-            discovery
-                .open(VmId {
-                    pid: 9,
-                    start_ticks: 4712
-                })
-                .is_err()
-        );
+        assert!(discovery.open(VmId { pid: 9, start_ticks: 4711 }).is_ok());
+        assert!(discovery.open(VmId { pid: 9, start_ticks: 4712 }).is_err());
     }
 }

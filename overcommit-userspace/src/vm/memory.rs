@@ -39,8 +39,7 @@ impl fmt::Display for Backing {
 pub fn backing(process: &Process) -> Option<Backing> {
     let maps = process.maps().ok()?;
     let is_memory = |map: &&MemoryMap| {
-        map.perms
-            .contains(MMPermissions::READ | MMPermissions::WRITE)
+        map.perms.contains(MMPermissions::READ | MMPermissions::WRITE)
             && map.pathname != MMapPath::Heap
     };
     let size = |map: &MemoryMap| map.address.1 - map.address.0;
@@ -48,10 +47,7 @@ pub fn backing(process: &Process) -> Option<Backing> {
     if size(largest) < SMALLEST {
         return None;
     }
-    let mounts = process
-        .mountinfo()
-        .map(|mounts| mounts.0)
-        .unwrap_or_default();
+    let mounts = process.mountinfo().map(|mounts| mounts.0).unwrap_or_default();
     Some(classify(largest, &mounts))
 }
 
@@ -62,9 +58,8 @@ fn classify(map: &MemoryMap, mounts: &[MountInfo]) -> Backing {
         _ => return Backing::Anonymous,
     };
     let device = format!("{}:{}", map.dev.0, map.dev.1);
-    let on_hugetlbfs = mounts
-        .iter()
-        .any(|mount| mount.fs_type == "hugetlbfs" && mount.majmin == device);
+    let on_hugetlbfs =
+        mounts.iter().any(|mount| mount.fs_type == "hugetlbfs" && mount.majmin == device);
     if on_hugetlbfs || path.starts_with("/anon_hugepage") {
         Backing::Hugetlb
     } else if path.starts_with("/memfd:") {

@@ -85,10 +85,7 @@ pub(crate) mod tests {
     /// A VM of that name.
     pub(crate) fn vm(name: &str) -> Vm {
         Vm {
-            id: VmId {
-                pid: 42,
-                start_ticks: 4711,
-            },
+            id: VmId { pid: 42, start_ticks: 4711 },
             name: Name::new(name),
             named_by: NamedBy::Guest,
             uuid: None,

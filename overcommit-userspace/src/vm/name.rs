@@ -28,21 +28,13 @@ impl Name {
         let mut folder = String::new();
         for &byte in &self.0 {
             let safe = byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-            let piece = if safe {
-                char::from(byte).to_string()
-            } else {
-                format!("%{byte:02X}")
-            };
+            let piece = if safe { char::from(byte).to_string() } else { format!("%{byte:02X}") };
             if folder.len() + piece.len() > FOLDER_MAX {
                 break;
             }
             folder.push_str(&piece);
         }
-        if folder.is_empty() {
-            "%".to_owned()
-        } else {
-            folder
-        }
+        if folder.is_empty() { "%".to_owned() } else { folder }
     }
 }
 

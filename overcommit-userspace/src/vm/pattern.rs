@@ -17,16 +17,10 @@ impl Pattern {
     /// A glob that is not well formed, with the position.
     pub fn parse(text: &str) -> Result<Self> {
         let is_glob = text.contains(['*', '?', '[']);
-        let glob = is_glob
-            .then(|| glob::Pattern::new(text))
-            .transpose()
-            .with_context(|| {
-                format!("--vm {text}: not a pattern; quote a literal * ? [ as [*] [?] [[]")
-            })?;
-        Ok(Self {
-            text: text.to_owned(),
-            glob,
-        })
+        let glob = is_glob.then(|| glob::Pattern::new(text)).transpose().with_context(|| {
+            format!("--vm {text}: not a pattern; quote a literal * ? [ as [*] [?] [[]")
+        })?;
+        Ok(Self { text: text.to_owned(), glob })
     }
 
     /// Whether it names one VM rather than any number.
@@ -46,10 +40,7 @@ impl Pattern {
 
 /// A uuid may be typed in either case; names differ by case.
 fn is_uuid(text: &str) -> bool {
-    text.len() == 36
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+    text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
 impl std::fmt::Display for Pattern {
@@ -71,14 +62,9 @@ mod tests {
 
     #[test]
     fn names_uuids_and_globs() {
-        for pattern in [
-            "web-01",
-            "web-*",
-            "*",
-            "web-0?",
-            "5c6a9d3e-*",
-            "5C6A9D3E-0000-4444-8888-ABCDEFABCDEF",
-        ] {
+        for pattern in
+            ["web-01", "web-*", "*", "web-0?", "5c6a9d3e-*", "5C6A9D3E-0000-4444-8888-ABCDEFABCDEF"]
+        {
             assert!(matches(pattern), "{pattern}");
         }
         for pattern in ["web", "Web-01", "web-1*", "", "5c6a9d3e"] {

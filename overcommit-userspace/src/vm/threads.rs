@@ -10,11 +10,7 @@ use std::collections::BTreeSet;
 /// `_IO(KVMIO, 0x80)`, include/uapi/linux/kvm.h.
 const KVM_RUN: u64 = 0xae80;
 /// Number of the system call `ioctl`.
-const IOCTL: i64 = if cfg!(target_arch = "aarch64") {
-    29
-} else {
-    16
-};
+const IOCTL: i64 = if cfg!(target_arch = "aarch64") { 29 } else { 16 };
 
 /// The vCPU threads that are known of a VM.
 #[derive(Debug, Default)]
@@ -35,21 +31,14 @@ impl VcpuThreads {
             return;
         }
         let Ok(tasks) = process.tasks() else { return };
-        let unknown: Vec<Task> = tasks
-            .flatten()
-            .filter(|task| !self.known.contains(&task.tid))
-            .collect();
-        let named = unknown
-            .iter()
-            .filter(|task| has_vcpu_name(task))
-            .map(|task| task.tid);
+        let unknown: Vec<Task> =
+            tasks.flatten().filter(|task| !self.known.contains(&task.tid)).collect();
+        let named = unknown.iter().filter(|task| has_vcpu_name(task)).map(|task| task.tid);
         let named: Vec<i32> = named.collect();
         self.by_name |= !named.is_empty();
         self.known.extend(named);
         if !self.by_name {
-            let running = unknown
-                .iter()
-                .filter(|task| sleeps_in_kvm_run(process.pid, task.tid));
+            let running = unknown.iter().filter(|task| sleeps_in_kvm_run(process.pid, task.tid));
             self.known.extend(running.map(|task| task.tid));
         }
     }
@@ -78,11 +67,7 @@ impl VcpuThreads {
     /// Threads to divide by: one for each vCPU, or the one that runs them all.
     pub fn divisor(&self, vcpus: Option<u32>) -> u64 {
         let known = self.known.len() as u64;
-        if self.by_name {
-            known
-        } else {
-            known.max(vcpus.unwrap_or(0).into())
-        }
+        if self.by_name { known } else { known.max(vcpus.unwrap_or(0).into()) }
     }
 
     fn complete(&self, vcpus: Option<u32>) -> bool {
@@ -122,14 +107,7 @@ mod tests {
         for comm in ["CPU 0/KVM", "CPU 17/TCG", "ALL CPUs/TCG"] {
             assert!(is_vcpu_name(comm), "{comm}");
         }
-        for comm in [
-            "qemu-system-x86",
-            "CPU",
-            "CPU x/KVM",
-            "CPU 1",
-            "IO iothread1",
-            "CPU 1/",
-        ] {
+        for comm in ["qemu-system-x86", "CPU", "CPU x/KVM", "CPU 1", "IO iothread1", "CPU 1/"] {
             assert!(!is_vcpu_name(comm), "{comm}");
         }
     }

@@ -41,11 +41,7 @@ fn wait_for_line() -> Result<()> {
 
 /// Opens KVM, does the work on the first line, ends on the second.
 fn with_kvm(work: impl FnOnce() -> Result<String>) -> Result<()> {
-    let _kvm = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .context("/dev/kvm")?;
+    let _kvm = File::options().read(true).write(true).open("/dev/kvm").context("/dev/kvm")?;
     println!("ready");
     wait_for_line()?;
     println!("{}", work()?);
@@ -54,17 +50,11 @@ fn with_kvm(work: impl FnOnce() -> Result<String>) -> Result<()> {
 
 /// Fresh memory of that many small pages.
 fn memory(pages: usize) -> Result<*mut u8> {
-    let (protection, flags) = (
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-    );
+    let (protection, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // SAFETY: a new mapping of the kernel's choice touches nothing else.
     let address = unsafe { libc::mmap(ptr::null_mut(), pages * PAGE, protection, flags, -1, 0) };
-    ensure!(
-        address != libc::MAP_FAILED,
-        "mmap: {}",
-        std::io::Error::last_os_error()
-    );
+    ensure!(address != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
     // SAFETY: the range is the mapping just made.
     unsafe { libc::madvise(address, pages * PAGE, libc::MADV_NOHUGEPAGE) };
     Ok(address.cast())
@@ -105,10 +95,7 @@ fn share(pages: usize) -> Result<String> {
     // outlives it.
     let child: Pid = unsafe { clone(child, &mut stack, flags, Some(libc::SIGCHLD)) }?;
     let status = waitpid(child, None)?;
-    ensure!(
-        status == WaitStatus::Exited(child, 0),
-        "the sharing process: {status:?}"
-    );
+    ensure!(status == WaitStatus::Exited(child, 0), "the sharing process: {status:?}");
     Ok(child.to_string())
 }
 
@@ -116,9 +103,7 @@ fn written(pages: usize) -> Result<String> {
     let memory = memory(pages)? as usize;
     let me = std::process::id().to_string();
     let mut writer = std::process::Command::new(std::env::current_exe()?);
-    let status = writer
-        .args(["write", &me, &format!("{memory}:{pages}")])
-        .status()?;
+    let status = writer.args(["write", &me, &format!("{memory}:{pages}")]).status()?;
     ensure!(status.success(), "the writer failed");
     Ok("written".to_owned())
 }
@@ -128,10 +113,7 @@ fn write_into(pid: i32, range: &str) -> Result<()> {
     let (address, pages): (usize, usize) = (address.parse()?, pages.parse()?);
     for page in 0..pages {
         let local = [std::io::IoSlice::new(&[1])];
-        let remote = [nix::sys::uio::RemoteIoVec {
-            base: address + page * PAGE,
-            len: 1,
-        }];
+        let remote = [nix::sys::uio::RemoteIoVec { base: address + page * PAGE, len: 1 }];
         nix::sys::uio::process_vm_writev(Pid::from_raw(pid), &local, &remote)?;
     }
     Ok(())
@@ -178,39 +160,24 @@ fn held(time: Duration) -> Result<String> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let raw = fd.as_raw_fd();
     let memory = memory(1)? as u64;
-    let mut api = uffd::Api {
-        api: uffd::API,
-        ..Default::default()
-    };
+    let mut api = uffd::Api { api: uffd::API, ..Default::default() };
     // SAFETY: the structure is the one that the call wants.
     unsafe { uffd::api(raw, &mut api) }?;
     let mode = uffd::REGISTER_MODE_MISSING;
-    let mut range = uffd::Register {
-        start: memory,
-        len: PAGE as u64,
-        mode,
-        ioctls: 0,
-    };
+    let mut range = uffd::Register { start: memory, len: PAGE as u64, mode, ioctls: 0 };
     // SAFETY: as above; the range is a mapping of ours.
     unsafe { uffd::register(raw, &mut range) }?;
-    let vcpu = std::thread::Builder::new()
-        .name("CPU 0/KVM".to_owned())
-        .spawn(move || {
-            // Known as a vCPU before it faults: the tracer looks once a second.
-            std::thread::sleep(Duration::from_millis(2500));
-            touch(memory as *mut u8, 1);
-        })?;
+    let vcpu = std::thread::Builder::new().name("CPU 0/KVM".to_owned()).spawn(move || {
+        // Known as a vCPU before it faults: the tracer looks once a second.
+        std::thread::sleep(Duration::from_millis(2500));
+        touch(memory as *mut u8, 1);
+    })?;
     let mut message = [0u8; 32];
     File::from(fd.try_clone()?).read_exact(&mut message)?;
     let start = Instant::now();
     std::thread::sleep(time);
     let held = start.elapsed();
-    let mut zero = uffd::ZeroPage {
-        start: memory,
-        len: PAGE as u64,
-        mode: 0,
-        zeropage: 0,
-    };
+    let mut zero = uffd::ZeroPage { start: memory, len: PAGE as u64, mode: 0, zeropage: 0 };
     // SAFETY: as above.
     unsafe { uffd::zeropage(raw, &mut zero) }?;
     ensure!(vcpu.join().is_ok(), "the faulting thread failed");
