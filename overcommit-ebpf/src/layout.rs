@@ -175,6 +175,10 @@ impl Thread {
     }
 }
 
+/// The request of `ioctl` by which a thread runs a vCPU: `_IO(KVMIO, 0x80)`,
+/// include/uapi/linux/kvm.h.
+pub const KVM_RUN: u64 = 0xae80;
+
 /// A program that runs on every fault of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

@@ -3,6 +3,13 @@
 use anyhow::{Context, Result, anyhow};
 use std::fs;
 
+/// Number of the system call `ioctl`.
+pub const IOCTL: u32 = if cfg!(target_arch = "aarch64") { 29 } else { 16 };
+
+/// Nanoseconds in a clock tick of /proc: `USER_HZ` is 100 on every architecture
+/// that runs KVM.
+pub const TICK_NS: u64 = 10_000_000;
+
 /// `uname -r`.
 ///
 /// # Errors

@@ -2,9 +2,7 @@
 
 use crate::maps::{IOCTL, OFFSETS};
 use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs};
-
-/// `_IO(KVMIO, 0x80)`, include/uapi/linux/kvm.h.
-const KVM_RUN: u64 = 0xae80;
+use overcommit_ebpf::layout::KVM_RUN;
 
 /// A kernel address. Reading through a wrong one gives 0, never a crash.
 #[derive(Clone, Copy)]

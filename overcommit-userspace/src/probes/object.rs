@@ -1,14 +1,12 @@
 //! Loads the eBPF object that the binary carries.
 
+use crate::kernel::IOCTL;
 use crate::kernel_layout::KernelLayout;
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
-
-/// Number of the system call `ioctl`.
-const IOCTL: u32 = if cfg!(target_arch = "aarch64") { 29 } else { 16 };
 
 /// How large the maps are, and what the programs do beside counting.
 #[derive(Clone, Copy, Debug)]

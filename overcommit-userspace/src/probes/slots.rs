@@ -1,5 +1,6 @@
 //! The table of VMs and threads that the programs look into: who has a slot.
 
+use crate::kernel::TICK_NS;
 use crate::probes::shared::SharedArray;
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{HashMap, MapData, Queue};
@@ -8,10 +9,6 @@ use aya::{Btf, Ebpf};
 use overcommit_ebpf::layout::{Histogram, Metric, Thread, Vm};
 use std::io::Read;
 use std::sync::atomic::Ordering::Relaxed;
-
-/// Nanoseconds in a clock tick of /proc (`USER_HZ` is 100 on every architecture
-/// that runs KVM).
-const TICK_NS: u64 = 10_000_000;
 
 /// Slots of VMs and threads, and the maps by which the programs find them.
 pub struct Slots {

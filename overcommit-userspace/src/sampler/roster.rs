@@ -2,15 +2,13 @@
 //! are found to their end.
 
 use crate::clock::Clocks;
+use crate::kernel::TICK_NS;
 use crate::sampler::coverage::Seen;
 use crate::vm::{Discovery, Name, NamedBy, Pattern, Vm, VmId};
 use anyhow::Result;
 use overcommit_ebpf::layout::Metric;
 use procfs::process::Process;
 use std::collections::BTreeSet;
-
-/// Nanoseconds in a clock tick of /proc.
-const TICK_NS: u64 = 10_000_000;
 
 /// Which VMs the user means.
 #[derive(Clone, Debug, Default)]

@@ -4,13 +4,10 @@
 //! `KVM_RUN`: seen asleep in it here, or seen to fault inside it by the eBPF
 //! programs.
 
+use crate::kernel::IOCTL;
+use overcommit_ebpf::layout::KVM_RUN;
 use procfs::process::{Process, Syscall, Task};
 use std::collections::BTreeSet;
-
-/// `_IO(KVMIO, 0x80)`, include/uapi/linux/kvm.h.
-const KVM_RUN: u64 = 0xae80;
-/// Number of the system call `ioctl`.
-const IOCTL: i64 = if cfg!(target_arch = "aarch64") { 29 } else { 16 };
 
 /// The vCPU threads that are known of a VM.
 #[derive(Debug, Default)]
@@ -94,8 +91,8 @@ fn sleeps_in_kvm_run(pid: i32, tid: i32) -> bool {
     let Ok(task) = Process::new_with_root(path.into()) else {
         return false;
     };
-    matches!(task.syscall(), Ok(Syscall::Blocked { syscall_number: IOCTL, argument_registers, .. })
-        if argument_registers[1] == KVM_RUN)
+    matches!(task.syscall(), Ok(Syscall::Blocked { syscall_number, argument_registers, .. })
+        if syscall_number == i64::from(IOCTL) && argument_registers[1] == KVM_RUN)
 }
 
 #[cfg(test)]
