@@ -222,8 +222,9 @@ impl RunningSession {
     /// # Errors
     /// A file cannot be written.
     pub fn finish(mut self) -> Result<(RunFile, Folder)> {
-        self.session.sampler.stop();
+        self.session.sampler.close();
         self.end_interval(None).context("cannot write the last interval")?;
+        self.session.sampler.stop();
         let not_counted = self.not_counted();
         let folder = self.writer.folder().clone();
         Ok((self.writer.finish(self.last, not_counted)?, folder))

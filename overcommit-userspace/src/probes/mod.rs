@@ -102,7 +102,8 @@ impl Probes {
         self.source.follow_cpus()
     }
 
-    /// Stops the programs that measure; what they counted can still be drained.
+    /// Stops the programs that measure; what the kernel skipped can then be told
+    /// exactly.
     pub fn stop(&mut self) {
         self.source.stop();
     }

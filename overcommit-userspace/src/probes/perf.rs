@@ -88,9 +88,7 @@ impl PerfEvents {
 
     /// Stops all events; they can still be read.
     pub fn stop(&mut self) {
-        // Ends before starts: a fault that is still open was not counted, and is
-        // no loss.
-        for event in self.cpus.values_mut().flat_map(|events| events.iter_mut().rev()) {
+        for event in self.cpus.values_mut().flatten() {
             // The event of a CPU that just went offline is stopped already.
             let _ = event.disable();
         }
