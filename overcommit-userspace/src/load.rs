@@ -40,7 +40,8 @@ impl Load {
             message: format!("cannot run {program}: {error}; nothing was recorded"),
         };
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]);
+        // An error of ours must not leave the load running.
+        command.args(&words[1..]).kill_on_drop(true);
         if let Some(owner) = owner {
             become_user(&mut command, owner)
                 .map_err(|error| NotStarted { code: 126, message: format!("{error:#}") })?;

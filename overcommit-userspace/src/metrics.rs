@@ -12,7 +12,8 @@ const OUTSIDERS: &str = "faults that others take in the VM's memory from outside
 const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages for a guest on \
     hardware; they are in the measured share below";
 /// Families of the design that this version does not measure.
-const NOT_MEASURED: [&str; 6] = ["swapin", "exit", "idle", "stall.memory", "apf", "backing"];
+const NOT_MEASURED: [&str; 8] =
+    ["swapin", "exit", "idle", "stall.memory", "apf", "backing", "reclaim", "runq"];
 
 /// How much of a metric is seen, and what is not, by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -85,9 +85,10 @@ impl Waiter {
     /// Waits that long, or for a signal.
     pub async fn rest(&mut self, time: Duration) -> Woken {
         tokio::select! {
-            () = sleep(time) => Woken::Time,
+            biased;
             _ = self.interrupt.recv() => Woken::Signal(SignalNumber::SIGINT),
             _ = self.terminate.recv() => Woken::Signal(SignalNumber::SIGTERM),
+            () = sleep(time) => Woken::Time,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Every fault is counted, once, for the right VM.
 
 use crate::Tests;
-use crate::results::{StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
+use crate::results::{Killed, StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use anyhow::{Result, ensure};
 use std::process::Command;
 use std::time::Duration;
@@ -44,8 +44,8 @@ fn counts_agree(accel: &str) -> Result<()> {
         Config { cgroup: Some(&cgroup), accel, stopped: true, ..Config::new("squeezed", WALK) };
     let mut squeezed = Vm::start(&squeezed)?;
     let mut calm = Vm::start(&Config { accel, stopped: true, ..Config::new("calm", WALK) })?;
-    let mut bystander =
-        Command::new(env!("CARGO_BIN_EXE_stand-in")).args(["bystander", "600000"]).spawn()?;
+    let mut bystander = Command::new(env!("CARGO_BIN_EXE_stand-in"));
+    let bystander = Killed(bystander.args(["bystander", "600000"]).spawn()?);
 
     let recording = Recording::start(&dir.path().join("run"), ["--interval", "200ms"])?;
     let before = [squeezed.faults()?, calm.faults()?];
@@ -59,9 +59,7 @@ fn counts_agree(accel: &str) -> Result<()> {
     calm.stop()?;
     let folder = recording.end()?;
     let after = [squeezed.faults()?, calm.faults()?];
-    let bystander_pid = bystander.id();
-    bystander.kill()?;
-    bystander.wait()?;
+    let bystander_pid = bystander.0.id();
 
     for (name, index) in [("squeezed", 0), ("calm", 1)] {
         let vm = vm(&folder, name)?;

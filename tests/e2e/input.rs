@@ -47,7 +47,7 @@ fn usage() -> Result<()> {
     expect(&run(["record", "--duration", "10"])?, 2, "has no unit")?;
     expect(&run(["record", "--interval", "1ms"])?, 2, "from 10ms to 1h")?;
     expect(&run(["record", "--label", "x"])?, 2, "KEY=VALUE")?;
-    expect(&run(["record", "--vm", "web-["])?, 1, "not a pattern")?;
+    expect(&run(["record", "--vm", "web-["])?, 2, "not a pattern")?;
     expect(&run(["record", "--pid", "999999999"])?, 1, "--pid 999999999")
 }
 

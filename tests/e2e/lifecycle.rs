@@ -1,7 +1,7 @@
 //! VMs, CPUs and recordings that come and go.
 
 use crate::Tests;
-use crate::results::{figure, json, lost, only_vm, rows, vm, within_a_percent};
+use crate::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
@@ -130,9 +130,12 @@ fn killed() -> Result<()> {
 
         // As a kill between two writes, or within one, leaves it.
         let complete = report(&folder)?;
+        let rows_file = fs::read_to_string(folder.join("intervals.csv"))?;
+        let last = rows_file.lines().last().and_then(|row| row.rsplit_once(','));
+        let unfinished = format!("{},{finished}\n179548", last.context("no rows")?.0);
         let log = "vms/guest/latency.hlog";
         let torn = [
-            ("intervals.csv", &b"179548"[..]),
+            ("intervals.csv", unfinished.as_bytes()),
             ("vms.csv", b"1795483995.0,1"),
             ("slow-faults.csv", b"1795483995.0,"),
             (log, b"Tag=fault.minor,99.000,0.020,0.1,HISTF"),
@@ -192,23 +195,28 @@ fn exit_codes() -> Result<()> {
     ensure!(run("fails", &["sh", "-c", "exit 7"])? == 7);
     ensure!(run("dies", &["sh", "-c", "kill -9 $$"])? == 137);
     ensure!(run("missing", &["/nonexistent/load"])? == 127);
+    let missing =
+        Command::new(overcommit()).args(["record", "--", "/nonexistent/load"]).output()?;
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    ensure!(said.contains("cannot run /nonexistent/load: No such file"), "{said}");
     ensure!(!dir.path().join("missing").exists(), "an empty recording is left");
     ensure!(run("forbidden", &["/etc/passwd"])? == 126);
 
-    let mut waiting = Command::new(overcommit())
+    let waiting = Command::new(overcommit())
         .args(["record", "-q", "--wait", "--vm", "nobody", "--out"])
         .arg(dir.path().join("early"))
         .spawn()?;
-    let handled = || read(format!("/proc/{}/status", waiting.id()));
+    let mut waiting = Killed(waiting);
+    let handled = || read(format!("/proc/{}/status", waiting.0.id()));
     await_some("caught signals", PATIENCE, || {
         let status = handled()?;
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
         let caught = u64::from_str_radix(caught.unwrap_or("0").trim(), 16)?;
         Ok((caught >> (Signal::SIGTERM as u64 - 1) & 1 == 1).then_some(()))
     })?;
-    let pid = nix::unistd::Pid::from_raw(waiting.id().cast_signed());
+    let pid = nix::unistd::Pid::from_raw(waiting.0.id().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGTERM)?;
-    let status = waiting.wait()?;
+    let status = waiting.0.wait()?;
     ensure!(status.code() == Some(143), "{status}");
 
     let recording = Recording::start(&dir.path().join("late"), ["--quiet"])?;
@@ -218,24 +226,23 @@ fn exit_codes() -> Result<()> {
     Ok(())
 }
 
-/// Ids of all eBPF programs and maps of this host.
-fn bpf_objects() -> Result<usize> {
-    let fds = fs::read_dir("/proc")?
-        .flatten()
-        .filter_map(|entry| fs::read_dir(entry.path().join("fd")).ok());
-    let links = fds.flatten().flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
-    Ok(links.filter(|link| link.to_string_lossy().contains("bpf-")).count())
+/// Programs of ours that the kernel holds, whoever keeps them.
+fn our_programs() -> usize {
+    let ours = ["fault_start", "fault_minor", "fault_major", "process_exec", "process_exit"];
+    let is_ours = |program: &aya::programs::ProgramInfo| {
+        program.name_as_str().is_some_and(|name| ours.contains(&name))
+    };
+    aya::programs::loaded_programs().flatten().filter(is_ours).count()
 }
 
 fn nothing_is_left() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let before = bpf_objects()?;
     let mut recording = Recording::start(&dir.path().join("run"), ["--quiet"])?;
-    ensure!(bpf_objects()? > before, "no program was loaded");
+    ensure!(our_programs() >= 5, "{} programs were loaded", our_programs());
     recording.signal(Signal::SIGKILL)?;
     recording.wait()?;
-    ensure!(bpf_objects()? == before, "a program outlives its loader");
-    Ok(())
+    // The kernel frees them a moment later.
+    await_some("end of the programs", PATIENCE, || Ok((our_programs() == 0).then_some(())))
 }
 
 /// What the demo changes: swap, cgroups, huge pages.
@@ -253,8 +260,9 @@ fn host_state() -> Result<(String, Vec<String>, String)> {
 fn interrupted_demo() -> Result<()> {
     let before = host_state()?;
     let xtask = testbed::target().join("debug/xtask");
-    let mut demo =
+    let demo =
         Command::new(xtask).args(["demo", "--seconds", "60"]).stdout(Stdio::null()).spawn()?;
+    let mut demo = Killed(demo);
     let run_file = testbed::target().join("demo/run.json");
     let old = fs::read_to_string(&run_file).ok();
     await_some("recording of the demo", PATIENCE, || {
@@ -262,8 +270,8 @@ fn interrupted_demo() -> Result<()> {
         Ok((new.is_some() && new != old).then_some(()))
     })?;
     ensure!(host_state()? != before, "the demo changes nothing");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT)?;
-    let status = demo.wait()?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(demo.0.id().cast_signed()), Signal::SIGINT)?;
+    let status = demo.0.wait()?;
     ensure!(status.code() == Some(130), "{status}");
     ensure!(host_state()? == before, "left behind: {:?}", host_state()?);
     let vms = Command::new(overcommit()).args(["list", "--json"]).output()?;

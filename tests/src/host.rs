@@ -60,7 +60,8 @@ impl ZramSwap {
         let name = device.trim_start_matches("/dev/");
         write(format!("/sys/block/{name}/disksize"), &format!("{mebibytes}M"))?;
         run(Command::new("mkswap").arg(&device))?;
-        run(Command::new("swapon").arg(&device))?;
+        // Before any swap that the host has.
+        run(Command::new("swapon").args(["--priority", "32767"]).arg(&device))?;
         Ok(Self { _undo: undo })
     }
 }
@@ -70,6 +71,8 @@ pub struct MemoryCgroup {
     path: PathBuf,
     limit: &'static str,
     _undo: Undo,
+    /// Dropped after the cgroup: its parent's switch.
+    _controller: Option<Undo>,
 }
 
 impl MemoryCgroup {
@@ -79,11 +82,18 @@ impl MemoryCgroup {
     /// The host has no memory controller, or refuses.
     pub fn new(name: &str) -> Result<Self> {
         let v1 = Path::new("/sys/fs/cgroup/memory");
+        let mut controller = None;
         let (root, limit) = if v1.exists() {
             (v1, "memory.limit_in_bytes")
         } else {
             let root = Path::new("/sys/fs/cgroup");
-            write(root.join("cgroup.subtree_control"), "+memory")?;
+            let switch = root.join("cgroup.subtree_control");
+            if !read(&switch)?.contains("memory") {
+                let switch = switch.clone();
+                controller =
+                    Some(Undo::with("memory controller", move || write(switch, "-memory")));
+            }
+            write(switch, "+memory")?;
             (root, "memory.max")
         };
         let path = root.join(format!("overcommit-{name}-{}", std::process::id()));
@@ -96,7 +106,7 @@ impl MemoryCgroup {
             }
         });
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self { path, limit, _undo: undo })
+        Ok(Self { path, limit, _undo: undo, _controller: controller })
     }
 
     /// Limits it.

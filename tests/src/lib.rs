@@ -8,6 +8,7 @@ pub mod record;
 pub mod undo;
 
 use anyhow::{Context, Result, ensure};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -33,7 +34,9 @@ pub fn overcommit() -> PathBuf {
 /// # Errors
 /// It cannot be started, or fails.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    // Apart from the terminal's Ctrl-C: what puts the host back must not be cut off.
+    let output =
+        command.process_group(0).output().with_context(|| format!("cannot run {command:?}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
         output.status.success(),

@@ -13,6 +13,27 @@ use std::time::Duration;
 /// How long attaching may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Runs `overcommit record` to its end, its output shown.
+///
+/// # Errors
+/// It fails.
+pub fn show(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
+    let mut command = Command::new(overcommit());
+    let mut child =
+        command.arg("record").args(arguments).spawn().context("cannot run overcommit")?;
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let _undo = Undo::with("a recording", move || {
+        // Gone already in the regular case; reaped by whoever waits below.
+        if kill(pid, Signal::SIGINT).is_err() {
+            return Ok(());
+        }
+        await_some("end of the recording", PATIENCE, || Ok(kill(pid, None).is_err().then_some(())))
+    });
+    let status = child.wait()?;
+    ensure!(status.success(), "overcommit record failed: {status}");
+    Ok(())
+}
+
 /// A recording that runs.
 pub struct Recording {
     child: Child,

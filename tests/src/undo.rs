@@ -1,8 +1,8 @@
 //! What was changed on the host is put back: at the end of its guard, in a panic,
-//! and on SIGINT or SIGTERM.
+//! and on a signal.
 
 use anyhow::Result;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -48,9 +48,9 @@ impl Drop for Undo {
     fn drop(&mut self) {
         let mut changes = changes();
         let place = changes.actions.iter().position(|(id, ..)| *id == self.0);
-        let action = place.map(|place| changes.actions.remove(place));
-        drop(changes);
-        if let Some((_, what, action)) = action {
+        // The lock is held until it is done: a signal meanwhile waits for it.
+        if let Some(place) = place {
+            let (_, what, action) = changes.actions.remove(place);
             put_back(what, action);
         }
     }
@@ -62,13 +62,13 @@ fn put_back(what: &str, action: Action) {
     }
 }
 
-/// From now on SIGINT and SIGTERM put everything back, last change first, before
+/// From now on the signals that end a process by hand put everything back, last change first, before
 /// they end the process.
 ///
 /// # Errors
 /// The signals cannot be caught.
 pub fn on_signals() -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             eprintln!("\nputting the host back as it was");

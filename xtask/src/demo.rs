@@ -1,12 +1,12 @@
 //! Two VMs, one of them squeezed, side by side.
 
 use crate::build;
-use crate::setup::{TESTBED, give_to_user_behind_sudo, install, require_root, show};
+use crate::setup::{TESTBED, give_to_user_behind_sudo, install, require_root};
 use anyhow::Result;
-use std::process::Command;
+use std::ffi::OsStr;
 use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
 use testbed::qemu::{Config, Vm};
-use testbed::{overcommit, root, undo};
+use testbed::{record, root, undo};
 
 /// Options of `demo`.
 #[derive(clap::Args)]
@@ -30,12 +30,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     install(&TESTBED)?;
     build::all()?;
     undo::on_signals()?;
+    let _owner = undo::Undo::with("ownership", give_to_user_behind_sudo);
     let folder = root().join("target/demo");
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }
     show_two_vms(args, &folder)?;
-    give_to_user_behind_sudo(&[&root().join("target")])?;
     println!("\nswap, cgroup and VMs of the demo are gone again");
     Ok(())
 }
@@ -54,7 +54,8 @@ fn show_two_vms(args: &Args, folder: &std::path::Path) -> Result<()> {
     let calm = Vm::start(&Config::new("calm", WALK))?;
     squeezed.await_passes(1)?;
     calm.await_passes(1)?;
-    let mut record = Command::new(overcommit());
-    record.args(["record", "--vm", "squeezed", "--vm", "calm", "--out"]).arg(folder);
-    show(record.arg("--duration").arg(format!("{}s", args.seconds)))
+    let seconds = format!("{}s", args.seconds);
+    let folder = folder.as_os_str();
+    let only = ["--vm", "squeezed", "--vm", "calm", "--duration", &seconds, "--out"];
+    record::show(only.map(OsStr::new).into_iter().chain([folder]))
 }

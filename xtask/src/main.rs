@@ -29,6 +29,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A user's path, passed on through sudo, may lack what root runs.
+    let path = std::env::var("PATH").unwrap_or_default();
+    // SAFETY: there is one thread yet.
+    unsafe { std::env::set_var("PATH", format!("{path}:/usr/sbin:/sbin")) };
     let done = match Cli::parse().command {
         Command::BuildEbpf => build::ebpf(),
         Command::Build => build::all(),

@@ -1,9 +1,10 @@
 //! What the build, the demo and the tests need on this machine.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use testbed::target;
+use testbed::{root, target};
 
 /// A program and the Debian package that holds it.
 pub(crate) struct Tool {
@@ -55,9 +56,14 @@ fn nix_is_root() -> Result<bool> {
 pub(crate) fn install(tools: &[Tool]) -> Result<()> {
     let is_missing = |tool: &&Tool| !on_path(tool.program);
     let packages: Vec<&str> = tools.iter().filter(is_missing).map(|tool| tool.package).collect();
-    if packages.is_empty() {
-        return Ok(());
-    }
+    if packages.is_empty() { Ok(()) } else { install_packages(&packages) }
+}
+
+/// Installs packages.
+///
+/// # Errors
+/// One cannot be installed.
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     ensure!(on_path("apt-get"), "missing: {}; install them", packages.join(", "));
     println!("installing Debian packages: {}", packages.join(" "));
     show(Command::new("apt-get").args(["update", "-qq"]))?;
@@ -73,16 +79,22 @@ pub(crate) fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).chain(sbin).any(|dir| dir.join(program).is_file())
 }
 
-/// Gives what root wrote to the user behind sudo.
+/// Gives what root wrote to the user behind sudo: builds, and what the package
+/// managers keep in the home that `require_root` has passed on.
 ///
 /// # Errors
 /// It cannot be given away.
-pub(crate) fn give_to_user_behind_sudo(paths: &[&Path]) -> Result<()> {
+pub(crate) fn give_to_user_behind_sudo() -> Result<()> {
     let (Ok(uid), Ok(gid)) = (std::env::var("SUDO_UID"), std::env::var("SUDO_GID")) else {
         return Ok(());
     };
-    let existing = paths.iter().filter(|path| path.exists());
-    show(Command::new("chown").arg("-R").arg(format!("{uid}:{gid}")).args(existing))
+    let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+    let is_theirs = std::fs::metadata(&home).is_ok_and(|home| home.uid().to_string() == uid);
+    let kept = [".cargo", ".rustup", ".npm", ".cache/pip"].map(|name| home.join(name));
+    let paths = kept.into_iter().filter(|_| is_theirs).chain([target(), root().join("Cargo.lock")]);
+    let existing = paths.filter(|path| path.exists());
+    let mut chown = Command::new("chown");
+    testbed::run(chown.arg("-R").arg(format!("{uid}:{gid}")).args(existing)).map(drop)
 }
 
 /// The source of the standard library, for the eBPF target.
@@ -106,7 +118,7 @@ const BPF_LINKER: &str = "0.10.1";
 ///
 /// # Errors
 /// It cannot be built.
-pub(crate) fn bpf_linker() -> Result<std::path::PathBuf> {
+pub(crate) fn bpf_linker() -> Result<PathBuf> {
     let tools = target().join("tools");
     let linker = tools.join("bin/bpf-linker");
     let version = Command::new(&linker).arg("--version").output();

@@ -1,7 +1,9 @@
 //! Every check and test, in the order in which they are cheap.
 
 use crate::build;
-use crate::setup::{TESTBED, Tool, give_to_user_behind_sudo, install, require_root, show};
+use crate::setup::{
+    TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, require_root, show,
+};
 use anyhow::Result;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -22,7 +24,7 @@ pub(crate) struct Args {
 
 /// What reads the recordings beside ourselves.
 const READERS: [Tool; 2] =
-    [Tool { program: "python3", package: "python3-venv" }, Tool { program: "npm", package: "npm" }];
+    [Tool { program: "python3", package: "python3" }, Tool { program: "npm", package: "npm" }];
 /// Their packages.
 const PYTHON_READER: &str = "hdrhistogram==0.10.8";
 const NODE_READER: &str = "hdr-histogram-js@3";
@@ -33,6 +35,12 @@ const NODE_READER: &str = "hdr-histogram-js@3";
 /// The first that fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("test")?;
+    let done = run_steps(args);
+    give_to_user_behind_sudo()?;
+    done
+}
+
+fn run_steps(args: &Args) -> Result<()> {
     let mut steps = Steps::default();
     steps.run("set up", set_up)?;
     steps.run("build", build::all)?;
@@ -44,7 +52,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         })?;
     }
     steps.run("end-to-end tests", || end_to_end(args))?;
-    give_to_user_behind_sudo(&[&target()])?;
     if !args.native {
         println!("there are no tests on other kernels yet");
     }
@@ -55,6 +62,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn set_up() -> Result<()> {
     install(&TESTBED)?;
     install(&READERS)?;
+    let mut probe = Command::new("python3");
+    if testbed::run(probe.args(["-c", "import ensurepip"])).is_err() {
+        install_packages(&["python3-venv"])?;
+    }
     let python = target().join("readers/python");
     if !python.join("bin/pip").exists() {
         show(Command::new("python3").args(["-m", "venv"]).arg(&python))?;

@@ -41,8 +41,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Only VMs of this name or uuid, or of a glob over either; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    vm: Vec<String>,
+    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
+    vm: Vec<Pattern>,
     /// Wait until every VM named by --vm runs
     #[arg(long)]
     wait: bool,
@@ -94,6 +94,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
 async fn record(args: Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
     let selection = selection(&args)?;
+    if let Some(folder) = args.ready_file.as_deref().and_then(Path::parent) {
+        let there = folder.as_os_str().is_empty() || folder.is_dir();
+        ensure!(there, "--ready-file: there is no folder {}", folder.display());
+    }
     let vms = match find(&args, &selection, &mut waiter).await? {
         Ok(vms) => vms,
         Err(signal) => return Ok(signalled(signal)),
@@ -107,6 +111,10 @@ async fn record(args: Args) -> Result<ExitCode> {
     let mut session = attached.inspect_err(|_| folder.discard())?;
 
     waiter.watch(session.events())?;
+    if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {
+        folder.discard();
+        return Ok(signalled(signal));
+    }
 
     let mut load = None;
     if !args.command.is_empty() {
@@ -142,12 +150,11 @@ async fn record(args: Args) -> Result<ExitCode> {
 }
 
 fn selection(args: &Args) -> Result<Selection> {
-    let patterns = args.vm.iter().map(|text| Pattern::parse(text)).collect::<Result<_>>()?;
     let discovery = Discovery::new("/proc");
     for pid in &args.pid {
         discovery.describe(*pid).with_context(|| format!("--pid {pid}"))?;
     }
-    Ok(Selection { patterns, pids: args.pid.clone() })
+    Ok(Selection { patterns: args.vm.clone(), pids: args.pid.clone() })
 }
 
 /// How many VMs run, once every VM that is named does; a signal may come first.
@@ -228,7 +235,9 @@ fn options(args: &Args) -> Options {
         interval_ns: ns(args.interval),
         duration_ns: args.duration.map(ns),
         delay_ns: ns(args.delay),
-        vm: args.vm.clone(),
+        vm: args.vm.iter().map(Pattern::to_string).collect(),
+        wait: args.wait,
+        backend: format!("{:?}", args.backend).to_lowercase(),
         pid: args.pid.clone(),
         slow_faults_ns: args.slow_faults.map(ns),
         labels: BTreeMap::from_iter(args.label.iter().cloned()),

@@ -58,7 +58,7 @@ pub fn rebuild(folder: &Folder, format: Format) -> Result<String> {
     let recording = Recording::open(folder)?;
     let summary = Summary::of(&recording);
     let json = summary.json()?;
-    if !recording.run.is_recording() {
+    if !recording.is_recording {
         folder.replace(SUMMARY_JSON, &json)?;
         folder.replace(SUMMARY_CSV, &summary.csv()?)?;
         for (vm, totals) in recording.run.vms.iter().zip(&recording.vms) {

@@ -3,6 +3,7 @@
 
 use crate::sampler::latencies::Latencies;
 use anyhow::{Context, Result, anyhow};
+use hdrhistogram::Histogram;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
 };
@@ -60,30 +61,39 @@ pub fn line(
     Ok(line.collect::<Vec<_>>().concat())
 }
 
-/// The intervals of each metric in a log, in order. Stops at a torn line.
+/// Whole lines of each metric in a log.
+pub fn count(log: &[u8]) -> [usize; Metric::COUNT] {
+    let lines = || whole(log).split(|byte| *byte == b'\n');
+    Metric::ALL.map(|metric| {
+        let tag = format!("Tag={},", metric.name());
+        lines().filter(|line| line.starts_with(tag.as_bytes())).count()
+    })
+}
+
+/// Hands out the intervals of each metric in a log, in order. Stops at a torn line.
 ///
 /// # Errors
 /// A line is whole and yet no histogram.
-pub fn read(log: &[u8]) -> Result<Vec<(Metric, hdrhistogram::Histogram<u64>)>> {
-    let whole = log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+pub fn read(log: &[u8], mut take: impl FnMut(Metric, Histogram<u64>)) -> Result<()> {
     let mut deserializer = Deserializer::new();
-    let mut intervals = Vec::new();
-    for entry in IntervalLogIterator::new(&log[..whole]) {
+    for entry in IntervalLogIterator::new(whole(log)) {
         let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
             continue;
         };
         let named =
             |metric: &Metric| interval.tag().is_some_and(|tag| tag.as_str() == metric.name());
-        let Some(metric) = Metric::ALL.into_iter().find(named) else {
-            continue;
-        };
+        let Some(metric) = Metric::ALL.into_iter().find(named) else { continue };
         let bytes = decode(interval.encoded_histogram())?;
         let histogram = deserializer
             .deserialize(&mut bytes.as_slice())
             .map_err(|error| anyhow!("a line is no histogram: {error}"))?;
-        intervals.push((metric, histogram));
+        take(metric, histogram);
     }
-    Ok(intervals)
+    Ok(())
+}
+
+fn whole(log: &[u8]) -> &[u8] {
+    &log[..log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1)]
 }
 
 fn decode(text: &str) -> Result<Vec<u8>> {
@@ -114,9 +124,12 @@ mod tests {
         assert!(lines[5].contains(",HISTFAAA"), "{}", lines[5]);
         assert_eq!(lines.len(), 7);
         for cut in 0..=2 {
-            let read = read(&log[..log.len() - cut]).unwrap();
-            assert_eq!(read.len(), if cut == 0 { 2 } else { 1 });
-            assert_eq!((read[0].0, read[0].1.len()), (Metric::FaultMajor, 7));
+            let log = &log[..log.len() - cut];
+            let mut counts = Vec::new();
+            read(log, |metric, histogram| counts.push((metric, histogram.len()))).unwrap();
+            assert_eq!(counts.len(), if cut == 0 { 2 } else { 1 });
+            assert_eq!(counts[0], (Metric::FaultMajor, 7));
+            assert_eq!(count(log), [usize::from(cut == 0), 1]);
         }
     }
 }

@@ -40,7 +40,7 @@ pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
         for metric in Metric::ALL {
             let mut row = identity(interval, vm);
             row.push(metric.name().to_owned());
-            row.push(sample.seen.coverage().name().to_owned());
+            row.push(sample.coverage.name().to_owned());
             row.extend(figures(&sample.latencies[metric as usize]));
             row.extend(place(interval));
             rows.push(row);

@@ -65,10 +65,14 @@ impl Folder {
                 folder.restrict()?;
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let missing: Vec<PathBuf> =
+                    path.ancestors().take_while(|dir| !dir.exists()).map(Path::to_owned).collect();
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
                 made.with_context(|| format!("--out {}: cannot make the folder", path.display()))?;
                 folder.made = true;
-                folder.give(path)?;
+                for dir in missing.iter().filter(|dir| dir.exists()) {
+                    folder.give(dir)?;
+                }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
                 bail!("--out {}: that is a file; name a new folder", path.display())
@@ -135,6 +139,10 @@ impl Folder {
     /// It cannot be written.
     pub fn replace(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.file(name);
+        // A finished recording can be read where nothing can be written.
+        if fs::read(&path).is_ok_and(|there| there == content) {
+            return Ok(());
+        }
         let failed = || format!("cannot write {}", path.display());
         let unfinished = self.file(&format!("{name}.new"));
         let mut options = OpenOptions::new();

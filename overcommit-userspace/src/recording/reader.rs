@@ -3,12 +3,11 @@
 use crate::export::csv::{reader, units_of_seconds};
 use crate::export::{hlog, vms};
 use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
-use crate::recording::run_file::RunFile;
+use crate::recording::run_file::{RunFile, RunVm};
 use crate::sampler::Stall;
 use crate::sampler::coverage::Seen;
 use crate::sampler::latencies::Latencies;
-use anyhow::{Context, Result, anyhow};
-use hdrhistogram::Histogram;
+use anyhow::{Context, Result};
 use overcommit_ebpf::layout::{Loss, Metric};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, OpenOptions};
@@ -39,6 +38,8 @@ pub struct Recording {
     pub vms: Vec<VmTotals>,
     /// Complete intervals.
     pub intervals: u64,
+    /// Whether it was still being written when it was read.
+    pub is_recording: bool,
 }
 
 /// A row of intervals.csv.
@@ -65,52 +66,54 @@ struct VmRow {
     end: u64,
 }
 
-/// The logs of a recording, as far as their lines are whole.
+/// The rows of a recording, as far as they are whole, and how far its histogram
+/// logs go. The histograms themselves are read one by one: all at once they would
+/// be larger than what is left on a host that swaps.
 struct Logs {
     rows: Vec<Row>,
     vm_rows: Vec<VmRow>,
-    /// By VM and metric, in the order of the intervals.
-    histograms: HashMap<(usize, Metric), Vec<Histogram<u64>>>,
+    /// Whole lines by VM and metric.
+    lines: Vec<[usize; Metric::COUNT]>,
 }
 
 impl Recording {
-    /// Reads what is complete. If the recording was cut off, its logs are mended:
-    /// what is not complete in all of them is cut away.
+    /// Reads what is complete. If the recording was cut off, what run.json does not
+    /// know of is cut away from its logs.
     ///
     /// # Errors
     /// The folder is no recording, is of a newer version, or cannot be read.
     pub fn open(folder: &Folder) -> Result<Self> {
+        // Asked first: a recording that ends meanwhile is complete without us.
+        let is_recording = RunFile::read(folder.path())?.is_recording();
         let run = RunFile::read(folder.path())?;
         let logs = Logs::read(folder, &run)?;
-        let end = logs.complete_before(&run);
-        if !run.is_recording() {
-            logs.mend(folder, &run, end)?;
+        if !is_recording && run.clocks.end.is_none() {
+            logs.mend(folder, &run)?;
         }
-        let vms = logs.totals(run.vms.len(), end);
-        Ok(Self { run, vms, intervals: end })
+        let intervals = logs.complete_before(&run);
+        let vms = logs.totals(folder, &run, intervals)?;
+        Ok(Self { run, vms, intervals, is_recording })
     }
+}
+
+fn log_name(vm: &RunVm) -> String {
+    format!("vms/{}/{LATENCY_LOG}", vm.folder)
 }
 
 impl Logs {
     fn read(folder: &Folder, run: &RunFile) -> Result<Self> {
         let indices: HashMap<&str, usize> =
             run.vms.iter().enumerate().map(|(index, vm)| (vm.vm_id.as_str(), index)).collect();
-        let mut histograms = HashMap::<_, Vec<_>>::new();
-        for (index, vm) in run.vms.iter().enumerate() {
-            let name = format!("vms/{}/{LATENCY_LOG}", vm.folder);
-            let log = read_file(folder, &name)?;
-            for (metric, histogram) in
-                hlog::read(&log).with_context(|| format!("cannot read {name}"))?
-            {
-                histograms.entry((index, metric)).or_default().push(histogram);
-            }
-        }
+        let lines = run.vms.iter().map(|vm| Ok(hlog::count(&read_file(folder, &log_name(vm))?)));
         Ok(Self {
             rows: rows(&read_file(folder, INTERVALS)?, run, |cells, end| row(cells, end, &indices))
-                .with_context(|| format!("cannot read {INTERVALS}"))?,
+                .with_context(|| format!("cannot read {INTERVALS}"))?
+                .into_iter()
+                .flatten()
+                .collect(),
             vm_rows: rows(&read_file(folder, VMS)?, run, |cells, end| vm_row(cells, end, &indices))
                 .with_context(|| format!("cannot read {VMS}"))?,
-            histograms,
+            lines: lines.collect::<Result<_>>()?,
         })
     }
 
@@ -123,7 +126,7 @@ impl Logs {
             let key = (row.vm, row.metric);
             let line = lines.entry(key).or_default();
             *line += 1;
-            if self.histograms.get(&key).map_or(0, Vec::len) < *line {
+            if self.lines[row.vm][row.metric as usize] < *line {
                 end = end.min(row.interval);
             }
             *metrics.entry((row.interval, row.vm)).or_default() += 1;
@@ -137,47 +140,50 @@ impl Logs {
         metrics.keys().map(|(interval, _)| *interval).fold(end, u64::min)
     }
 
-    fn totals(mut self, vms: usize, end: u64) -> Vec<VmTotals> {
-        let mut totals: Vec<VmTotals> = (0..vms).map(|_| VmTotals::none()).collect();
+    fn totals(&self, folder: &Folder, run: &RunFile, end: u64) -> Result<Vec<VmTotals>> {
+        let mut totals: Vec<VmTotals> = run.vms.iter().map(|_| VmTotals::none()).collect();
         for row in self.vm_rows.iter().filter(|row| row.interval < end) {
             totals[row.vm].add(row);
         }
-        let mut lines: HashMap<_, _> = self
-            .histograms
-            .drain()
-            .map(|(key, histograms)| (key, histograms.into_iter()))
-            .collect();
+        let mut wanted = vec![[0; Metric::COUNT]; totals.len()];
         for row in self.rows.iter().filter(|row| row.interval < end) {
-            let line = lines.get_mut(&(row.vm, row.metric)).and_then(Iterator::next);
-            let Some(histogram) = line else { continue };
-            let (sum_ns, max_ns, over_range) = (row.sum_ns, row.max_ns, row.over_range);
-            let interval = Latencies { histogram, sum_ns, max_ns, over_range };
-            totals[row.vm].latencies[row.metric as usize].merge(&interval);
+            wanted[row.vm][row.metric as usize] += 1;
+            let latencies = &mut totals[row.vm].latencies[row.metric as usize];
+            latencies.sum_ns += row.sum_ns;
+            latencies.max_ns = latencies.max_ns.max(row.max_ns);
+            latencies.over_range += row.over_range;
         }
-        totals
+        for ((vm, totals), wanted) in run.vms.iter().zip(&mut totals).zip(&mut wanted) {
+            let name = log_name(vm);
+            hlog::read(&read_file(folder, &name)?, |metric, histogram| {
+                let left: &mut usize = &mut wanted[metric as usize];
+                if *left > 0 {
+                    *left -= 1;
+                    totals.latencies[metric as usize].add(&histogram);
+                }
+            })
+            .with_context(|| format!("cannot read {name}"))?;
+        }
+        Ok(totals)
     }
 
-    fn mend(&self, folder: &Folder, run: &RunFile, end: u64) -> Result<()> {
-        let complete = self.rows.iter().take_while(|row| row.interval < end);
-        cut(folder, INTERVALS, complete.last().map(|row| row.end))?;
-        let complete = self.vm_rows.iter().take_while(|row| row.interval < end);
-        cut(folder, VMS, complete.last().map(|row| row.end))?;
+    /// Cuts away what lies behind the last interval that run.json knows, and a torn
+    /// last line.
+    fn mend(&self, folder: &Folder, run: &RunFile) -> Result<()> {
+        cut(folder, INTERVALS, self.rows.last().map(|row| row.end))?;
+        cut(folder, VMS, self.vm_rows.last().map(|row| row.end))?;
         for (index, vm) in run.vms.iter().enumerate() {
-            let rows = self.rows.iter().filter(|row| row.vm == index && row.interval < end);
-            let name = format!("vms/{}/{LATENCY_LOG}", vm.folder);
-            let log = read_file(folder, &name)?;
+            let rows = self.rows.iter().filter(|row| row.vm == index).count();
+            let log = read_file(folder, &log_name(vm))?;
             let is_comment = |line: &&[u8]| line.starts_with(b"#");
-            let lines = || log.split_inclusive(|byte| *byte == b'\n');
-            let wanted = lines().filter(is_comment).count() + rows.count();
+            let lines = || whole_lines(&log).split_inclusive(|byte| *byte == b'\n');
+            let wanted = lines().filter(is_comment).count() + rows;
             let end: usize = lines().take(wanted).map(<[u8]>::len).sum();
-            cut(folder, &name, Some(end as u64))?;
+            cut(folder, &log_name(vm), Some(end as u64))?;
         }
         if run.options.slow_faults_ns.is_some() {
-            cut(
-                folder,
-                SLOW_FAULTS,
-                Some(whole_lines(&read_file(folder, SLOW_FAULTS)?).len() as u64),
-            )?;
+            let end = whole_lines(&read_file(folder, SLOW_FAULTS)?).len();
+            cut(folder, SLOW_FAULTS, Some(end as u64))?;
         }
         Ok(())
     }
@@ -243,18 +249,21 @@ impl Cells<'_> {
     }
 }
 
-fn row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<Row> {
+/// `None` for a metric of a later version.
+fn row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<Option<Row>> {
     let name = cells.text("metric")?;
-    let metric = Metric::ALL.into_iter().find(|metric| metric.name() == name);
-    Ok(Row {
+    let Some(metric) = Metric::ALL.into_iter().find(|metric| metric.name() == name) else {
+        return Ok(None);
+    };
+    Ok(Some(Row {
         interval: cells.number("interval")?,
         vm: cells.vm(indices)?,
-        metric: metric.ok_or_else(|| anyhow!("unknown metric {name}"))?,
+        metric,
         sum_ns: cells.number("sum_ns")?,
         max_ns: cells.optional("max_ns")?.unwrap_or(0),
         over_range: cells.number("over_range")?,
         end,
-    })
+    }))
 }
 
 fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<VmRow> {

@@ -59,6 +59,12 @@ pub struct Options {
     pub delay_ns: u64,
     /// `--vm`
     pub vm: Vec<String>,
+    /// `--wait`
+    #[serde(default)]
+    pub wait: bool,
+    /// `--backend`
+    #[serde(default)]
+    pub backend: String,
     /// `--pid`
     pub pid: Vec<i32>,
     /// `--slow-faults`

@@ -10,6 +10,7 @@ use crate::recording::run_file::{NotCounted, Recorded, RunFile, RunVm};
 use crate::sampler::coverage::Coverage;
 use crate::sampler::roster::Member;
 use crate::vm::Name;
+use crate::vm::name::FOLDER_MAX;
 use anyhow::{Context, Result};
 use overcommit_ebpf::layout::{Loss, Metric, SlowFault};
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,6 +168,9 @@ impl Writer {
             vm.vcpus_known_by = member.vcpus_known_by.map(str::to_owned);
             vm.seen = member.seen;
             vm.coverage = member.seen.coverage();
+            vm.accelerator.clone_from(&member.vm.accelerator);
+            vm.backing = member.vm.backing;
+            vm.cgroup.clone_from(&member.vm.cgroup);
         }
         note_partial(&mut self.run.coverage, &self.run.vms);
         Ok(())
@@ -176,7 +180,12 @@ impl Writer {
     /// folded: some file systems do.
     fn free_folder(&mut self, name: &Name) -> String {
         let first = name.folder();
-        let numbered = (2..).map(|number: u64| format!("{first}~{number}"));
+        let numbered = (2..).map(|number: u64| {
+            let suffix = format!("~{number}");
+            // The name is ASCII, and the whole is to stay as short.
+            let room = FOLDER_MAX - suffix.len();
+            format!("{}{suffix}", &first[..first.len().min(room)])
+        });
         let is_free = |folder: &String| !self.folders.contains(&folder.to_lowercase());
         let folder = std::iter::once(first.clone()).chain(numbered).find(is_free).unwrap_or(first);
         self.folders.insert(folder.to_lowercase());
@@ -192,14 +201,9 @@ impl Writer {
 
 /// `fault.*` of the whole recording is as partial as its worst VM.
 fn note_partial(coverage: &mut [MetricCoverage], vms: &[RunVm]) {
-    if vms.iter().all(|vm| vm.coverage == Coverage::Full) {
-        return;
-    }
-    let is_fault = |entry: &&mut MetricCoverage| entry.metric.starts_with("fault.");
-    for entry in coverage.iter_mut().filter(is_fault) {
-        if entry.coverage == Coverage::Full {
-            entry.coverage = Coverage::Partial;
-        }
+    let full = vms.iter().all(|vm| vm.coverage == Coverage::Full);
+    for entry in coverage.iter_mut().filter(|entry| entry.metric.starts_with("fault.")) {
+        entry.coverage = if full { Coverage::Full } else { Coverage::Partial };
     }
 }
 

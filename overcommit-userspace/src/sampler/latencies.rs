@@ -40,14 +40,11 @@ impl Latencies {
         (self.count() > 0).then(|| value.min(self.max_ns))
     }
 
-    /// Adds those of another interval.
-    pub fn merge(&mut self, other: &Self) {
-        for value in other.histogram.iter_recorded() {
+    /// Adds the distribution of another interval.
+    pub fn add(&mut self, histogram: &Histogram<u64>) {
+        for value in histogram.iter_recorded() {
             self.record(value.value_iterated_to(), value.count_at_value());
         }
-        self.sum_ns += other.sum_ns;
-        self.max_ns = self.max_ns.max(other.max_ns);
-        self.over_range += other.over_range;
     }
 
     fn record(&mut self, value: u64, count: u64) {

@@ -10,7 +10,7 @@ use crate::probes::Probes;
 use crate::probes::rings::Event;
 use crate::vm::threads::VcpuThreads;
 use anyhow::Result;
-use coverage::Seen;
+use coverage::{Coverage, Seen};
 use latencies::{Carry, Latencies};
 use overcommit_ebpf::layout::{self, HotProgram, Loss, Metric, Thread};
 use procfs::process::Process;
@@ -46,8 +46,10 @@ pub struct VmSample {
     pub member: usize,
     /// By [`Metric`].
     pub latencies: [Latencies; Metric::COUNT],
-    /// Measured coverage of the faults.
+    /// Faults counted against the kernel's counters.
     pub seen: Seen,
+    /// Measured since the start of the recording: an interval alone says little.
+    pub coverage: Coverage,
     /// Faults that threads of another process took in its memory.
     pub by_others: u64,
     /// `None` while its vCPU threads are not known.
@@ -118,6 +120,7 @@ impl Sampler {
     /// /proc cannot be listed, or the kernel refuses the probes of a new CPU.
     pub fn rescan(&mut self, now: &Clocks) -> Result<()> {
         self.probes.follow_cpus()?;
+        self.roster.look_again(now);
         let new = self.roster.new_vms()?;
         if !new.is_empty() {
             let pids: Vec<i32> = new.iter().map(|vm| vm.id.pid).collect();
@@ -277,8 +280,9 @@ impl Sampler {
         let length_ns = until_ns.saturating_sub(from_ns);
         let vcpus = self.roster.members()[tracked.member].vm.vcpus;
         let stall = stall(&mut tracked, threads, vcpus, until_ns, length_ns);
-        let sample = tracked.sample(shared, latencies, stall, ended_ns != 0);
+        let mut sample = tracked.sample(shared, latencies, stall, ended_ns != 0);
         self.roster.saw(tracked.member, tracked.vcpus.known_by(), sample.seen);
+        sample.coverage = self.roster.members()[tracked.member].seen.coverage();
         if ended_ns == 0 {
             return (Some(sample), Some(tracked));
         }
@@ -340,6 +344,7 @@ impl Tracked {
         VmSample {
             member: self.member,
             latencies,
+            coverage: seen.coverage(),
             seen,
             by_others: by_others_now,
             stall,

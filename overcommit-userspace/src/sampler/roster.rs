@@ -10,6 +10,9 @@ use overcommit_ebpf::layout::Metric;
 use procfs::process::Process;
 use std::collections::BTreeSet;
 
+/// Time in which a VM that was found may still change, in nanoseconds.
+const STARTING_UP_NS: u64 = 10_000_000_000;
+
 /// Which VMs the user means.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
@@ -122,7 +125,26 @@ impl Roster {
                 cgroup: None,
             },
         };
+        let mut vm = vm;
+        // It has not opened KVM nor mapped its memory yet; see `look_again`.
+        (vm.accelerator, vm.backing) = (None, None);
         self.selection.wants(&vm).then_some(vm)
+    }
+
+    /// Looks again at VMs that were starting up when they were found.
+    pub(super) fn look_again(&mut self, now: &Clocks) {
+        for member in self.members.iter_mut().filter(|member| member.ended_ns.is_none()) {
+            if now.realtime_ns.saturating_sub(member.first_seen_ns) > STARTING_UP_NS {
+                continue;
+            }
+            if let Some(vm) = self.discovery.inspect(member.vm.id.pid)
+                && vm.id == member.vm.id
+            {
+                member.vm.accelerator = vm.accelerator;
+                member.vm.backing = vm.backing;
+                member.vm.cgroup = vm.cgroup;
+            }
+        }
     }
 
     /// Keeps these members alone, in this order, as if they were just found.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Longest folder name that [`Name::folder`] gives, in bytes.
-const FOLDER_MAX: usize = 100;
+pub const FOLDER_MAX: usize = 100;
 
 /// The name of a VM, in the bytes that its starter wrote.
 ///

@@ -17,9 +17,10 @@ impl Pattern {
     /// A glob that is not well formed, with the position.
     pub fn parse(text: &str) -> Result<Self> {
         let is_glob = text.contains(['*', '?', '[']);
-        let glob = is_glob.then(|| glob::Pattern::new(text)).transpose().with_context(|| {
-            format!("--vm {text}: not a pattern; quote a literal * ? [ as [*] [?] [[]")
-        })?;
+        let glob = is_glob
+            .then(|| glob::Pattern::new(text))
+            .transpose()
+            .context("not a pattern; quote a literal * ? [ as [*] [?] [[]")?;
         Ok(Self { text: text.to_owned(), glob })
     }
 
@@ -31,7 +32,8 @@ impl Pattern {
     /// Whether the VM is meant, by its name as shown or by its uuid.
     pub fn matches(&self, vm: &Vm) -> bool {
         let is_meant = |text: &str| match &self.glob {
-            Some(glob) => glob.matches(text),
+            // A name may hold what makes a glob.
+            Some(glob) => self.text == text || glob.matches(text),
             None => self.text.eq_ignore_ascii_case(text) && is_uuid(text) || self.text == text,
         };
         is_meant(&vm.name.to_string()) || vm.uuid.as_deref().is_some_and(is_meant)

@@ -14,6 +14,8 @@ use std::collections::BTreeSet;
 pub struct VcpuThreads {
     known: BTreeSet<i32>,
     by_name: bool,
+    /// Threads at the last look: a vCPU that is plugged in is one more.
+    threads: usize,
 }
 
 impl VcpuThreads {
@@ -24,12 +26,14 @@ impl VcpuThreads {
     pub fn refresh(&mut self, process: &Process, vcpus: Option<u32>) {
         let alive = |tid: &i32| process.task_from_tid(*tid).is_ok();
         self.known.retain(alive);
-        if self.complete(vcpus) {
+        let Ok(tasks) = process.tasks() else { return };
+        let tasks: Vec<Task> = tasks.flatten().collect();
+        let before = std::mem::replace(&mut self.threads, tasks.len());
+        if before == tasks.len() && self.complete(vcpus) {
             return;
         }
-        let Ok(tasks) = process.tasks() else { return };
         let unknown: Vec<Task> =
-            tasks.flatten().filter(|task| !self.known.contains(&task.tid)).collect();
+            tasks.into_iter().filter(|task| !self.known.contains(&task.tid)).collect();
         let named = unknown.iter().filter(|task| has_vcpu_name(task)).map(|task| task.tid);
         let named: Vec<i32> = named.collect();
         self.by_name |= !named.is_empty();
