@@ -121,9 +121,10 @@ pub struct Vm {
     pub ended_ns: AtomicU64,
     /// Process id in the initial namespace.
     pub tgid: AtomicU64,
-    /// The kernel's own minor and major fault counters when counting began.
+    /// The kernel's own minor and major fault counters when counting began, of a
+    /// process with one thread.
     pub faults_before: [AtomicU64; Metric::COUNT],
-    /// The same when the VM ended.
+    /// The same of all threads that have exited: of the VM when it has ended.
     pub faults_at_end: [AtomicU64; Metric::COUNT],
     /// Faults counted that threads of another process took in this memory.
     pub faults_by_others: [AtomicU64; Metric::COUNT],
@@ -276,8 +277,6 @@ pub struct KernelOffsets {
     pub task_pid: u32,
     /// `task_struct::tgid`
     pub task_tgid: u32,
-    /// `task_struct::group_leader`
-    pub task_group_leader: u32,
     /// `task_struct::start_boottime`
     pub task_start_boottime: u32,
     /// `task_struct::min_flt`
@@ -306,12 +305,11 @@ pub struct KernelOffsets {
 
 impl KernelOffsets {
     /// The offsets in the order of the fields, as they lie in memory.
-    pub const fn words(&self) -> [u32; 16] {
+    pub const fn words(&self) -> [u32; 15] {
         [
             self.task_mm,
             self.task_pid,
             self.task_tgid,
-            self.task_group_leader,
             self.task_start_boottime,
             self.task_min_flt,
             self.task_maj_flt,
@@ -335,5 +333,5 @@ const _: () = {
     assert!(size_of::<Cpu>() == 64);
     assert!(size_of::<Lifecycle>() == 16);
     assert!(size_of::<SlowFault>() == 56);
-    assert!(size_of::<KernelOffsets>() == 16 * 4);
+    assert!(size_of::<KernelOffsets>() == 15 * 4);
 };

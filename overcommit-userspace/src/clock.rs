@@ -8,6 +8,9 @@ use std::time::Duration;
 /// A difference of the clocks that is a step and not their drift, in nanoseconds.
 const STEP_NS: u64 = 50_000_000;
 
+/// The longest duration that makes sense, and fits all clocks.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// One moment on the clocks that matter, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clocks {
@@ -63,7 +66,10 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
     let span: jiff::SignedDuration = text.parse().ok().with_context(|| {
         format!("{text} is not a duration; write for example 500us, 20ms, 30s or 1h30m")
     })?;
-    Duration::try_from(span).ok().with_context(|| format!("the duration {text} is negative"))
+    let duration = Duration::try_from(span);
+    let duration = duration.ok().with_context(|| format!("the duration {text} is negative"))?;
+    ensure!(duration <= LONGEST, "the duration {text} is longer than a hundred years");
+    Ok(duration)
 }
 
 /// The same, and not zero.
@@ -111,6 +117,7 @@ mod tests {
         assert_eq!(parse_duration("0ns").unwrap(), Duration::ZERO);
         let message = |text: &str| parse_duration(text).unwrap_err().to_string();
         assert!(message("10").contains("has no unit"), "{}", message("10"));
+        assert!(message("9223372036854775807s").contains("hundred years"));
         for text in ["", "ten", "5 parsecs", "s"] {
             assert!(message(text).contains("write for example"), "{}", message(text));
         }

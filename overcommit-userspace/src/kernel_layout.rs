@@ -81,7 +81,6 @@ impl KernelLayout {
             task_mm: task("mm")?,
             task_pid: task("pid")?,
             task_tgid: task("tgid")?,
-            task_group_leader: task("group_leader")?,
             task_start_boottime: task("start_boottime")?,
             task_min_flt: task("min_flt")?,
             task_maj_flt: task("maj_flt")?,

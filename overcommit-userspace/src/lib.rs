@@ -4,8 +4,8 @@
 //! they counted once an interval, `recording` writes it, `export` has one file a
 //! format, `commands` one a subcommand.
 
-// A result goes through `commands::print`, which survives a closed pipe.
-#![deny(clippy::print_stdout)]
+// Output goes through `commands::print` and `say`, which survive a closed pipe.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod boundary;
 pub mod clock;

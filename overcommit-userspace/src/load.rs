@@ -2,6 +2,7 @@
 
 use crate::recording::folder::Owner;
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, getgrouplist, setgid, setgroups, setuid};
 use std::ffi::{CString, OsString};
@@ -29,11 +30,15 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts the command, as the user behind sudo.
+    /// Starts the command, as the user behind sudo, with these limits on open files.
     ///
     /// # Errors
     /// Why it could not be started.
-    pub fn start(words: &[OsString], owner: Option<Owner>) -> Result<Self, NotStarted> {
+    pub fn start(
+        words: &[OsString],
+        owner: Option<Owner>,
+        descriptors: (u64, u64),
+    ) -> Result<Self, NotStarted> {
         let program = words[0].to_string_lossy().into_owned();
         let not_started = |error: &std::io::Error| NotStarted {
             code: if error.kind() == ErrorKind::NotFound { 127 } else { 126 },
@@ -46,6 +51,10 @@ impl Load {
             become_user(&mut command, owner)
                 .map_err(|error| NotStarted { code: 126, message: format!("{error:#}") })?;
         }
+        let (soft, hard) = descriptors;
+        let restore = move || Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?);
+        // SAFETY: between fork and exec only this system call is made.
+        unsafe { command.pre_exec(restore) };
         let child = command.spawn().map_err(|error| not_started(&error))?;
         Ok(Self { child })
     }
@@ -75,8 +84,12 @@ impl Load {
     }
 }
 
-/// The code that a shell gives for a status.
-pub fn code(status: ExitStatus) -> u8 {
+/// The code that a shell gives for a status. A command that ended by the signal that
+/// it was sent ended as it should.
+pub fn code(status: ExitStatus, sent: Option<Signal>) -> u8 {
+    if status.signal().is_some() && status.signal() == sent.map(|signal| signal as i32) {
+        return 0;
+    }
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     u8::try_from(code.unwrap_or(1)).unwrap_or(1)
 }

@@ -1,12 +1,12 @@
 //! The command `overcommit`.
 
 use clap::Parser;
-use overcommit::commands::{Cli, FAILED};
+use overcommit::commands::{Cli, FAILED, say};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     Cli::parse().run().unwrap_or_else(|error| {
-        eprintln!("overcommit: error: {error:#}");
+        say(&format!("overcommit: error: {error:#}"));
         ExitCode::from(FAILED)
     })
 }

@@ -75,7 +75,7 @@ impl Session {
         for event in &mut self.events {
             match event.kind {
                 LifecycleKind::Started => self.sampler.started(event, &now),
-                LifecycleKind::NoSlot => self.sampler.missed(),
+                LifecycleKind::NoSlot => self.sampler.missed(event.pid),
                 // The drain sees it in the slot.
                 LifecycleKind::Ended => {}
             }

@@ -63,7 +63,6 @@ pub(crate) static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     task_mm: 0,
     task_pid: 0,
     task_tgid: 0,
-    task_group_leader: 0,
     task_start_boottime: 0,
     task_min_flt: 0,
     task_maj_flt: 0,

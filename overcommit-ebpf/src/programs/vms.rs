@@ -1,7 +1,7 @@
 //! Which memory belongs to a VM: the loader asks for processes that run, exec
 //! brings new ones, exit ends them.
 
-use crate::atomic::{get, set};
+use crate::atomic::{add, get, set};
 use crate::kernel::Kernel;
 use crate::maps::{
     EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED, lose,
@@ -13,7 +13,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::debug;
-use overcommit_ebpf::layout::{Lifecycle, LifecycleKind, Loss, Vm};
+use overcommit_ebpf::layout::{Lifecycle, LifecycleKind, Loss};
 
 /// Iterator over all tasks: gives those that the loader wants a slot.
 ///
@@ -41,12 +41,22 @@ pub(crate) fn adopt_wanted(ctx: *const u64) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    end(tgid);
+    // SAFETY: the helper has no precondition.
+    let task = Kernel(unsafe { bpf_get_current_task() });
+    // A VM that executes another program is over; its other threads have exited.
+    // SAFETY: entries are only read and written as whole words.
+    if let Some(vm) = unsafe { TGIDS.get(tgid) }.and_then(|slot| VMS.get(*slot))
+        && get(&vm.ended_ns) == 0
+    {
+        let offsets = OFFSETS.load();
+        add(&vm.faults_at_end[0], task.u64(offsets.task_min_flt));
+        add(&vm.faults_at_end[1], task.u64(offsets.task_maj_flt));
+        end(tgid);
+    }
+    let _ = TGIDS.remove(tgid);
     if FOLLOW_EXEC.load() == 0 {
         return 0;
     }
-    // SAFETY: the helper has no precondition.
-    let task = Kernel(unsafe { bpf_get_current_task() });
     if looks_like_hypervisor(task) {
         let slot = adopt(task, tgid);
         debug!(&ctx, "exec of a hypervisor by {}: slot {}", tgid, slot.unwrap_or(u32::MAX));
@@ -65,8 +75,16 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
     // SAFETY: the helper has no precondition.
     let task = Kernel(unsafe { bpf_get_current_task() });
     let offsets = OFFSETS.load();
-    // do_exit has already taken this thread off signal->live.
-    if task.pointer(offsets.task_signal).u32(offsets.signal_live) == 0 {
+    let signal = task.pointer(offsets.task_signal);
+    // SAFETY: entries are only read and written as whole words.
+    let slot = unsafe { TGIDS.get(tgid) };
+    if let Some(vm) = slot.and_then(|slot| VMS.get(*slot)) {
+        add(&vm.faults_at_end[0], task.u64(offsets.task_min_flt));
+        add(&vm.faults_at_end[1], task.u64(offsets.task_maj_flt));
+    }
+    // do_exit has already taken this thread off signal->live. The last threads may
+    // all see it so; each has added its faults, the first one ends the VM.
+    if signal.u32(offsets.signal_live) == 0 {
         end(tgid);
     }
     0
@@ -124,9 +142,13 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
     let vm = VMS.get(slot)?;
     set(&vm.start_boottime_ns, task.u64(offsets.task_start_boottime));
     set(&vm.tgid, u64::from(tgid));
-    let (minor, major) = fault_counters(task);
-    set(&vm.faults_before[0], minor);
-    set(&vm.faults_before[1], major);
+    let signal = task.pointer(offsets.task_signal);
+    // Threads that are gone; each one that exits adds itself.
+    let (minor, major) = (signal.u64(offsets.signal_min_flt), signal.u64(offsets.signal_maj_flt));
+    set(&vm.faults_at_end[0], minor);
+    set(&vm.faults_at_end[1], major);
+    set(&vm.faults_before[0], minor + task.u64(offsets.task_min_flt));
+    set(&vm.faults_before[1], major + task.u64(offsets.task_maj_flt));
     set(&vm.mm, mm);
     if MMS.insert(mm, slot, 0).is_err() || TGIDS.insert(tgid, slot, 0).is_err() {
         let _ = MMS.remove(mm);
@@ -137,7 +159,8 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
     Some(slot)
 }
 
-/// Ends the VM of a process, if it is one.
+/// Ends the VM of a process, if it is one. Its process id stays filed until the
+/// loader closes the slot, for threads that are still exiting.
 #[inline(always)]
 fn end(tgid: u32) {
     // SAFETY: entries are only read and written as whole words.
@@ -146,37 +169,13 @@ fn end(tgid: u32) {
     };
     let slot = *slot;
     let Some(vm) = VMS.get(slot) else { return };
+    if get(&vm.ended_ns) != 0 {
+        return;
+    }
     let _ = MMS.remove(get(&vm.mm));
-    let _ = TGIDS.remove(tgid);
-    note_end(vm);
-    announce(LifecycleKind::Ended, slot, tgid);
-}
-
-#[inline(always)]
-fn note_end(vm: &Vm) {
-    // SAFETY: the helper has no precondition.
-    let (minor, major) = fault_counters(Kernel(unsafe { bpf_get_current_task() }));
-    set(&vm.faults_at_end[0], minor);
-    set(&vm.faults_at_end[1], major);
     // SAFETY: the helper has no precondition.
     set(&vm.ended_ns, unsafe { bpf_ktime_get_ns() });
-}
-
-/// The process's minor and major faults as `getrusage` would add them up for its
-/// last thread: those of threads that are gone, of a leader that waits for the
-/// rest, and of this one.
-#[inline(always)]
-fn fault_counters(task: Kernel) -> (u64, u64) {
-    let offsets = OFFSETS.load();
-    let signal = task.pointer(offsets.task_signal);
-    let mut minor = signal.u64(offsets.signal_min_flt) + task.u64(offsets.task_min_flt);
-    let mut major = signal.u64(offsets.signal_maj_flt) + task.u64(offsets.task_maj_flt);
-    let leader = task.pointer(offsets.task_group_leader);
-    if leader.0 != task.0 {
-        minor += leader.u64(offsets.task_min_flt);
-        major += leader.u64(offsets.task_maj_flt);
-    }
-    (minor, major)
+    announce(LifecycleKind::Ended, slot, tgid);
 }
 
 #[inline(always)]

@@ -71,6 +71,11 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Tells the user something on stderr, if anybody still reads it.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// A word as a shell takes it.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);

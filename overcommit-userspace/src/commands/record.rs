@@ -3,7 +3,7 @@
 use crate::boundary::Boundary;
 use crate::clock::{Clocks, parse_duration, parse_interval, parse_positive_duration};
 use crate::commands::report::{self, Format};
-use crate::commands::{FAILED, print, require_root};
+use crate::commands::{FAILED, print, require_root, say};
 use crate::export::progress::Progress;
 use crate::kernel_layout::VMLINUX_BTF;
 use crate::load::{self, Load};
@@ -17,6 +17,7 @@ use crate::session::{RunningSession, Session, Want};
 use crate::vm::{Discovery, Pattern, Vm};
 use crate::{kernel, wait};
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -93,6 +94,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 async fn record(args: Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
+    // Three a CPU and two a VM: more than the usual limit allows on a large host.
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, descriptors.1, descriptors.1)?;
     let selection = selection(&args)?;
     if let Some(folder) = args.ready_file.as_deref().and_then(Path::parent) {
         let there = folder.as_os_str().is_empty() || folder.is_dir();
@@ -118,11 +122,11 @@ async fn record(args: Args) -> Result<ExitCode> {
 
     let mut load = None;
     if !args.command.is_empty() {
-        match Load::start(&args.command, Owner::behind_sudo()) {
+        match Load::start(&args.command, Owner::behind_sudo(), descriptors) {
             Ok(started) => load = Some(started),
             Err(not_started) => {
                 folder.discard();
-                eprintln!("overcommit: error: {}", not_started.message);
+                say(&format!("overcommit: error: {}", not_started.message));
                 return Ok(ExitCode::from(not_started.code));
             }
         }
@@ -136,8 +140,14 @@ async fn record(args: Args) -> Result<ExitCode> {
     if let Some(path) = &args.ready_file {
         ready(path, session.writer().folder().path())?;
     }
-    let status = follow(&args, &mut session, &mut waiter, &mut load).await?;
+    let end = follow(&args, &mut session, &mut waiter, &mut load).await?;
+    // What the load does while it shuts down is none of the recording's.
     let (_, folder) = session.finish()?;
+    let code = match (end, &mut load) {
+        (End::Load(status), _) => load::code(status, None),
+        (End::Signal(signal), Some(load)) => load::code(load.end(signal).await?, Some(signal)),
+        (End::Signal(_), None) => 0,
+    };
     let format = if args.json { Format::Json } else { Format::Text };
     let text = report::rebuild(&folder, format)?;
     if !args.quiet {
@@ -146,13 +156,17 @@ async fn record(args: Args) -> Result<ExitCode> {
             print(&format!("\nRecorded in {}\n", folder.path().display()))?;
         }
     }
-    Ok(status.map_or(ExitCode::SUCCESS, |status| ExitCode::from(load::code(status))))
+    Ok(ExitCode::from(code))
 }
 
 fn selection(args: &Args) -> Result<Selection> {
     let discovery = Discovery::new("/proc");
     for pid in &args.pid {
         discovery.describe(*pid).with_context(|| format!("--pid {pid}"))?;
+        let path = format!("/proc/{pid}/status");
+        let status = std::fs::read_to_string(&path).with_context(|| format!("--pid {pid}"))?;
+        let leads = status.lines().any(|line| line == format!("Tgid:\t{pid}"));
+        ensure!(leads, "--pid {pid} is a thread; give the id of its process");
     }
     Ok(Selection { patterns: args.vm.clone(), pids: args.pid.clone() })
 }
@@ -177,15 +191,15 @@ async fn find(
         }
         if !args.quiet && !told {
             for pattern in &globs {
-                eprintln!(
+                say(&format!(
                     "overcommit: no VM matches {pattern} yet; one that starts will be recorded"
-                );
+                ));
             }
             if vms.is_empty() && args.vm.is_empty() && args.pid.is_empty() {
-                eprintln!("overcommit: no VM runs yet; those that start will be recorded");
+                say("overcommit: no VM runs yet; those that start will be recorded");
             }
             if let Some(pattern) = exact.first() {
-                eprintln!("overcommit: waiting for a VM called {pattern}");
+                say(&format!("overcommit: waiting for a VM called {pattern}"));
             }
             told = true;
         }
@@ -262,10 +276,8 @@ async fn warm_up(
                 return Ok(Some(signalled(signal)));
             }
             Woken::LoadEnded(status) => {
-                eprintln!(
-                    "overcommit: error: the command ended during --delay; nothing was recorded"
-                );
-                let code = load::code(status);
+                say("overcommit: error: the command ended during --delay; nothing was recorded");
+                let code = load::code(status, None);
                 return Ok(Some(ExitCode::from(if code == 0 { FAILED } else { code })));
             }
             Woken::Event => session.follow_events()?,
@@ -285,14 +297,21 @@ fn ready(path: &Path, folder: &Path) -> Result<()> {
     std::fs::rename(&unfinished, path).with_context(failed)
 }
 
-/// Ends interval after interval until the time is over, the user has enough, or
-/// the load has ended, whose status it gives.
+/// Why a recording is over.
+enum End {
+    /// The command has ended.
+    Load(ExitStatus),
+    /// The user has enough, or the time is over; the load is to be sent this.
+    Signal(Signal),
+}
+
+/// Ends interval after interval until the recording is over.
 async fn follow(
     args: &Args,
     session: &mut RunningSession,
     waiter: &mut Waiter,
     load: &mut Option<Load>,
-) -> Result<Option<ExitStatus>> {
+) -> Result<End> {
     let mut progress = Progress::new(!args.quiet);
     let end = args.duration.map(|duration| tokio::time::Instant::now() + duration);
     let mut boundary = Boundary::after(&Clocks::now()?, args.interval);
@@ -301,13 +320,8 @@ async fn follow(
         let next = tokio::time::Instant::now() + boundary.in_time(&Clocks::now()?);
         let until = end.map_or(next, |end| end.min(next));
         match waiter.until(until, load).await? {
-            Woken::Signal(signal) => {
-                return match load {
-                    Some(load) => load.end(signal).await.map(Some),
-                    None => Ok(None),
-                };
-            }
-            Woken::LoadEnded(status) => return Ok(Some(status)),
+            Woken::Signal(signal) => return Ok(End::Signal(signal)),
+            Woken::LoadEnded(status) => return Ok(End::Load(status)),
             Woken::Event => session.session().follow_events()?,
             Woken::Scan => session.session().rescan()?,
             Woken::Poll => session.write_slow_faults()?,
@@ -318,10 +332,7 @@ async fn follow(
                     progress.show(&interval, session.session().sampler());
                     boundary = Boundary::after(&now, args.interval);
                 } else if end.is_some_and(|end| tokio::time::Instant::now() >= end) {
-                    return match load {
-                        Some(load) => load.end(Signal::SIGTERM).await.map(Some),
-                        None => Ok(None),
-                    };
+                    return Ok(End::Signal(Signal::SIGTERM));
                 }
             }
         }

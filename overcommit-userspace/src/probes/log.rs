@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
+use std::io::{Write, stderr};
 
 /// The log of the programs, printed on stderr.
 pub struct ProgramLog(EbpfLogger<Stderr>);
@@ -28,7 +29,8 @@ impl Log for Stderr {
     }
 
     fn log(&self, record: &Record<'_>) {
-        eprintln!("overcommit: {}: {}", record.target(), record.args());
+        // Nobody may be reading any more.
+        let _ = writeln!(stderr(), "overcommit: {}: {}", record.target(), record.args());
     }
 
     fn flush(&self) {}

@@ -14,6 +14,7 @@ use perf_event::events::Software;
 use perf_event::{Builder, Counter};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::Duration;
 
 /// The events of one CPU, in the order of [`HotProgram::ALL`].
 type CpuEvents = [Counter; HotProgram::COUNT];
@@ -21,7 +22,8 @@ type CpuEvents = [Counter; HotProgram::COUNT];
 /// The software events of every CPU that is online.
 pub struct PerfEvents {
     programs: [RawFd; HotProgram::COUNT],
-    cpus: BTreeMap<u32, CpuEvents>,
+    /// With the time for which they had been enabled at the last look.
+    cpus: BTreeMap<u32, (CpuEvents, Duration)>,
     /// What the events of CPUs that went offline had counted.
     gone: [u64; HotProgram::COUNT],
 }
@@ -46,10 +48,18 @@ impl PerfEvents {
     /// The list of CPUs cannot be read, or the kernel refuses an event.
     pub fn follow_cpus(&mut self) -> Result<()> {
         let online = online_cpus()?;
-        let gone: Vec<u32> =
-            self.cpus.keys().filter(|cpu| !online.contains(cpu)).copied().collect();
+        let mut gone = Vec::new();
+        for (cpu, (events, enabled)) in &mut self.cpus {
+            // The clock of an event stands still once its CPU has been offline, also
+            // when it came back meanwhile.
+            let now = events[0].read_full().ok().and_then(|data| data.time_enabled());
+            if !online.contains(cpu) || now <= Some(*enabled) {
+                gone.push(*cpu);
+            }
+            *enabled = now.unwrap_or(*enabled);
+        }
         for cpu in gone {
-            if let Some(mut events) = self.cpus.remove(&cpu) {
+            if let Some((mut events, _)) = self.cpus.remove(&cpu) {
                 for (total, count) in self.gone.iter_mut().zip(read(&mut events)) {
                     *total += count;
                 }
@@ -61,7 +71,7 @@ impl PerfEvents {
             }
             match self.open(cpu) {
                 Ok(events) => {
-                    self.cpus.insert(cpu, events);
+                    self.cpus.insert(cpu, (events, Duration::ZERO));
                 }
                 // It went again meanwhile.
                 Err(_) if !online_cpus()?.contains(&cpu) => {}
@@ -78,7 +88,7 @@ impl PerfEvents {
     /// its program.
     pub fn fired(&mut self) -> [u64; HotProgram::COUNT] {
         let mut fired = self.gone;
-        for events in self.cpus.values_mut() {
+        for (events, _) in self.cpus.values_mut() {
             for (total, count) in fired.iter_mut().zip(read(events)) {
                 *total += count;
             }
@@ -88,7 +98,7 @@ impl PerfEvents {
 
     /// Stops all events; they can still be read.
     pub fn stop(&mut self) {
-        for event in self.cpus.values_mut().flatten() {
+        for event in self.cpus.values_mut().flat_map(|(events, _)| events) {
             // The event of a CPU that just went offline is stopped already.
             let _ = event.disable();
         }

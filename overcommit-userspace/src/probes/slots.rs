@@ -10,6 +10,9 @@ use overcommit_ebpf::layout::{Histogram, Metric, Thread, Vm};
 use std::io::Read;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// Processes asked for in one walk: the size of `WANTED`.
+const WANTED_AT_ONCE: usize = 1024;
+
 /// Slots of VMs and threads, and the maps by which the programs find them.
 pub struct Slots {
     /// Slot → VM.
@@ -64,28 +67,35 @@ impl Slots {
     /// # Errors
     /// The walk fails.
     pub fn adopt(&mut self, ebpf: &mut Ebpf, pids: &[i32]) -> Result<()> {
-        for pid in pids {
-            self.wanted.insert(pid.cast_unsigned(), 0, 0).context("cannot ask for a slot")?;
+        for pids in pids.chunks(WANTED_AT_ONCE) {
+            for pid in pids {
+                self.wanted.insert(pid.cast_unsigned(), 0, 0).context("cannot ask for a slot")?;
+            }
+            let walked = walk_tasks(ebpf).context("cannot walk the kernel's tasks");
+            for pid in pids {
+                self.wanted.remove(&pid.cast_unsigned())?;
+            }
+            walked?;
         }
-        let walked = walk_tasks(ebpf).context("cannot walk the kernel's tasks");
-        for pid in pids {
-            self.wanted.remove(&pid.cast_unsigned())?;
-        }
-        walked
+        Ok(())
     }
 
     /// The slot of the process with that start time, if it has one.
     pub fn find(&self, pid: i32, start_ticks: u64) -> Option<u32> {
         let slot = self.tgids.get(&pid.cast_unsigned(), 0).ok()?;
         let vm = self.vms.get(slot as usize)?;
-        (vm.start_boottime_ns.load(Relaxed) / TICK_NS == start_ticks).then_some(slot)
+        let runs = vm.ended_ns.load(Relaxed) == 0;
+        (runs && vm.start_boottime_ns.load(Relaxed) / TICK_NS == start_ticks).then_some(slot)
     }
 
     /// Stops counting for a slot. What was counted stays until [`Self::free`].
     pub fn close(&mut self, slot: u32) {
         if let Some(vm) = self.vms.get(slot as usize) {
-            // Gone already if the process has exited.
-            let _ = self.mms.remove(&vm.mm.load(Relaxed));
+            // The kernel may have given the address to another VM's memory since.
+            let mm = vm.mm.load(Relaxed);
+            if self.mms.get(&mm, 0).is_ok_and(|now| now == slot) {
+                let _ = self.mms.remove(&mm);
+            }
             let tgid = vm.tgid.load(Relaxed) as u32;
             if self.tgids.get(&tgid, 0).is_ok_and(|now| now == slot) {
                 let _ = self.tgids.remove(&tgid);
@@ -95,8 +105,8 @@ impl Slots {
 
     /// Gives the slot and its threads back, empty.
     ///
-    /// Call it an interval after [`Self::close`] at the earliest: a program that
-    /// had found the slot before must be done with it.
+    /// Call it some time after [`Self::close`]: a program that had found the slot
+    /// before must be done with it.
     ///
     /// # Errors
     /// The kernel refuses to take them back.

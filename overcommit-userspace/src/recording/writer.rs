@@ -24,7 +24,8 @@ pub struct Writer {
     intervals: File,
     vms: File,
     slow_faults: Option<File>,
-    latency_logs: Vec<File>,
+    /// By VM; closed when it has ended.
+    latency_logs: Vec<Option<File>>,
     folders: BTreeSet<String>,
     base_us: u64,
 }
@@ -94,7 +95,12 @@ impl Writer {
                 )?);
             }
             let log = &mut self.latency_logs[sample.member];
-            log.write_all(&lines).context("cannot write a latency.hlog")?;
+            if let Some(file) = log {
+                file.write_all(&lines).context("cannot write a latency.hlog")?;
+            }
+            if members[sample.member].ended_ns.is_some() {
+                *log = None;
+            }
             let vm = &mut self.run.vms[sample.member];
             for (cause, count) in Loss::ALL.iter().zip(sample.not_counted) {
                 *vm.not_counted.entry(cause.name().to_owned()).or_default() += count;
@@ -160,7 +166,7 @@ impl Writer {
                 let mut log = self.folder.append(&format!("vms/{folder}/{LATENCY_LOG}"))?;
                 log.write_all(&hlog::header(self.base_us)?)
                     .context("cannot write a latency.hlog")?;
-                self.latency_logs.push(log);
+                self.latency_logs.push(Some(log));
                 self.run.vms.push(run_vm(member, folder));
             }
             let vm = &mut self.run.vms[index];

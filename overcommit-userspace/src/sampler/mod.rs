@@ -23,6 +23,9 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 /// Scans of /proc between two looks for entries of threads that are gone.
 const REAP_EVERY: u32 = 10;
 
+/// Time after which no program can still be using a slot that was closed.
+const QUIET_NS: u64 = 100_000_000;
+
 /// Time that the vCPUs of a VM waited for memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stall {
@@ -80,8 +83,9 @@ pub struct Sampler {
     probes: Probes,
     roster: Roster,
     tracked: Vec<Tracked>,
-    /// Slots whose VM is gone, to be freed at the next drain.
-    closing: Vec<u32>,
+    /// Slots whose VM is gone, to be freed a while after the time beside them, in
+    /// nanoseconds.
+    closing: Vec<(u32, u64)>,
     scans: u32,
     last_ns: u64,
 }
@@ -120,6 +124,8 @@ impl Sampler {
     /// /proc cannot be listed, or the kernel refuses the probes of a new CPU.
     pub fn rescan(&mut self, now: &Clocks) -> Result<()> {
         self.probes.follow_cpus()?;
+        self.free_slots(now)?;
+        self.probes.slots.see_new_threads();
         self.roster.look_again(now);
         let new = self.roster.new_vms()?;
         if !new.is_empty() {
@@ -140,8 +146,12 @@ impl Sampler {
                 None => self.roster.no_slot(vm.id, full),
             }
         }
+        let slots = &self.probes.slots;
         for tracked in &mut self.tracked {
-            if let Some(process) = &tracked.process {
+            // The threads of a VM that has ended stay known for its last drain.
+            let runs = slots.vms.get(tracked.slot as usize);
+            let runs = runs.is_some_and(|vm| vm.ended_ns.load(SeqCst) == 0);
+            if let Some(process) = tracked.process.as_ref().filter(|_| runs) {
                 let vcpus = self.roster.members()[tracked.member].vm.vcpus;
                 tracked.vcpus.refresh(process, vcpus);
             }
@@ -171,14 +181,14 @@ impl Sampler {
             }
             None => {
                 self.probes.slots.close(event.slot);
-                self.closing.push(event.slot);
+                self.closing.push((event.slot, now.monotonic_ns));
             }
         }
     }
 
     /// A VM looked for a slot at its start and found none.
-    pub fn missed(&mut self) {
-        self.roster.missed();
+    pub fn missed(&mut self, pid: i32) {
+        self.roster.missed(pid);
     }
 
     /// Takes what happened since the last drain.
@@ -186,9 +196,7 @@ impl Sampler {
     /// # Errors
     /// The kernel refuses to take back the slot of a VM that has ended.
     pub fn drain(&mut self, now: &Clocks) -> Result<Vec<VmSample>> {
-        for slot in std::mem::take(&mut self.closing) {
-            self.probes.slots.free(slot)?;
-        }
+        self.free_slots(now)?;
         self.probes.slots.see_new_threads();
         let mut samples = Vec::with_capacity(self.tracked.len());
         for tracked in std::mem::take(&mut self.tracked) {
@@ -231,7 +239,8 @@ impl Sampler {
     }
 
     fn has(&self, slot: u32) -> bool {
-        self.closing.contains(&slot) || self.tracked.iter().any(|tracked| tracked.slot == slot)
+        self.closing.iter().any(|(closing, _)| *closing == slot)
+            || self.tracked.iter().any(|tracked| tracked.slot == slot)
     }
 
     fn track(
@@ -288,13 +297,27 @@ impl Sampler {
         }
         self.roster.ended(tracked.member, now.realtime_of(ended_ns));
         self.probes.slots.close(tracked.slot);
-        self.closing.push(tracked.slot);
+        self.closing.push((tracked.slot, now.monotonic_ns));
         (Some(sample), None)
     }
 
-    /// Frees the entries of threads that have exited.
+    /// Gives back the slots that were closed a while ago.
+    fn free_slots(&mut self, now: &Clocks) -> Result<()> {
+        let is_due = |(_, since_ns): &(u32, u64)| now.monotonic_ns - since_ns >= QUIET_NS;
+        let (due, closing) = std::mem::take(&mut self.closing).into_iter().partition(is_due);
+        self.closing = closing;
+        due.into_iter().try_for_each(|(slot, _): (u32, u64)| self.probes.slots.free(slot))
+    }
+
+    /// Frees the entries of threads that have exited, those of a VM that has ended
+    /// left out: they go with its slot.
     fn reap_threads(&mut self) -> Result<()> {
+        let vms = &self.probes.slots.vms;
         let is_gone = |thread: &Thread| {
+            let vm = vms.get(thread.vm.load(SeqCst) as usize);
+            if vm.is_none_or(|vm| vm.ended_ns.load(SeqCst) != 0) {
+                return false;
+            }
             let id = thread.id.load(SeqCst);
             !Path::new(&format!("/proc/{}/task/{}", id >> 32, id as u32)).exists()
         };
@@ -368,7 +391,7 @@ fn stall<'a>(
             tracked.vcpus.saw_in_kvm_run(tid);
         }
         if tracked.vcpus.tids().contains(&tid) {
-            waited_ns += tracked.waits.advance(thread, until_ns, length_ns);
+            waited_ns += tracked.waits.advance(thread, until_ns, length_ns, stall::is_in_fault);
         } else {
             tracked.waits.skip(thread, until_ns);
         }

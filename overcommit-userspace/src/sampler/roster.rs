@@ -110,9 +110,14 @@ impl Roster {
     /// was a hypervisor.
     pub(super) fn started(&self, pid: i32, start_boottime_ns: u64) -> Option<Vm> {
         let id = VmId { pid, start_ticks: start_boottime_ns / TICK_NS };
-        let vm = match self.discovery.open(id) {
-            Ok(_) => self.discovery.inspect(pid)?,
-            Err(_) => Vm {
+        let runs = self
+            .discovery
+            .open(id)
+            .is_ok_and(|process| process.stat().is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')));
+        let vm = match self.discovery.inspect(pid).filter(|vm| vm.id == id) {
+            Some(vm) => vm,
+            None if runs => return None,
+            None => Vm {
                 id,
                 name: Name::new(format!("qemu-{pid}")),
                 named_by: NamedBy::Pid,
@@ -209,7 +214,15 @@ impl Roster {
         }
     }
 
-    pub(super) fn missed(&mut self) {
-        self.missed += 1;
+    /// A VM found no slot at its start.
+    pub(super) fn missed(&mut self, pid: i32) {
+        match self.discovery.inspect(pid) {
+            // Perhaps the next scan finds one.
+            Some(vm) if self.selection.wants(&vm) => {
+                self.unserved.insert(vm.id);
+            }
+            Some(_) => {}
+            None => self.missed += 1,
+        }
     }
 }
