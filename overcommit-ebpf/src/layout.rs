@@ -169,6 +169,16 @@ pub struct Thread {
 }
 
 impl Thread {
+    /// Process id in the initial namespace.
+    pub fn tgid(&self) -> i32 {
+        (self.id.load(Relaxed) >> 32) as i32
+    }
+
+    /// Thread id in the initial namespace.
+    pub fn tid(&self) -> i32 {
+        self.id.load(Relaxed) as i32
+    }
+
     /// Makes it a free entry.
     pub fn clear(&self) {
         zero(&[&self.id, &self.vm, &self.sequence, &self.since_ns]);

@@ -37,13 +37,13 @@ pub(crate) fn show(command: &mut Command) -> Result<()> {
 /// # Errors
 /// Not root.
 pub(crate) fn require_root(task: &str) -> Result<()> {
-    if nix_is_root()? {
+    if is_root()? {
         return Ok(());
     }
     bail!("this needs root; run: sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask {task}")
 }
 
-fn nix_is_root() -> Result<bool> {
+fn is_root() -> Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     Ok(uid.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0"))

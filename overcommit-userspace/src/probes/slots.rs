@@ -139,7 +139,7 @@ impl Slots {
         let Some(thread) = self.threads.get(index as usize) else {
             return Ok(());
         };
-        let tid = thread.id.load(Relaxed) as u32;
+        let tid = thread.tid().cast_unsigned();
         // Without the index no program writes to the entry any more.
         let _ = self.tids.remove(&tid);
         thread.clear();

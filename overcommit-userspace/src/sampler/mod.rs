@@ -318,15 +318,14 @@ impl Sampler {
             if vm.is_none_or(|vm| vm.ended_ns.load(SeqCst) != 0) {
                 return false;
             }
-            let id = thread.id.load(SeqCst);
-            !Path::new(&format!("/proc/{}/task/{}", id >> 32, id as u32)).exists()
+            !Path::new(&format!("/proc/{}/task/{}", thread.tgid(), thread.tid())).exists()
         };
         let gone: Vec<(u32, i32)> = self
             .probes
             .slots
             .used_threads()
             .filter(|(_, thread)| is_gone(thread))
-            .map(|(index, thread)| (index, thread.id.load(SeqCst) as u32 as i32))
+            .map(|(index, thread)| (index, thread.tid()))
             .collect();
         for (index, tid) in gone {
             self.probes.slots.free_thread(index)?;
@@ -386,7 +385,7 @@ fn stall<'a>(
 ) -> Option<Stall> {
     let mut waited_ns = 0;
     for thread in threads.filter(|thread| thread.vm.load(SeqCst) == u64::from(tracked.slot)) {
-        let tid = thread.id.load(SeqCst) as u32 as i32;
+        let tid = thread.tid();
         if thread.in_kvm_run.load(SeqCst) != 0 {
             tracked.vcpus.saw_in_kvm_run(tid);
         }

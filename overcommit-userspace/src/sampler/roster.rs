@@ -93,15 +93,20 @@ impl Roster {
 
     /// VMs that are meant, run now and are not recorded yet.
     pub(super) fn new_vms(&mut self) -> Result<Vec<Vm>> {
-        let mut found = if self.selection.is_open() { self.discovery.scan()? } else { Vec::new() };
+        let (present, done) = (&self.present, &self.done);
+        let is_known = |id| present.contains(&id) || done.contains(&id);
+        let mut found = Vec::new();
+        if self.selection.is_open() {
+            found = self.discovery.scan_for_new(is_known)?;
+        }
         for pid in &self.selection.pids {
-            if !found.iter().any(|vm| vm.id.pid == *pid) {
+            let known = self.discovery.id(*pid).is_some_and(is_known);
+            if !known && !found.iter().any(|vm| vm.id.pid == *pid) {
                 // It may have ended; a recording outlives its VMs.
                 found.extend(self.discovery.describe(*pid));
             }
         }
-        let is_new = |vm: &Vm| !self.present.contains(&vm.id) && !self.done.contains(&vm.id);
-        Ok(found.into_iter().filter(|vm| is_new(vm) && self.selection.wants(vm)).collect())
+        Ok(found.into_iter().filter(|vm| self.selection.wants(vm)).collect())
     }
 
     /// The process that the exec tracepoint announced, if it is a VM and meant.

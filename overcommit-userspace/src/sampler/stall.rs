@@ -30,8 +30,7 @@ impl Waits {
         length_ns: u64,
         is_in_fault: impl FnOnce(&Thread) -> bool,
     ) -> u64 {
-        let tid = thread.id.load(SeqCst) as u32 as i32;
-        let counted = self.counted.entry(tid).or_default();
+        let counted = self.counted.entry(thread.tid()).or_default();
         let Some((ended, open)) = waited(thread, now_ns) else {
             return 0;
         };
@@ -46,9 +45,8 @@ impl Waits {
 
     /// Forgets what the thread waited before now, which nobody was told.
     pub fn skip(&mut self, thread: &Thread, now_ns: u64) {
-        let tid = thread.id.load(SeqCst) as u32 as i32;
         if let Some((ended, open)) = waited(thread, now_ns) {
-            self.counted.insert(tid, ended + open);
+            self.counted.insert(thread.tid(), ended + open);
         }
     }
 
@@ -77,8 +75,7 @@ fn waited(thread: &Thread, now_ns: u64) -> Option<(u64, u64)> {
 /// Whether a thread that stands in a fault by its entry does so by its kernel stack.
 /// One whose stack cannot be told, as while it runs, is believed.
 pub fn is_in_fault(thread: &Thread) -> bool {
-    let id = thread.id.load(SeqCst);
-    let path = format!("/proc/{}/task/{}/stack", id >> 32, id as u32);
+    let path = format!("/proc/{}/task/{}/stack", thread.tgid(), thread.tid());
     match std::fs::read_to_string(path) {
         Ok(stack) => stack.trim().is_empty() || stack.contains("fault"),
         Err(_) => true,

@@ -39,6 +39,14 @@ impl Discovery {
     /// The proc file system cannot be listed. A process that ends meanwhile, or
     /// that cannot be read, is left out.
     pub fn scan(&mut self) -> Result<Vec<Vm>> {
+        self.scan_for_new(|_| false)
+    }
+
+    /// The same without those that are known, which cost no more than their stat.
+    ///
+    /// # Errors
+    /// As [`Self::scan`].
+    pub fn scan_for_new(&mut self, is_known: impl Fn(VmId) -> bool) -> Result<Vec<Vm>> {
         let root = &self.proc_root;
         let failed = || format!("cannot list the processes in {}", root.display());
         let entries = std::fs::read_dir(root).with_context(failed)?;
@@ -55,6 +63,9 @@ impl Discovery {
             };
             let Ok(stat) = process.stat() else { continue };
             let id = id(&stat);
+            if is_known(id) {
+                continue;
+            }
             if let Some(wait) = self.others.get(&id)
                 && Instant::now() < wait.0
             {
@@ -74,6 +85,11 @@ impl Discovery {
         Ok(vms)
     }
 
+    /// Which run of that process runs now, if one does.
+    pub fn id(&self, pid: i32) -> Option<VmId> {
+        Some(id(&self.process(pid).ok()?.stat().ok()?))
+    }
+
     /// The process as a VM, or `None` if it is none, or is gone.
     pub fn inspect(&self, pid: i32) -> Option<Vm> {
         let process = self.process(pid).ok()?;
@@ -89,7 +105,8 @@ impl Discovery {
         let process = self.process(pid).with_context(failed)?;
         let stat = process.stat().with_context(failed)?;
         let executable = executable(&process).unwrap_or_else(|| escape(stat.comm.as_bytes()));
-        Ok(describe(&process, &stat, executable, holds_kvm(&process)))
+        let line = command_line(&process, &executable);
+        Ok(describe(&process, &stat, executable, line, holds_kvm(&process)))
     }
 
     /// A handle that keeps meaning this process, also when its PID is used again.
@@ -118,15 +135,20 @@ fn vm(process: &Process, stat: &Stat) -> Option<Vm> {
     if !kvm && !is_system_emulator(&executable) {
         return None;
     }
-    let vm = describe(process, stat, executable, kvm);
-    let probes_only = command_line(process).machine.is_some_and(|machine| machine == b"none");
+    let line = command_line(process, &executable);
     // libvirt asks a QEMU without a machine what it can do.
-    (!probes_only).then_some(vm)
+    let probes_only = line.machine.as_ref().is_some_and(|machine| machine == b"none");
+    (!probes_only).then(|| describe(process, stat, executable, line, kvm))
 }
 
-fn describe(process: &Process, stat: &Stat, executable: String, kvm: bool) -> Vm {
+fn describe(
+    process: &Process,
+    stat: &Stat,
+    executable: String,
+    line: CommandLine,
+    kvm: bool,
+) -> Vm {
     let emulator = is_system_emulator(&executable);
-    let line = if emulator { command_line(process) } else { CommandLine::default() };
     let (name, named_by) = match (&line.guest, &line.process) {
         (Some(guest), _) if !guest.is_empty() => (Name::new(guest.clone()), NamedBy::Guest),
         (_, Some(process)) if !process.is_empty() => (Name::new(process.clone()), NamedBy::Process),
@@ -178,7 +200,11 @@ fn holds_kvm(process: &Process) -> bool {
     })
 }
 
-fn command_line(process: &Process) -> CommandLine {
+/// The command line of a system emulator; others do not speak QEMU's.
+fn command_line(process: &Process, executable: &str) -> CommandLine {
+    if !is_system_emulator(executable) {
+        return CommandLine::default();
+    }
     let mut bytes = Vec::new();
     let read = process
         .open_relative("cmdline")
