@@ -12,12 +12,29 @@ pub enum Metric {
     FaultMinor = 0,
     /// A fault that the kernel accounts as major.
     FaultMajor = 1,
+    /// A fault's wait for a page that was swapped out.
+    Swapin = 2,
+    /// From an exit for memory to the next entry of that vCPU.
+    StallMemory = 3,
+    /// From a halt to the next entry, unless it waits for memory.
+    Idle = 4,
+    /// An asynchronous page fault: not present → ready.
+    Apf = 5,
 }
 
 impl Metric {
     /// Every metric, in the order of the maps.
-    pub const ALL: [Self; 2] = [Self::FaultMinor, Self::FaultMajor];
-    /// How many there are: histograms a VM.
+    pub const ALL: [Self; 6] = [
+        Self::FaultMinor,
+        Self::FaultMajor,
+        Self::Swapin,
+        Self::StallMemory,
+        Self::Idle,
+        Self::Apf,
+    ];
+    /// The kernel's two kinds of fault.
+    pub const FAULTS: [Self; 2] = [Self::FaultMinor, Self::FaultMajor];
+    /// How many there are: histograms that every VM has.
     pub const COUNT: usize = Self::ALL.len();
 
     /// The name that all files and views use.
@@ -25,6 +42,10 @@ impl Metric {
         match self {
             Self::FaultMinor => "fault.minor",
             Self::FaultMajor => "fault.major",
+            Self::Swapin => "swapin",
+            Self::StallMemory => "stall.memory",
+            Self::Idle => "idle",
+            Self::Apf => "apf",
         }
     }
 }
@@ -81,17 +102,39 @@ pub enum Loss {
     SlowDropped = 4,
     /// The clock of the CPU on which the fault ended was behind that of its start.
     ClockBehind = 5,
+    /// A fault was to be retried and the thread never came back: a signal.
+    Abandoned = 6,
+    /// A fault ended in an error (SIGBUS, out of memory), which the kernel does not
+    /// account either.
+    Failed = 7,
+    /// A kvm_exit came in an open window: its kvm_entry was skipped.
+    ExitWithoutEntry = 8,
+    /// A kvm_entry came without a kvm_exit before it.
+    EntryWithoutExit = 9,
+    /// Every histogram of exits was taken.
+    ExitsFull = 10,
+    /// An asynchronous page fault was never reported ready.
+    ApfUnfinished = 11,
+    /// One was reported ready whose beginning was not seen.
+    ApfWithoutStart = 12,
 }
 
 impl Loss {
     /// Every cause, in the order of [`Vm::lost`].
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 13] = [
         Self::EndWithoutStart,
         Self::StartWithoutEnd,
         Self::ThreadExit,
         Self::ThreadsFull,
         Self::SlowDropped,
         Self::ClockBehind,
+        Self::Abandoned,
+        Self::Failed,
+        Self::ExitWithoutEntry,
+        Self::EntryWithoutExit,
+        Self::ExitsFull,
+        Self::ApfUnfinished,
+        Self::ApfWithoutStart,
     ];
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
@@ -105,6 +148,41 @@ impl Loss {
             Self::ThreadsFull => "threads_full",
             Self::SlowDropped => "slow_dropped",
             Self::ClockBehind => "clock_behind",
+            Self::Abandoned => "abandoned",
+            Self::Failed => "failed",
+            Self::ExitWithoutEntry => "exit_without_entry",
+            Self::EntryWithoutExit => "entry_without_exit",
+            Self::ExitsFull => "exits_full",
+            Self::ApfUnfinished => "apf_unfinished",
+            Self::ApfWithoutStart => "apf_without_start",
+        }
+    }
+}
+
+/// Who ran a fault, while it filled the VM's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Taker {
+    /// A thread that runs a vCPU.
+    Vcpu = 0,
+    /// Another thread of the VM.
+    VmThread = 1,
+    /// A kernel worker or another process.
+    Outside = 2,
+}
+
+impl Taker {
+    /// Every taker, in the order of [`Vm::taken_by`].
+    pub const ALL: [Self; 3] = [Self::Vcpu, Self::VmThread, Self::Outside];
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The name in all files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vcpu => "vcpu",
+            Self::VmThread => "vm_thread",
+            Self::Outside => "outside",
         }
     }
 }
@@ -123,13 +201,43 @@ pub struct Vm {
     pub tgid: AtomicU64,
     /// The kernel's own minor and major fault counters when counting began, of a
     /// process with one thread.
-    pub faults_before: [AtomicU64; Metric::COUNT],
+    pub faults_before: [AtomicU64; Metric::FAULTS.len()],
     /// The same of all threads that have exited: of the VM when it has ended.
-    pub faults_at_end: [AtomicU64; Metric::COUNT],
-    /// Faults counted that threads of another process took in this memory.
-    pub faults_by_others: [AtomicU64; Metric::COUNT],
+    pub faults_at_end: [AtomicU64; Metric::FAULTS.len()],
+    /// Faults counted, by [`Taker`].
+    pub taken_by: [AtomicU64; Taker::COUNT],
+    /// Attempts that ended in a retry which the thread did not wait for: KVM's, when
+    /// it leaves the fault to a worker (`FAULT_FLAG_RETRY_NOWAIT`).
+    pub not_waited: AtomicU64,
     /// By [`Loss`].
     pub lost: [AtomicU64; Loss::COUNT],
+    /// Where swapped pages came from.
+    pub swapin: Swapins,
+}
+
+/// Numbers that swap devices can have: `MAX_SWAPFILES` is less on every kernel.
+pub const SWAP_DEVICES_MAX: usize = 32;
+
+/// Where the pages of `swapin` came from, each counted in one place.
+#[repr(C)]
+pub struct Swapins {
+    /// They were in the swap cache, or on their way: another thread had read them.
+    pub from_cache: AtomicU64,
+    /// Out of zswap.
+    pub from_zswap: AtomicU64,
+    /// Pages that `do_swap_page` was called for outside a fault, by khugepaged: not in
+    /// `swapin`.
+    pub without_fault: AtomicU64,
+    /// Read from a device, by its number.
+    pub from_device: [AtomicU64; SWAP_DEVICES_MAX],
+}
+
+/// A swap device by its number.
+#[repr(C)]
+pub struct SwapDevice {
+    /// The name of its disk, ended by NUL, in words of eight bytes in memory order;
+    /// the first is 0 while it is not known.
+    pub name: [AtomicU64; 4],
 }
 
 impl Vm {
@@ -138,8 +246,12 @@ impl Vm {
         zero(&[&self.mm, &self.start_boottime_ns, &self.ended_ns, &self.tgid]);
         zero(&self.faults_before);
         zero(&self.faults_at_end);
-        zero(&self.faults_by_others);
+        zero(&self.taken_by);
+        zero(&[&self.not_waited]);
         zero(&self.lost);
+        let swapin = &self.swapin;
+        zero(&[&swapin.from_cache, &swapin.from_zswap, &swapin.without_fault]);
+        zero(&swapin.from_device);
     }
 }
 
@@ -147,6 +259,7 @@ impl Vm {
 ///
 /// Only the thread itself writes, from its own faults. `sequence` is odd while
 /// `waited_ns` and `since_ns` do not belong together.
+#[derive(Default)]
 #[repr(C)]
 pub struct Thread {
     /// Process id (upper half) and thread id in the initial namespace; 0 in a
@@ -162,11 +275,161 @@ pub struct Thread {
     pub address: AtomicU64,
     /// Time that it spent in faults that have ended, in nanoseconds.
     pub waited_ns: AtomicU64,
-    /// 1 once a fault of the thread began inside `KVM_RUN`: it is a vCPU.
-    pub in_kvm_run: AtomicU64,
+    /// 1 once the thread was seen inside `KVM_RUN`, or the loader knows it by name.
+    pub is_vcpu: AtomicU64,
+    /// Backends on `handle_mm_fault`: flags of the call that it is in or was in
+    /// last, with [`IN_CALL`] and [`TO_BE_RETRIED`].
+    pub call: AtomicU64,
+    /// The same: `mm_struct` of that call.
+    pub mm: AtomicU64,
+    /// The same: the wait for a swapped page in that fault, see `swapin` among the
+    /// programs; 0 outside.
+    pub swapin: AtomicU64,
+    /// `CLOCK_MONOTONIC` at which it began, in nanoseconds.
+    pub swapin_since_ns: AtomicU64,
+    /// `CLOCK_MONOTONIC` at which it was last seen to end, in nanoseconds.
+    pub swapin_until_ns: AtomicU64,
+    /// What KVM does with it, if it runs a vCPU.
+    pub window: Window,
+    /// Explicit padding to the cache line.
+    pub reserved: [AtomicU64; 2],
+}
+
+/// A vCPU out of its guest: from kvm_exit to the next kvm_entry.
+///
+/// Part of [`Thread`], with the same rules; `stall_ns` and `exit_ns` go by its
+/// `sequence`.
+#[derive(Default)]
+#[repr(C)]
+pub struct Window {
+    /// `CLOCK_MONOTONIC` at kvm_exit, in nanoseconds; 0 in the guest.
+    pub exit_ns: AtomicU64,
+    /// Key of the exit's reason ([`exit_key`]), with [`MEMORY`] and the other marks.
+    pub reason: AtomicU64,
+    /// `CLOCK_MONOTONIC` at which it left for user space, in nanoseconds; 0 in the
+    /// kernel.
+    pub user_since_ns: AtomicU64,
+    /// Time in user space in this window, in nanoseconds.
+    pub user_ns: AtomicU64,
+    /// Time in this window for which it was held there, in nanoseconds.
+    pub paused_ns: AtomicU64,
+    /// [`Thread::waited_ns`] at the exit.
+    pub waited_before_ns: AtomicU64,
+    /// Asynchronous page faults that are open.
+    pub apf_open: AtomicU64,
+    /// `CLOCK_MONOTONIC` of the youngest, in nanoseconds.
+    pub apf_since_ns: AtomicU64,
+    /// Number of the vCPU.
+    pub vcpu: AtomicU64,
+    /// Windows that have ended.
+    pub exits: AtomicU64,
+    /// Their time in the kernel, halts left out, in nanoseconds.
+    pub kernel_total_ns: AtomicU64,
+    /// Their time in user space, in nanoseconds.
+    pub user_total_ns: AtomicU64,
+    /// Their time paused, in nanoseconds.
+    pub paused_total_ns: AtomicU64,
+    /// Their time halted with no memory waited for, in nanoseconds.
+    pub idle_total_ns: AtomicU64,
+    /// Time waited for memory: windows of `stall.memory`, and halts while an
+    /// asynchronous page fault was open, in nanoseconds.
+    pub stall_ns: AtomicU64,
+    /// Of that, in halts.
+    pub stall_halted_ns: AtomicU64,
+    /// Windows of `stall.memory`.
+    pub stalls: AtomicU64,
+    /// Those in which more time passed in faults than in the window.
+    pub stalls_inverted: AtomicU64,
+}
+
+impl Window {
+    fn words(&self) -> [&AtomicU64; 18] {
+        [
+            &self.exit_ns,
+            &self.reason,
+            &self.user_since_ns,
+            &self.user_ns,
+            &self.paused_ns,
+            &self.waited_before_ns,
+            &self.apf_open,
+            &self.apf_since_ns,
+            &self.vcpu,
+            &self.exits,
+            &self.kernel_total_ns,
+            &self.user_total_ns,
+            &self.paused_total_ns,
+            &self.idle_total_ns,
+            &self.stall_ns,
+            &self.stall_halted_ns,
+            &self.stalls,
+            &self.stalls_inverted,
+        ]
+    }
+}
+
+/// In [`Window::reason`]: the exit is for memory.
+pub const MEMORY: u64 = 1 << 32;
+/// In [`Window::reason`]: a device's memory was meant, so it is no stall.
+pub const MMIO: u64 = 1 << 33;
+/// In [`Window::reason`]: the guest halted.
+pub const HALT: u64 = 1 << 34;
+/// In [`Window::reason`]: the time in user space is a pause.
+pub const PAUSED: u64 = 1 << 35;
+/// In [`Window::reason`]: an asynchronous page fault was open at the halt.
+pub const APF: u64 = 1 << 36;
+
+/// `isa` of kvm_exit, as `struct kvm_run` numbers them: KVM_ISA_VMX.
+pub const ISA_VMX: u32 = 1;
+/// KVM_ISA_SVM.
+pub const ISA_SVM: u32 = 2;
+/// arm64, which has no number there.
+pub const ISA_ARM64: u32 = 3;
+/// The reason under which memory exits of devices are filed, of any `isa`.
+pub const REASON_MMIO: u32 = 0xff_fffe;
+
+/// One number for an exit's reason and the architecture that it is of. Error exits
+/// (`SVM_EXIT_ERR`, the failure bit of VMX) are cut to 24 bits.
+pub const fn exit_key(isa: u32, reason: u32) -> u32 {
+    isa << 24 | (reason & 0xff_ffff)
+}
+
+/// Histograms of exits that a host has for each slot: a VM rarely has more than a
+/// dozen reasons, and takes them from one pool.
+pub const EXITS_PER_VM: u32 = 16;
+
+/// Where the records of KVM's tracepoints keep their fields, in bytes from the start
+/// of the record. The loader writes them when it has found the tracepoints.
+#[repr(C)]
+pub struct KvmFields {
+    /// kvm_exit: `exit_reason`, of four bytes.
+    pub exit_reason: AtomicU64,
+    /// kvm_exit: `isa`; [`ABSENT`] on arm64.
+    pub exit_isa: AtomicU64,
+    /// kvm_exit: `info1`; [`ABSENT`] on arm64.
+    pub exit_info1: AtomicU64,
+    /// kvm_exit: `vcpu_id`; [`ABSENT`] on arm64.
+    pub exit_vcpu: AtomicU64,
+    /// kvm_userspace_exit: `reason`.
+    pub userspace_reason: AtomicU64,
+    /// kvm_userspace_exit: `errno`.
+    pub userspace_errno: AtomicU64,
+    /// kvm_async_pf_not_present and …_ready: `token`.
+    pub apf_token: AtomicU64,
     /// Explicit padding to the cache line.
     pub reserved: AtomicU64,
 }
+
+/// One word of an array that the loader shares.
+#[repr(transparent)]
+pub struct Word(pub AtomicU64);
+
+/// In [`KvmFields`]: the record has no such field.
+pub const ABSENT: u64 = u64::MAX;
+
+/// In [`Thread::call`]: the call has not returned.
+pub const IN_CALL: u64 = 1 << 32;
+/// In [`Thread::call`]: it returned `VM_FAULT_RETRY`, and the thread is to call again.
+pub const TO_BE_RETRIED: u64 = 1 << 33;
 
 impl Thread {
     /// Process id in the initial namespace.
@@ -182,7 +445,9 @@ impl Thread {
     /// Makes it a free entry.
     pub fn clear(&self) {
         zero(&[&self.id, &self.vm, &self.sequence, &self.since_ns]);
-        zero(&[&self.address, &self.waited_ns, &self.in_kvm_run]);
+        zero(&[&self.address, &self.waited_ns, &self.is_vcpu]);
+        zero(&[&self.call, &self.mm, &self.swapin]);
+        zero(&self.window.words());
     }
 }
 
@@ -200,11 +465,16 @@ pub enum HotProgram {
     FaultMinor = 1,
     /// Ends it for a major fault.
     FaultMajor = 2,
+    /// At the entry of `handle_mm_fault`.
+    CallEntry = 3,
+    /// At its return.
+    CallReturn = 4,
 }
 
 impl HotProgram {
     /// Every such program, in the order of [`Cpu::runs`].
-    pub const ALL: [Self; 3] = [Self::FaultStart, Self::FaultMinor, Self::FaultMajor];
+    pub const ALL: [Self; 5] =
+        [Self::FaultStart, Self::FaultMinor, Self::FaultMajor, Self::CallEntry, Self::CallReturn];
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
 
@@ -214,6 +484,8 @@ impl HotProgram {
             Self::FaultStart => "fault_start",
             Self::FaultMinor => "fault_minor",
             Self::FaultMajor => "fault_major",
+            Self::CallEntry => "call_entry",
+            Self::CallReturn => "call_return",
         }
     }
 }
@@ -224,7 +496,7 @@ pub struct Cpu {
     /// Runs of each [`HotProgram`], to be held against its event's own counter.
     pub runs: [AtomicU64; HotProgram::COUNT],
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 5],
+    pub reserved: [AtomicU64; 3],
 }
 
 /// What happened to a VM's process, as one record of the `EVENTS` ring buffer:
@@ -311,11 +583,23 @@ pub struct KernelOffsets {
     pub regs_syscall: u32,
     /// Second argument of the system call in `pt_regs`: `si`, or `regs[1]`
     pub regs_second_argument: u32,
+    /// `vm_area_struct::vm_mm`
+    pub vma_mm: u32,
+    /// `vm_fault::vma`
+    pub fault_vma: u32,
+    /// `vm_fault::orig_pte`
+    pub fault_orig_pte: u32,
+    /// `swap_info_struct::bdev`
+    pub swap_info_bdev: u32,
+    /// `block_device::bd_disk`
+    pub bdev_disk: u32,
+    /// `gendisk::disk_name`
+    pub disk_name: u32,
 }
 
 impl KernelOffsets {
     /// The offsets in the order of the fields, as they lie in memory.
-    pub const fn words(&self) -> [u32; 15] {
+    pub const fn words(&self) -> [u32; 21] {
         [
             self.task_mm,
             self.task_pid,
@@ -332,16 +616,23 @@ impl KernelOffsets {
             self.dentry_name,
             self.regs_syscall,
             self.regs_second_argument,
+            self.vma_mm,
+            self.fault_vma,
+            self.fault_orig_pte,
+            self.swap_info_bdev,
+            self.bdev_disk,
+            self.disk_name,
         ]
     }
 }
 
 const _: () = {
     assert!(size_of::<Histogram>() == 32 + 8 * BUCKETS);
-    assert!(size_of::<Vm>() == 128);
-    assert!(size_of::<Thread>() == 64);
+    assert!(size_of::<Vm>() == 480);
+    assert!(size_of::<Thread>() == 256);
+    assert!(size_of::<KvmFields>() == 64);
     assert!(size_of::<Cpu>() == 64);
     assert!(size_of::<Lifecycle>() == 16);
     assert!(size_of::<SlowFault>() == 56);
-    assert!(size_of::<KernelOffsets>() == 15 * 4);
+    assert!(size_of::<KernelOffsets>() == 21 * 4);
 };

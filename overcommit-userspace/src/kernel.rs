@@ -37,7 +37,48 @@ pub fn possible_cpus() -> Result<u32> {
     u32::try_from(cpus).context("more CPUs than there can be")
 }
 
+/// The names that the kernel itself has, without those of modules.
+pub struct Symbols(String);
+
+impl Symbols {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// /proc/kallsyms cannot be read.
+    pub fn read() -> Result<Self> {
+        let path = "/proc/kallsyms";
+        Ok(Self(fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?))
+    }
+
+    /// The address of a function or variable, 0 if the kernel hides it. `None` if it
+    /// has none: a function may be inlined, or have been given other arguments, which
+    /// shows in its name (`.isra`).
+    pub fn address(&self, name: &str) -> Option<u64> {
+        self.0.lines().find_map(|line| {
+            let (address, rest) = line.split_once(' ')?;
+            (rest.get(2..) == Some(name)).then(|| u64::from_str_radix(address, 16).unwrap_or(0))
+        })
+    }
+}
+
 /// Whether this process has every right of root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_kernels_own_whole_names_count() {
+        let text = "ffffffff81000000 T do_swap_page\nffffffff81000040 t late.isra.0\n\
+            ffffffffc0000000 t kvm_mmu_page_fault\t[kvm]\n0000000000000000 b nr_swapfiles\n";
+        let symbols = Symbols(text.to_owned());
+        assert_eq!(symbols.address("do_swap_page"), Some(0xffff_ffff_8100_0000));
+        assert_eq!(symbols.address("swap_page"), None);
+        assert_eq!(symbols.address("late"), None);
+        assert_eq!(symbols.address("kvm_mmu_page_fault"), None);
+        assert_eq!(symbols.address("nr_swapfiles"), Some(0), "hidden");
+    }
 }

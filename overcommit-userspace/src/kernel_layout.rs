@@ -4,7 +4,7 @@
 //! in the kernel's BTF and handed to the programs as read-only globals.
 
 use anyhow::{Context, Result, anyhow};
-use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation};
+use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation, TypeVariant};
 use overcommit_ebpf::layout::KernelOffsets;
 use std::path::Path;
 
@@ -17,6 +17,13 @@ const SYSCALL_REGISTERS: (&str, &str) =
     if cfg!(target_arch = "aarch64") { ("syscallno", "regs") } else { ("orig_ax", "si") };
 /// Bytes from that field to the argument: arm64 keeps them in an array.
 const SECOND_ARGUMENT_AT: u32 = if cfg!(target_arch = "aarch64") { 8 } else { 0 };
+
+/// Where an entry that stands for a swapped page keeps the number of its device: the
+/// shift above, the mask below. x86-64: the five highest bits, of page tables
+/// (`__swp_type`, arch/x86/include/asm/pgtable_64.h) and of shared memory's
+/// (`radix_to_swp_entry`, include/linux/swapops.h) alike. Elsewhere it is not looked
+/// at, and every page counts for device 0.
+pub const SWAP_TYPE: u64 = if cfg!(target_arch = "x86_64") { 59 << 8 | 31 } else { 0 };
 
 /// A BTF file in memory.
 struct Bytes(Vec<u8>);
@@ -69,6 +76,26 @@ impl KernelLayout {
         }
     }
 
+    /// What zswap's load function returns when it had the page: `true`, or 0 where it
+    /// returns an error number (zswap_load from 6.17 on, __frontswap_load before 6.5).
+    pub fn zswap_loaded(&self) -> u8 {
+        u8::from(self.returns_bool("zswap_load"))
+    }
+
+    fn returns_bool(&self, function: &str) -> bool {
+        let returned = || {
+            let TypeVariant::Func(function) = self.0.from_id(self.0.id_of(function)?)? else {
+                return None;
+            };
+            let TypeVariant::FuncProto(prototype) = self.0.from_id(*function.prototype_tid())?
+            else {
+                return None;
+            };
+            self.0.name_of(*prototype.return_tid())
+        };
+        returned().is_some_and(|name| ["bool", "_Bool"].contains(&name.as_str()))
+    }
+
     /// Everything that the programs read.
     ///
     /// # Errors
@@ -93,6 +120,12 @@ impl KernelLayout {
             dentry_name: self.offset("dentry", "d_name.name")?,
             regs_syscall: self.offset("pt_regs", syscall)?,
             regs_second_argument: self.offset("pt_regs", argument)? + SECOND_ARGUMENT_AT,
+            vma_mm: self.offset("vm_area_struct", "vm_mm")?,
+            fault_vma: self.offset("vm_fault", "vma")?,
+            fault_orig_pte: self.offset("vm_fault", "orig_pte")?,
+            swap_info_bdev: self.offset("swap_info_struct", "bdev")?,
+            bdev_disk: self.offset("block_device", "bd_disk")?,
+            disk_name: self.offset("gendisk", "disk_name")?,
         })
     }
 }

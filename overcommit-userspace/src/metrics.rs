@@ -1,9 +1,64 @@
 //! Which metrics are there, and how much of each does a backend see?
 
 use crate::probes::decide::Backend;
+use crate::probes::functions::{HookState, Purpose};
 use crate::sampler::coverage::Coverage;
 use overcommit_ebpf::layout::Metric;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+/// The name of a metric in all files and views: `[a-z0-9_.]+`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct MetricName(Cow<'static, str>);
+
+impl MetricName {
+    /// One that a file names.
+    pub fn new(name: &str) -> Self {
+        Self(Cow::Owned(name.to_owned()))
+    }
+
+    /// `exit.REASON`.
+    pub fn exit(reason: &str) -> Self {
+        Self(Cow::Owned(format!("exit.{reason}")))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether every interval and VM has it, counted or not.
+    pub fn is_always_written(&self) -> bool {
+        Metric::FAULTS.iter().any(|metric| metric.name() == self.as_str())
+    }
+
+    /// Place among the families: those that every VM has in their own order, then
+    /// the exits.
+    fn rank(&self) -> usize {
+        let place = Metric::ALL.iter().position(|metric| metric.name() == self.as_str());
+        place.unwrap_or(Metric::COUNT)
+    }
+}
+
+impl From<Metric> for MetricName {
+    fn from(metric: Metric) -> Self {
+        Self(Cow::Borrowed(metric.name()))
+    }
+}
+
+impl Ord for MetricName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank().cmp(&other.rank()).then_with(|| self.0.cmp(&other.0))
+    }
+}
+
+impl PartialOrd for MetricName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 /// What is not seen of `fault.*` by perf's software events.
 const OUTSIDERS: &str = "faults that others take in the VM's memory from outside it: \
@@ -11,9 +66,28 @@ const OUTSIDERS: &str = "faults that others take in the VM's memory from outside
 /// What is not seen where KVM runs on hardware.
 const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages for a guest on \
     hardware; they are in the measured share below";
+/// What is not seen of `fault.*` by hooks on handle_mm_fault.
+const LOCK_WAIT: &str =
+    "the wait for the mmap lock before handle_mm_fault is called for the first time";
 /// Families of the design that this version does not measure.
-const NOT_MEASURED: [&str; 8] =
-    ["swapin", "exit", "idle", "stall.memory", "apf", "backing", "reclaim", "runq"];
+const NOT_MEASURED: [&str; 3] = ["backing", "reclaim", "runq"];
+/// Why those are absent.
+pub const NOT_IN_THIS_VERSION: &str = "not measured by this version";
+/// Why swap-ins are not seen.
+const NO_HOOKS: &str = "it needs hooks on the kernel's functions";
+/// What `swapin` leaves out on any kernel.
+const OUTSIDE_SWAPINS: &str = "pages that khugepaged swaps in, which nobody waits for, and \
+    reads of shared memory by system calls";
+/// Why nothing is.
+pub const NO_BACKEND: &str = "no backend is allowed by this kernel";
+/// Where the share comes from without exits.
+const SHARE_OF_FAULTS: &str =
+    "from the vCPU threads' faults; empty for a VM whose vCPU threads are not known";
+/// What a window does not hold.
+const BEFORE_EXIT: &str = "on AMD before Linux 6.12: interrupts and preemption of the host \
+    between the exit itself and kvm_exit";
+/// Why nothing is seen of exits where the tracepoints are there.
+pub const SILENT: &str = "kvm_exit does not fire on this KVM";
 
 /// How much of a metric is seen, and what is not, by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,28 +100,102 @@ pub struct MetricCoverage {
     pub not_seen: Vec<String>,
 }
 
-/// What a backend sees before anything is measured; `None` is no backend at all.
+/// What the probes of a recording, or of this host, can see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// `None` is no backend at all.
+    pub backend: Option<Backend>,
+    /// What became of its hooks on the kernel's functions; empty without such hooks.
+    pub hooks: Vec<HookState>,
+    /// Why no exits are seen, if they are not.
+    pub exits_absent: Option<String>,
+    /// Whether asynchronous page faults are told.
+    pub has_apf: bool,
+}
+
+impl Sight {
+    /// Nothing at all, for that reason.
+    pub fn none(reason: &str) -> Self {
+        Self {
+            backend: None,
+            hooks: Vec::new(),
+            exits_absent: Some(reason.to_owned()),
+            has_apf: false,
+        }
+    }
+}
+
+/// How much of a metric is seen, by what was declared for it or its family.
+pub fn coverage_of(declared: &[MetricCoverage], name: &MetricName) -> Coverage {
+    let is_it = |entry: &&MetricCoverage| {
+        let rest = name.as_str().strip_prefix(entry.metric.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    declared.iter().find(is_it).map_or(Coverage::Full, |entry| entry.coverage)
+}
+
+/// How much of each metric that is.
 ///
 /// `fault.*` is full for what the VM's own threads take; a recording measures
 /// whether that holds.
-pub fn declared(backend: Option<Backend>) -> Vec<MetricCoverage> {
-    let faults = Metric::ALL.into_iter().map(|metric| match backend {
+pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
+    let faults = Metric::FAULTS.into_iter().map(|metric| match sight.backend {
         Some(Backend::Perf) => entry(metric.name(), Coverage::Full, &[OUTSIDERS, GET_USER_PAGES]),
-        Some(_) => entry(metric.name(), Coverage::Full, &[]),
-        None => entry(metric.name(), Coverage::Absent, &["no backend is allowed by this kernel"]),
+        Some(Backend::Fentry | Backend::Kprobe) => {
+            entry(metric.name(), Coverage::Full, &[LOCK_WAIT])
+        }
+        None => entry(metric.name(), Coverage::Absent, &[NO_BACKEND]),
     });
-    let source = match backend {
-        Some(_) => entry(
-            "stall.share",
-            Coverage::Full,
-            &["from the vCPU threads' faults; empty for a VM whose vCPU threads are not known"],
-        ),
-        None => entry("stall.share", Coverage::Absent, &["no backend is allowed by this kernel"]),
+    let share = match (sight.backend, &sight.exits_absent) {
+        (None, _) => entry("stall.share", Coverage::Absent, &[NO_BACKEND]),
+        (_, None) => entry("stall.share", Coverage::Full, &[]),
+        (_, Some(_)) => entry("stall.share", Coverage::Full, &[SHARE_OF_FAULTS]),
     };
+    let exits = ["stall.memory", "exit", "idle"].map(|family| match &sight.exits_absent {
+        Some(reason) => entry(family, Coverage::Absent, &[reason]),
+        None if family == "idle" => entry(family, Coverage::Full, &[]),
+        None => entry(family, Coverage::Full, &[BEFORE_EXIT]),
+    });
+    let apf = match &sight.exits_absent {
+        Some(reason) => entry("apf", Coverage::Absent, &[reason]),
+        None if sight.has_apf => entry("apf", Coverage::Full, &[]),
+        None => entry("apf", Coverage::Absent, &["this kernel's KVM has no such tracepoints"]),
+    };
+    let swapin = swapin(sight);
     let missing = NOT_MEASURED
         .into_iter()
-        .map(|metric| entry(metric, Coverage::Absent, &["not measured by this version"]));
-    faults.chain([source]).chain(missing).collect()
+        .map(|metric| entry(metric, Coverage::Absent, &[NOT_IN_THIS_VERSION]));
+    faults.chain([share]).chain(exits).chain([apf, swapin]).chain(missing).collect()
+}
+
+/// Swap-ins need hooks of their own, some of which a kernel may lack.
+fn swapin(sight: &Sight) -> MetricCoverage {
+    let missing = |purpose: Purpose| {
+        let hook = sight.hooks.iter().find(|hook| hook.purpose == purpose);
+        hook.and_then(|hook| hook.missing.as_deref())
+    };
+    if sight.hooks.is_empty() {
+        return entry("swapin", Coverage::Absent, &[NO_HOOKS]);
+    }
+    let (anonymous, shared) = (missing(Purpose::Swap), missing(Purpose::SharedSwap));
+    let coverage = match (anonymous, shared) {
+        (None, None) => Coverage::Full,
+        (Some(_), Some(_)) => Coverage::Absent,
+        _ => Coverage::Partial,
+    };
+    let notes = [
+        (Purpose::Swap, "anonymous memory"),
+        (Purpose::SharedSwap, "shared memory"),
+        (Purpose::SwapRead, "whether a page was in the swap cache"),
+        (Purpose::Zswap, "whether a page came from zswap"),
+    ];
+    let mut notes: Vec<String> = notes
+        .into_iter()
+        .filter_map(|(purpose, what)| Some(format!("{what}: {}", missing(purpose)?)))
+        .collect();
+    notes.push(OUTSIDE_SWAPINS.to_owned());
+    let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
+    entry("swapin", coverage, &notes)
 }
 
 fn entry(metric: &str, coverage: Coverage, not_seen: &[&str]) -> MetricCoverage {

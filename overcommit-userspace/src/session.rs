@@ -5,14 +5,14 @@ use crate::probes::decide::Decision;
 use crate::probes::log::ProgramLog;
 use crate::probes::object::Sizes;
 use crate::probes::rings::{Events, SlowFaults};
-use crate::probes::{Probes, Rings};
+use crate::probes::{Kernel, Probes, Rings};
 use crate::recording::run_file::{self, BackendChoice, NotCounted, Options, RunClocks, RunFile};
 use crate::recording::{Folder, Interval, Writer};
 use crate::sampler::roster::{Roster, Selection};
 use crate::sampler::{Sampler, VmSample};
 use crate::{kernel, metrics};
 use anyhow::{Context, Result};
-use overcommit_ebpf::layout::{HotProgram, LifecycleKind};
+use overcommit_ebpf::layout::LifecycleKind;
 use std::time::Duration;
 
 /// VMs that can be recorded at a time beyond twice those that run at the start.
@@ -36,7 +36,7 @@ impl Session {
     ///
     /// # Errors
     /// The kernel refuses something, or /proc cannot be read.
-    pub fn attach(decision: Decision, roster: Roster, want: Want) -> Result<Self> {
+    pub fn attach(kernel: &Kernel, decision: Decision, roster: Roster, want: Want) -> Result<Self> {
         let sizes = Sizes {
             vms: want.running_vms.saturating_mul(2).saturating_add(SPARE_VMS).min(4096),
             threads: THREADS,
@@ -46,7 +46,8 @@ impl Session {
             follow_exec: want.follow_exec,
             verbose: want.verbose,
         };
-        let (probes, Rings { events, slow, log }) = Probes::attach(decision.backend, sizes)?;
+        let (probes, Rings { events, slow, log }) =
+            Probes::attach(kernel, decision.backend, &want.without, sizes)?;
         let now = Clocks::now()?;
         let mut sampler = Sampler::new(probes, roster, &now);
         sampler.rescan(&now)?;
@@ -113,11 +114,12 @@ impl Session {
                 name: self.decision.backend.name().to_owned(),
                 fault_starts_at: self.decision.backend.fault_starts_at().to_owned(),
                 refused: refused(&self.decision),
+                hooks: self.sampler.sight().hooks,
             },
             clocks: RunClocks { start, steps: Vec::new(), end: None },
             recorded: Default::default(),
             vms: Vec::new(),
-            coverage: metrics::declared(Some(self.decision.backend)),
+            coverage: metrics::declared(&self.sampler.sight()),
             not_counted: NotCounted::default(),
         };
         let writer = Writer::create(folder, run)?;
@@ -127,7 +129,7 @@ impl Session {
 }
 
 /// What the user wants of the probes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Want {
     /// VMs that run now.
     pub running_vms: u32,
@@ -137,13 +139,21 @@ pub struct Want {
     pub follow_exec: bool,
     /// `--verbose`
     pub verbose: bool,
+    /// `--without`
+    pub without: Vec<String>,
 }
 
 impl Want {
     /// For these VMs.
     pub fn new(selection: &Selection, running_vms: usize) -> Self {
         let running_vms = u32::try_from(running_vms).unwrap_or(u32::MAX);
-        Self { running_vms, slow_faults: None, follow_exec: selection.is_open(), verbose: false }
+        Self {
+            running_vms,
+            slow_faults: None,
+            follow_exec: selection.is_open(),
+            verbose: false,
+            without: Vec::new(),
+        }
     }
 }
 
@@ -210,7 +220,9 @@ impl RunningSession {
             vms,
         };
         let not_counted = self.not_counted();
-        self.writer.write(&interval, self.session.sampler.members(), not_counted)?;
+        let sampler = &self.session.sampler;
+        let coverage = metrics::declared(&sampler.sight());
+        self.writer.write(&interval, sampler.members(), not_counted, coverage)?;
         self.number += 1;
         self.last = now;
         self.start_us = boundary_us.unwrap_or(now.realtime_ns / 1_000);
@@ -231,10 +243,8 @@ impl RunningSession {
     }
 
     fn not_counted(&mut self) -> NotCounted {
-        let skipped = self.session.sampler.skipped();
-        let programs = HotProgram::ALL.iter().map(|program| program.name().to_owned());
         NotCounted {
-            programs_skipped: programs.zip(skipped).collect(),
+            programs_skipped: self.session.sampler.skipped(),
             vms_without_slot: self.session.sampler.without_slot(),
         }
     }

@@ -1,7 +1,6 @@
 //! Every fault is counted, once, for the right VM.
 
 use crate::Tests;
-use crate::results::{Killed, StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use anyhow::{Result, ensure};
 use std::process::Command;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use testbed::await_some;
 use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
 use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
+use testbed::results::{Killed, StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
 
 pub(crate) const TESTS: Tests = &[
     ("counts_agree_with_the_kernel_kvm", counts_agree_under_kvm),
@@ -44,7 +44,7 @@ fn counts_agree(accel: &str) -> Result<()> {
         Config { cgroup: Some(&cgroup), accel, stopped: true, ..Config::new("squeezed", WALK) };
     let mut squeezed = Vm::start(&squeezed)?;
     let mut calm = Vm::start(&Config { accel, stopped: true, ..Config::new("calm", WALK) })?;
-    let mut bystander = Command::new(env!("CARGO_BIN_EXE_stand-in"));
+    let mut bystander = Command::new(testbed::results::stand_in());
     let bystander = Killed(bystander.args(["bystander", "600000"]).spawn()?);
 
     let recording = Recording::start(&dir.path().join("run"), ["--interval", "200ms"])?;

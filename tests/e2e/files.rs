@@ -1,7 +1,6 @@
 //! The files, as readers that are not ours take them.
 
 use crate::Tests;
-use crate::results::{figure, json, rows, vm};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fs;
@@ -11,6 +10,7 @@ use std::process::Command;
 use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
+use testbed::results::{figure, json, rows, vm};
 use testbed::{overcommit, root, run, target};
 
 pub(crate) const TESTS: Tests = &[

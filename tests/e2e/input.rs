@@ -1,7 +1,6 @@
 //! Bad input gets a clear error, and nothing is lost.
 
 use crate::Tests;
-use crate::results::run;
 use anyhow::{Result, ensure};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use testbed::overcommit;
 use testbed::qemu::{Config, Vm};
+use testbed::results::run;
 
 pub(crate) const TESTS: Tests = &[
     ("another_user_is_told_what_to_type", not_root),

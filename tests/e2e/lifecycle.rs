@@ -1,7 +1,6 @@
 //! VMs, CPUs and recordings that come and go.
 
 use crate::Tests;
-use crate::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use testbed::host::{SmallPages, read, write};
 use testbed::qemu::{Config, QEMU, Vm};
 use testbed::record::Recording;
+use testbed::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use testbed::undo::Undo;
 use testbed::{await_some, overcommit};
 
@@ -229,7 +229,7 @@ fn exit_codes() -> Result<()> {
     let status = waiting.0.wait()?;
     ensure!(status.code() == Some(143), "{status}");
 
-    let recording = Recording::start(&dir.path().join("late"), ["--quiet"])?;
+    let recording = Recording::start(&dir.path().join("late"), [""; 0])?;
     recording.signal(Signal::SIGTERM)?;
     let mut recording = recording;
     ensure!(recording.wait()?.code() == Some(0), "SIGTERM is a normal end");
@@ -247,7 +247,7 @@ fn our_programs() -> usize {
 
 fn nothing_is_left() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let mut recording = Recording::start(&dir.path().join("run"), ["--quiet"])?;
+    let mut recording = Recording::start(&dir.path().join("run"), [""; 0])?;
     ensure!(our_programs() >= 5, "{} programs were loaded", our_programs());
     recording.signal(Signal::SIGKILL)?;
     recording.wait()?;

@@ -4,10 +4,10 @@
 //! skip fails the run unless OVERCOMMIT_ALLOW_SKIPS is set.
 
 mod counts;
+mod exits;
 mod files;
 mod input;
 mod lifecycle;
-mod results;
 mod threads;
 
 use anyhow::Result;
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let tests: Vec<Test> =
-        [counts::TESTS, files::TESTS, input::TESTS, lifecycle::TESTS, threads::TESTS]
+        [counts::TESTS, exits::TESTS, files::TESTS, input::TESTS, lifecycle::TESTS, threads::TESTS]
             .concat()
             .into_iter()
             .map(|(name, run)| Test { name, run, skip: missing(name) })

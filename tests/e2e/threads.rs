@@ -1,7 +1,6 @@
 //! The stall share counts vCPU threads only.
 
 use crate::Tests;
-use crate::results::{figure, json, only_vm};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json as object};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use testbed::await_some;
 use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
+use testbed::results::{figure, json, only_vm};
 
 pub(crate) const TESTS: Tests = &[
     ("stall_share_by_thread_names", || stall_share(true)),

@@ -1,4 +1,5 @@
-# A guest that walks its memory: multiboot, 32-bit, no interrupts.
+# A guest that walks its memory: multiboot, 32-bit. Interrupts are off, or (STI=1) on
+# with none to come. With DEVICE=1 it reads a device's register for each page instead.
 #
 # The command line says how many MiB to walk, from 2 MiB on (`mib=64`). Each pass
 # adds to one word of every page, so a page is never zero and always dirty, and
@@ -14,6 +15,7 @@
     .globl _start
 _start:
     cli
+    movl $stack, %esp
     movl $0x200000, %ebp                # first byte walked
     movl 16(%ebx), %esi                 # multiboot_info.cmdline
     xorl %eax, %eax
@@ -42,10 +44,22 @@ sized:
     shll $20, %eax
     addl %ebp, %eax                     # end
     movl $1, %ecx
+    .if STI
+    pushl %eax                          # masked at the PIC, so that none comes
+    movb $0xff, %al
+    outb %al, $0x21
+    outb %al, $0xa1
+    popl %eax
+    sti
+    .endif
 pass:
     movl %ebp, %edi
 page:
+    .if DEVICE
+    movl 0xfed000f0, %edx               # main counter of the HPET, which QEMU emulates
+    .else
     addl %ecx, (%edi)
+    .endif
     addl $4096, %edi
     cmpl %eax, %edi
     jb page
@@ -56,3 +70,8 @@ page:
     outb %al, %dx
     movl %ebx, %eax
     jmp pass
+
+    .section .bss
+    .align 16
+    .skip 256
+stack:

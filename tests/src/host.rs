@@ -29,6 +29,17 @@ pub fn read(path: impl AsRef<Path>) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// A counter of a file with a name and a number on each line.
+///
+/// # Errors
+/// There is none of that name.
+pub fn counter(path: &Path, name: &str) -> Result<u64> {
+    let text = read(path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = line.with_context(|| format!("{} has no {name}", path.display()))?;
+    Ok(value.trim().parse()?)
+}
+
 /// Compressed memory as swap, of its own.
 pub struct ZramSwap {
     _undo: Undo,
@@ -62,6 +73,29 @@ impl ZramSwap {
         run(Command::new("mkswap").arg(&device))?;
         // Before any swap that the host has.
         run(Command::new("swapon").args(["--priority", "32767"]).arg(&device))?;
+        Ok(Self { _undo: undo })
+    }
+}
+
+/// A disk as swap, which is read while others wait.
+pub struct DiskSwap {
+    _undo: Undo,
+}
+
+impl DiskSwap {
+    /// Swaps to the disk, whose content is lost.
+    ///
+    /// # Errors
+    /// There is none, or the kernel refuses.
+    pub fn new(device: &'static str) -> Result<Self> {
+        let undo = Undo::with("swap on a disk", move || {
+            if read("/proc/swaps")?.contains(&format!("{device} ")) {
+                run(Command::new("swapoff").arg(device))?;
+            }
+            Ok(())
+        });
+        run(Command::new("mkswap").arg(device))?;
+        run(Command::new("swapon").args(["--priority", "32767"]).arg(device))?;
         Ok(Self { _undo: undo })
     }
 }
@@ -117,9 +151,51 @@ impl MemoryCgroup {
         write(self.path.join(self.limit), &(mebibytes << 20).to_string())
     }
 
+    /// Has the kernel take that much of it away (v2).
+    ///
+    /// # Errors
+    /// The kernel refuses, or finds too little.
+    pub fn reclaim(&self, mebibytes: u64) -> Result<()> {
+        write(self.path.join("memory.reclaim"), &(mebibytes << 20).to_string())
+    }
+
+    /// A counter of its memory.stat.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn stat(&self, name: &str) -> Result<u64> {
+        counter(&self.path.join("memory.stat"), name)
+    }
+
     /// The file to which a process is written to be moved there.
     pub fn procs(&self) -> PathBuf {
         self.path.join("cgroup.procs")
+    }
+}
+
+/// A setting of the kernel, put back when it is dropped.
+pub struct Setting {
+    _undo: Undo,
+}
+
+impl Setting {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(path: &'static str, value: &str) -> Result<Self> {
+        let before = read(path)?.trim().to_owned();
+        let undo = Undo::with(path, move || write(path, &before));
+        write(path, value)?;
+        Ok(Self { _undo: undo })
+    }
+
+    /// Swap is read page by page, without its neighbours.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn no_readahead() -> Result<Self> {
+        Self::new("/proc/sys/vm/page-cluster", "0")
     }
 }
 

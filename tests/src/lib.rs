@@ -5,6 +5,7 @@ pub mod host;
 pub mod payload;
 pub mod qemu;
 pub mod record;
+pub mod results;
 pub mod undo;
 
 use anyhow::{Context, Result, ensure};

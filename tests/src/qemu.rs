@@ -1,8 +1,9 @@
 //! Real VMs.
 
+use crate::await_some;
 use crate::host::{MemoryCgroup, read};
+use crate::payload::{self, Guest};
 use crate::undo::Undo;
-use crate::{await_some, payload};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::fs;
@@ -41,6 +42,10 @@ pub struct Config<'a> {
     pub cgroup: Option<&'a MemoryCgroup>,
     /// Whether it waits for [`Vm::resume`].
     pub stopped: bool,
+    /// What its guest does.
+    pub guest: Guest,
+    /// Whether its memory is a shared memfd.
+    pub shared: bool,
 }
 
 impl<'a> Config<'a> {
@@ -54,6 +59,8 @@ impl<'a> Config<'a> {
             accel: if kvm_works() { "kvm" } else { "tcg" },
             cgroup: None,
             stopped: false,
+            guest: Guest::Walker,
+            shared: false,
         }
     }
 
@@ -72,8 +79,14 @@ impl<'a> Config<'a> {
         command.arg("-serial").arg(format!("file:{}", dir.join("serial").display()));
         let socket = format!("unix:{},server=on,wait=off", dir.join("qmp").display());
         command.arg("-qmp").arg(socket);
-        command.arg("-kernel").arg(payload::walker()?);
+        command.arg("-kernel").arg(payload::kernel(self.guest)?);
         command.args(["-append", &format!("mib={}", self.walk)]);
+        if self.shared {
+            let size = self.walk + 64;
+            command
+                .args(["-object", &format!("memory-backend-memfd,id=ram,share=on,size={size}M")]);
+            command.args(["-machine", "memory-backend=ram"]);
+        }
         if self.stopped {
             command.arg("-S");
         }

@@ -52,7 +52,7 @@ impl Recording {
     ) -> Result<Self> {
         let ready = folder.with_extension("ready");
         let mut command = Command::new(overcommit());
-        command.arg("record").arg("--out").arg(folder).arg("--ready-file").arg(&ready);
+        command.args(["record", "--quiet", "--out"]).arg(folder).arg("--ready-file").arg(&ready);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.spawn().context("cannot run overcommit; cargo xtask build")?;
         let pid = Pid::from_raw(child.id().cast_signed());

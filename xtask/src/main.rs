@@ -3,6 +3,7 @@
 
 mod build;
 mod demo;
+mod lab;
 mod setup;
 mod test;
 
@@ -24,6 +25,8 @@ enum Command {
     Build,
     /// Show two VMs, one of them squeezed, side by side
     Demo(demo::Args),
+    /// Run the tests on other kernels, in an emulated host
+    Lab(lab::Args),
     /// Run every check and test
     Test(test::Args),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => build::ebpf(),
         Command::Build => build::all(),
         Command::Demo(args) => demo::run(&args),
+        Command::Lab(args) => lab::run(&args),
         Command::Test(args) => test::run(&args),
     };
     match done {

@@ -1,9 +1,9 @@
 //! Every check and test, in the order in which they are cheap.
 
-use crate::build;
 use crate::setup::{
     TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, require_root, show,
 };
+use crate::{build, lab};
 use anyhow::Result;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -52,8 +52,8 @@ fn run_steps(args: &Args) -> Result<()> {
         })?;
     }
     steps.run("end-to-end tests", || end_to_end(args))?;
-    if !args.native {
-        println!("there are no tests on other kernels yet");
+    if !args.native && args.filter.is_none() {
+        steps.run("tests on other kernels", lab::all)?;
     }
     steps.print();
     Ok(())

@@ -1,6 +1,8 @@
 //! The eBPF programs: filter, measure, count.
 //!
-//! `faults` follows a fault from start to completion, `vms` keeps the table of
+//! `perf` and `calls` follow a fault from start to completion, each by other hooks;
+//! `swapin` looks at the part of a fault that waits for swap, `exits` follows a vCPU out of its guest and back;
+//! `latency` counts it, `threads` remembers it meanwhile. `vms` keeps the table of
 //! VMs in step with processes, `maps` says what lies where.
 
 #![no_std]
@@ -9,9 +11,14 @@
 #![expect(internal_features, reason = "core has no atomic addition for BPF, see `atomic`")]
 
 mod atomic;
-mod faults;
+mod calls;
+mod exits;
 mod kernel;
+mod latency;
 mod maps;
+mod perf;
+mod swapin;
+mod threads;
 mod trial;
 mod vms;
 

@@ -4,8 +4,11 @@ use crate::atomic::add;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, Queue, RingBuf};
-use overcommit_ebpf::layout::{Cpu, Histogram, KernelOffsets, Loss, Metric, Thread, Vm};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, Queue, RingBuf};
+use overcommit_ebpf::layout::{
+    Cpu, Histogram, KernelOffsets, KvmFields, Loss, Metric, SWAP_DEVICES_MAX, SwapDevice, Thread,
+    Vm, Word,
+};
 
 /// `mm_struct` address → slot. The filter of every fault on the host.
 #[map]
@@ -27,10 +30,38 @@ pub(crate) static FREE_VMS: Queue<u32> = Queue::with_max_entries(1 /* loader */,
 #[map]
 pub(crate) static VMS: Array<Vm> = Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
-/// Slot × [`Metric::COUNT`] + metric → latencies.
+/// Slot × [`Metric::COUNT`] + metric → latencies; behind them the pool of exits.
 #[map]
 pub(crate) static HISTOGRAMS: Array<Histogram> =
     Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
+
+/// Slot (upper half) and [`exit_key`](overcommit_ebpf::layout::exit_key) → its
+/// place in the pool.
+#[map]
+pub(crate) static EXITS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader */, 0);
+
+/// Place in the pool → key in [`EXITS`] plus 1; 0 for one that no VM has.
+#[map]
+pub(crate) static EXIT_OWNERS: Array<Word> =
+    Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
+
+/// Places in the pool that no VM has.
+#[map]
+pub(crate) static FREE_EXITS: Queue<u32> = Queue::with_max_entries(1 /* loader */, 0);
+
+/// Thread id (upper half) and token → `CLOCK_MONOTONIC` at which the asynchronous
+/// page fault began. What is never reported ready makes way for what comes.
+#[map]
+pub(crate) static APFS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Swap devices by number.
+#[map]
+pub(crate) static SWAP_DEVICES: Array<SwapDevice> =
+    Array::with_max_entries(SWAP_DEVICES_MAX as u32, BPF_F_MMAPABLE);
+
+/// Where KVM's records keep their fields; one entry.
+#[map]
+pub(crate) static KVM_FIELDS: Array<KvmFields> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Thread id → entry of [`THREADS`].
 #[map]
@@ -75,6 +106,12 @@ pub(crate) static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     dentry_name: 0,
     regs_syscall: 0,
     regs_second_argument: 0,
+    vma_mm: 0,
+    fault_vma: 0,
+    fault_orig_pte: 0,
+    swap_info_bdev: 0,
+    bdev_disk: 0,
+    disk_name: 0,
 });
 
 /// Latency from which a fault is sent to [`SLOW`], in nanoseconds.
@@ -85,6 +122,27 @@ pub(crate) static SLOW_NS: Global<u64> = Global::new(u64::MAX);
 #[unsafe(no_mangle)]
 pub(crate) static IOCTL: Global<u32> = Global::new(u32::MAX);
 
+/// Address of `nr_swapfiles` (mm/swapfile.c); 0 if it is not known.
+#[unsafe(no_mangle)]
+pub(crate) static NR_SWAPFILES_AT: Global<u64> = Global::new(0);
+
+/// Address of `swap_info` (mm/swapfile.c); 0 if it is not known.
+#[unsafe(no_mangle)]
+pub(crate) static SWAP_INFO_AT: Global<u64> = Global::new(0);
+
+/// Where a swap entry keeps the number of its device: the shift in the second byte,
+/// the mask in the first.
+#[unsafe(no_mangle)]
+pub(crate) static SWAP_TYPE: Global<u64> = Global::new(0);
+
+/// What zswap's load function returns when it had the page.
+#[unsafe(no_mangle)]
+pub(crate) static ZSWAP_LOADED: Global<u8> = Global::new(0);
+
+/// Where the pool of exits begins in [`HISTOGRAMS`].
+#[unsafe(no_mangle)]
+pub(crate) static POOL_AT: Global<u32> = Global::new(0);
+
 /// Whether a newly executed hypervisor gets a slot at once.
 #[unsafe(no_mangle)]
 pub(crate) static FOLLOW_EXEC: Global<u8> = Global::new(0);
@@ -93,6 +151,12 @@ pub(crate) static FOLLOW_EXEC: Global<u8> = Global::new(0);
 #[inline(always)]
 pub(crate) fn lose(vm: &Vm, loss: Loss) {
     add(&vm.lost[loss as usize], 1);
+}
+
+/// A histogram of the pool.
+#[inline(always)]
+pub(crate) fn pool_histogram(place: u32) -> Option<&'static Histogram> {
+    HISTOGRAMS.get(POOL_AT.load() + place)
 }
 
 /// The histogram of a VM and metric.

@@ -2,14 +2,17 @@
 
 use crate::commands::{print, require_root};
 use crate::kernel;
-use crate::kernel_layout::{KernelLayout, VMLINUX_BTF};
-use crate::metrics::{self, MetricCoverage};
+use crate::metrics::{self, MetricCoverage, Sight};
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
+use crate::probes::functions::HookState;
 use crate::probes::host::{HostProbe, Trial};
-use anyhow::{Context, Result};
+use crate::probes::object::Sizes;
+use crate::probes::tracefs;
+use crate::probes::{Kernel, Probes};
+use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Capabilities that matter, with their bit in /proc/PID/status and what for.
@@ -38,10 +41,14 @@ struct Report {
     /// Kernel fields that the programs need and BTF lacks.
     layout_missing: Option<String>,
     kvm: Kvm,
-    tracefs: Option<String>,
+    tracefs: Option<PathBuf>,
     capabilities: Vec<Capability>,
     programs: Vec<Trial>,
     backends: Vec<BackendReport>,
+    /// How kernel code is preempted, if it is: trampolines miss calls then.
+    preemption: Option<String>,
+    /// The kernel's functions that the backend hooks.
+    hooks: Vec<HookState>,
     /// What `--backend auto` takes.
     auto: Option<Backend>,
     coverage: Vec<MetricCoverage>,
@@ -83,22 +90,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn look() -> Result<Report> {
-    let btf = Path::new(VMLINUX_BTF);
-    let host = HostProbe::run(btf);
+    let kernel = Kernel::read();
+    let host = HostProbe::run(kernel.as_ref().map_err(|error| anyhow!("{error:#}")));
     let auto = decide(&host, Wanted::Auto).ok().map(|decision| decision.backend);
-    let layout = KernelLayout::read(btf).and_then(|layout| layout.offsets());
-    let tracefs = tracefs();
+    let layout = kernel.as_ref().ok().map(|kernel| kernel.layout.offsets());
+    let tracefs = tracefs::mount_point();
+    // Attached for a moment, for what only attaching tells.
+    let sight = match (kernel.as_ref(), auto) {
+        (Ok(kernel), Some(backend)) => {
+            Probes::attach(kernel, backend, &[], Sizes::TRIAL)?.0.sight()
+        }
+        _ => Sight::none(metrics::NO_BACKEND),
+    };
     let backends = Backend::ALL
         .map(|backend| BackendReport { backend, refused: refusal(&host, backend) })
         .into();
     Ok(Report {
         kernel: kernel::release()?,
-        layout_missing: layout.err().map(|error| format!("{error:#}")),
+        layout_missing: layout.and_then(Result::err).map(|error| format!("{error:#}")),
         kvm: Kvm {
             device: Path::new("/dev/kvm").exists(),
-            tracepoints: tracefs
-                .as_ref()
-                .is_some_and(|root| Path::new(root).join("events/kvm").exists()),
+            tracepoints: tracefs.as_ref().is_some_and(|root| root.join("events/kvm").exists()),
         },
         tracefs,
         capabilities: capabilities()?,
@@ -106,17 +118,9 @@ fn look() -> Result<Report> {
         btf_missing: host.btf,
         backends,
         auto,
-        coverage: metrics::declared(auto),
-    })
-}
-
-/// Where tracefs is mounted.
-fn tracefs() -> Option<String> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
-    let mut mounts = mounts.lines().map(|line| line.split(' '));
-    mounts.find_map(|mut words| {
-        let path = words.nth(1)?;
-        (words.next() == Some("tracefs")).then(|| path.to_owned())
+        hooks: sight.hooks.clone(),
+        preemption: host.preemption,
+        coverage: metrics::declared(&sight),
     })
 }
 
@@ -143,7 +147,7 @@ fn text(report: &Report) -> String {
     match &report.tracefs {
         Some(path) => {
             let kvm = if report.kvm.tracepoints { "with" } else { "without" };
-            let _ = writeln!(out, "tracefs       {path}, {kvm} tracepoints of kvm");
+            let _ = writeln!(out, "tracefs       {}, {kvm} tracepoints of kvm", path.display());
         }
         None => {
             let _ = writeln!(
@@ -152,6 +156,8 @@ fn text(report: &Report) -> String {
             );
         }
     }
+    let preemption = report.preemption.as_deref().unwrap_or("none in kernel code");
+    let _ = writeln!(out, "Preemption    {preemption}");
     let _ = writeln!(out, "\nCapabilities");
     for capability in &report.capabilities {
         let held = if capability.held { "yes" } else { "no " };
@@ -166,6 +172,16 @@ fn text(report: &Report) -> String {
         let taken = if report.auto == Some(backend.backend) { "  <- auto" } else { "" };
         let _ =
             writeln!(out, "  {:<16} {}{taken}", backend.backend.name(), missing(&backend.refused));
+    }
+    if !report.hooks.is_empty() {
+        let _ = writeln!(out, "\nHooks on the kernel's functions");
+    }
+    for hook in &report.hooks {
+        let how = match (&hook.function, &hook.by, &hook.missing) {
+            (Some(function), Some(by), None) => format!("{function} by {by}"),
+            (.., missing) => missing.clone().unwrap_or_default(),
+        };
+        let _ = writeln!(out, "  {:<16} {how}", hook.purpose.name());
     }
     let _ = writeln!(out, "\nCoverage");
     for metric in &report.coverage {

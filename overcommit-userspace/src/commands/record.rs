@@ -5,8 +5,8 @@ use crate::clock::{Clocks, parse_duration, parse_interval, parse_positive_durati
 use crate::commands::report::{self, Format};
 use crate::commands::{FAILED, print, require_root, say};
 use crate::export::progress::Progress;
-use crate::kernel_layout::VMLINUX_BTF;
 use crate::load::{self, Load};
+use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
 use crate::recording::Folder;
@@ -71,6 +71,9 @@ pub struct Args {
     /// Print what the eBPF programs decide
     #[arg(short, long)]
     verbose: bool,
+    /// Do without a function of the kernel, as on one that does not have it
+    #[arg(long, value_name = "FUNCTION", hide = true)]
+    without: Vec<String>,
     /// Record from here to the end of this command, run as the user behind sudo
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -106,12 +109,16 @@ async fn record(args: Args) -> Result<ExitCode> {
         Ok(vms) => vms,
         Err(signal) => return Ok(signalled(signal)),
     };
-    let decision = choose(args.backend)?;
+    let kernel = Kernel::read().context("no backend works here")?;
+    let decision = choose(&kernel, args.backend)?;
     let folder = Folder::create(&out(&args)?, Owner::behind_sudo())?;
     let mut want = Want::new(&selection, vms);
     (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
+    want.without.clone_from(&args.without);
     let roster = Roster::new(Discovery::new("/proc"), selection);
-    let attached = Session::attach(decision, roster, want);
+    let attached = Session::attach(&kernel, decision, roster, want);
+    // Some tens of MiB.
+    drop(kernel);
     let mut session = attached.inspect_err(|_| folder.discard())?;
 
     waiter.watch(session.events())?;
@@ -220,11 +227,8 @@ fn running(vms: &[Vm]) -> String {
     format!("there are {}.", names.join(", "))
 }
 
-fn choose(wanted: Wanted) -> Result<Decision> {
-    let host = HostProbe::run(Path::new(VMLINUX_BTF));
-    if let Some(reason) = &host.btf {
-        bail!("{reason}; no backend works without it");
-    }
+fn choose(kernel: &Kernel, wanted: Wanted) -> Result<Decision> {
+    let host = HostProbe::run(Ok(kernel));
     decide(&host, wanted).map_err(|refused| {
         let each = refused.iter().map(|r| format!("backend {}: {}", r.backend, r.reason));
         let hint =

@@ -7,7 +7,6 @@ use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
 use crate::recording::{Folder, Recording};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use overcommit_ebpf::layout::Metric;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,9 +61,10 @@ pub fn rebuild(folder: &Folder, format: Format) -> Result<String> {
         folder.replace(SUMMARY_JSON, &json)?;
         folder.replace(SUMMARY_CSV, &summary.csv()?)?;
         for (vm, totals) in recording.run.vms.iter().zip(&recording.vms) {
-            for metric in Metric::ALL {
-                let name = format!("vms/{}/{}.hgrm", vm.folder, metric.name());
-                folder.replace(&name, hgrm::file(&totals.latencies[metric as usize]).as_bytes())?;
+            let plotted = totals.metrics.iter().filter(|(name, _)| is_plotted(name.as_str()));
+            for (name, metric) in plotted {
+                let name = format!("vms/{}/{}.hgrm", vm.folder, name.as_str());
+                folder.replace(&name, hgrm::file(&metric.latencies).as_bytes())?;
             }
         }
     }
@@ -72,4 +72,9 @@ pub fn rebuild(folder: &Folder, format: Format) -> Result<String> {
         Format::Text => table::text(&recording.run, &summary),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
     })
+}
+
+/// Metrics that get a percentile distribution at the end; `export` makes the others.
+fn is_plotted(metric: &str) -> bool {
+    metric.starts_with("fault.") || ["swapin", "stall.memory"].contains(&metric)
 }

@@ -1,6 +1,7 @@
 //! latency.hlog: HdrHistogram's log, as its Java, Python and JavaScript readers
 //! take it.
 
+use crate::metrics::MetricName;
 use crate::sampler::latencies::Latencies;
 use anyhow::{Context, Result, anyhow};
 use hdrhistogram::Histogram;
@@ -8,7 +9,7 @@ use hdrhistogram::serialization::interval_log::{
     IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
 };
 use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
-use overcommit_ebpf::layout::Metric;
+use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// The log's maximum is in milliseconds, its histograms in nanoseconds.
@@ -39,7 +40,7 @@ pub fn header(base_us: u64) -> Result<Vec<u8>> {
 pub fn line(
     start_ns: u64,
     length_ns: u64,
-    metric: Metric,
+    metric: &MetricName,
     latencies: &Latencies,
 ) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -52,7 +53,7 @@ pub fn line(
             &latencies.histogram,
             Duration::from_nanos(start_ns),
             Duration::from_nanos(length_ns),
-            Tag::new(metric.name()),
+            Tag::new(metric.as_str()),
         )
         .map_err(|error| anyhow!("{error}"))
         .context("cannot write a histogram")?;
@@ -62,32 +63,33 @@ pub fn line(
 }
 
 /// Whole lines of each metric in a log.
-pub fn count(log: &[u8]) -> [usize; Metric::COUNT] {
-    let lines = || whole(log).split(|byte| *byte == b'\n');
-    Metric::ALL.map(|metric| {
-        let tag = format!("Tag={},", metric.name());
-        lines().filter(|line| line.starts_with(tag.as_bytes())).count()
-    })
+pub fn count(log: &[u8]) -> HashMap<MetricName, usize> {
+    let mut counts = HashMap::new();
+    for line in whole(log).split(|byte| *byte == b'\n') {
+        let tag = line.strip_prefix(b"Tag=").and_then(|rest| rest.split(|b| *b == b',').next());
+        if let Some(tag) = tag.and_then(|tag| std::str::from_utf8(tag).ok()) {
+            *counts.entry(MetricName::new(tag)).or_default() += 1;
+        }
+    }
+    counts
 }
 
 /// Hands out the intervals of each metric in a log, in order. Stops at a torn line.
 ///
 /// # Errors
 /// A line is whole and yet no histogram.
-pub fn read(log: &[u8], mut take: impl FnMut(Metric, Histogram<u64>)) -> Result<()> {
+pub fn read(log: &[u8], mut take: impl FnMut(MetricName, Histogram<u64>)) -> Result<()> {
     let mut deserializer = Deserializer::new();
     for entry in IntervalLogIterator::new(whole(log)) {
         let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
             continue;
         };
-        let named =
-            |metric: &Metric| interval.tag().is_some_and(|tag| tag.as_str() == metric.name());
-        let Some(metric) = Metric::ALL.into_iter().find(named) else { continue };
+        let Some(tag) = interval.tag() else { continue };
         let bytes = decode(interval.encoded_histogram())?;
         let histogram = deserializer
             .deserialize(&mut bytes.as_slice())
             .map_err(|error| anyhow!("a line is no histogram: {error}"))?;
-        take(metric, histogram);
+        take(MetricName::new(tag.as_str()), histogram);
     }
     Ok(())
 }
@@ -105,15 +107,17 @@ fn decode(text: &str) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use overcommit_ebpf::layout::Metric;
 
     #[test]
     fn a_log_comes_back_and_a_torn_line_is_left_out() {
         let mut latencies = Latencies::empty();
         latencies.histogram.record_n(2_000_000, 7).unwrap();
         let mut log = header(1_764_000_000_000_000).unwrap();
-        log.extend(line(0, 1_000_000_000, Metric::FaultMajor, &latencies).unwrap());
+        log.extend(line(0, 1_000_000_000, &Metric::FaultMajor.into(), &latencies).unwrap());
         log.extend(
-            line(1_000_000_000, 1_000_000_000, Metric::FaultMinor, &Latencies::empty()).unwrap(),
+            line(1_000_000_000, 1_000_000_000, &Metric::FaultMinor.into(), &Latencies::empty())
+                .unwrap(),
         );
         let text = String::from_utf8(log.clone()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
@@ -128,8 +132,9 @@ mod tests {
             let mut counts = Vec::new();
             read(log, |metric, histogram| counts.push((metric, histogram.len()))).unwrap();
             assert_eq!(counts.len(), if cut == 0 { 2 } else { 1 });
-            assert_eq!(counts[0], (Metric::FaultMajor, 7));
-            assert_eq!(count(log), [usize::from(cut == 0), 1]);
+            assert_eq!(counts[0], (Metric::FaultMajor.into(), 7));
+            let minor = count(log).get(&Metric::FaultMinor.into()).copied();
+            assert_eq!(minor, (cut == 0).then_some(1));
         }
     }
 }

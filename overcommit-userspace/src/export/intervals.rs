@@ -5,7 +5,6 @@ use crate::recording::Interval;
 use crate::recording::run_file::RunVm;
 use crate::sampler::latencies::Latencies;
 use anyhow::Result;
-use overcommit_ebpf::layout::Metric;
 
 /// The columns; only ever appended to.
 pub const COLUMNS: [&str; 18] = [
@@ -37,11 +36,11 @@ pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
     let mut rows = Vec::new();
     for sample in &interval.vms {
         let vm = &vms[sample.member];
-        for metric in Metric::ALL {
+        for metric in &sample.metrics {
             let mut row = identity(interval, vm);
-            row.push(metric.name().to_owned());
-            row.push(sample.coverage.name().to_owned());
-            row.extend(figures(&sample.latencies[metric as usize]));
+            row.push(metric.name.as_str().to_owned());
+            row.push(metric.coverage.name().to_owned());
+            row.extend(figures(&metric.latencies));
             row.extend(place(interval));
             rows.push(row);
         }

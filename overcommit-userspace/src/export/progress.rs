@@ -2,6 +2,7 @@
 
 use crate::clock::readable;
 use crate::recording::Interval;
+use crate::sampler::latencies::Latencies;
 use crate::sampler::{Sampler, VmSample};
 use overcommit_ebpf::layout::Metric;
 use std::io::{IsTerminal, Write, stderr};
@@ -28,13 +29,19 @@ impl Progress {
         let mut line =
             format!("{:02}:{:02}  {} VMs", seconds / 60, seconds % 60, sampler.running());
         let waited = |sample: &&VmSample| -> u64 {
-            sample.latencies.iter().map(|latencies| latencies.sum_ns).sum()
+            Metric::FAULTS
+                .iter()
+                .filter_map(|metric| sample.latencies(*metric))
+                .map(|latencies| latencies.sum_ns)
+                .sum()
         };
         if let Some(worst) = interval.vms.iter().max_by_key(waited) {
             let name = &sampler.members()[worst.member].vm.name;
-            let major = &worst.latencies[Metric::FaultMajor as usize];
-            let p99 = major.quantile(0.99).map_or("-".to_owned(), readable);
-            line.push_str(&format!("  {name}: {} major faults, p99 {p99}", major.count()));
+            let major = worst.latencies(Metric::FaultMajor);
+            let p99 = major.and_then(|major| major.quantile(0.99));
+            let p99 = p99.map_or("-".to_owned(), readable);
+            let count = major.map_or(0, Latencies::count);
+            line.push_str(&format!("  {name}: {count} major faults, p99 {p99}"));
             if let Some(share) = worst.stall.and_then(|stall| stall.share()) {
                 line.push_str(&format!(", stalled {:.0} %", share * 100.0));
             }

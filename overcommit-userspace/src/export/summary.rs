@@ -1,14 +1,15 @@
 //! summary.json and summary.csv: the whole run, one entry a VM and metric.
 
 use crate::export::csv::{self, optional, text};
-use crate::export::vms::STALL_SOURCE;
+use crate::metrics::MetricName;
 use crate::recording::Recording;
-use crate::recording::reader::VmTotals;
+use crate::recording::reader::{MetricTotals, VmTotals};
 use crate::recording::run_file::RunVm;
 use crate::sampler::coverage::Coverage;
 use crate::sampler::latencies::Latencies;
+use crate::sampler::swapins::SwapinTotals;
 use anyhow::Result;
-use overcommit_ebpf::layout::{Loss, Metric};
+use overcommit_ebpf::layout::{Loss, Taker};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -64,8 +65,12 @@ pub struct SummaryVm {
     pub faults_kernel: u64,
     /// Those of them that were counted.
     pub faults_counted: u64,
-    /// Faults counted that threads of another process took.
+    /// Faults counted that threads of another process took, or of the kernel.
     pub faults_by_others: u64,
+    /// All faults counted, by who took them.
+    pub taken_by: BTreeMap<&'static str, u64>,
+    /// Where swapped pages came from.
+    pub swapins: SwapinTotals,
     /// By cause.
     pub not_counted: BTreeMap<&'static str, u64>,
     /// Each metric.
@@ -89,7 +94,7 @@ pub struct StallShare {
 #[derive(Debug, Serialize)]
 pub struct SummaryMetric {
     /// Its name.
-    pub metric: &'static str,
+    pub metric: MetricName,
     /// How much was seen.
     pub coverage: Coverage,
     /// How many.
@@ -152,12 +157,11 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
     let stall = totals.stall.and_then(|stall| {
         Some(StallShare {
             share: stall.share()?,
-            source: STALL_SOURCE,
+            source: stall.source.name(),
             waited_ns: stall.waited_ns,
             vcpu_ns: stall.vcpu_ns,
         })
     });
-    let metric = |metric: Metric| summary_metric(metric, totals);
     SummaryVm {
         vm_id: vm.vm_id.clone(),
         vm: vm.name.clone(),
@@ -167,20 +171,26 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
         stall,
         faults_kernel: totals.seen.kernel,
         faults_counted: totals.seen.counted,
-        faults_by_others: totals.by_others,
+        faults_by_others: totals.taken_by[Taker::Outside as usize],
+        taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
+        swapins: vm.swapins.clone(),
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
-        metrics: Metric::ALL.into_iter().map(metric).collect(),
+        metrics: totals
+            .metrics
+            .iter()
+            .map(|(name, metric)| summary_metric(name, metric, totals))
+            .collect(),
     }
 }
 
-fn summary_metric(metric: Metric, totals: &VmTotals) -> SummaryMetric {
-    let latencies: &Latencies = &totals.latencies[metric as usize];
+fn summary_metric(name: &MetricName, metric: &MetricTotals, totals: &VmTotals) -> SummaryMetric {
+    let latencies: &Latencies = &metric.latencies;
     let count = latencies.count();
     let rate =
         if totals.length_ns == 0 { 0.0 } else { count as f64 * 1e9 / totals.length_ns as f64 };
     SummaryMetric {
-        metric: metric.name(),
-        coverage: totals.seen.coverage(),
+        metric: name.clone(),
+        coverage: metric.coverage,
         count,
         rate_per_s: rate,
         sum_ns: latencies.sum_ns,
@@ -200,7 +210,7 @@ fn row(vm: &SummaryVm, metric: &SummaryMetric) -> Vec<String> {
         text(&vm.vm),
         text(vm.uuid.as_deref().unwrap_or_default()),
         vm.pid.to_string(),
-        metric.metric.to_owned(),
+        metric.metric.as_str().to_owned(),
         metric.coverage.name().to_owned(),
         metric.count.to_string(),
         format!("{:.3}", metric.rate_per_s),

@@ -2,6 +2,7 @@
 
 use crate::clock::readable;
 use crate::export::summary::{Summary, SummaryMetric, SummaryVm};
+use crate::metrics::NOT_IN_THIS_VERSION;
 use crate::recording::run_file::RunFile;
 use crate::sampler::coverage::Coverage;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -59,7 +60,7 @@ fn figures(metric: &SummaryMetric) -> [String; 8] {
     let latency = |ns: Option<u64>| ns.map_or("-".to_owned(), readable);
     let partial = if metric.coverage == Coverage::Partial { " (partial)" } else { "" };
     [
-        format!("{}{partial}", metric.metric),
+        format!("{}{partial}", metric.metric.as_str()),
         metric.count.to_string(),
         format!("{:.1}", metric.rate_per_s),
         latency(metric.p50_ns),
@@ -93,9 +94,22 @@ fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
     if vm.faults_by_others > 0 {
         let _ = writeln!(
             text,
-            "{name}: {} faults were taken by processes that share its memory.",
+            "{name}: {} faults were taken from outside, by kernel workers or other processes.",
             vm.faults_by_others
         );
+    }
+    let swapins = &vm.swapins;
+    let mut sources: Vec<(&str, u64)> =
+        vec![("the swap cache", swapins.from_cache), ("zswap", swapins.from_zswap)];
+    sources.extend(swapins.from_device.iter().map(|(name, count)| (name.as_str(), *count)));
+    sources.retain(|(_, count)| *count > 0);
+    let total: u64 = sources.iter().map(|(_, count)| count).sum();
+    if total > 0 {
+        let share = |(name, count): &(&str, u64)| {
+            format!("{} from {name}", percent(*count as f64 / total as f64))
+        };
+        let shares: Vec<String> = sources.iter().map(share).collect();
+        let _ = writeln!(text, "{name}: swapped pages came {}.", shares.join(", "));
     }
     let lost: Vec<String> = vm
         .not_counted
@@ -114,8 +128,27 @@ fn not_counted(text: &mut String, run: &RunFile) {
         let _ =
             writeln!(text, "The kernel skipped the programs {skipped} times, over all processes.");
     }
+    for (reason, families) in absent(run) {
+        let _ = writeln!(text, "Absent: {}: {reason}.", families.join(", "));
+    }
     if run.not_counted.vms_without_slot > 0 {
         let count = run.not_counted.vms_without_slot;
         let _ = writeln!(text, "{count} VMs were not recorded: every slot was taken.");
     }
+}
+
+/// What this recording could have had and has not, by reason.
+fn absent(run: &RunFile) -> Vec<(&str, Vec<&str>)> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for entry in run.coverage.iter().filter(|entry| entry.coverage == Coverage::Absent) {
+        let Some(reason) = entry.not_seen.first().filter(|text| *text != NOT_IN_THIS_VERSION)
+        else {
+            continue;
+        };
+        match reasons.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, families)) => families.push(&entry.metric),
+            None => reasons.push((reason, vec![&entry.metric])),
+        }
+    }
+    reasons
 }

@@ -31,11 +31,6 @@ impl Backend {
         }
     }
 
-    /// Whether this version of overcommit has it.
-    pub const fn is_built(self) -> bool {
-        matches!(self, Self::Perf)
-    }
-
     /// The kinds of program that it needs.
     const fn needs(self) -> &'static [Kind] {
         match self {
@@ -107,11 +102,20 @@ pub fn refusal(host: &HostProbe, backend: Backend) -> Option<String> {
     let refused = backend.needs().iter().find_map(|kind| Some((kind, host.refusal(*kind)?)));
     match refused {
         Some((kind, reason)) => Some(format!("{}: {reason}", kind.name())),
-        None if !backend.is_built() => Some(
-            "this kernel allows it; this version of overcommit does not have it yet".to_owned(),
-        ),
+        None if backend == Backend::Kprobe => host.tracefs.clone(),
         None => None,
     }
+}
+
+/// Why one that can be used is not the best here; `None` if nothing speaks against it.
+fn drawback(host: &HostProbe, backend: Backend) -> Option<String> {
+    let preemption = host.preemption.as_ref()?;
+    (backend == Backend::Fentry && refusal(host, Backend::Kprobe).is_none()).then(|| {
+        format!(
+            "programs of fentry miss calls when they are preempted ({preemption}); those of \
+             kprobe do not"
+        )
+    })
 }
 
 /// Takes the best backend, or the one that is wanted.
@@ -124,7 +128,8 @@ pub fn decide(host: &HostProbe, wanted: Wanted) -> Result<Decision, Vec<Refusal>
         if wanted.only().is_some_and(|only| only != backend) {
             continue;
         }
-        match refusal(host, backend) {
+        let drawback = || drawback(host, backend).filter(|_| wanted.only().is_none());
+        match refusal(host, backend).or_else(drawback) {
             None => return Ok(Decision { backend, refused }),
             Some(reason) => refused.push(Refusal { backend, reason }),
         }
@@ -141,7 +146,7 @@ mod tests {
     fn host(without: &[Kind]) -> HostProbe {
         let refusal = |kind| without.contains(&kind).then(|| "EPERM".to_owned());
         let trials = Kind::ALL.into_iter().map(|kind| Trial { kind, refusal: refusal(kind) });
-        HostProbe { btf: None, trials: trials.collect() }
+        HostProbe { btf: None, trials: trials.collect(), tracefs: None, preemption: None }
     }
 
     #[test]
@@ -162,13 +167,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_called_so() {
-        let decision = decide(&host(&[]), Wanted::Auto).unwrap();
-        assert_eq!(decision.backend, Backend::Perf);
-        assert!(decision.refused.iter().all(|r| r.reason.contains("does not have it yet")));
-        let refused = decide(&host(&[Kind::Fentry]), Wanted::Fentry).unwrap_err();
-        assert_eq!(refused.len(), 1);
-        assert_eq!(refused[0].reason, "fentry: EPERM");
+    fn preemption_speaks_against_fentry_where_kprobe_can_be_had() {
+        let preempted =
+            |without: &[Kind]| HostProbe { preemption: Some("lazy".to_owned()), ..host(without) };
+        let backend = |host, wanted| decide(&host, wanted).unwrap().backend;
+        assert_eq!(backend(host(&[]), Wanted::Auto), Backend::Fentry);
+        assert_eq!(backend(preempted(&[]), Wanted::Auto), Backend::Kprobe);
+        assert_eq!(backend(preempted(&[]), Wanted::Fentry), Backend::Fentry);
+        assert_eq!(backend(preempted(&[Kind::Kretprobe]), Wanted::Auto), Backend::Fentry);
+        let decision = decide(&preempted(&[]), Wanted::Auto).unwrap();
+        assert!(decision.refused[0].reason.contains("lazy"), "{decision:?}");
+    }
+
+    #[test]
+    fn kprobe_needs_tracefs() {
+        let without =
+            HostProbe { tracefs: Some("not mounted".to_owned()), ..host(&[Kind::Fentry]) };
+        assert_eq!(decide(&without, Wanted::Auto).unwrap().backend, Backend::Perf);
     }
 
     #[test]

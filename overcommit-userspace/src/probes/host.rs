@@ -1,8 +1,9 @@
 //! What does this kernel allow? Asked by trying, not by version.
 
-use crate::kernel_layout::KernelLayout;
+use crate::probes::Kernel;
 use crate::probes::object::{self, Sizes};
-use anyhow::{Context, Result, anyhow};
+use crate::probes::tracefs;
+use anyhow::{Result, anyhow};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{
     BtfTracePoint, FEntry, FExit, Iter, KProbe, PerfEvent, RawTracePoint, TracePoint,
@@ -11,7 +12,7 @@ use aya::{Btf, Ebpf};
 use nix::errno::Errno;
 use serde::Serialize;
 use std::error::Error;
-use std::path::Path;
+use std::fs::{self, OpenOptions};
 
 /// The function that the function hooks are tried on.
 const FUNCTION: &str = "handle_mm_fault";
@@ -86,18 +87,26 @@ pub struct HostProbe {
     pub btf: Option<String>,
     /// Each kind of program.
     pub trials: Vec<Trial>,
+    /// Why tracefs cannot be used, if it cannot.
+    pub tracefs: Option<String>,
+    /// How programs can be preempted, if they can or if that cannot be told.
+    pub preemption: Option<String>,
 }
 
 impl HostProbe {
     /// Tries one trivial program of each kind, for a moment.
-    pub fn run(btf: &Path) -> Self {
-        match trials(btf) {
-            Ok(trials) => Self { btf: None, trials },
+    pub fn run(kernel: Result<&Kernel>) -> Self {
+        let tracefs = tracefs_refusal();
+        let preemption = preemption();
+        match kernel.and_then(trials) {
+            Ok(trials) => Self { btf: None, trials, tracefs, preemption },
             Err(error) => {
                 let refused = |kind| Trial { kind, refusal: Some(format!("not tried: {error:#}")) };
                 Self {
                     btf: Some(format!("{error:#}")),
                     trials: Kind::ALL.into_iter().map(refused).collect(),
+                    tracefs,
+                    preemption,
                 }
             }
         }
@@ -112,11 +121,33 @@ impl HostProbe {
     }
 }
 
-fn trials(btf: &Path) -> Result<Vec<Trial>> {
-    let layout = KernelLayout::read(btf)?;
-    let mut ebpf = object::load(&layout, Sizes::TRIAL)?;
-    let btf = Btf::parse_file(btf, aya::Endianness::default()).context("cannot read the BTF")?;
-    let trial = |kind| Trial { kind, refusal: attempt(&mut ebpf, kind, &btf).err().map(reason) };
+fn tracefs_refusal() -> Option<String> {
+    let Some(root) = tracefs::mount_point() else {
+        return Some(tracefs::NOT_MOUNTED.to_owned());
+    };
+    let path = root.join("kprobe_events");
+    let opened = OpenOptions::new().append(true).open(&path);
+    opened.err().map(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// How the kernel preempts kernel code, unless it does not.
+///
+/// The mode in force stands in debugfs (`sched/preempt`, kernel/sched/debug.c); a
+/// locked-down kernel hides it, and then a kernel that can choose may have chosen.
+fn preemption() -> Option<String> {
+    let debugfs = tracefs::mounted("debugfs").map(|root| root.join("sched/preempt"));
+    let mode = debugfs.and_then(|path| fs::read_to_string(path).ok());
+    if let Some(mode) = mode.as_deref().and_then(|text| text.split(['(', ')']).nth(1)) {
+        return ["full", "lazy"].contains(&mode).then(|| format!("preemption {mode}"));
+    }
+    let version = fs::read_to_string("/proc/sys/kernel/version").unwrap_or_default();
+    version.split(' ').find(|word| word.starts_with("PREEMPT")).map(str::to_owned)
+}
+
+fn trials(kernel: &Kernel) -> Result<Vec<Trial>> {
+    let mut ebpf = object::load(kernel, Sizes::TRIAL)?;
+    let mut attempt = |kind| attempt(&mut ebpf, kind, &kernel.btf).err().map(reason);
+    let trial = |kind| Trial { kind, refusal: attempt(kind) };
     Ok(Kind::ALL.into_iter().map(trial).collect())
 }
 

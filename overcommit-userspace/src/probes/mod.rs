@@ -2,19 +2,26 @@
 //! attach.
 
 pub mod decide;
+pub mod functions;
 pub mod host;
+pub mod kvm;
 pub mod log;
 pub mod object;
 pub mod perf;
 pub mod rings;
 pub mod shared;
 pub mod slots;
+pub mod tracefs;
 
+use crate::kernel::Symbols;
 use crate::kernel_layout::{KernelLayout, VMLINUX_BTF};
-use anyhow::{Context, Result, anyhow, bail};
+use crate::metrics::Sight;
+use anyhow::{Context, Result, anyhow};
 use aya::programs::RawTracePoint;
 use aya::{Btf, Ebpf};
 use decide::Backend;
+use functions::FunctionHooks;
+use kvm::KvmTracepoints;
 use log::ProgramLog;
 use object::Sizes;
 use overcommit_ebpf::layout::{Cpu, HotProgram};
@@ -22,6 +29,7 @@ use perf::PerfEvents;
 use rings::{Events, SlowFaults};
 use shared::SharedArray;
 use slots::Slots;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -30,13 +38,56 @@ use std::sync::atomic::Ordering::Relaxed;
 const LIFECYCLE: [(&str, &str); 2] =
     [("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
 
+/// What the running kernel says about itself.
+pub struct Kernel {
+    /// Where it keeps its fields.
+    pub layout: KernelLayout,
+    /// Its types, for the programs that need them to load.
+    pub btf: Btf,
+    /// Its functions and variables.
+    pub symbols: Symbols,
+}
+
+impl Kernel {
+    /// Reads it: a third of a second or so, and some tens of MiB.
+    ///
+    /// # Errors
+    /// The kernel has no BTF, or hides something.
+    pub fn read() -> Result<Self> {
+        let path = Path::new(VMLINUX_BTF);
+        Ok(Self {
+            layout: KernelLayout::read(path)?,
+            btf: Btf::parse_file(path, aya::Endianness::default())
+                .with_context(|| format!("cannot read {}", path.display()))?,
+            symbols: Symbols::read()?,
+        })
+    }
+}
+
 /// The attached programs. Dropping it detaches everything.
 pub struct Probes {
     ebpf: Ebpf,
-    source: PerfEvents,
+    backend: Backend,
+    source: Source,
+    kvm: KvmTracepoints,
     cpus: SharedArray<Cpu>,
     /// Who has a slot.
     pub slots: Slots,
+}
+
+/// Where faults are seen.
+enum Source {
+    Functions(FunctionHooks),
+    Perf(PerfEvents),
+}
+
+impl Source {
+    fn attach(&mut self, ebpf: &mut Ebpf) -> Result<()> {
+        match self {
+            Self::Functions(hooks) => hooks.attach(ebpf),
+            Self::Perf(events) => events.follow_cpus(),
+        }
+    }
 }
 
 /// What the programs send one by one.
@@ -54,24 +105,28 @@ impl Probes {
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn attach(backend: Backend, sizes: Sizes) -> Result<(Self, Rings)> {
-        let btf_path = Path::new(VMLINUX_BTF);
-        let layout = KernelLayout::read(btf_path)?;
-        let mut ebpf = object::load(&layout, sizes)?;
-        let btf = Btf::parse_file(btf_path, aya::Endianness::default())
-            .context("cannot read the kernel's BTF")?;
+    pub fn attach(
+        kernel: &Kernel,
+        backend: Backend,
+        without: &[String],
+        sizes: Sizes,
+    ) -> Result<(Self, Rings)> {
+        let mut ebpf = object::load(kernel, sizes)?;
         // A program is loaded while its maps' descriptors are open, and attached
         // when the maps are ready.
-        slots::load_iterator(&mut ebpf, &btf)?;
+        slots::load_iterator(&mut ebpf, &kernel.btf)?;
         for (program, tracepoint) in LIFECYCLE {
             let refused = || refuses(tracepoint);
             raw_tracepoint(&mut ebpf, program)?.load().with_context(refused)?;
         }
         let mut source = match backend {
-            Backend::Perf => PerfEvents::load(&mut ebpf)?,
-            Backend::Fentry | Backend::Kprobe => bail!("backend {backend} is not built yet"),
+            Backend::Fentry | Backend::Kprobe => {
+                Source::Functions(FunctionHooks::load(&mut ebpf, kernel, backend, without)?)
+            }
+            Backend::Perf => Source::Perf(PerfEvents::load(&mut ebpf)?),
         };
-        let slots = Slots::open(&mut ebpf, sizes.vms, sizes.threads)?;
+        let kvm = KvmTracepoints::load(&mut ebpf)?;
+        let slots = Slots::open(&mut ebpf, sizes)?;
         let cpus = SharedArray::open(&mut ebpf, "CPUS", sizes.cpus)?;
         let rings = Rings {
             events: Events::open(&mut ebpf)?,
@@ -82,8 +137,10 @@ impl Probes {
             let refused = || refuses(tracepoint);
             raw_tracepoint(&mut ebpf, program)?.attach(tracepoint).with_context(refused)?;
         }
-        source.follow_cpus()?;
-        Ok((Self { ebpf, source, cpus, slots }, rings))
+        source.attach(&mut ebpf)?;
+        let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
+        kvm.follow();
+        Ok((Self { ebpf, backend, source, kvm, cpus, slots }, rings))
     }
 
     /// Asks for slots, see [`Slots::adopt`].
@@ -94,32 +151,70 @@ impl Probes {
         self.slots.adopt(&mut self.ebpf, pids)
     }
 
-    /// Follows CPUs that come and go.
+    /// What can be seen.
+    pub fn sight(&self) -> Sight {
+        Sight {
+            backend: Some(self.backend),
+            hooks: match &self.source {
+                Source::Functions(hooks) => hooks.states(),
+                Source::Perf(_) => Vec::new(),
+            },
+            exits_absent: self.kvm.missing().map(str::to_owned),
+            has_apf: self.kvm.has_apf(),
+        }
+    }
+
+    /// Follows CPUs that come and go, and a kvm that is loaded late.
     ///
     /// # Errors
     /// The kernel refuses the events of a new CPU.
-    pub fn follow_cpus(&mut self) -> Result<()> {
-        self.source.follow_cpus()
+    pub fn follow_host(&mut self) -> Result<()> {
+        self.kvm.follow();
+        match &mut self.source {
+            Source::Perf(events) => events.follow_cpus(),
+            // The kernel's own business.
+            Source::Functions(_) => Ok(()),
+        }
     }
 
     /// Stops the programs that measure; what the kernel skipped can then be told
     /// exactly.
     pub fn stop(&mut self) {
-        self.source.stop();
+        self.kvm.stop();
+        match &mut self.source {
+            Source::Perf(events) => events.stop(),
+            Source::Functions(hooks) => hooks.stop(),
+        }
     }
 
-    /// How often the kernel skipped each program, on the whole host.
-    pub fn skipped(&mut self) -> [u64; HotProgram::COUNT] {
-        // The events first: what runs in between is not taken for skipped.
-        let fired = self.source.fired();
-        let mut skipped = [0; HotProgram::COUNT];
-        for program in HotProgram::ALL {
-            let runs = self.cpus.iter().map(|cpu| cpu.runs[program as usize].load(Relaxed));
-            let index = program as usize;
-            skipped[index] = fired[index].saturating_sub(runs.sum());
+    /// How often the kernel left out each program, on the whole host.
+    pub fn skipped(&mut self) -> BTreeMap<String, u64> {
+        let mut skipped = match &mut self.source {
+            Source::Perf(events) => {
+                // The events first: what runs in between is not taken for skipped.
+                let fired = events.fired();
+                let runs = runs(&self.cpus);
+                let skipped = |program: HotProgram| {
+                    fired[program as usize].saturating_sub(runs[program as usize])
+                };
+                perf::PROGRAMS.map(|program| (program.name().to_owned(), skipped(program))).into()
+            }
+            Source::Functions(hooks) => hooks.missed(&mut self.ebpf, || runs(&self.cpus)),
+        };
+        let others = LIFECYCLE.map(|(program, _)| program).into_iter().chain(kvm::programs());
+        for program in others {
+            if let Some(misses) = functions::recursion_misses(&mut self.ebpf, program) {
+                skipped.insert(program.to_owned(), misses);
+            }
         }
         skipped
     }
+}
+
+/// How often each program has run, on all CPUs.
+fn runs(cpus: &SharedArray<Cpu>) -> [u64; HotProgram::COUNT] {
+    HotProgram::ALL
+        .map(|program| cpus.iter().map(|cpu| cpu.runs[program as usize].load(Relaxed)).sum())
 }
 
 fn raw_tracepoint<'a>(ebpf: &'a mut Ebpf, program: &str) -> Result<&'a mut RawTracePoint> {

@@ -1,9 +1,11 @@
 //! Loads the eBPF object that the binary carries.
 
 use crate::kernel::IOCTL;
-use crate::kernel_layout::KernelLayout;
+use crate::kernel_layout::SWAP_TYPE;
+use crate::probes::Kernel;
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use overcommit_ebpf::layout::{EXITS_PER_VM, Metric};
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
@@ -38,13 +40,32 @@ impl Sizes {
         follow_exec: false,
         verbose: false,
     };
+
+    /// Histograms of exits.
+    pub const fn exits(self) -> u32 {
+        self.vms * EXITS_PER_VM
+    }
+
+    /// Where they begin among all histograms.
+    pub const fn pool_at(self) -> u32 {
+        self.vms * Metric::COUNT as u32
+    }
+
+    /// All histograms.
+    pub const fn histograms(self) -> u32 {
+        self.pool_at() + self.exits()
+    }
 }
 
 /// Creates the maps and readies the programs for loading.
 ///
 /// # Errors
 /// The kernel lacks a field, or refuses a map.
-pub fn load(layout: &KernelLayout, sizes: Sizes) -> Result<Ebpf> {
+pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
+    let Kernel { layout, symbols, .. } = kernel;
+    let address = |name| symbols.address(name).unwrap_or(0);
+    let (nr_swapfiles, swap_info) = (address("nr_swapfiles"), address("swap_info"));
+    let zswap_loaded = layout.zswap_loaded();
     let offsets = layout.offsets()?.words();
     let log_level: u8 = if sizes.verbose { u8::MAX } else { 0 };
     let follow_exec = u8::from(sizes.follow_exec);
@@ -53,12 +74,20 @@ pub fn load(layout: &KernelLayout, sizes: Sizes) -> Result<Ebpf> {
         .override_global("IOCTL", &IOCTL, true)
         .override_global("SLOW_NS", &sizes.slow_ns, true)
         .override_global("FOLLOW_EXEC", &follow_exec, true)
+        .override_global("NR_SWAPFILES_AT", &nr_swapfiles, true)
+        .override_global("SWAP_INFO_AT", &swap_info, true)
+        .override_global("SWAP_TYPE", &SWAP_TYPE, true)
+        .override_global("ZSWAP_LOADED", &zswap_loaded, true)
+        .override_global("POOL_AT", &sizes.pool_at(), true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .map_max_entries("MMS", sizes.vms)
         .map_max_entries("TGIDS", sizes.vms)
         .map_max_entries("FREE_VMS", sizes.vms)
         .map_max_entries("VMS", sizes.vms)
-        .map_max_entries("HISTOGRAMS", sizes.vms * overcommit_ebpf::layout::Metric::COUNT as u32)
+        .map_max_entries("HISTOGRAMS", sizes.histograms())
+        .map_max_entries("EXITS", sizes.exits())
+        .map_max_entries("EXIT_OWNERS", sizes.exits())
+        .map_max_entries("FREE_EXITS", sizes.exits())
         .map_max_entries("TIDS", sizes.threads)
         .map_max_entries("FREE_THREADS", sizes.threads)
         .map_max_entries("THREADS", sizes.threads)

@@ -16,12 +16,15 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
-/// The events of one CPU, in the order of [`HotProgram::ALL`].
-type CpuEvents = [Counter; HotProgram::COUNT];
+/// The programs of this backend.
+pub const PROGRAMS: [HotProgram; 3] =
+    [HotProgram::FaultStart, HotProgram::FaultMinor, HotProgram::FaultMajor];
+/// The events of one CPU, in the order of [`PROGRAMS`].
+type CpuEvents = [Counter; PROGRAMS.len()];
 
 /// The software events of every CPU that is online.
 pub struct PerfEvents {
-    programs: [RawFd; HotProgram::COUNT],
+    programs: [RawFd; PROGRAMS.len()],
     /// With the time for which they had been enabled at the last look.
     cpus: BTreeMap<u32, (CpuEvents, Duration)>,
     /// What the events of CPUs that went offline had counted.
@@ -34,8 +37,8 @@ impl PerfEvents {
     /// # Errors
     /// The kernel refuses a program.
     pub fn load(ebpf: &mut Ebpf) -> Result<Self> {
-        let mut programs = [0; HotProgram::COUNT];
-        for program in HotProgram::ALL {
+        let mut programs = [0; PROGRAMS.len()];
+        for program in PROGRAMS {
             programs[program as usize] = load(ebpf, program)?;
         }
         Ok(Self { programs, cpus: BTreeMap::new(), gone: [0; HotProgram::COUNT] })
@@ -129,8 +132,8 @@ fn online_cpus() -> Result<Vec<u32>> {
 }
 
 /// Counts of events; one that cannot be read any more adds nothing.
-fn read(events: &mut CpuEvents) -> [u64; HotProgram::COUNT] {
-    let mut counts = [0; HotProgram::COUNT];
+fn read(events: &mut CpuEvents) -> [u64; PROGRAMS.len()] {
+    let mut counts = [0; PROGRAMS.len()];
     for (count, event) in counts.iter_mut().zip(events) {
         *count = event.read().unwrap_or(0);
     }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use memmap2::{MmapOptions, MmapRaw};
-use overcommit_ebpf::layout::{Cpu, Histogram, Thread, Vm};
+use overcommit_ebpf::layout::{Cpu, Histogram, KvmFields, SwapDevice, Thread, Vm, Word};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -22,6 +22,12 @@ unsafe impl Shared for Vm {}
 unsafe impl Shared for Thread {}
 // SAFETY: as above.
 unsafe impl Shared for Cpu {}
+// SAFETY: as above.
+unsafe impl Shared for KvmFields {}
+// SAFETY: as above.
+unsafe impl Shared for SwapDevice {}
+// SAFETY: as above.
+unsafe impl Shared for Word {}
 
 /// An array map in this process's memory.
 pub struct SharedArray<T> {

@@ -1,14 +1,18 @@
 //! The table of VMs and threads that the programs look into: who has a slot.
 
+use crate::exit_reasons;
 use crate::kernel::TICK_NS;
+use crate::metrics::MetricName;
+use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{HashMap, MapData, Queue};
 use aya::programs::Iter;
 use aya::{Btf, Ebpf};
-use overcommit_ebpf::layout::{Histogram, Metric, Thread, Vm};
+use overcommit_ebpf::layout::{Histogram, Metric, SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word};
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// Processes asked for in one walk: the size of `WANTED`.
 const WANTED_AT_ONCE: usize = 1024;
@@ -26,6 +30,14 @@ pub struct Slots {
     tgids: HashMap<MapData, u32, u32>,
     tids: HashMap<MapData, u32, u32>,
     wanted: HashMap<MapData, u32, u32>,
+    swap_devices: SharedArray<SwapDevice>,
+    /// What each was called when that was last told.
+    swap_names: BTreeMap<usize, String>,
+    /// Place in the pool of exits → its owner.
+    exit_owners: SharedArray<Word>,
+    pool_at: usize,
+    exits: HashMap<MapData, u64, u32>,
+    free_exits: Queue<MapData, u32>,
     free_vms: Queue<MapData, u32>,
     free_threads: Queue<MapData, u32>,
 }
@@ -35,7 +47,12 @@ impl Slots {
     ///
     /// # Errors
     /// The kernel refuses to map or fill one of them.
-    pub fn open(ebpf: &mut Ebpf, vms: u32, threads: u32) -> Result<Self> {
+    pub fn open(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
+        let Sizes { vms, threads, .. } = sizes;
+        let mut free_exits = Queue::try_from(take(ebpf, "FREE_EXITS")?)?;
+        for place in 0..sizes.exits() {
+            free_exits.push(place, 0).context("cannot fill the list of free histograms")?;
+        }
         let mut free_vms = Queue::try_from(take(ebpf, "FREE_VMS")?)?;
         for slot in 0..vms {
             free_vms.push(slot, 0).context("cannot fill the list of free slots")?;
@@ -46,13 +63,19 @@ impl Slots {
         }
         Ok(Self {
             vms: SharedArray::open(ebpf, "VMS", vms)?,
-            histograms: SharedArray::open(ebpf, "HISTOGRAMS", vms * Metric::COUNT as u32)?,
+            histograms: SharedArray::open(ebpf, "HISTOGRAMS", sizes.histograms())?,
             threads: SharedArray::open(ebpf, "THREADS", threads)?,
             threads_used: 0,
             mms: HashMap::try_from(take(ebpf, "MMS")?)?,
             tgids: HashMap::try_from(take(ebpf, "TGIDS")?)?,
             tids: HashMap::try_from(take(ebpf, "TIDS")?)?,
             wanted: HashMap::try_from(take(ebpf, "WANTED")?)?,
+            swap_devices: SharedArray::open(ebpf, "SWAP_DEVICES", SWAP_DEVICES_MAX as u32)?,
+            swap_names: BTreeMap::new(),
+            exit_owners: SharedArray::open(ebpf, "EXIT_OWNERS", sizes.exits())?,
+            pool_at: sizes.pool_at() as usize,
+            exits: HashMap::try_from(take(ebpf, "EXITS")?)?,
+            free_exits,
             free_vms,
             free_threads,
         })
@@ -88,6 +111,43 @@ impl Slots {
         (runs && vm.start_boottime_ns.load(Relaxed) / TICK_NS == start_ticks).then_some(slot)
     }
 
+    /// The histograms of a slot: where, and of which metric.
+    pub fn histograms_of(&self, slot: u32) -> Vec<(usize, MetricName)> {
+        let first = slot as usize * Metric::COUNT;
+        let own = Metric::ALL.into_iter();
+        let mut histograms: Vec<_> =
+            own.map(|metric| (first + metric as usize, metric.into())).collect();
+        histograms.extend(self.exits_of(slot).map(|(place, key)| {
+            (self.pool_at + place, MetricName::exit(&exit_reasons::name(key as u32)))
+        }));
+        histograms
+    }
+
+    /// Places in the pool that a slot has, with their keys.
+    fn exits_of(&self, slot: u32) -> impl Iterator<Item = (usize, u64)> {
+        let keys = self.exit_owners.iter().map(|owner| owner.0.load(Relaxed)).enumerate();
+        keys.filter_map(move |(place, owner)| {
+            let key = owner.checked_sub(1)?;
+            (key >> 32 == u64::from(slot)).then_some((place, key))
+        })
+    }
+
+    /// What the swap device of that number is called, `swap-NUMBER` if the kernel did
+    /// not tell.
+    pub fn swap_device(&self, number: usize) -> String {
+        let now = self.swap_devices.get(number).and_then(device_name);
+        let name = now.or_else(|| self.swap_names.get(&number).cloned());
+        name.unwrap_or_else(|| format!("swap-{number}"))
+    }
+
+    /// Has the names of swap devices looked up anew: numbers are used again.
+    pub fn forget_swap_devices(&mut self) {
+        for (number, device) in self.swap_devices.iter().enumerate() {
+            self.swap_names.extend(device_name(device).map(|name| (number, name)));
+            device.name[0].store(0, SeqCst);
+        }
+    }
+
     /// Stops counting for a slot. What was counted stays until [`Self::free`].
     pub fn close(&mut self, slot: u32) {
         if let Some(vm) = self.vms.get(slot as usize) {
@@ -119,11 +179,17 @@ impl Slots {
         for index in owned {
             self.free_thread(index)?;
         }
-        for metric in Metric::ALL {
-            let index = slot as usize * Metric::COUNT + metric as usize;
+        for (index, _) in self.histograms_of(slot) {
             if let Some(histogram) = self.histograms.get(index) {
                 histogram.clear();
             }
+        }
+        for (place, key) in self.exits_of(slot).collect::<Vec<_>>() {
+            let _ = self.exits.remove(&key);
+            if let Some(owner) = self.exit_owners.get(place) {
+                owner.0.store(0, Relaxed);
+            }
+            self.free_exits.push(place as u32, 0).context("cannot free a histogram")?;
         }
         if let Some(vm) = self.vms.get(slot as usize) {
             vm.clear();
@@ -164,6 +230,13 @@ impl Slots {
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
     ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+}
+
+fn device_name(device: &SwapDevice) -> Option<String> {
+    let bytes = device.name.each_ref().map(|word| word.load(SeqCst).to_ne_bytes()).concat();
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = std::str::from_utf8(name).ok()?;
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// Loads the iterator; it runs when [`Slots::adopt`] reads it.

@@ -2,13 +2,15 @@
 
 use crate::export::csv::{reader, units_of_seconds};
 use crate::export::{hlog, vms};
+use crate::metrics::MetricName;
 use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
 use crate::recording::run_file::{RunFile, RunVm};
 use crate::sampler::Stall;
-use crate::sampler::coverage::Seen;
+use crate::sampler::coverage::{Coverage, Seen};
 use crate::sampler::latencies::Latencies;
+use crate::sampler::stall::StallSource;
 use anyhow::{Context, Result};
-use overcommit_ebpf::layout::{Loss, Metric};
+use overcommit_ebpf::layout::{Loss, Metric, Taker};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, OpenOptions};
 
@@ -17,16 +19,25 @@ use std::fs::{self, OpenOptions};
 pub struct VmTotals {
     /// Sum of its intervals' lengths, in nanoseconds.
     pub length_ns: u64,
-    /// By [`Metric`].
-    pub latencies: [Latencies; Metric::COUNT],
+    /// Each metric that it has.
+    pub metrics: BTreeMap<MetricName, MetricTotals>,
     /// Measured coverage.
     pub seen: Seen,
-    /// Faults that threads of another process took.
-    pub by_others: u64,
+    /// Faults by who took them, by [`Taker`].
+    pub taken_by: [u64; Taker::COUNT],
     /// `None` if its vCPU threads were never known.
     pub stall: Option<Stall>,
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
+}
+
+/// A metric of a VM over all complete intervals.
+#[derive(Debug)]
+pub struct MetricTotals {
+    /// The least of any interval; of `fault.*`, over all.
+    pub coverage: Coverage,
+    /// What was counted.
+    pub latencies: Latencies,
 }
 
 /// A recording in memory.
@@ -46,7 +57,8 @@ pub struct Recording {
 struct Row {
     interval: u64,
     vm: usize,
-    metric: Metric,
+    metric: MetricName,
+    coverage: Coverage,
     sum_ns: u64,
     max_ns: u64,
     over_range: u64,
@@ -61,8 +73,10 @@ struct VmRow {
     vm: usize,
     stall: Option<Stall>,
     seen: Seen,
-    by_others: u64,
+    taken_by: [u64; Taker::COUNT],
     not_counted: [u64; Loss::COUNT],
+    /// Rows of intervals.csv.
+    metrics: u64,
     end: u64,
 }
 
@@ -73,7 +87,7 @@ struct Logs {
     rows: Vec<Row>,
     vm_rows: Vec<VmRow>,
     /// Whole lines by VM and metric.
-    lines: Vec<[usize; Metric::COUNT]>,
+    lines: Vec<HashMap<MetricName, usize>>,
 }
 
 impl Recording {
@@ -107,10 +121,7 @@ impl Logs {
         let lines = run.vms.iter().map(|vm| Ok(hlog::count(&read_file(folder, &log_name(vm))?)));
         Ok(Self {
             rows: rows(&read_file(folder, INTERVALS)?, run, |cells, end| row(cells, end, &indices))
-                .with_context(|| format!("cannot read {INTERVALS}"))?
-                .into_iter()
-                .flatten()
-                .collect(),
+                .with_context(|| format!("cannot read {INTERVALS}"))?,
             vm_rows: rows(&read_file(folder, VMS)?, run, |cells, end| vm_row(cells, end, &indices))
                 .with_context(|| format!("cannot read {VMS}"))?,
             lines: lines.collect::<Result<_>>()?,
@@ -120,19 +131,18 @@ impl Logs {
     /// Number of the first interval that some log does not have in full.
     fn complete_before(&self, run: &RunFile) -> u64 {
         let mut end = run.recorded.intervals;
-        let mut lines = HashMap::<(usize, Metric), usize>::new();
-        let mut metrics = BTreeMap::<(u64, usize), usize>::new();
+        let mut lines = HashMap::<(usize, &MetricName), usize>::new();
+        let mut metrics = BTreeMap::<(u64, usize), u64>::new();
         for row in &self.rows {
-            let key = (row.vm, row.metric);
-            let line = lines.entry(key).or_default();
+            let line = lines.entry((row.vm, &row.metric)).or_default();
             *line += 1;
-            if self.lines[row.vm][row.metric as usize] < *line {
+            if self.lines[row.vm].get(&row.metric).copied().unwrap_or(0) < *line {
                 end = end.min(row.interval);
             }
             *metrics.entry((row.interval, row.vm)).or_default() += 1;
         }
         for row in &self.vm_rows {
-            if metrics.remove(&(row.interval, row.vm)) != Some(Metric::COUNT) {
+            if metrics.remove(&(row.interval, row.vm)) != Some(row.metrics) {
                 end = end.min(row.interval);
             }
         }
@@ -145,10 +155,13 @@ impl Logs {
         for row in self.vm_rows.iter().filter(|row| row.interval < end) {
             totals[row.vm].add(row);
         }
-        let mut wanted = vec![[0; Metric::COUNT]; totals.len()];
+        let mut wanted = vec![HashMap::<&MetricName, usize>::new(); totals.len()];
         for row in self.rows.iter().filter(|row| row.interval < end) {
-            wanted[row.vm][row.metric as usize] += 1;
-            let latencies = &mut totals[row.vm].latencies[row.metric as usize];
+            *wanted[row.vm].entry(&row.metric).or_default() += 1;
+            let metric = totals[row.vm].metrics.entry(row.metric.clone());
+            let metric = metric.or_insert_with(MetricTotals::none);
+            metric.coverage = metric.coverage.max(row.coverage);
+            let latencies = &mut metric.latencies;
             latencies.sum_ns += row.sum_ns;
             latencies.max_ns = latencies.max_ns.max(row.max_ns);
             latencies.over_range += row.over_range;
@@ -156,13 +169,18 @@ impl Logs {
         for ((vm, totals), wanted) in run.vms.iter().zip(&mut totals).zip(&mut wanted) {
             let name = log_name(vm);
             hlog::read(&read_file(folder, &name)?, |metric, histogram| {
-                let left: &mut usize = &mut wanted[metric as usize];
-                if *left > 0 {
+                let left = wanted.get_mut(&metric).filter(|left| **left > 0);
+                if let Some((left, totals)) = left.zip(totals.metrics.get_mut(&metric)) {
                     *left -= 1;
-                    totals.latencies[metric as usize].add(&histogram);
+                    totals.latencies.add(&histogram);
                 }
             })
             .with_context(|| format!("cannot read {name}"))?;
+            // Of faults all intervals together say more than the worst of them.
+            for metric in Metric::FAULTS {
+                let fault = totals.metrics.entry(metric.into());
+                fault.or_insert_with(MetricTotals::none).coverage = totals.seen.coverage();
+            }
         }
         Ok(totals)
     }
@@ -189,13 +207,19 @@ impl Logs {
     }
 }
 
+impl MetricTotals {
+    fn none() -> Self {
+        Self { coverage: Coverage::Full, latencies: Latencies::empty() }
+    }
+}
+
 impl VmTotals {
     fn none() -> Self {
         Self {
             length_ns: 0,
-            latencies: Metric::ALL.map(|_| Latencies::empty()),
+            metrics: BTreeMap::new(),
             seen: Seen::default(),
-            by_others: 0,
+            taken_by: [0; Taker::COUNT],
             stall: None,
             not_counted: [0; Loss::COUNT],
         }
@@ -204,11 +228,15 @@ impl VmTotals {
     fn add(&mut self, row: &VmRow) {
         self.length_ns += row.length_ns;
         self.seen.merge(row.seen);
-        self.by_others += row.by_others;
+        for (total, count) in self.taken_by.iter_mut().zip(row.taken_by) {
+            *total += count;
+        }
         if let Some(stall) = row.stall {
-            let total = self.stall.get_or_insert_default();
+            let none = Stall { waited_ns: 0, vcpu_ns: 0, ..stall };
+            let total = self.stall.get_or_insert(none);
             total.waited_ns += stall.waited_ns;
             total.vcpu_ns += stall.vcpu_ns;
+            total.source = stall.source;
         }
         for (total, count) in self.not_counted.iter_mut().zip(row.not_counted) {
             *total += count;
@@ -249,40 +277,44 @@ impl Cells<'_> {
     }
 }
 
-/// `None` for a metric of a later version.
-fn row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<Option<Row>> {
-    let name = cells.text("metric")?;
-    let Some(metric) = Metric::ALL.into_iter().find(|metric| metric.name() == name) else {
-        return Ok(None);
-    };
-    Ok(Some(Row {
+fn row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<Row> {
+    let coverage = cells.text("coverage")?;
+    Ok(Row {
         interval: cells.number("interval")?,
         vm: cells.vm(indices)?,
-        metric,
+        metric: MetricName::new(cells.text("metric")?),
+        coverage: Coverage::from_name(coverage)
+            .with_context(|| format!("coverage is {coverage:?}"))?,
         sum_ns: cells.number("sum_ns")?,
         max_ns: cells.optional("max_ns")?.unwrap_or(0),
         over_range: cells.number("over_range")?,
         end,
-    }))
+    })
 }
 
 fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<VmRow> {
-    let stall = cells.optional("stall_ns")?.zip(cells.optional("vcpu_ns")?);
+    let source = StallSource::from_name(cells.text("stall_source")?);
+    let stall = cells.optional("stall_ns")?.zip(cells.optional("vcpu_ns")?).zip(source);
     let mut not_counted = [0; Loss::COUNT];
     for cause in Loss::ALL {
         not_counted[cause as usize] = cells.number(&vms::lost(cause))?;
+    }
+    let mut taken_by = [0; Taker::COUNT];
+    for taker in Taker::ALL {
+        taken_by[taker as usize] = cells.number(vms::taken_by(taker))?;
     }
     Ok(VmRow {
         interval: cells.number("interval")?,
         length_ns: cells.units("length_s", 9)?,
         vm: cells.vm(indices)?,
-        stall: stall.map(|(waited_ns, vcpu_ns)| Stall { waited_ns, vcpu_ns }),
+        stall: stall.map(|((waited_ns, vcpu_ns), source)| Stall { waited_ns, vcpu_ns, source }),
         seen: Seen {
             counted: cells.number("faults_counted")?,
             kernel: cells.number("faults_kernel")?,
         },
-        by_others: cells.number("faults_by_others")?,
+        taken_by,
         not_counted,
+        metrics: cells.number("metrics")?,
         end,
     })
 }

@@ -2,7 +2,10 @@
 
 use crate::clock::Clocks;
 use crate::metrics::MetricCoverage;
+use crate::probes::functions::HookState;
 use crate::sampler::coverage::{Coverage, Seen};
+use crate::sampler::swapins::SwapinTotals;
+use crate::sampler::vcpus::VcpuTime;
 use crate::vm::memory::Backing;
 use crate::vm::{NamedBy, VmId};
 use anyhow::{Context, Result, bail};
@@ -84,6 +87,9 @@ pub struct BackendChoice {
     pub fault_starts_at: String,
     /// The better ones and why they were refused.
     pub refused: BTreeMap<String, String>,
+    /// The kernel's functions that it hooks.
+    #[serde(default)]
+    pub hooks: Vec<HookState>,
 }
 
 /// See [`RunFile::clocks`].
@@ -139,6 +145,15 @@ pub struct RunVm {
     pub faults_before: BTreeMap<String, u64>,
     /// How its vCPU threads are known: `name`, `kvm_run`, or not at all.
     pub vcpus_known_by: Option<String>,
+    /// Where each vCPU's time out of its guest went; empty if no exit was seen.
+    #[serde(default)]
+    pub vcpu_times: Vec<VcpuTime>,
+    /// Where swapped pages came from.
+    #[serde(default)]
+    pub swapins: SwapinTotals,
+    /// Why nothing is known of the exits of a VM under KVM.
+    #[serde(default)]
+    pub exits_absent: Option<String>,
     /// Faults counted against the kernel's counters.
     pub seen: Seen,
     /// Of `fault.*`, measured.

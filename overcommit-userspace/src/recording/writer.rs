@@ -9,6 +9,7 @@ use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, RUN_FILE, SLOW_FA
 use crate::recording::run_file::{NotCounted, Recorded, RunFile, RunVm};
 use crate::sampler::coverage::Coverage;
 use crate::sampler::roster::Member;
+use crate::sampler::swapins::SwapinTotals;
 use crate::vm::Name;
 use crate::vm::name::FOLDER_MAX;
 use anyhow::{Context, Result};
@@ -81,17 +82,18 @@ impl Writer {
         interval: &Interval,
         members: &[Member],
         not_counted: NotCounted,
+        coverage: Vec<MetricCoverage>,
     ) -> Result<()> {
+        self.run.coverage = coverage;
         self.follow(members)?;
         for sample in &interval.vms {
             let mut lines = Vec::new();
-            for metric in Metric::ALL {
-                let latencies = &sample.latencies[metric as usize];
+            for metric in &sample.metrics {
                 lines.extend(hlog::line(
                     interval.offset_ns,
                     interval.length_ns,
-                    metric,
-                    latencies,
+                    &metric.name,
+                    &metric.latencies,
                 )?);
             }
             let log = &mut self.latency_logs[sample.member];
@@ -172,6 +174,9 @@ impl Writer {
             let vm = &mut self.run.vms[index];
             vm.ended_us = member.ended_ns.map(|ns| ns / 1_000);
             vm.vcpus_known_by = member.vcpus_known_by.map(str::to_owned);
+            vm.vcpu_times.clone_from(&member.vcpu_times);
+            vm.exits_absent.clone_from(&member.exits_absent);
+            vm.swapins.clone_from(&member.swapins);
             vm.seen = member.seen;
             vm.coverage = member.seen.coverage();
             vm.accelerator.clone_from(&member.vm.accelerator);
@@ -215,8 +220,8 @@ fn note_partial(coverage: &mut [MetricCoverage], vms: &[RunVm]) {
 
 fn run_vm(member: &Member, folder: String) -> RunVm {
     let vm = &member.vm;
-    let before =
-        Metric::ALL.map(|metric| (metric.name().to_owned(), member.faults_before[metric as usize]));
+    let before = Metric::FAULTS
+        .map(|metric| (metric.name().to_owned(), member.faults_before[metric as usize]));
     RunVm {
         vm_id: vm.id.to_string(),
         name: vm.name.to_string(),
@@ -234,6 +239,9 @@ fn run_vm(member: &Member, folder: String) -> RunVm {
         ended_us: None,
         faults_before: BTreeMap::from(before),
         vcpus_known_by: None,
+        vcpu_times: Vec::new(),
+        swapins: SwapinTotals::default(),
+        exits_absent: None,
         seen: member.seen,
         coverage: Coverage::Full,
         not_counted: BTreeMap::new(),

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 /// moment.
 const SLACK: u64 = 16;
 
-/// How much of a metric was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How much of a metric was seen: the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Coverage {
     /// All, within 1 %.
@@ -19,6 +19,14 @@ pub enum Coverage {
 }
 
 impl Coverage {
+    /// Each, the best first.
+    const ALL: [Self; 3] = [Self::Full, Self::Partial, Self::Absent];
+
+    /// What a file calls so.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|coverage| coverage.name() == name)
+    }
+
     /// The word in files and views.
     pub const fn name(self) -> &'static str {
         match self {

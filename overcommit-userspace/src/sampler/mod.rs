@@ -4,35 +4,52 @@ pub mod coverage;
 pub mod latencies;
 pub mod roster;
 pub mod stall;
+pub mod swapins;
+pub mod vcpus;
 
 use crate::clock::Clocks;
+use crate::metrics::{self, MetricCoverage, MetricName, SILENT, Sight, coverage_of};
 use crate::probes::Probes;
 use crate::probes::rings::Event;
+use crate::probes::slots::Slots;
 use crate::vm::threads::VcpuThreads;
 use anyhow::Result;
 use coverage::{Coverage, Seen};
 use latencies::{Carry, Latencies};
-use overcommit_ebpf::layout::{self, HotProgram, Loss, Metric, Thread};
+use overcommit_ebpf::layout::{self, Loss, Metric, Taker, Thread};
 use procfs::process::Process;
 use roster::{Member, Roster};
 use serde::{Deserialize, Serialize};
-use stall::Waits;
+use stall::{StallSource, Waits};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use swapins::{SwapinCounts, SwapinReader};
+use vcpus::VcpuTimes;
 
 /// Scans of /proc between two looks for entries of threads that are gone.
 const REAP_EVERY: u32 = 10;
 
+/// CPU time after which a vCPU must have left its guest at least once: a tenth of a
+/// second. In ticks.
+const BUSY_TICKS: u64 = 10;
+
 /// Time after which no program can still be using a slot that was closed.
 const QUIET_NS: u64 = 100_000_000;
 
+/// The kernel's own counts of minor and major faults.
+pub type FaultCounts = [u64; Metric::FAULTS.len()];
+
 /// Time that the vCPUs of a VM waited for memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stall {
     /// Summed over the vCPUs, in nanoseconds.
     pub waited_ns: u64,
     /// vCPUs × time, in nanoseconds.
     pub vcpu_ns: u64,
+    /// Where the waiting was seen.
+    pub source: StallSource,
 }
 
 impl Stall {
@@ -47,18 +64,43 @@ impl Stall {
 pub struct VmSample {
     /// Which, as an index into [`Sampler::members`].
     pub member: usize,
-    /// By [`Metric`].
-    pub latencies: [Latencies; Metric::COUNT],
+    /// What was counted, by metric; `fault.*` also where it is nothing.
+    pub metrics: Vec<MetricSample>,
     /// Faults counted against the kernel's counters.
     pub seen: Seen,
-    /// Measured since the start of the recording: an interval alone says little.
-    pub coverage: Coverage,
-    /// Faults that threads of another process took in its memory.
-    pub by_others: u64,
+    /// Faults by who took them, by [`Taker`].
+    pub taken_by: [u64; Taker::COUNT],
     /// `None` while its vCPU threads are not known.
     pub stall: Option<Stall>,
+    /// Where swapped pages came from.
+    pub swapins: SwapinCounts,
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
+}
+
+impl VmSample {
+    /// The latencies of a metric, if there were any.
+    pub fn latencies(&self, metric: Metric) -> Option<&Latencies> {
+        let found = self.metrics.iter().find(|sample| sample.name.as_str() == metric.name());
+        found.map(|sample| &sample.latencies)
+    }
+
+    /// How much of `fault.*` was seen since the start of the recording.
+    pub fn coverage(&self) -> Coverage {
+        self.metrics.first().map_or(Coverage::Full, |sample| sample.coverage)
+    }
+}
+
+/// What an interval held of one metric.
+#[derive(Debug)]
+pub struct MetricSample {
+    /// Which.
+    pub name: MetricName,
+    /// How much of it is seen; of `fault.*` measured since the start of the
+    /// recording, because an interval alone says little.
+    pub coverage: Coverage,
+    /// What was counted.
+    pub latencies: Latencies,
 }
 
 /// A VM whose slot is drained.
@@ -68,11 +110,16 @@ struct Tracked {
     /// `None` for a VM that was gone before it could be looked at.
     process: Option<Process>,
     vcpus: VcpuThreads,
-    carries: [Carry; Metric::COUNT],
+    /// By index of the shared histogram.
+    carries: HashMap<usize, Carry>,
     waits: Waits,
+    times: VcpuTimes,
+    swapins: SwapinReader,
+    /// CPU time of its process when it was found, in ticks.
+    cpu_before: u64,
     /// Kernel's fault counter at the last drain.
     kernel_faults: u64,
-    by_others: u64,
+    taken_by: [u64; Taker::COUNT],
     lost: [u64; Loss::COUNT],
     since_ns: u64,
 }
@@ -123,7 +170,8 @@ impl Sampler {
     /// # Errors
     /// /proc cannot be listed, or the kernel refuses the probes of a new CPU.
     pub fn rescan(&mut self, now: &Clocks) -> Result<()> {
-        self.probes.follow_cpus()?;
+        self.probes.follow_host()?;
+        self.probes.slots.forget_swap_devices();
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
         self.roster.look_again(now);
@@ -198,9 +246,10 @@ impl Sampler {
     pub fn drain(&mut self, now: &Clocks) -> Result<Vec<VmSample>> {
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
+        let declared = metrics::declared(&self.sight());
         let mut samples = Vec::with_capacity(self.tracked.len());
         for tracked in std::mem::take(&mut self.tracked) {
-            let (sample, tracked) = self.drain_one(tracked, now);
+            let (sample, tracked) = self.drain_one(tracked, &declared, now);
             samples.extend(sample);
             self.tracked.extend(tracked);
         }
@@ -215,6 +264,7 @@ impl Sampler {
         self.roster.restart(&running, now);
         for (member, tracked) in self.tracked.iter_mut().enumerate() {
             tracked.member = member;
+            tracked.times.restart();
             let before = tracked.process.as_ref().and_then(counters);
             self.roster.begins_at(member, before.unwrap_or_default());
         }
@@ -233,8 +283,20 @@ impl Sampler {
         self.probes.stop();
     }
 
+    /// What can be seen, and was: on some KVMs no exit ever comes.
+    pub fn sight(&self) -> Sight {
+        let mut sight = self.probes.sight();
+        let silent = |member: &Member| member.exits_absent.as_deref() == Some(SILENT);
+        let told = |member: &Member| !member.vcpu_times.is_empty();
+        let members = self.members();
+        if sight.exits_absent.is_none() && members.iter().any(silent) && !members.iter().any(told) {
+            sight.exits_absent = Some(SILENT.to_owned());
+        }
+        sight
+    }
+
     /// How often the kernel skipped a program, on the whole host.
-    pub fn skipped(&mut self) -> [u64; HotProgram::COUNT] {
+    pub fn skipped(&mut self) -> BTreeMap<String, u64> {
         self.probes.skipped()
     }
 
@@ -248,18 +310,22 @@ impl Sampler {
         member: usize,
         slot: u32,
         process: Option<Process>,
-        before: [u64; Metric::COUNT],
+        before: FaultCounts,
         now: &Clocks,
     ) {
+        let stat = process.as_ref().and_then(|process| process.stat().ok());
         self.tracked.push(Tracked {
             member,
             slot,
+            cpu_before: stat.map_or(0, |stat| stat.utime + stat.stime),
             process,
             vcpus: VcpuThreads::default(),
-            carries: Default::default(),
+            carries: HashMap::new(),
             waits: Waits::default(),
+            times: VcpuTimes::default(),
+            swapins: SwapinReader::default(),
             kernel_faults: before.iter().sum(),
-            by_others: 0,
+            taken_by: [0; Taker::COUNT],
             lost: [0; Loss::COUNT],
             since_ns: now.monotonic_ns,
         });
@@ -269,6 +335,7 @@ impl Sampler {
     fn drain_one(
         &mut self,
         mut tracked: Tracked,
+        declared: &[MetricCoverage],
         now: &Clocks,
     ) -> (Option<VmSample>, Option<Tracked>) {
         let slots = &self.probes.slots;
@@ -277,21 +344,27 @@ impl Sampler {
         };
         // Before anything is taken: an end that comes later is left for next time.
         let ended_ns = shared.ended_ns.load(SeqCst);
-        let latencies = Metric::ALL.map(|metric| {
-            let index = tracked.slot as usize * Metric::COUNT + metric as usize;
-            let histogram = slots.histograms.get(index);
-            let carry = &mut tracked.carries[metric as usize];
-            histogram.map_or_else(Latencies::empty, |histogram| carry.take(histogram))
-        });
+        let mut metrics = tracked.take(slots);
         let until_ns = if ended_ns == 0 { now.monotonic_ns } else { ended_ns };
         let from_ns = self.last_ns.max(tracked.since_ns);
         let threads = slots.used_threads().map(|(_, thread)| thread);
         let length_ns = until_ns.saturating_sub(from_ns);
         let vcpus = self.roster.members()[tracked.member].vm.vcpus;
         let stall = stall(&mut tracked, threads, vcpus, until_ns, length_ns);
-        let mut sample = tracked.sample(shared, latencies, stall, ended_ns != 0);
-        self.roster.saw(tracked.member, tracked.vcpus.known_by(), sample.seen);
-        sample.coverage = self.roster.members()[tracked.member].seen.coverage();
+        let swapins = tracked.swapins.read(&shared.swapin);
+        let seen = tracked.seen(shared, &metrics, ended_ns != 0);
+        self.roster.saw(tracked.member, tracked.vcpus.known_by(), seen);
+        let coverage = self.roster.members()[tracked.member].seen.coverage();
+        for sample in &mut metrics {
+            let is_fault = sample.name.is_always_written();
+            sample.coverage = if is_fault { coverage } else { coverage_of(declared, &sample.name) };
+        }
+        self.roster.swapped_in(tracked.member, &swapins, &self.probes.slots);
+        self.roster.spent(tracked.member, tracked.times.totals());
+        let missing = self.probes.sight().exits_absent;
+        let absent = missing.or_else(|| tracked.is_silent().then(|| SILENT.to_owned()));
+        self.roster.exits_absent(tracked.member, absent);
+        let sample = tracked.sample(shared, metrics, seen, stall, swapins);
         if ended_ns == 0 {
             return (Some(sample), Some(tracked));
         }
@@ -336,43 +409,71 @@ impl Sampler {
 }
 
 impl Tracked {
+    /// Whether its vCPUs have run without a single exit.
+    fn is_silent(&self) -> bool {
+        let stat = self.process.as_ref().and_then(|process| process.stat().ok());
+        let used = stat.map_or(0, |stat| stat.utime + stat.stime).saturating_sub(self.cpu_before);
+        self.times.is_empty() && used >= BUSY_TICKS
+    }
+
+    /// Takes what the shared histograms hold.
+    fn take(&mut self, slots: &Slots) -> Vec<MetricSample> {
+        let mut metrics = Vec::new();
+        for (index, name) in slots.histograms_of(self.slot) {
+            let Some(histogram) = slots.histograms.get(index) else { continue };
+            let latencies = self.carries.entry(index).or_default().take(histogram);
+            if latencies.count() > 0 || name.is_always_written() {
+                metrics.push(MetricSample { name, coverage: Coverage::Full, latencies });
+            }
+        }
+        metrics
+    }
+
+    /// Faults that the VM's own threads took: counted, and by the kernel.
+    fn seen(&mut self, shared: &layout::Vm, metrics: &[MetricSample], ended: bool) -> Seen {
+        let at_end = || shared.faults_at_end.iter().map(|count| count.load(SeqCst)).sum();
+        let running = || self.process.as_ref().and_then(counters).map(|c| c.iter().sum());
+        let kernel: u64 = if ended { at_end() } else { running().unwrap_or(self.kernel_faults) };
+        let faults = metrics.iter().filter(|sample| sample.name.is_always_written());
+        let counted: u64 = faults.map(|sample| sample.latencies.count()).sum();
+        let outside = shared.taken_by[Taker::Outside as usize].load(SeqCst)
+            - self.taken_by[Taker::Outside as usize];
+        let seen = Seen {
+            counted: counted.saturating_sub(outside),
+            kernel: kernel.saturating_sub(self.kernel_faults),
+        };
+        self.kernel_faults = kernel.max(self.kernel_faults);
+        seen
+    }
+
     fn sample(
         &mut self,
         shared: &layout::Vm,
-        latencies: [Latencies; Metric::COUNT],
+        metrics: Vec<MetricSample>,
+        seen: Seen,
         stall: Option<Stall>,
-        ended: bool,
+        swapins: SwapinCounts,
     ) -> VmSample {
-        let at_end = || shared.faults_at_end.iter().map(|count| count.load(SeqCst)).sum();
-        let running = || self.process.as_ref().and_then(counters).map(|c| c.iter().sum());
-        let kernel_faults: u64 =
-            if ended { at_end() } else { running().unwrap_or(self.kernel_faults) };
-        let by_others: u64 = shared.faults_by_others.iter().map(|count| count.load(SeqCst)).sum();
-        let counted: u64 = latencies.iter().map(Latencies::count).sum();
-        let by_others_now = by_others - self.by_others;
-        let seen = Seen {
-            counted: counted.saturating_sub(by_others_now),
-            kernel: kernel_faults.saturating_sub(self.kernel_faults),
-        };
-        let lost = shared.lost.each_ref().map(|count| count.load(SeqCst));
-        let mut not_counted = [0; Loss::COUNT];
-        for cause in Loss::ALL {
-            let index = cause as usize;
-            not_counted[index] = lost[index] - self.lost[index];
-        }
-        self.kernel_faults = kernel_faults.max(self.kernel_faults);
-        self.by_others = by_others;
-        self.lost = lost;
         VmSample {
             member: self.member,
-            latencies,
-            coverage: seen.coverage(),
+            metrics,
             seen,
-            by_others: by_others_now,
+            taken_by: grown(&shared.taken_by, &mut self.taken_by),
             stall,
-            not_counted,
+            swapins,
+            not_counted: grown(&shared.lost, &mut self.lost),
         }
     }
+}
+
+/// What counters have grown by since they were last read.
+fn grown<const N: usize>(counters: &[AtomicU64; N], before: &mut [u64; N]) -> [u64; N] {
+    let now = counters.each_ref().map(|count| count.load(SeqCst));
+    let mut grown = now;
+    for (grown, before) in grown.iter_mut().zip(std::mem::replace(before, now)) {
+        *grown -= before;
+    }
+    grown
 }
 
 /// Adds up the waiting of the vCPU threads; learns which they are on the way.
@@ -383,24 +484,36 @@ fn stall<'a>(
     until_ns: u64,
     length_ns: u64,
 ) -> Option<Stall> {
+    let threads: Vec<&Thread> =
+        threads.filter(|thread| thread.vm.load(SeqCst) == u64::from(tracked.slot)).collect();
+    threads.iter().for_each(|thread| tracked.times.see(thread));
+    let (source, other) = if !tracked.times.is_empty() {
+        (StallSource::Windows, StallSource::Faults)
+    } else {
+        (StallSource::Faults, StallSource::Windows)
+    };
     let mut waited_ns = 0;
-    for thread in threads.filter(|thread| thread.vm.load(SeqCst) == u64::from(tracked.slot)) {
+    for thread in threads {
         let tid = thread.tid();
-        if thread.in_kvm_run.load(SeqCst) != 0 {
+        if thread.is_vcpu.load(SeqCst) != 0 {
             tracked.vcpus.saw_in_kvm_run(tid);
         }
         if tracked.vcpus.tids().contains(&tid) {
-            waited_ns += tracked.waits.advance(thread, until_ns, length_ns, stall::is_in_fault);
+            // One that is known by its name alone, for the programs.
+            thread.is_vcpu.store(1, SeqCst);
+            let waits = &mut tracked.waits;
+            waited_ns += waits.advance(thread, source, until_ns, length_ns, stall::is_waiting);
+            waits.skip(thread, other, until_ns);
         } else {
-            tracked.waits.skip(thread, until_ns);
+            tracked.waits.skip(thread, source, until_ns);
         }
     }
     tracked.vcpus.known_by()?;
-    Some(Stall { waited_ns, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns })
+    Some(Stall { waited_ns, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns, source })
 }
 
 /// min_flt and maj_flt of the whole process.
-fn counters(process: &Process) -> Option<[u64; Metric::COUNT]> {
+fn counters(process: &Process) -> Option<FaultCounts> {
     let stat = process.stat().ok()?;
     Some([stat.minflt, stat.majflt])
 }

@@ -3,10 +3,13 @@
 
 use crate::clock::Clocks;
 use crate::kernel::TICK_NS;
+use crate::probes::slots::Slots;
+use crate::sampler::FaultCounts;
 use crate::sampler::coverage::Seen;
+use crate::sampler::swapins::{SwapinCounts, SwapinTotals};
+use crate::sampler::vcpus::VcpuTime;
 use crate::vm::{Discovery, Name, NamedBy, Pattern, Vm, VmId};
 use anyhow::Result;
-use overcommit_ebpf::layout::Metric;
 use procfs::process::Process;
 use std::collections::BTreeSet;
 
@@ -46,12 +49,19 @@ pub struct Member {
     pub first_seen_ns: u64,
     /// When it ended, in Unix nanoseconds.
     pub ended_ns: Option<u64>,
-    /// The kernel's counters when counting began, by [`Metric`].
-    pub faults_before: [u64; Metric::COUNT],
+    /// The kernel's counters when counting began, minor and major.
+    pub faults_before: FaultCounts,
     /// Coverage over the recording.
     pub seen: Seen,
     /// How its vCPU threads are known.
     pub vcpus_known_by: Option<&'static str>,
+    /// Where each vCPU's time out of its guest went.
+    pub vcpu_times: Vec<VcpuTime>,
+    /// Where swapped pages came from.
+    pub swapins: SwapinTotals,
+    /// Why nothing is known of its exits; `None` if they are seen, or it does not run
+    /// under KVM.
+    pub exits_absent: Option<String>,
 }
 
 /// Finds VMs and remembers them.
@@ -164,12 +174,13 @@ impl Roster {
         for member in &mut self.members {
             member.first_seen_ns = now.realtime_ns;
             member.seen = Seen::default();
+            member.swapins = SwapinTotals::default();
         }
         self.missed = 0;
     }
 
     /// What the kernel had counted when the member's recording began.
-    pub(super) fn begins_at(&mut self, member: usize, faults: [u64; Metric::COUNT]) {
+    pub(super) fn begins_at(&mut self, member: usize, faults: FaultCounts) {
         self.members[member].faults_before = faults;
     }
 
@@ -177,12 +188,7 @@ impl Roster {
         self.discovery.open(id).ok()
     }
 
-    pub(super) fn add(
-        &mut self,
-        vm: Vm,
-        now: &Clocks,
-        faults_before: [u64; Metric::COUNT],
-    ) -> usize {
+    pub(super) fn add(&mut self, vm: Vm, now: &Clocks, faults_before: FaultCounts) -> usize {
         self.present.insert(vm.id);
         self.unserved.remove(&vm.id);
         self.members.push(Member {
@@ -192,6 +198,9 @@ impl Roster {
             faults_before,
             seen: Seen::default(),
             vcpus_known_by: None,
+            vcpu_times: Vec::new(),
+            swapins: SwapinTotals::default(),
+            exits_absent: None,
         });
         self.members.len() - 1
     }
@@ -200,6 +209,26 @@ impl Roster {
         let member = &mut self.members[member];
         member.vcpus_known_by = known_by.or(member.vcpus_known_by);
         member.seen.merge(seen);
+    }
+
+    pub(super) fn spent(&mut self, member: usize, vcpu_times: Vec<VcpuTime>) {
+        self.members[member].vcpu_times = vcpu_times;
+    }
+
+    pub(super) fn swapped_in(&mut self, member: usize, counts: &SwapinCounts, slots: &Slots) {
+        let totals = &mut self.members[member].swapins;
+        totals.from_cache += counts.from_cache;
+        totals.from_zswap += counts.from_zswap;
+        totals.without_fault += counts.without_fault;
+        for (number, count) in counts.from_device.iter().enumerate().filter(|(_, n)| **n > 0) {
+            *totals.from_device.entry(slots.swap_device(number)).or_default() += count;
+        }
+    }
+
+    pub(super) fn exits_absent(&mut self, member: usize, why: Option<String>) {
+        let member = &mut self.members[member];
+        let is_kvm = member.vm.accelerator.as_deref() == Some("kvm");
+        member.exits_absent = why.filter(|_| is_kvm);
     }
 
     pub(super) fn ended(&mut self, member: usize, at_ns: u64) {

@@ -1,6 +1,7 @@
 //! How much of an interval did a VM's vCPUs wait?
 
-use overcommit_ebpf::layout::Thread;
+use overcommit_ebpf::layout::{APF, MEMORY, MMIO, Thread};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -8,34 +9,70 @@ use std::sync::atomic::Ordering::SeqCst;
 /// next interval.
 const TRIES: u32 = 100;
 
+/// Where the waiting of vCPUs is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum StallSource {
+    /// Between a memory exit and the next entry, and in halts that wait for a page.
+    #[serde(rename = "stall.memory")]
+    Windows,
+    /// In the faults of the vCPU threads.
+    #[serde(rename = "fault")]
+    Faults,
+}
+
+impl StallSource {
+    /// The name in all files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Windows => "stall.memory",
+            Self::Faults => "fault",
+        }
+    }
+
+    /// What a file calls so.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Windows, Self::Faults].into_iter().find(|source| source.name() == name)
+    }
+}
+
+/// What a thread has waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Waited {
+    /// In waits that ended, in nanoseconds.
+    ended_ns: u64,
+    /// In the one that is open, in nanoseconds.
+    open_ns: u64,
+}
+
 /// Waiting time of the threads of one VM that has been handed out already.
 #[derive(Debug, Default)]
 pub struct Waits {
     /// By thread id, in nanoseconds.
-    counted: HashMap<i32, u64>,
+    counted: HashMap<(i32, StallSource), u64>,
 }
 
 impl Waits {
     /// The time that the thread waited since it was last asked for, at most
     /// `length_ns`; what exceeds that is handed out next time. In nanoseconds.
     ///
-    /// A fault still open counts up to `now_ns` (`CLOCK_MONOTONIC`).
+    /// A wait still open counts up to `now_ns` (`CLOCK_MONOTONIC`).
     ///
-    /// A start that was never followed by an end looks like a fault that lasts; so
-    /// `is_in_fault` is asked of one that lasts longer than the interval.
+    /// A start that was never followed by an end looks like a wait that lasts; so
+    /// `is_waiting` is asked of one that lasts longer than the interval.
     pub fn advance(
         &mut self,
         thread: &Thread,
+        source: StallSource,
         now_ns: u64,
         length_ns: u64,
-        is_in_fault: impl FnOnce(&Thread) -> bool,
+        is_waiting: impl FnOnce(&Thread) -> bool,
     ) -> u64 {
-        let counted = self.counted.entry(thread.tid()).or_default();
-        let Some((ended, open)) = waited(thread, now_ns) else {
+        let counted = self.counted.entry((thread.tid(), source)).or_default();
+        let Some(Waited { ended_ns, open_ns }) = waited(thread, source, now_ns) else {
             return 0;
         };
-        let stays = open > length_ns && !is_in_fault(thread);
-        let total = if stays { ended } else { ended + open };
+        let is_stale = open_ns > length_ns && !is_waiting(thread);
+        let total = if is_stale { ended_ns } else { ended_ns + open_ns };
         // What turned out to be no wait must not hide the next one.
         *counted = (*counted).min(total);
         let waited = total.saturating_sub(*counted).min(length_ns);
@@ -44,40 +81,64 @@ impl Waits {
     }
 
     /// Forgets what the thread waited before now, which nobody was told.
-    pub fn skip(&mut self, thread: &Thread, now_ns: u64) {
-        if let Some((ended, open)) = waited(thread, now_ns) {
-            self.counted.insert(thread.tid(), ended + open);
+    pub fn skip(&mut self, thread: &Thread, source: StallSource, now_ns: u64) {
+        if let Some(Waited { ended_ns, open_ns }) = waited(thread, source, now_ns) {
+            self.counted.insert((thread.tid(), source), ended_ns + open_ns);
         }
     }
 
     /// Forgets a thread that is gone.
     pub fn forget(&mut self, tid: i32) {
-        self.counted.remove(&tid);
+        self.counted.retain(|(thread, _), _| *thread != tid);
     }
 }
 
-/// What a thread has waited in faults that ended, and in the open one. `None` while
-/// the thread keeps changing it.
-fn waited(thread: &Thread, now_ns: u64) -> Option<(u64, u64)> {
+/// `None` while the thread keeps changing it.
+fn waited(thread: &Thread, source: StallSource, now_ns: u64) -> Option<Waited> {
     for _ in 0..TRIES {
         let before = thread.sequence.load(SeqCst);
-        let since = thread.since_ns.load(SeqCst);
-        let waited = thread.waited_ns.load(SeqCst);
+        let waited = match source {
+            StallSource::Faults => in_faults(thread, now_ns),
+            StallSource::Windows => in_windows(thread, now_ns),
+        };
         if before.is_multiple_of(2) && thread.sequence.load(SeqCst) == before {
-            let open = if since == 0 { 0 } else { now_ns.saturating_sub(since) };
-            return Some((waited, open));
+            return Some(waited);
         }
         std::hint::spin_loop();
     }
     None
 }
 
-/// Whether a thread that stands in a fault by its entry does so by its kernel stack.
-/// One whose stack cannot be told, as while it runs, is believed.
-pub fn is_in_fault(thread: &Thread) -> bool {
+fn in_faults(thread: &Thread, now_ns: u64) -> Waited {
+    let since = thread.since_ns.load(SeqCst);
+    let open_ns = if since == 0 { 0 } else { now_ns.saturating_sub(since) };
+    Waited { ended_ns: thread.waited_ns.load(SeqCst), open_ns }
+}
+
+fn in_windows(thread: &Thread, now_ns: u64) -> Waited {
+    let window = &thread.window;
+    let exit = window.exit_ns.load(SeqCst);
+    let reason = window.reason.load(SeqCst);
+    let waits = reason & (MEMORY | MMIO) == MEMORY || reason & APF != 0;
+    let mut open_ns = 0;
+    if exit != 0 && waits {
+        let away = window.user_ns.load(SeqCst) + window.paused_ns.load(SeqCst);
+        // It left for user space for good, as far as is known yet.
+        let until = match window.user_since_ns.load(SeqCst) {
+            0 => now_ns,
+            left => left,
+        };
+        open_ns = until.saturating_sub(exit).saturating_sub(away);
+    }
+    Waited { ended_ns: window.stall_ns.load(SeqCst), open_ns }
+}
+
+/// Whether a thread that waits by its entry does so by its kernel stack. One whose
+/// stack cannot be told, as while it runs, is believed.
+pub fn is_waiting(thread: &Thread) -> bool {
     let path = format!("/proc/{}/task/{}/stack", thread.tgid(), thread.tid());
     match std::fs::read_to_string(path) {
-        Ok(stack) => stack.trim().is_empty() || stack.contains("fault"),
+        Ok(stack) => stack.trim().is_empty() || stack.contains("fault") || stack.contains("kvm_"),
         Err(_) => true,
     }
 }
@@ -85,19 +146,15 @@ pub fn is_in_fault(thread: &Thread) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use StallSource::Faults as FAULTS;
     use std::sync::atomic::AtomicU64;
 
     fn thread(waited_ns: u64, since_ns: u64) -> Thread {
-        let zero = || AtomicU64::new(0);
         Thread {
             id: AtomicU64::new((7 << 32) | 8),
-            vm: zero(),
-            sequence: zero(),
             since_ns: AtomicU64::new(since_ns),
-            address: zero(),
             waited_ns: AtomicU64::new(waited_ns),
-            in_kvm_run: zero(),
-            reserved: zero(),
+            ..Thread::default()
         }
     }
 
@@ -106,19 +163,19 @@ mod tests {
     fn an_open_fault_counts_where_it_is_waited() {
         let mut waits = Waits::default();
         let open = thread(0, 500);
-        assert_eq!(waits.advance(&open, 1_000, 1_000, |_| true), 500);
-        assert_eq!(waits.advance(&open, 2_000, 1_000, |_| true), 1_000);
+        assert_eq!(waits.advance(&open, FAULTS, 1_000, 1_000, |_| true), 500);
+        assert_eq!(waits.advance(&open, FAULTS, 2_000, 1_000, |_| true), 1_000);
         let ended = thread(2_500, 0);
-        assert_eq!(waits.advance(&ended, 3_000, 1_000, |_| true), 1_000);
-        assert_eq!(waits.advance(&ended, 4_000, 1_000, |_| true), 0);
+        assert_eq!(waits.advance(&ended, FAULTS, 3_000, 1_000, |_| true), 1_000);
+        assert_eq!(waits.advance(&ended, FAULTS, 4_000, 1_000, |_| true), 0);
     }
 
     #[test]
     fn more_than_the_interval_is_left_for_the_next() {
         let mut waits = Waits::default();
         let busy = thread(1_010, 0);
-        assert_eq!(waits.advance(&busy, 1_000, 1_000, |_| true), 1_000);
-        assert_eq!(waits.advance(&busy, 2_000, 1_000, |_| true), 10);
+        assert_eq!(waits.advance(&busy, FAULTS, 1_000, 1_000, |_| true), 1_000);
+        assert_eq!(waits.advance(&busy, FAULTS, 2_000, 1_000, |_| true), 10);
     }
 
     #[test]
@@ -126,17 +183,17 @@ mod tests {
         let mut waits = Waits::default();
         let changing = thread(1_000, 0);
         changing.sequence.store(3, SeqCst);
-        assert_eq!(waits.advance(&changing, 5_000, 1_000, |_| true), 0);
+        assert_eq!(waits.advance(&changing, FAULTS, 5_000, 1_000, |_| true), 0);
         changing.sequence.store(4, SeqCst);
-        assert_eq!(waits.advance(&changing, 6_000, 1_000, |_| true), 1_000);
+        assert_eq!(waits.advance(&changing, FAULTS, 6_000, 1_000, |_| true), 1_000);
     }
 
     #[test]
     fn what_was_waited_before_is_not_caught_up() {
         let mut waits = Waits::default();
         let known_late = thread(9_000, 0);
-        waits.skip(&known_late, 10_000);
-        assert_eq!(waits.advance(&known_late, 11_000, 1_000, |_| true), 0);
+        waits.skip(&known_late, FAULTS, 10_000);
+        assert_eq!(waits.advance(&known_late, FAULTS, 11_000, 1_000, |_| true), 0);
     }
 
     /// A fault that raised a signal has no end.
@@ -144,9 +201,24 @@ mod tests {
     fn a_start_without_an_end_is_no_stall_and_hides_none() {
         let mut waits = Waits::default();
         let stale = thread(100, 500);
-        assert_eq!(waits.advance(&stale, 1_000, 1_000, |_| false), 600, "it may still end");
-        assert_eq!(waits.advance(&stale, 2_000, 1_000, |_| false), 0);
+        assert_eq!(waits.advance(&stale, FAULTS, 1_000, 1_000, |_| false), 600, "it may still end");
+        assert_eq!(waits.advance(&stale, FAULTS, 2_000, 1_000, |_| false), 0);
         let next = thread(400, 0);
-        assert_eq!(waits.advance(&next, 3_000, 1_000, |_| true), 300);
+        assert_eq!(waits.advance(&next, FAULTS, 3_000, 1_000, |_| true), 300);
+    }
+
+    #[test]
+    fn a_pause_in_an_open_window_is_no_stall() {
+        let mut waits = Waits::default();
+        let vcpu = thread(0, 0);
+        vcpu.window.exit_ns.store(1_000, SeqCst);
+        vcpu.window.reason.store(MEMORY | 0x400, SeqCst);
+        let mut advance = |now| waits.advance(&vcpu, StallSource::Windows, now, 1_000, |_| true);
+        assert_eq!(advance(1_500), 500);
+        vcpu.window.user_since_ns.store(1_600, SeqCst);
+        assert_eq!(advance(2_500), 100);
+        assert_eq!(advance(3_500), 0, "held in user space");
+        vcpu.window.reason.store(MEMORY | MMIO | 0x400, SeqCst);
+        assert_eq!(advance(4_500), 0, "a device's memory after all");
     }
 }

@@ -27,6 +27,14 @@ fn main() -> Result<()> {
         // Another process writes so many pages into this one.
         "written" => with_kvm(|| written(number as usize)),
         "write" => write_into(number as i32, &words.next().context("no address")?),
+        // So many fresh pages are touched.
+        "touch" => with_kvm(|| {
+            touch(memory(number as usize)?, number as usize);
+            Ok("touched".to_owned())
+        }),
+        // So many threads sleep in a fault at once, on one CPU; a line wakes them. Then
+        // once more without waiting, and so on.
+        "asleep" => with_kvm(|| asleep(number as usize)),
         // A thread called like a vCPU faults, and is held for so many ms.
         "held" => with_kvm(|| held(Duration::from_millis(number))),
         _ => bail!("unknown mode {mode}"),
@@ -152,34 +160,98 @@ mod uffd {
     nix::ioctl_readwrite!(zeropage, 0xaa, 0x04, ZeroPage);
 }
 
+/// Memory whose faults wait for us.
+struct Faultable {
+    fd: OwnedFd,
+    memory: u64,
+}
+
+impl Faultable {
+    fn new(pages: usize) -> Result<Self> {
+        // SAFETY: the system call takes flags alone and gives a descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+        ensure!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
+        // SAFETY: the kernel has just given it to us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let raw = fd.as_raw_fd();
+        let memory = memory(pages)? as u64;
+        let mut api = uffd::Api { api: uffd::API, ..Default::default() };
+        // SAFETY: the structure is the one that the call wants.
+        unsafe { uffd::api(raw, &mut api) }?;
+        let (mode, len) = (uffd::REGISTER_MODE_MISSING, (pages * PAGE) as u64);
+        let mut range = uffd::Register { start: memory, len, mode, ioctls: 0 };
+        // SAFETY: as above; the range is a mapping of ours.
+        unsafe { uffd::register(raw, &mut range) }?;
+        Ok(Self { fd, memory })
+    }
+
+    /// Waits until somebody faults.
+    fn await_fault(&self) -> Result<()> {
+        Ok(File::from(self.fd.try_clone()?).read_exact(&mut [0u8; 32])?)
+    }
+
+    /// Gives pages to those who wait.
+    fn resolve(&self, pages: usize) -> Result<()> {
+        let len = (pages * PAGE) as u64;
+        let mut zero = uffd::ZeroPage { start: self.memory, len, mode: 0, zeropage: 0 };
+        // SAFETY: the structure is the one that the call wants.
+        unsafe { uffd::zeropage(self.fd.as_raw_fd(), &mut zero) }?;
+        Ok(())
+    }
+}
+
+/// Rounds after the first.
+const ROUNDS: usize = 9;
+
+fn asleep(threads: usize) -> Result<String> {
+    let mut cpus = nix::sched::CpuSet::new();
+    cpus.set(0)?;
+    nix::sched::sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    for round in 0..=ROUNDS {
+        let pages = Faultable::new(threads)?;
+        let base = pages.memory as usize;
+        let sleepers: Vec<_> = (0..threads)
+            .map(|page| std::thread::spawn(move || touch((base + page * PAGE) as *mut u8, 1)))
+            .collect();
+        for _ in 0..threads {
+            pages.await_fault()?;
+        }
+        if round == 0 {
+            let asleep = threads_in_faults()?;
+            println!("{asleep}");
+            wait_for_line()?;
+        }
+        pages.resolve(threads)?;
+        for sleeper in sleepers {
+            ensure!(sleeper.join().is_ok(), "a thread failed");
+        }
+    }
+    Ok("woken".to_owned())
+}
+
+/// Threads of this process that sleep in a fault, by their kernel stacks.
+fn threads_in_faults() -> Result<usize> {
+    let mut asleep = 0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let stack = std::fs::read_to_string(task?.path().join("stack"))?;
+        asleep += usize::from(stack.contains("handle_userfault"));
+    }
+    Ok(asleep)
+}
+
 fn held(time: Duration) -> Result<String> {
-    // SAFETY: the system call takes flags alone and gives a descriptor.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
-    ensure!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
-    // SAFETY: the kernel has just given it to us.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let raw = fd.as_raw_fd();
-    let memory = memory(1)? as u64;
-    let mut api = uffd::Api { api: uffd::API, ..Default::default() };
-    // SAFETY: the structure is the one that the call wants.
-    unsafe { uffd::api(raw, &mut api) }?;
-    let mode = uffd::REGISTER_MODE_MISSING;
-    let mut range = uffd::Register { start: memory, len: PAGE as u64, mode, ioctls: 0 };
-    // SAFETY: as above; the range is a mapping of ours.
-    unsafe { uffd::register(raw, &mut range) }?;
+    let pages = Faultable::new(1)?;
+    let memory = pages.memory;
     let vcpu = std::thread::Builder::new().name("CPU 0/KVM".to_owned()).spawn(move || {
         // Known as a vCPU before it faults: the tracer looks once a second.
         std::thread::sleep(Duration::from_millis(2500));
         touch(memory as *mut u8, 1);
     })?;
-    let mut message = [0u8; 32];
-    File::from(fd.try_clone()?).read_exact(&mut message)?;
+    pages.await_fault()?;
     let start = Instant::now();
     std::thread::sleep(time);
     let held = start.elapsed();
-    let mut zero = uffd::ZeroPage { start: memory, len: PAGE as u64, mode: 0, zeropage: 0 };
-    // SAFETY: as above.
-    unsafe { uffd::zeropage(raw, &mut zero) }?;
+    pages.resolve(1)?;
     ensure!(vcpu.join().is_ok(), "the faulting thread failed");
     Ok(held.as_nanos().to_string())
 }

@@ -1,23 +1,29 @@
 //! What a recording says, and what a stand-in says.
 
+use crate::overcommit;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use testbed::overcommit;
 
 /// A JSON file of a recording.
-pub(crate) fn json(folder: &Path, name: &str) -> Result<Value> {
+///
+/// # Errors
+/// The file is missing or malformed.
+pub fn json(folder: &Path, name: &str) -> Result<Value> {
     let path = folder.join(name);
     let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
     Ok(serde_json::from_str(&text)?)
 }
 
 /// A VM's entry in summary.json.
-pub(crate) fn vm(folder: &Path, name: &str) -> Result<Value> {
+///
+/// # Errors
+/// There is none.
+pub fn vm(folder: &Path, name: &str) -> Result<Value> {
     let summary = json(folder, "summary.json")?;
     let vms = summary["vms"].as_array().context("no VMs")?;
     let found = vms.iter().find(|vm| vm["vm"] == name);
@@ -25,7 +31,10 @@ pub(crate) fn vm(folder: &Path, name: &str) -> Result<Value> {
 }
 
 /// The only VM's entry.
-pub(crate) fn only_vm(folder: &Path) -> Result<Value> {
+///
+/// # Errors
+/// There is not exactly one.
+pub fn only_vm(folder: &Path) -> Result<Value> {
     let summary = json(folder, "summary.json")?;
     let vms = summary["vms"].as_array().context("no VMs")?;
     ensure!(vms.len() == 1, "not one VM: {summary:#}");
@@ -33,26 +42,35 @@ pub(crate) fn only_vm(folder: &Path) -> Result<Value> {
 }
 
 /// A metric's figure of a VM.
-pub(crate) fn figure(vm: &Value, metric: &str, figure: &str) -> Result<u64> {
+///
+/// # Errors
+/// There is none.
+pub fn figure(vm: &Value, metric: &str, figure: &str) -> Result<u64> {
     let metrics = vm["metrics"].as_array().context("no metrics")?;
     let entry = metrics.iter().find(|entry| entry["metric"] == metric).context("no such metric")?;
     entry[figure].as_u64().with_context(|| format!("no {metric} {figure} in {vm:#}"))
 }
 
 /// What was not counted of a VM, slow faults left out: those are in the histogram.
-pub(crate) fn lost(vm: &Value) -> u64 {
+pub fn lost(vm: &Value) -> u64 {
     let counts = vm["not_counted"].as_object().into_iter().flatten();
     counts.filter(|(cause, _)| *cause != "slow_dropped").filter_map(|(_, n)| n.as_u64()).sum()
 }
 
 /// Rows of a CSV file by column name.
-pub(crate) fn rows(folder: &Path, name: &str) -> Result<Vec<HashMap<String, String>>> {
+///
+/// # Errors
+/// The file is missing or malformed.
+pub fn rows(folder: &Path, name: &str) -> Result<Vec<HashMap<String, String>>> {
     let file = File::open(folder.join(name))?;
     Ok(csv::Reader::from_reader(file).deserialize().collect::<Result<_, _>>()?)
 }
 
 /// Fails unless the two are within 1 %.
-pub(crate) fn within_a_percent(what: &str, counted: u64, kernel: u64, lost: u64) -> Result<()> {
+///
+/// # Errors
+/// They are further apart.
+pub fn within_a_percent(what: &str, counted: u64, kernel: u64, lost: u64) -> Result<()> {
     println!("{what}: counted {counted}, kernel {kernel}, not counted {lost}");
     ensure!(
         counted.abs_diff(kernel) * 100 <= kernel,
@@ -62,7 +80,7 @@ pub(crate) fn within_a_percent(what: &str, counted: u64, kernel: u64, lost: u64)
 }
 
 /// A process that ends with the test.
-pub(crate) struct Killed(pub(crate) Child);
+pub struct Killed(pub Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -73,20 +91,32 @@ impl Drop for Killed {
 }
 
 /// Runs overcommit to its end.
-pub(crate) fn run<const N: usize>(arguments: [&str; N]) -> Result<Output> {
+///
+/// # Errors
+/// It cannot be started.
+pub fn run<const N: usize>(arguments: [&str; N]) -> Result<Output> {
     Ok(Command::new(overcommit()).args(arguments).output()?)
 }
 
+/// The program of the stand-ins, which cargo builds one folder above the tests.
+pub fn stand_in() -> PathBuf {
+    let tests = std::env::current_exe().unwrap_or_default();
+    tests.ancestors().nth(2).unwrap_or(Path::new("")).join("stand-in")
+}
+
 /// A stand-in process that waits for its cue.
-pub(crate) struct StandIn {
+pub struct StandIn {
     child: Child,
     output: BufReader<ChildStdout>,
 }
 
 impl StandIn {
     /// Starts it and waits until it is ready.
-    pub(crate) fn start<const N: usize>(arguments: [&str; N]) -> Result<Self> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_stand-in"))
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start<const N: usize>(arguments: [&str; N]) -> Result<Self> {
+        let mut child = Command::new(stand_in())
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -99,12 +129,15 @@ impl StandIn {
     }
 
     /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Has it do its work, and gives the result.
-    pub(crate) fn work(&mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn work(&mut self) -> Result<String> {
         let input = self.child.stdin.as_mut().context("no input")?;
         writeln!(input)?;
         self.line()

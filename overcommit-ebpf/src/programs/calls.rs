@@ -1,0 +1,149 @@
+//! Backends `fentry` and `kprobe`: page faults by the calls of `handle_mm_fault`
+//! (mm/memory.c).
+//!
+//! One fault is one or more calls: a call that returns `VM_FAULT_RETRY` has let go
+//! of the lock, mostly to wait for the page, and the caller comes back. It comes
+//! from the architecture's handler or from get_user_pages, by which KVM resolves a
+//! guest's faults; the memory is that of the area's `mm`, whoever runs.
+
+use crate::atomic::{add, get, set};
+use crate::kernel::Kernel;
+use crate::latency::complete;
+use crate::maps::{MMS, OFFSETS, VMS, lose};
+use crate::swapin;
+use crate::threads::{known_thread, ran, start, thread_entry};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
+use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
+use overcommit_ebpf::layout::{HotProgram, IN_CALL, Loss, Metric, TO_BE_RETRIED, Thread};
+
+/// `enum fault_flag`, include/linux/mm_types.h; the same from 6.1 to 7.3.
+mod flag {
+    /// The caller does not wait, and may never call again.
+    pub(super) const RETRY_NOWAIT: u64 = 0x8;
+    /// The call is not the fault's first.
+    pub(super) const TRIED: u64 = 0x20;
+    /// The call holds the lock of the area alone (6.4 on).
+    pub(super) const VMA_LOCK: u64 = 0x1000;
+}
+
+/// `enum vm_fault_reason`, include/linux/mm_types.h; the same from 6.1 to 7.3.
+mod reason {
+    pub(super) const MAJOR: u64 = 0x4;
+    pub(super) const RETRY: u64 = 0x400;
+    /// `VM_FAULT_ERROR`: OOM, SIGBUS, HWPOISON, HWPOISON_LARGE, SIGSEGV, FALLBACK.
+    pub(super) const ERROR: u64 = 0x1 | 0x2 | 0x10 | 0x20 | 0x40 | 0x800;
+}
+
+#[fentry(function = "handle_mm_fault")]
+pub(crate) fn fentry_fault(ctx: FEntryContext) -> i32 {
+    let vma: *const u8 = ctx.arg(0);
+    // SAFETY: the argument is a live area, and the offset is vm_area_struct::vm_mm of
+    // this kernel's BTF; the verifier checks both.
+    let mm = unsafe { *vma.add(OFFSETS.load().vma_mm as usize).cast::<u64>() };
+    enter(mm, ctx.arg(1), ctx.arg(2));
+    0
+}
+
+#[fexit(function = "handle_mm_fault")]
+pub(crate) fn fexit_fault(ctx: FExitContext) -> i32 {
+    // The value follows the four arguments. The area may be gone by now.
+    leave(ctx.arg::<u32>(4));
+    0
+}
+
+#[kprobe]
+pub(crate) fn kprobe_fault(ctx: ProbeContext) -> u32 {
+    ran(HotProgram::CallEntry);
+    let vma = Kernel(ctx.arg(0).unwrap_or(0));
+    enter(vma.u64(OFFSETS.load().vma_mm), ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0));
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kretprobe_fault(ctx: RetProbeContext) -> u32 {
+    ran(HotProgram::CallReturn);
+    leave(ctx.ret());
+    0
+}
+
+#[inline(always)]
+fn enter(mm: u64, address: u64, flags: u32) {
+    // SAFETY: entries are only read and written as whole words.
+    let Some(slot) = (unsafe { MMS.get(mm) }) else {
+        return;
+    };
+    let Some(vm) = VMS.get(*slot) else { return };
+    let Some(thread) = thread_entry(*slot) else {
+        lose(vm, Loss::ThreadsFull);
+        return;
+    };
+    let flags = u64::from(flags);
+    if get(&thread.since_ns) != 0 {
+        if is_retry(thread, mm, address, flags) {
+            set(&thread.call, flags | IN_CALL);
+            return;
+        }
+        let waited = get(&thread.call) & TO_BE_RETRIED != 0;
+        lose(vm, if waited { Loss::Abandoned } else { Loss::StartWithoutEnd });
+    }
+    swapin::forget(thread);
+    set(&thread.mm, mm);
+    set(&thread.call, flags | IN_CALL);
+    start(thread, *slot, address);
+}
+
+/// Whether this call goes on with the fault that the thread is in: of the same page,
+/// and marked as tried before, or the pass under the mmap lock that follows a pass
+/// under the area's lock (`do_user_addr_fault` marks it only after a major).
+#[inline(always)]
+fn is_retry(thread: &Thread, mm: u64, address: u64, flags: u64) -> bool {
+    let before = get(&thread.call);
+    let follows =
+        flags & flag::TRIED != 0 || (before & flag::VMA_LOCK != 0 && flags & flag::VMA_LOCK == 0);
+    before & TO_BE_RETRIED != 0
+        && follows
+        && get(&thread.mm) == mm
+        && (get(&thread.address) ^ address) >> 12 == 0
+}
+
+#[inline(always)]
+fn leave(returned: u32) {
+    let Some(thread) = known_thread() else { return };
+    let call = get(&thread.call);
+    if call & IN_CALL == 0 {
+        // Of memory that is no VM's.
+        return;
+    }
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let slot = get(&thread.vm) as u32;
+    let Some(vm) = VMS.get(slot) else { return };
+    let returned = u64::from(returned);
+    if returned & reason::RETRY != 0 && call & flag::RETRY_NOWAIT == 0 {
+        set(&thread.call, call ^ IN_CALL ^ TO_BE_RETRIED);
+        return;
+    }
+    set(&thread.call, call ^ IN_CALL);
+    if get(&thread.since_ns) == 0 {
+        lose(vm, Loss::EndWithoutStart);
+        return;
+    }
+    if returned & reason::RETRY != 0 {
+        set(&thread.since_ns, 0);
+        swapin::forget(thread);
+        add(&vm.not_waited, 1);
+        return;
+    }
+    if returned & reason::ERROR != 0 {
+        set(&thread.since_ns, 0);
+        swapin::forget(thread);
+        lose(vm, Loss::Failed);
+        return;
+    }
+    // The rule of mm_account_fault.
+    let is_major = returned & reason::MAJOR != 0 || call & flag::TRIED != 0;
+    let metric = if is_major { Metric::FaultMajor } else { Metric::FaultMinor };
+    complete(vm, slot, thread, metric, now);
+    swapin::finish(thread);
+}

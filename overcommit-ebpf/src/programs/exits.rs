@@ -1,0 +1,348 @@
+//! A vCPU out of its guest: KVM's tracepoints, on the vCPU's own thread.
+//!
+//! A window lasts from kvm_exit to the next kvm_entry (arch/x86/kvm: svm/svm.c,
+//! vmx/vmx.c). In between the thread may leave for user space, once or more often; it
+//! comes back through KVM_RUN, which no tracepoint shows, so a stay there lasts until
+//! the window ends or the thread leaves once more.
+
+use crate::atomic::{add, get, set};
+use crate::kernel::current_mm;
+use crate::latency::record;
+use crate::maps::{
+    APFS, EXIT_OWNERS, EXITS, FREE_EXITS, KVM_FIELDS, MMS, VMS, histogram, lose, pool_histogram,
+};
+use crate::threads::{known_thread, thread_entry};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel};
+use aya_ebpf::macros::tracepoint;
+use aya_ebpf::programs::TracePointContext;
+use core::sync::atomic::AtomicU64;
+use overcommit_ebpf::layout::{
+    APF, HALT, Histogram, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY, MMIO, Metric,
+    PAUSED, REASON_MMIO, Thread, Vm, Window, exit_key,
+};
+
+/// Exits that mean something to us: svm.h, vmx.h (arch/x86/include/uapi/asm) and
+/// esr.h (arch/arm64/include/asm).
+mod reason {
+    pub(super) const SVM_HLT: u32 = 0x78;
+    pub(super) const SVM_MWAIT: u32 = 0x8b;
+    pub(super) const SVM_MWAIT_COND: u32 = 0x8c;
+    pub(super) const SVM_IDLE_HLT: u32 = 0xa6;
+    pub(super) const SVM_NPF: u32 = 0x400;
+    pub(super) const VMX_HLT: u32 = 12;
+    pub(super) const VMX_MWAIT: u32 = 36;
+    pub(super) const VMX_EPT_VIOLATION: u32 = 48;
+    pub(super) const VMX_EPT_MISCONFIG: u32 = 49;
+    pub(super) const ARM64_WFX: u32 = 0x01;
+    pub(super) const ARM64_INSTRUCTION_ABORT: u32 = 0x20;
+    pub(super) const ARM64_DATA_ABORT: u32 = 0x24;
+}
+
+/// In `info1` of `npf`: a reserved bit was set, which KVM does for a device's memory
+/// (`PFERR_RSVD_MASK`).
+const RESERVED_BIT: u64 = 1 << 3;
+/// `KVM_EXIT_INTR`, include/uapi/linux/kvm.h: the thread was called away.
+const USERSPACE_INTERRUPTED: u32 = 10;
+/// The token that tells a guest that all its pages are ready.
+const APF_BROADCAST: u32 = u32::MAX;
+/// An asynchronous page fault that has been open for so long was dropped: a guest that
+/// starts anew is not told of what it waited for
+/// (`kvm_clear_async_pf_completion_queue`).
+const APF_DROPPED_NS: u64 = 30_000_000_000;
+
+#[tracepoint]
+pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
+    let Some((vm, thread)) = current_vcpu() else { return 0 };
+    let Some(fields) = KVM_FIELDS.get(0) else { return 0 };
+    let window = &thread.window;
+    if get(&window.exit_ns) != 0 {
+        lose(vm, Loss::ExitWithoutEntry);
+    }
+    let reason: u32 = read(&ctx, &fields.exit_reason);
+    let isa = if is_absent(&fields.exit_isa) { ISA_ARM64 } else { read(&ctx, &fields.exit_isa) };
+    if !is_absent(&fields.exit_vcpu) {
+        set(&window.vcpu, u64::from(read::<u32>(&ctx, &fields.exit_vcpu)));
+    }
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let mut marks = marks(&ctx, fields, isa, reason);
+    if marks & HALT != 0 && waits_for_page(vm, window, now) {
+        marks |= APF;
+    }
+    set(&window.reason, u64::from(exit_key(isa, reason)) | marks);
+    set(&window.user_since_ns, 0);
+    set(&window.user_ns, 0);
+    set(&window.paused_ns, 0);
+    set(&window.waited_before_ns, get(&thread.waited_ns));
+    set(&window.exit_ns, now);
+    0
+}
+
+#[inline(always)]
+fn marks(ctx: &TracePointContext, fields: &KvmFields, isa: u32, reason: u32) -> u64 {
+    match (isa, reason) {
+        (ISA_SVM, reason::SVM_NPF) => {
+            let info: u64 = read(ctx, &fields.exit_info1);
+            if info & RESERVED_BIT != 0 { MEMORY | MMIO } else { MEMORY }
+        }
+        (ISA_VMX, reason::VMX_EPT_VIOLATION)
+        | (ISA_ARM64, reason::ARM64_INSTRUCTION_ABORT | reason::ARM64_DATA_ABORT) => MEMORY,
+        (ISA_VMX, reason::VMX_EPT_MISCONFIG) => MEMORY | MMIO,
+        (
+            ISA_SVM,
+            reason::SVM_HLT | reason::SVM_MWAIT | reason::SVM_MWAIT_COND | reason::SVM_IDLE_HLT,
+        )
+        | (ISA_VMX, reason::VMX_HLT | reason::VMX_MWAIT)
+        | (ISA_ARM64, reason::ARM64_WFX) => HALT,
+        _ => 0,
+    }
+}
+
+/// Whether the vCPU has an asynchronous page fault open that may still come.
+#[inline(always)]
+fn waits_for_page(vm: &Vm, window: &Window, now: u64) -> bool {
+    let open = get(&window.apf_open);
+    if open == 0 {
+        return false;
+    }
+    if now.saturating_sub(get(&window.apf_since_ns)) < APF_DROPPED_NS {
+        return true;
+    }
+    set(&window.apf_open, 0);
+    add(&vm.lost[Loss::ApfUnfinished as usize], open);
+    false
+}
+
+/// On `kvm_mmio` and `kvm_fast_mmio`: a device's memory is meant.
+#[tracepoint]
+pub(crate) fn kvm_mmio(_ctx: TracePointContext) -> u32 {
+    if let Some(thread) = known_thread() {
+        let window = &thread.window;
+        if get(&window.exit_ns) != 0 {
+            set(&window.reason, get(&window.reason) | MMIO);
+        }
+    }
+    0
+}
+
+#[tracepoint]
+pub(crate) fn kvm_userspace_exit(ctx: TracePointContext) -> u32 {
+    let Some(thread) = known_thread() else { return 0 };
+    let window = &thread.window;
+    if get(&window.exit_ns) == 0 {
+        return 0;
+    }
+    let Some(fields) = KVM_FIELDS.get(0) else { return 0 };
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    come_back(window, now);
+    // After an error the reason is that of an earlier exit.
+    let errno: u32 = read(&ctx, &fields.userspace_errno);
+    let interrupted = errno.cast_signed() < 0
+        || read::<u32>(&ctx, &fields.userspace_reason) == USERSPACE_INTERRUPTED;
+    let marks = get(&window.reason) & !PAUSED;
+    set(&window.reason, marks | if interrupted { PAUSED } else { MMIO });
+    set(&window.user_since_ns, now);
+    0
+}
+
+/// Adds up a stay in user space.
+#[inline(always)]
+fn come_back(window: &Window, now: u64) {
+    let since = get(&window.user_since_ns);
+    if since != 0 {
+        let paused = get(&window.reason) & PAUSED != 0;
+        let total = if paused { &window.paused_ns } else { &window.user_ns };
+        set(total, get(total) + now.saturating_sub(since));
+        set(&window.user_since_ns, 0);
+    }
+}
+
+#[tracepoint]
+pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
+    let Some(thread) = known_thread() else { return 0 };
+    let window = &thread.window;
+    let slot = get(&thread.vm) as u32;
+    let Some(vm) = VMS.get(slot) else { return 0 };
+    let exit_ns = get(&window.exit_ns);
+    if exit_ns == 0 {
+        // The first entry of a vCPU is no loss.
+        if get(&window.exits) != 0 {
+            lose(vm, Loss::EntryWithoutExit);
+        }
+        return 0;
+    }
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(length) = now.checked_sub(exit_ns) else {
+        set(&window.exit_ns, 0);
+        lose(vm, Loss::ClockBehind);
+        return 0;
+    };
+    come_back(window, now);
+    end_window(vm, slot, thread, length);
+    0
+}
+
+#[inline(always)]
+fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
+    let window = &thread.window;
+    let reason = get(&window.reason);
+    let (user, paused) = (get(&window.user_ns), get(&window.paused_ns));
+    let active = length.saturating_sub(paused);
+    let is_memory = reason & (MEMORY | MMIO) == MEMORY;
+    let waits = is_memory || reason & APF != 0;
+    add(&thread.sequence, 1);
+    if waits {
+        set(&window.stall_ns, get(&window.stall_ns) + active.saturating_sub(user));
+    }
+    set(&window.exit_ns, 0);
+    add(&thread.sequence, 1);
+    count(&window.exits, 1);
+    count(&window.user_total_ns, user);
+    count(&window.paused_total_ns, paused);
+    let kernel = active.saturating_sub(user);
+    if is_memory {
+        if let Some(histogram) = histogram(slot, Metric::StallMemory) {
+            record(histogram, kernel);
+        }
+        let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
+        count(&window.stalls, 1);
+        count(&window.stalls_inverted, u64::from(kernel < within));
+    }
+    if reason & APF != 0 {
+        count(&window.stall_halted_ns, kernel);
+    } else if reason & HALT != 0 {
+        count(&window.idle_total_ns, active);
+        if let Some(histogram) = histogram(slot, Metric::Idle) {
+            record(histogram, active);
+        }
+    } else {
+        count(&window.kernel_total_ns, kernel);
+    }
+    let device = reason & (MEMORY | MMIO) == MEMORY | MMIO;
+    let key = if device { exit_key(0, REASON_MMIO) } else { reason as u32 };
+    match exit_histogram(slot, key) {
+        Some(histogram) => record(histogram, active),
+        None => lose(vm, Loss::ExitsFull),
+    }
+}
+
+/// Adds to a total of the thread's own.
+#[inline(always)]
+fn count(total: &AtomicU64, n: u64) {
+    set(total, get(total) + n);
+}
+
+/// The histogram of an exit reason; the first exit takes a free one.
+#[inline(always)]
+fn exit_histogram(slot: u32, key: u32) -> Option<&'static Histogram> {
+    let key = u64::from(slot) << 32 | u64::from(key);
+    // SAFETY: entries are only read and written as whole words.
+    if let Some(place) = unsafe { EXITS.get(key) } {
+        return pool_histogram(*place);
+    }
+    let place = FREE_EXITS.pop().ok()??;
+    // Another vCPU of the VM may have been faster.
+    if EXITS.insert(key, place, u64::from(BPF_NOEXIST)).is_err() {
+        let _ = FREE_EXITS.push(place, 0);
+        // SAFETY: as above.
+        let place = unsafe { EXITS.get(key) }?;
+        return pool_histogram(*place);
+    }
+    set(&EXIT_OWNERS.get(place)?.0, key + 1);
+    pool_histogram(place)
+}
+
+#[tracepoint]
+pub(crate) fn kvm_apf_not_present(ctx: TracePointContext) -> u32 {
+    let Some((vm, thread)) = current_vcpu() else { return 0 };
+    let Some(fields) = KVM_FIELDS.get(0) else { return 0 };
+    let window = &thread.window;
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let key = apf_key(read::<u64>(&ctx, &fields.apf_token) as u32);
+    // SAFETY: entries are only read and written as whole words.
+    if unsafe { APFS.get(key) }.is_some() {
+        // The guest's numbers have come round.
+        lose(vm, Loss::ApfUnfinished);
+    } else {
+        set(&window.apf_open, get(&window.apf_open) + 1);
+    }
+    set(&window.apf_since_ns, now);
+    let _ = APFS.insert(key, now, 0);
+    0
+}
+
+#[tracepoint]
+pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
+    let Some((vm, thread)) = current_vcpu() else { return 0 };
+    let Some(fields) = KVM_FIELDS.get(0) else { return 0 };
+    let window = &thread.window;
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let token = read::<u64>(&ctx, &fields.apf_token) as u32;
+    let open = get(&window.apf_open);
+    if token == APF_BROADCAST {
+        set(&window.apf_open, 0);
+        add(&vm.lost[Loss::ApfUnfinished as usize], open);
+        return 0;
+    }
+    let key = apf_key(token);
+    // SAFETY: entries are only read and written as whole words.
+    let Some(since) = (unsafe { APFS.get(key) }).copied() else {
+        lose(vm, Loss::ApfWithoutStart);
+        return 0;
+    };
+    let _ = APFS.remove(key);
+    set(&window.apf_open, open.saturating_sub(1));
+    match now.checked_sub(since) {
+        Some(latency) => {
+            if let Some(histogram) = histogram(get(&thread.vm) as u32, Metric::Apf) {
+                record(histogram, latency);
+            }
+        }
+        None => lose(vm, Loss::ClockBehind),
+    }
+    0
+}
+
+#[inline(always)]
+fn apf_key(token: u32) -> u64 {
+    bpf_get_current_pid_tgid() << 32 | u64::from(token)
+}
+
+/// The VM and the entry of the current thread, which runs a vCPU.
+#[inline(always)]
+fn current_vcpu() -> Option<(&'static Vm, &'static Thread)> {
+    let thread = match known_thread() {
+        Some(thread) => thread,
+        None => {
+            // SAFETY: entries are only read and written as whole words.
+            let slot = *unsafe { MMS.get(current_mm()) }?;
+            let vm = VMS.get(slot)?;
+            let Some(thread) = thread_entry(slot) else {
+                lose(vm, Loss::ThreadsFull);
+                return None;
+            };
+            thread
+        }
+    };
+    set(&thread.is_vcpu, 1);
+    Some((VMS.get(get(&thread.vm) as u32)?, thread))
+}
+
+#[inline(always)]
+fn is_absent(field: &AtomicU64) -> bool {
+    get(field) > 0xffff
+}
+
+/// A field of the record that the program was called with; 0 if it cannot be read.
+#[inline(always)]
+fn read<T: Default>(ctx: &TracePointContext, field: &AtomicU64) -> T {
+    let address = (ctx.as_ptr() as u64 + (get(field) & 0xffff)) as *const T;
+    // SAFETY: the helper checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(address) }.unwrap_or_default()
+}

@@ -1,0 +1,89 @@
+//! What has been measured goes into the VM's histograms.
+
+use crate::atomic::{add, get, replace, set};
+use crate::maps::{SLOW, SLOW_NS, histogram, lose};
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::helpers::bpf_get_current_comm;
+use overcommit_ebpf::bucket;
+use overcommit_ebpf::layout::{Histogram, Loss, Metric, SlowFault, Taker, Thread, Vm};
+
+/// How often a lost race for the maximum is tried again. A reader bounds the
+/// maximum by the last bucket in use, so giving up costs 1/128 at worst.
+const MAX_TRIES: u32 = 8;
+
+/// Counts a fault of that latency, which ends now. Gives its end to the thread.
+#[inline(always)]
+pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now: u64) {
+    // The clock that programs may read is not strictly monotonic across CPUs
+    // (ktime_get_mono_fast_ns, kernel/time/timekeeping.c).
+    let Some(latency) = now.checked_sub(get(&thread.since_ns)) else {
+        set(&thread.since_ns, 0);
+        lose(vm, Loss::ClockBehind);
+        return;
+    };
+    close(thread, latency);
+    if let Some(histogram) = histogram(slot, metric) {
+        record(histogram, latency);
+    }
+    let taker = if get(&thread.id) >> 32 != get(&vm.tgid) {
+        Taker::Outside
+    } else if get(&thread.is_vcpu) != 0 {
+        Taker::Vcpu
+    } else {
+        Taker::VmThread
+    };
+    add(&vm.taken_by[taker as usize], 1);
+    if latency >= SLOW_NS.load() {
+        send(vm, slot, metric, thread, now, latency);
+    }
+}
+
+/// Ends the thread's wait, so that a reader never sees it both open and added.
+#[inline(always)]
+fn close(thread: &Thread, latency: u64) {
+    add(&thread.sequence, 1);
+    set(&thread.since_ns, 0);
+    let waited = get(&thread.waited_ns) + latency;
+    set(&thread.waited_ns, waited);
+    add(&thread.sequence, 1);
+}
+
+#[inline(always)]
+pub(crate) fn record(histogram: &Histogram, latency: u64) {
+    add(&histogram.sum_ns, latency);
+    let mut max = get(&histogram.max_ns);
+    let mut tries = 0;
+    while latency > max && tries < MAX_TRIES {
+        match replace(&histogram.max_ns, max, latency) {
+            Ok(()) => break,
+            Err(longer) => max = longer,
+        }
+        tries += 1;
+    }
+    if latency > bucket::MAX_NS {
+        add(&histogram.over_range, 1);
+    }
+    if let Some(bucket) = histogram.buckets.get(bucket::index(latency)) {
+        add(bucket, 1);
+    }
+}
+
+#[inline(always)]
+fn send(vm: &Vm, slot: u32, metric: Metric, thread: &Thread, end_ns: u64, latency_ns: u64) {
+    let Some(mut entry) = SLOW.reserve::<SlowFault>(0) else {
+        lose(vm, Loss::SlowDropped);
+        return;
+    };
+    entry.write(SlowFault {
+        end_ns,
+        latency_ns,
+        address: get(&thread.address),
+        vm_tgid: get(&vm.tgid) as u32,
+        vm: slot,
+        tid: get(&thread.id) as u32,
+        metric: metric as u32,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+    });
+    // The loader looks in by itself; a wake-up a fault would cost it more.
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}

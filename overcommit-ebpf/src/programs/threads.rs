@@ -1,0 +1,60 @@
+//! The entry of the current thread, which holds the fault that it is in.
+
+use crate::atomic::{get, set};
+use crate::kernel::in_kvm_run;
+use crate::maps::{CPUS, FREE_THREADS, THREADS, TIDS};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use overcommit_ebpf::layout::{HotProgram, Thread};
+
+#[inline(always)]
+pub(crate) fn known_thread() -> Option<&'static Thread> {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    // SAFETY: entries are only read and written as whole words.
+    let index = unsafe { TIDS.get(tid) }?;
+    THREADS.get(*index)
+}
+
+/// The entry of the current thread; its first fault takes a free one.
+#[inline(always)]
+pub(crate) fn thread_entry(slot: u32) -> Option<&'static Thread> {
+    if let Some(thread) = known_thread() {
+        return Some(thread);
+    }
+    let index = FREE_THREADS.pop().ok()??;
+    let id = bpf_get_current_pid_tgid();
+    let thread = THREADS.get(index)?;
+    set(&thread.id, id);
+    set(&thread.vm, u64::from(slot));
+    if TIDS.insert(id as u32, index, 0).is_err() {
+        set(&thread.id, 0);
+        // The entry goes back to where it came from, so there is room for it.
+        let _ = FREE_THREADS.push(index, 0);
+        return None;
+    }
+    Some(thread)
+}
+
+/// Starts the clock of a fault.
+#[inline(always)]
+pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
+    if get(&thread.is_vcpu) == 0 && in_kvm_run() {
+        set(&thread.is_vcpu, 1);
+    }
+    set(&thread.vm, u64::from(slot));
+    set(&thread.address, address);
+    // SAFETY: the helper has no precondition.
+    set(&thread.since_ns, unsafe { bpf_ktime_get_ns() });
+}
+
+/// Counts the run, so that the loader can tell how often the kernel skipped the
+/// program (`bpf_prog_active` held on this CPU).
+#[inline(always)]
+pub(crate) fn ran(program: HotProgram) {
+    // SAFETY: the helper has no precondition.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
+    if let Some(cpu) = CPUS.get(cpu) {
+        let runs = &cpu.runs[program as usize];
+        // No other program of ours can run on this CPU meanwhile.
+        set(runs, get(runs) + 1);
+    }
+}

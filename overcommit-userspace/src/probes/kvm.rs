@@ -1,0 +1,152 @@
+//! KVM's tracepoints, on whichever backend: why a vCPU left its guest, and for how
+//! long.
+//!
+//! Classic tracepoints: the exit reason is worked out in the record itself, and kvm
+//! mostly is a module, whose BTF typed programs cannot use. A module that is loaded
+//! later is picked up by the next look.
+
+use crate::probes::functions::open_tracepoint;
+use crate::probes::shared::SharedArray;
+use crate::probes::tracefs;
+use anyhow::{Context, Result, anyhow, bail};
+use aya::Ebpf;
+use aya::programs::TracePoint;
+use overcommit_ebpf::layout::{ABSENT, KvmFields};
+use perf_event::Counter;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::SeqCst;
+
+/// A program, the tracepoints that run it, and whether exits can be told without.
+/// In the order in which they are attached: what marks a window before what opens it.
+const PROGRAMS: [(&str, &[&str], bool); 6] = [
+    ("kvm_apf_ready", &["kvm_async_pf_ready"], false),
+    ("kvm_apf_not_present", &["kvm_async_pf_not_present"], false),
+    ("kvm_mmio", &["kvm_mmio", "kvm_fast_mmio"], false),
+    ("kvm_userspace_exit", &["kvm_userspace_exit"], true),
+    ("kvm_entry", &["kvm_entry"], true),
+    ("kvm_exit", &["kvm_exit"], true),
+];
+
+/// The names of the programs.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    PROGRAMS.into_iter().map(|(name, ..)| name)
+}
+
+/// The tracepoints of KVM, attached or yet to come.
+pub struct KvmTracepoints {
+    programs: Vec<RawFd>,
+    fields: SharedArray<KvmFields>,
+    attached: Vec<Counter>,
+    /// Why they are not attached.
+    missing: Option<String>,
+    /// Whether asynchronous page faults are told.
+    has_apf: bool,
+}
+
+/// Where tracefs is, with the tracepoints of KVM in it.
+fn find() -> Result<PathBuf> {
+    let root = tracefs::mount_point().context(tracefs::NOT_MOUNTED)?;
+    if root.join("events/kvm/kvm_exit").exists() {
+        return Ok(root);
+    }
+    bail!("no tracepoints of kvm in {}: is it loaded?", root.display())
+}
+
+impl KvmTracepoints {
+    /// Loads the programs; [`Self::follow`] attaches them.
+    ///
+    /// # Errors
+    /// The kernel refuses a program.
+    pub fn load(ebpf: &mut Ebpf) -> Result<Vec<RawFd>> {
+        let load = |(name, ..): (&str, &[&str], bool)| -> Result<RawFd> {
+            let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
+            let program: &mut TracePoint = program.try_into()?;
+            program.load().with_context(|| format!("the kernel refuses the program {name}"))?;
+            Ok(program.fd()?.as_fd().as_raw_fd())
+        };
+        PROGRAMS.into_iter().map(load).collect()
+    }
+
+    /// Takes the loaded programs.
+    ///
+    /// # Errors
+    /// The kernel refuses to map the list of fields.
+    pub fn new(ebpf: &mut Ebpf, programs: Vec<RawFd>) -> Result<Self> {
+        let fields = SharedArray::open(ebpf, "KVM_FIELDS", 1)?;
+        let missing = Some("not attached yet".to_owned());
+        Ok(Self { programs, fields, attached: Vec::new(), missing, has_apf: false })
+    }
+
+    /// Why exits are not seen, if they are not.
+    pub fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
+    }
+
+    /// Whether asynchronous page faults are seen.
+    pub fn has_apf(&self) -> bool {
+        self.has_apf
+    }
+
+    /// Attaches to what is there by now.
+    pub fn follow(&mut self) {
+        if self.missing.is_some() {
+            self.missing = self.attach().err().map(|error| format!("{error:#}"));
+            if self.missing.is_some() {
+                self.attached.clear();
+            }
+        }
+    }
+
+    /// Detaches.
+    pub fn stop(&mut self) {
+        self.attached.clear();
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        let root = find()?;
+        self.find_fields(&root.join("events/kvm"))?;
+        for ((_, tracepoints, is_needed), program) in PROGRAMS.into_iter().zip(&self.programs) {
+            for tracepoint in tracepoints {
+                let opened = tracefs::tracepoint_id(&root, &format!("kvm/{tracepoint}"))
+                    .and_then(|id| open_tracepoint(id, *program));
+                match opened {
+                    Ok(event) => self.attached.push(event),
+                    Err(error) if is_needed => return Err(error),
+                    Err(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn find_fields(&mut self, kvm: &Path) -> Result<()> {
+        let fields = self.fields.get(0).context("the list of fields is empty")?;
+        let exit = tracefs::Format::read(kvm, "kvm_exit")?;
+        // arm64 has the class of the exception instead of a reason.
+        let reason = exit.offset("exit_reason").or_else(|| exit.offset("esr_ec"));
+        let userspace = tracefs::Format::read(kvm, "kvm_userspace_exit")?;
+        let apf = tracefs::Format::read(kvm, "kvm_async_pf_ready").ok();
+        let apf = apf.and_then(|format| format.offset("token"));
+        self.has_apf = apf.is_some();
+        fields.exit_reason.store(reason.context("kvm_exit has no reason")?, SeqCst);
+        for (field, name) in [
+            (&fields.exit_isa, "isa"),
+            (&fields.exit_info1, "info1"),
+            (&fields.exit_vcpu, "vcpu_id"),
+        ] {
+            field.store(exit.offset(name).unwrap_or(ABSENT), SeqCst);
+        }
+        for (field, name) in
+            [(&fields.userspace_reason, "reason"), (&fields.userspace_errno, "errno")]
+        {
+            let offset = userspace.offset(name);
+            field.store(
+                offset.with_context(|| format!("kvm_userspace_exit has no {name}"))?,
+                SeqCst,
+            );
+        }
+        fields.apf_token.store(apf.unwrap_or(ABSENT), SeqCst);
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! tracefs: the events that we make there, and where an event keeps its fields.
+
+use crate::recording::run_file::process_id;
+use anyhow::{Context, Result, bail};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The group of all our events. An event outlives the process that made it, so its
+/// name says who that is: `oPID_STARTTIME_NAME`.
+const GROUP: &str = "overcommit";
+/// Threads that can be inside a probed function at a time, on the whole host: the
+/// most that the kernel takes (`KRETPROBE_MAXACTIVE_MAX`, kernel/trace/trace_kprobe.c).
+const MAX_ACTIVE: u32 = 4096;
+
+/// What to do without tracefs.
+pub const NOT_MOUNTED: &str = "tracefs is not mounted; mount -t tracefs nodev /sys/kernel/tracing";
+
+/// Where tracefs is mounted.
+pub fn mount_point() -> Option<PathBuf> {
+    mounted("tracefs")
+}
+
+/// Where a file system of that type is mounted.
+pub fn mounted(kind: &str) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let path = words.next()?;
+        (words.next() == Some(kind)).then(|| PathBuf::from(path))
+    })
+}
+
+/// Which end of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its entry.
+    Entry,
+    /// Its return.
+    Return,
+}
+
+/// How often a probe was hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Calls or returns that it saw.
+    pub hits: u64,
+    /// Those that it had to leave out: no entry of the pool was free, or another
+    /// probe was being handled.
+    pub misses: u64,
+}
+
+/// Events on kernel functions that this process has made. Dropping it removes them.
+#[derive(Debug)]
+pub struct FunctionEvents {
+    root: PathBuf,
+    owner: String,
+    made: Vec<String>,
+}
+
+impl FunctionEvents {
+    /// Removes what dead processes have left, and makes nothing yet.
+    ///
+    /// # Errors
+    /// The kernel does not let us list or remove events.
+    pub fn new(root: PathBuf) -> Result<Self> {
+        for event in left_behind(&root)? {
+            // Another overcommit may have been faster.
+            let _ = command(&root, &format!("-:{GROUP}/{event}"));
+        }
+        let id = process_id(std::process::id().cast_signed())?;
+        Ok(Self { root, owner: format!("o{}_{}", id.pid, id.start_ticks), made: Vec::new() })
+    }
+
+    /// Makes an event; gives its number for perf_event_open.
+    ///
+    /// # Errors
+    /// The kernel has no such function or refuses to probe it.
+    pub fn make(&mut self, name: &str, function: &str, end: End) -> Result<u64> {
+        let event = format!("{}_{name}", self.owner);
+        let kind = match end {
+            End::Entry => "p".to_owned(),
+            End::Return => format!("r{MAX_ACTIVE}"),
+        };
+        command(&self.root, &format!("{kind}:{GROUP}/{event} {function}"))
+            .with_context(|| format!("the kernel refuses to probe {function}"))?;
+        self.made.push(event.clone());
+        let path = self.root.join(format!("events/{GROUP}/{event}/id"));
+        let id =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        id.trim().parse().with_context(|| format!("{} holds {id:?}", path.display()))
+    }
+
+    /// What kprobe_profile says of an event.
+    pub fn seen(&self, name: &str) -> Option<Seen> {
+        let profile = fs::read_to_string(self.root.join("kprobe_profile")).ok()?;
+        let event = format!("{}_{name}", self.owner);
+        profile.lines().find_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some(&event)).then_some(())?;
+            Some(Seen { hits: words.next()?.parse().ok()?, misses: words.next()?.parse().ok()? })
+        })
+    }
+}
+
+impl Drop for FunctionEvents {
+    fn drop(&mut self) {
+        for event in &self.made {
+            // Whoever starts next removes what cannot be removed now.
+            let _ = command(&self.root, &format!("-:{GROUP}/{event}"));
+        }
+    }
+}
+
+fn command(root: &Path, command: &str) -> Result<()> {
+    let path = root.join("kprobe_events");
+    let failed = || format!("cannot write {command:?} to {}", path.display());
+    let mut file = OpenOptions::new().append(true).open(&path).with_context(failed)?;
+    file.write_all(command.as_bytes()).with_context(failed)
+}
+
+/// Our events whose owner is gone.
+///
+/// # Errors
+/// The list cannot be read.
+pub fn left_behind(root: &Path) -> Result<Vec<String>> {
+    let path = root.join("kprobe_events");
+    let list =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(list.lines().filter_map(our_event).filter(|event| !owner_runs(event)).collect())
+}
+
+/// `r4096:overcommit/o12_345_return handle_mm_fault` → `o12_345_return`.
+fn our_event(line: &str) -> Option<String> {
+    let (_, rest) = line.split_once(':')?;
+    let name = rest.strip_prefix(GROUP)?.strip_prefix('/')?;
+    name.split_whitespace().next().map(str::to_owned)
+}
+
+fn owner_runs(event: &str) -> bool {
+    let owner = || {
+        let (pid, rest) = event.strip_prefix('o')?.split_once('_')?;
+        let (ticks, _) = rest.split_once('_')?;
+        Some((pid.parse::<i32>().ok()?, ticks.parse::<u64>().ok()?))
+    };
+    // One that is named otherwise is not ours to remove.
+    owner().is_none_or(|(pid, ticks)| process_id(pid).is_ok_and(|id| id.start_ticks == ticks))
+}
+
+/// The number of a tracepoint for perf_event_open.
+///
+/// # Errors
+/// The kernel, or a module that is not loaded, does not have it.
+pub fn tracepoint_id(root: &Path, name: &str) -> Result<u64> {
+    let path = root.join("events").join(name).join("id");
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            text.trim().parse().with_context(|| format!("{} holds {text:?}", path.display()))
+        }
+        Err(error) => bail!("no tracepoint {name}: {}: {error}", path.display()),
+    }
+}
+
+/// Where the record of a tracepoint keeps its fields.
+pub struct Format(String);
+
+impl Format {
+    /// Of a tracepoint in that group's folder.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn read(group: &Path, tracepoint: &str) -> Result<Self> {
+        let path = group.join(tracepoint).join("format");
+        let text = fs::read_to_string(&path);
+        Ok(Self(text.with_context(|| format!("cannot read {}", path.display()))?))
+    }
+
+    /// Offset of a field, in bytes.
+    pub fn offset(&self, name: &str) -> Option<u64> {
+        self.0.lines().find_map(|line| {
+            let mut parts = line.trim().split(';');
+            let declaration = parts.next()?.strip_prefix("field:")?;
+            let declared = declaration.rsplit(' ').next()?;
+            (declared.split('[').next() == Some(name)).then_some(())?;
+            parts.next()?.trim().strip_prefix("offset:")?.parse().ok()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let text = "name: kvm_exit\nformat:\n\
+            \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\n\
+            \tfield:unsigned int exit_reason;\toffset:8;\tsize:4;\tsigned:0;\n\
+            \tfield:u64 info1;\toffset:32;\tsize:8;\tsigned:0;\n\
+            \tfield:u8 bytes[15];\toffset:40;\tsize:15;\tsigned:0;\n";
+        let format = Format(text.to_owned());
+        assert_eq!(format.offset("exit_reason"), Some(8));
+        assert_eq!(format.offset("info1"), Some(32));
+        assert_eq!(format.offset("bytes"), Some(40));
+        assert_eq!(format.offset("reason"), None);
+    }
+
+    #[test]
+    fn only_events_of_dead_owners_are_left_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let me = process_id(std::process::id().cast_signed()).unwrap();
+        let list = format!(
+            "p:overcommit/o{}_{}_entry handle_mm_fault\n\
+             r4096:overcommit/o1_999999999999_return handle_mm_fault\n\
+             p:overcommit/odd handle_mm_fault\np:other/o1_1_entry do_exit\n",
+            me.pid, me.start_ticks
+        );
+        fs::write(root.path().join("kprobe_events"), list).unwrap();
+        assert_eq!(left_behind(root.path()).unwrap(), ["o1_999999999999_return"]);
+    }
+}

@@ -1,0 +1,142 @@
+//! Every fault is counted, once, for the right VM, by every backend.
+
+use crate::Scenario;
+use crate::witness::{Histogram, exit_names};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{MemoryCgroup, Setting, SmallPages, ZramSwap, counter};
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{figure, json, lost, only_vm, within_a_percent};
+
+/// MiB that a squeezed guest walks, and may hold.
+const WALK: u64 = 64;
+const LIMIT: u64 = 48;
+/// Majors that make a count worth comparing.
+const MAJORS: u64 = 5_000;
+/// Windows that make their order worth a look.
+const WINDOWS: u64 = 10_000;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let mut scenarios: Vec<Scenario> = Vec::new();
+    for backend in ["fentry", "kprobe", "perf"] {
+        for (memory, shared) in [("anonymous", false), ("memfd", true)] {
+            if backend != "perf" || !shared {
+                let name = format!("counts_{backend}_{memory}");
+                scenarios.push((name, Box::new(move || counts_agree(backend, shared))));
+            }
+        }
+    }
+    scenarios
+}
+
+/// The kernel's own counters before and after.
+struct Witnesses {
+    faults: [u64; 2],
+    /// Pages read from swap devices, on the whole host.
+    swapins: u64,
+}
+
+impl Witnesses {
+    fn read(vm: &Vm) -> Result<Self> {
+        let swapins = counter(Path::new("/proc/vmstat"), "pswpin")?;
+        Ok(Self { faults: vm.faults()?, swapins })
+    }
+}
+
+fn counts_agree(backend: &str, shared: bool) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_small_pages, _no_readahead) = (SmallPages::new()?, Setting::no_readahead()?);
+    let cgroup = MemoryCgroup::new("lab")?;
+    let _swap = ZramSwap::new(512)?;
+    cgroup.limit(LIMIT)?;
+    let config =
+        Config { cgroup: Some(&cgroup), stopped: true, shared, ..Config::new("squeezed", WALK) };
+    let mut vm = Vm::start(&config)?;
+    let recording = Recording::start(&dir.path().join("run"), ["--backend", backend])?;
+    let exits = Histogram::start("kvm/kvm_exit", "exit_reason")?;
+    let before = Witnesses::read(&vm)?;
+    vm.resume()?;
+    await_some("major faults", PATIENCE, || {
+        Ok((vm.faults()?[1] >= before.faults[1] + MAJORS).then_some(()))
+    })?;
+    vm.stop()?;
+    let folder = recording.end()?;
+    let after = Witnesses::read(&vm)?;
+    let summary = only_vm(&folder)?;
+    let run = json(&folder, "run.json")?;
+    println!("{backend}: {}, {}", run["not_counted"], summary["taken_by"]);
+    exits_agree(&summary, &exits.counts()?)?;
+    stalls_hold_their_faults(&summary, &run)?;
+    if backend == "perf" {
+        return is_partial(&summary);
+    }
+    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
+        let counted = figure(&summary, metric, "count")?;
+        let kernel = after.faults[kind] - before.faults[kind];
+        let what = format!("{backend} {metric}");
+        within_a_percent(&what, counted, kernel, lost(&summary))?;
+    }
+    swapins_agree(&summary, after.swapins - before.swapins)?;
+    ensure!(figure(&summary, "fault.major", "count")? >= MAJORS);
+    ensure!(summary["metrics"][0]["coverage"] == "full", "{summary:#}");
+    Ok(())
+}
+
+/// Pages read from devices are those that the kernel read; the others were in the swap
+/// cache.
+fn swapins_agree(summary: &Value, kernel: u64) -> Result<()> {
+    let swapins = &summary["swapins"];
+    let count = figure(summary, "swapin", "count")?;
+    let number = |key: &str| swapins[key].as_u64().unwrap_or(0);
+    let from_devices = swapins["from_device"].as_object().context("no devices")?;
+    let read: u64 = from_devices.values().filter_map(Value::as_u64).sum();
+    println!("swapin: {count} = {swapins}; pswpin {kernel}");
+    ensure!(read + number("from_cache") + number("from_zswap") == count, "{swapins}");
+    ensure!(from_devices.keys().all(|name| name.starts_with("zram")), "{swapins}");
+    within_a_percent("swapin from zram", read, kernel, lost(summary))
+}
+
+/// KVM on hardware resolves a guest's faults where perf's events do not fire.
+fn is_partial(summary: &Value) -> Result<()> {
+    let unseen = summary["faults_kernel"].as_u64() > summary["faults_counted"].as_u64();
+    ensure!(unseen && summary["metrics"][1]["coverage"] == "partial", "{summary:#}");
+    Ok(())
+}
+
+/// Every exit is counted once, for its reason.
+fn exits_agree(summary: &Value, kernel: &BTreeMap<u64, u64>) -> Result<()> {
+    ensure!(kernel.contains_key(&0x400), "no exits for memory: {kernel:?}");
+    let names = exit_names()?;
+    for (number, count) in kernel {
+        let name = names.get(number).with_context(|| format!("exit {number:#x} has no name"))?;
+        let name = &format!("exit.{name}");
+        let mut counted = figure(summary, name, "count").unwrap_or(0);
+        if *number == 0x400 {
+            counted += figure(summary, "exit.mmio", "count").unwrap_or(0);
+        }
+        println!("{name}: counted {counted}, ftrace {count}");
+        let off = counted.abs_diff(*count);
+        ensure!(off <= 3 || off * 100 <= *count, "{name}: counted {counted}, ftrace {count}");
+    }
+    Ok(())
+}
+
+/// A wait for memory is no shorter than the faults in it.
+fn stalls_hold_their_faults(summary: &Value, run: &Value) -> Result<()> {
+    let vcpu = &run["vms"][0]["vcpu_times"][0];
+    let (windows, inverted) = (vcpu["stalls"].as_u64(), vcpu["stalls_inverted"].as_u64());
+    let (windows, inverted) =
+        windows.zip(inverted).with_context(|| format!("no windows: {run}"))?;
+    println!("stall.memory: {windows} windows, {inverted} inverted; {}", summary["stall"]);
+    ensure!(windows >= WINDOWS, "{windows} windows are too few");
+    ensure!(inverted * 100 <= windows, "{inverted} of {windows} are shorter than their faults");
+    ensure!(figure(summary, "stall.memory", "count")? == windows, "{summary:#}");
+    ensure!(summary["stall"]["source"] == "stall.memory", "{summary:#}");
+    Ok(())
+}

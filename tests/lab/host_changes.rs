@@ -1,0 +1,102 @@
+//! A host that changes while it is recorded.
+
+use crate::Scenario;
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use testbed::host::{MemoryCgroup, SmallPages, ZramSwap, read, write};
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{figure, lost, rows, vm, within_a_percent};
+use testbed::undo::Undo;
+use testbed::{await_some, run};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let mut scenarios: Vec<Scenario> = vec![("kvm_comes_late".to_owned(), Box::new(kvm_late))];
+    if Path::new(SWITCH).exists() {
+        scenarios.push(("cpu_goes_and_comes".to_owned(), Box::new(cpu_hotplug)));
+    }
+    scenarios
+}
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The switch of a second CPU, where there is one.
+const SWITCH: &str = "/sys/devices/system/cpu/cpu1/online";
+/// The lab's modules, with the order in which they are loaded.
+const MODULES: &str = "/run/modules";
+
+/// Loads what begins with kvm.
+fn load_kvm() -> Result<()> {
+    let order = read(Path::new(MODULES).join("order"))?;
+    for module in order.lines().filter(|module| module.starts_with("kvm")) {
+        let loaded = module.trim_end_matches(".ko").replace('-', "_");
+        if !Path::new("/sys/module").join(loaded).exists() {
+            run(Command::new("insmod").arg(Path::new(MODULES).join(module)))?;
+        }
+    }
+    Ok(())
+}
+
+fn kvm_late() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _loaded = Undo::with("kvm", load_kvm);
+    run(Command::new("rmmod").args(["kvm_amd", "kvm"]))?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, [""; 0])?;
+    let before: serde_json::Value = serde_json::from_str(&read(folder.join("run.json"))?)?;
+    let coverage = before["coverage"].as_array().context("no coverage")?;
+    let exit = coverage.iter().find(|entry| entry["metric"] == "exit").context("no exit")?;
+    ensure!(exit["coverage"] == "absent", "{exit}");
+    load_kvm()?;
+    let guest = Vm::start(&Config { accel: "kvm", ..Config::new("late", 16) })?;
+    // The recording looks once a second.
+    await_some("exits", PATIENCE, || {
+        let rows = rows(&folder, "intervals.csv").unwrap_or_default();
+        Ok(rows.iter().any(|row| row["metric"] == "exit.io").then_some(()))
+    })?;
+    drop(guest);
+    let summary = vm(&recording.end()?, "late")?;
+    ensure!(figure(&summary, "exit.io", "count")? > 0, "{summary:#}");
+    // Or kvm could not be taken away again.
+    run(Command::new("rmmod").args(["kvm_amd", "kvm"])).map(drop)
+}
+
+/// Majors before the CPU goes, while it is away, and after.
+const MAJORS: u64 = 1_000;
+
+fn cpu_hotplug() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _small_pages = SmallPages::new()?;
+    let cgroup = MemoryCgroup::new("lab")?;
+    let _swap = ZramSwap::new(512)?;
+    cgroup.limit(48)?;
+    let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("moved", 64) };
+    let mut guest = Vm::start(&config)?;
+    let _online = Undo::with("CPU 1", || write(SWITCH, "1"));
+    let recording = Recording::start(&dir.path().join("run"), [""; 0])?;
+    let before = guest.faults()?;
+    let await_majors = |guest: &Vm| {
+        let before = guest.faults()?[1];
+        await_some("major faults", PATIENCE, || {
+            Ok((guest.faults()?[1] >= before + MAJORS).then_some(()))
+        })
+    };
+    guest.resume()?;
+    for switch in ["1", "0", "1"] {
+        write(SWITCH, switch)?;
+        await_majors(&guest)?;
+    }
+    guest.stop()?;
+    let folder = recording.end()?;
+    let after = guest.faults()?;
+    let summary = vm(&folder, "moved")?;
+    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
+        let counted = figure(&summary, metric, "count")?;
+        within_a_percent(metric, counted, after[kind] - before[kind], lost(&summary))?;
+    }
+    let stalls = figure(&summary, "stall.memory", "count")?;
+    println!("{stalls} stalls, not counted {}", summary["not_counted"]);
+    ensure!(lost(&summary) * 100 <= stalls, "{}", summary["not_counted"]);
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! Nothing is left behind, on any way out, and the kernel never complains.
+
+use crate::Scenario;
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use overcommit::metrics;
+use overcommit::probes::decide::Backend;
+use overcommit::probes::object::Sizes;
+use overcommit::probes::{Kernel, Probes};
+use overcommit::sampler::coverage::Coverage;
+use overcommit_ebpf::layout::Metric;
+use std::process::Command;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use testbed::host::{MemoryCgroup, SmallPages, ZramSwap, read};
+use testbed::qemu::{Config, Vm, stat_field};
+use testbed::record::Recording;
+use testbed::results::run;
+use testbed::{await_some, overcommit};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let mut scenarios: Vec<Scenario> = Vec::new();
+    for backend in crate::FUNCTION_BACKENDS {
+        let left = move || nothing_is_left(backend);
+        scenarios.push((format!("nothing_is_left_{backend}"), Box::new(left)));
+    }
+    scenarios.push(("attach_in_a_storm".to_owned(), Box::new(attach_in_a_storm)));
+    scenarios.push(("missing_functions".to_owned(), Box::new(missing_functions)));
+    scenarios.push(("check_tells_the_truth".to_owned(), Box::new(check)));
+    // Last: it reads what all others made the kernel say.
+    scenarios.push(("z_kernel_never_complained".to_owned(), Box::new(no_complaints)));
+    scenarios
+}
+
+const FUNCTION_BACKENDS: [Backend; 2] = [Backend::Fentry, Backend::Kprobe];
+const PATIENCE: Duration = Duration::from_secs(30);
+const KPROBE_EVENTS: &str = "/sys/kernel/tracing/kprobe_events";
+
+/// Programs, links and maps of BPF, and events of tracefs, on the whole host.
+fn loaded() -> Result<[usize; 4]> {
+    let events = read(KPROBE_EVENTS)?.lines().count();
+    Ok([
+        aya::programs::loaded_programs().flatten().count(),
+        aya::programs::loaded_links().flatten().count(),
+        aya::maps::loaded_maps().flatten().count(),
+        events,
+    ])
+}
+
+/// The kernel frees programs and maps a moment after their last user is gone.
+fn await_as_before(before: [usize; 4], what: &str) -> Result<()> {
+    await_some(what, PATIENCE, || Ok((loaded()? == before).then_some(())))
+}
+
+fn nothing_is_left(backend: &str) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let before = loaded()?;
+    let recording = Recording::start(&dir.path().join("regular"), ["--backend", backend])?;
+    ensure!(loaded()?[0] > before[0], "no program was loaded");
+    recording.end()?;
+    await_as_before(before, "end of all programs after a regular end")?;
+
+    let refused = run(["record", "--backend", backend, "--without", "handle_mm_fault"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(1), "{refused:?}");
+    ensure!(said.contains("handle_mm_fault") && said.lines().count() <= 2, "{said}");
+    await_as_before(before, "end of all programs after a failed load")?;
+
+    let mut recording = Recording::start(&dir.path().join("killed"), ["--backend", backend])?;
+    recording.signal(Signal::SIGKILL)?;
+    recording.wait()?;
+    let left = read(KPROBE_EVENTS)?;
+    println!("{backend}: after kill -9: {left:?}");
+    ensure!(backend != "kprobe" || left.contains("overcommit/"), "tracefs kept no event");
+    Recording::start(&dir.path().join("next"), ["--backend", backend])?.end()?;
+    await_as_before(before, "end of all programs after kill -9 and the next start")
+}
+
+/// A function that the kernel does not have costs its own metric alone.
+fn missing_functions() -> Result<()> {
+    let kernel = Kernel::read()?;
+    for backend in FUNCTION_BACKENDS {
+        for (functions, coverage) in [
+            (&["do_swap_page"][..], Coverage::Partial),
+            (&["shmem_swapin_folio"], Coverage::Partial),
+            (&["do_swap_page", "shmem_swapin_folio"], Coverage::Absent),
+            (&["swap_read_folio", "swap_readpage"], Coverage::Full),
+        ] {
+            let without: Vec<String> = functions.iter().map(|name| (*name).to_owned()).collect();
+            let (probes, _rings) = Probes::attach(&kernel, backend, &without, Sizes::TRIAL)?;
+            let declared = metrics::declared(&probes.sight());
+            let find = |metric: &str| declared.iter().find(|entry| entry.metric == metric);
+            let swapin = find("swapin").context("no swapin")?;
+            ensure!(swapin.coverage == coverage, "without {functions:?}: {swapin:?}");
+            let named =
+                swapin.not_seen.iter().any(|text| text.contains(&format!("no_{}", functions[0])));
+            ensure!(named, "without {functions:?}: {swapin:?}");
+            let fault = find("fault.minor").context("no faults")?;
+            ensure!(fault.coverage == Coverage::Full, "without {functions:?}: {fault:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Times that the probes come and go.
+const ATTACHES: usize = 50;
+
+fn attach_in_a_storm() -> Result<()> {
+    let _small_pages = SmallPages::new()?;
+    let cgroup = MemoryCgroup::new("lab")?;
+    let _swap = ZramSwap::new(512)?;
+    cgroup.limit(48)?;
+    let storm = Vm::start(&Config { cgroup: Some(&cgroup), ..Config::new("storm", 64) })?;
+    storm.await_passes(1)?;
+    let pid = storm.pid().cast_signed();
+    let started = stat_field(storm.pid(), 22)?;
+    let kernel = Kernel::read()?;
+    let sizes = Sizes { vms: 4, threads: 256, cpus: 4, ..Sizes::TRIAL };
+    // Else it takes the CPU from the one who comes and goes.
+    let threads = format!("/proc/{pid}/task");
+    for thread in std::fs::read_dir(threads)? {
+        let tid = thread?.file_name();
+        testbed::run(Command::new("renice").args(["-n", "10", "-p"]).arg(tid))?;
+    }
+    for round in 0..ATTACHES {
+        let backend = FUNCTION_BACKENDS[round % 2];
+        let (mut probes, _rings) = Probes::attach(&kernel, backend, &[], sizes)?;
+        probes.adopt(&[pid])?;
+        let slot = probes.slots.find(pid, started).context("the VM has no slot")?;
+        let place = slot as usize * Metric::COUNT + Metric::FaultMajor as usize;
+        let majors = probes.slots.histograms.get(place).context("no histogram")?;
+        await_some(
+            "major faults",
+            PATIENCE,
+            || Ok((majors.sum_ns.load(Relaxed) > 0).then_some(())),
+        )
+        .with_context(|| format!("round {round}"))?;
+        if round % 10 == 9 {
+            println!("attached {} times", round + 1);
+        }
+    }
+    let passes = storm.passes()?;
+    await_some("life of the guest", PATIENCE, || Ok((storm.passes()? > passes).then_some(())))
+}
+
+fn check() -> Result<()> {
+    let output = Command::new(overcommit()).args(["check", "--json"]).output()?;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    println!(
+        "auto {}, preemption {}, hooks {}",
+        report["auto"], report["preemption"], report["hooks"]
+    );
+    let lazy = read("/sys/kernel/debug/sched/preempt")?.contains("(lazy)");
+    // Trampolines miss calls where programs are preempted.
+    ensure!(report["auto"] == if lazy { "kprobe" } else { "fentry" }, "{report:#}");
+    let absent = |metric: &str| {
+        let coverage = report["coverage"].as_array().cloned().unwrap_or_default();
+        coverage.iter().any(|entry| entry["metric"] == metric && entry["coverage"] == "absent")
+    };
+    for metric in ["fault.minor", "fault.major", "swapin", "exit", "idle", "stall.memory", "apf"] {
+        ensure!(!absent(metric), "{metric} is absent: {report:#}");
+    }
+    Ok(())
+}
+
+fn no_complaints() -> Result<()> {
+    let output = Command::new("dmesg").output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let bad = ["WARNING:", "BUG:", "Oops", "lockup", "rcu: INFO", "Call Trace"];
+    let found: Vec<&str> =
+        text.lines().filter(|line| bad.iter().any(|word| line.contains(word))).collect();
+    ensure!(found.is_empty(), "{found:#?}");
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Whose memory a fault fills counts, not who takes it; and nothing is lost when many
+//! sleep in faults at once.
+
+use crate::{FUNCTION_BACKENDS, Scenario};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use testbed::qemu::stat_field;
+use testbed::record::Recording;
+use testbed::results::{StandIn, figure, json, only_vm, vm, within_a_percent};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let mut scenarios: Vec<Scenario> = Vec::new();
+    for backend in FUNCTION_BACKENDS {
+        let outside = move || outside_writes_count(backend);
+        scenarios.push((format!("outside_writes_{backend}"), Box::new(outside)));
+        scenarios.push((format!("asleep_{backend}"), Box::new(move || asleep(backend))));
+    }
+    scenarios
+}
+
+/// Pages that another process writes.
+const WRITTEN: u64 = 5_000;
+
+fn outside_writes_count(backend: &str) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut stand_in = StandIn::start(["written", &WRITTEN.to_string()])?;
+    let pattern = format!("stand-in-{}", stand_in.pid());
+    let options = ["--backend", backend, "--vm", &pattern];
+    let recording = Recording::start(&dir.path().join("run"), options)?;
+    stand_in.work()?;
+    let summary = only_vm(&recording.end()?)?;
+    let outside = summary["taken_by"]["outside"].as_u64().context("nobody took any")?;
+    within_a_percent("written from outside", outside, WRITTEN, 0)?;
+    ensure!(summary["metrics"][0]["coverage"] == "full", "{summary:#}");
+    Ok(())
+}
+
+/// Threads that sleep at once, and their rounds.
+const SLEEPERS: u64 = 64;
+const ROUNDS: u64 = 10;
+/// Pages that another process touches meanwhile.
+const TOUCHED: u64 = 2_000;
+
+fn asleep(backend: &str) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut sleepers = StandIn::start(["asleep", &SLEEPERS.to_string()])?;
+    let mut other = StandIn::start(["touch", &TOUCHED.to_string()])?;
+    let names = [sleepers.pid(), other.pid()].map(|pid| format!("stand-in-{pid}"));
+    let options = ["--backend", backend, "--vm", &names[0], "--vm", &names[1]];
+    let recording = Recording::start(&dir.path().join("run"), options)?;
+    let before = [faults(sleepers.pid())?, faults(other.pid())?];
+    let asleep = sleepers.work()?;
+    ensure!(asleep == SLEEPERS.to_string(), "{asleep} of {SLEEPERS} threads sleep");
+    other.work()?;
+    sleepers.work()?;
+    let after = [faults(sleepers.pid())?, faults(other.pid())?];
+    let folder = recording.end()?;
+    let missed = missed(&json(&folder, "run.json")?["not_counted"]["programs_skipped"]);
+    for (index, least) in [(0, SLEEPERS * ROUNDS), (1, TOUCHED)] {
+        let summary = vm(&folder, &names[index])?;
+        let counted =
+            figure(&summary, "fault.minor", "count")? + figure(&summary, "fault.major", "count")?;
+        let kernel = after[index] - before[index];
+        println!("{backend}: counted {counted} of {kernel}, missed {missed}");
+        ensure!(kernel >= least, "{kernel} faults are too few");
+        ensure!(counted <= kernel + 16, "{counted} counted of {kernel}");
+        // A miss loses a fault at most.
+        ensure!(kernel.saturating_sub(counted) <= missed, "{counted} of {kernel}: {missed} missed");
+    }
+    Ok(())
+}
+
+fn faults(pid: u32) -> Result<u64> {
+    Ok(stat_field(pid, 10)? + stat_field(pid, 12)?)
+}
+
+/// Calls of handle_mm_fault that the programs missed, as the tool reports them.
+fn missed(skipped: &Value) -> u64 {
+    let programs = ["fentry_fault", "fexit_fault", "kprobe_fault", "kretprobe_fault"];
+    programs.iter().filter_map(|name| skipped[name].as_u64()).sum()
+}

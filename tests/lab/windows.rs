@@ -1,0 +1,92 @@
+//! What counts as a stall and what does not.
+
+use crate::Scenario;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{MemoryCgroup, Setting, SmallPages, ZramSwap};
+use testbed::payload::Guest;
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{figure, json, rows, vm};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device))]
+}
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// For how long the squeezed VM is stopped: more than two whole intervals.
+const PAUSE: Duration = Duration::from_secs(3);
+/// Majors before the pause, and after it.
+const MAJORS: u64 = 1_500;
+
+fn pause_and_device() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_small_pages, _no_readahead) = (SmallPages::new()?, Setting::no_readahead()?);
+    let cgroup = MemoryCgroup::new("lab")?;
+    let _swap = ZramSwap::new(512)?;
+    cgroup.limit(48)?;
+    let device = Config { guest: Guest::Device, ..Config::new("device", 2) };
+    let device = Vm::start(&device)?;
+    device.await_passes(1)?;
+    let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("squeezed", 64) };
+    let mut squeezed = Vm::start(&config)?;
+    let recording = Recording::start(&dir.path().join("run"), [""; 0])?;
+    let await_majors = |vm: &Vm, count: u64| {
+        let before = vm.faults()?[1];
+        await_some("major faults", PATIENCE, || {
+            Ok((vm.faults()?[1] >= before + count).then_some(()))
+        })
+    };
+    squeezed.resume()?;
+    await_majors(&squeezed, MAJORS)?;
+    squeezed.stop()?;
+    std::thread::sleep(PAUSE);
+    squeezed.resume()?;
+    await_majors(&squeezed, MAJORS)?;
+    let folder = recording.end()?;
+    pause_is_no_stall(&folder)?;
+    device_is_no_stall(&folder)
+}
+
+fn pause_is_no_stall(folder: &std::path::Path) -> Result<()> {
+    let run = json(folder, "run.json")?;
+    let time = &vcpu(&run, "squeezed")?;
+    let paused = time["paused_ns"].as_u64().context("no pauses")?;
+    let pause = PAUSE.as_nanos() as u64;
+    println!("paused {paused} ns of {pause}: {time}");
+    ensure!(paused + pause / 100 >= pause, "paused {paused} ns of {pause}");
+    let summary = vm(folder, "squeezed")?;
+    for metric in summary["metrics"].as_array().context("no metrics")? {
+        let longest = metric["max_ns"].as_u64().unwrap_or(0);
+        ensure!(longest < pause, "the pause is in {}: {metric}", metric["metric"]);
+    }
+    let rows = rows(folder, "vms.csv")?;
+    let of_squeezed = rows.iter().filter(|row| row["vm"] == "squeezed");
+    let shares: Vec<f64> = of_squeezed.filter_map(|row| row["stall_share"].parse().ok()).collect();
+    println!("shares {shares:?}");
+    ensure!(shares.iter().all(|share| *share <= 1.0), "a share above the whole: {shares:?}");
+    ensure!(shares.contains(&0.0), "no interval was free of stalls: {shares:?}");
+    ensure!(shares.iter().any(|share| *share >= 0.2), "no stall at all: {shares:?}");
+    Ok(())
+}
+
+/// A guest that only talks to a device waits for no memory.
+fn device_is_no_stall(folder: &std::path::Path) -> Result<()> {
+    let device = vm(folder, "device")?;
+    let reads = figure(&device, "exit.mmio", "count")?;
+    let stalled = |summary: &Value| summary["stall"]["waited_ns"].as_u64().context("no stall");
+    let (device, squeezed) = (stalled(&device)?, stalled(&vm(folder, "squeezed")?)?);
+    println!("device: {reads} MMIO exits, stalled {device} ns; squeezed {squeezed} ns");
+    ensure!(reads >= 1_000, "{reads} MMIO exits are too few");
+    ensure!(device * 100 <= squeezed, "device {device} ns, squeezed {squeezed} ns");
+    Ok(())
+}
+
+/// Totals of the only vCPU of a VM.
+fn vcpu(run: &Value, name: &str) -> Result<Value> {
+    let vms = run["vms"].as_array().context("no VMs")?;
+    let vm = vms.iter().find(|vm| vm["name"] == name).context("no such VM")?;
+    Ok(vm["vcpu_times"][0].clone())
+}

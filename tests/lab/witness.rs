@@ -1,0 +1,61 @@
+//! Counts by the kernel's own tracer, which knows nothing of ours.
+
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use testbed::host::{read, write};
+use testbed::undo::Undo;
+
+/// A histogram of ftrace over one field of a tracepoint.
+pub(crate) struct Histogram {
+    event: PathBuf,
+    key: &'static str,
+    _undo: Undo,
+}
+
+impl Histogram {
+    /// Counts from now on.
+    pub(crate) fn start(event: &str, key: &'static str) -> Result<Self> {
+        let event = PathBuf::from("/sys/kernel/tracing/events").join(event);
+        let trigger = event.join("trigger");
+        let command = format!("hist:keys={key}:size=4096");
+        let undo = Undo::with("a histogram of ftrace", {
+            let (trigger, command) = (trigger.clone(), command.clone());
+            move || write(trigger, &format!("!{command}"))
+        });
+        write(trigger, &command)?;
+        Ok(Self { event, key, _undo: undo })
+    }
+
+    /// How many in all.
+    pub(crate) fn total(&self) -> Result<u64> {
+        Ok(self.counts()?.values().sum())
+    }
+
+    /// How many of each value.
+    pub(crate) fn counts(&self) -> Result<BTreeMap<u64, u64>> {
+        let text = read(self.event.join("hist"))?;
+        let dropped = text.lines().find_map(|line| line.trim().strip_prefix("Dropped:"));
+        ensure!(dropped.is_none_or(|count| count.trim() == "0"), "ftrace dropped some:\n{text}");
+        let rows = text.lines().filter(|line| line.starts_with("{ "));
+        rows.map(|row| {
+            let (key, count) = row.split_once("hitcount:").context("a row without a count")?;
+            let value = key.split_once(self.key).context("a row without its key")?.1;
+            let digits: String = value.chars().filter(char::is_ascii_digit).collect();
+            Ok((digits.parse()?, count.trim().parse()?))
+        })
+        .collect()
+    }
+}
+
+/// The kernel's own names of AMD's exits, out of the format of kvm_exit's record.
+pub(crate) fn exit_names() -> Result<BTreeMap<u64, String>> {
+    let format = read("/sys/kernel/tracing/events/kvm/kvm_exit/format")?;
+    let (_, table) = format.rsplit_once("__print_symbolic(").context("no names in the format")?;
+    let entries = table.split('{').filter_map(|entry| entry.split_once('}')?.0.split_once(','));
+    let entry = |(number, name): (&str, &str)| {
+        let number = u64::from_str_radix(number.trim().strip_prefix("0x")?, 16).ok()?;
+        Some((number, name.trim().trim_matches('"').to_lowercase()))
+    };
+    Ok(entries.filter_map(entry).collect())
+}

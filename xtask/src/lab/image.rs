@@ -1,0 +1,162 @@
+//! What the lab boots: a kernel, and an initramfs with the modules that it needs
+//! to share this machine's root.
+
+use crate::lab::kernels::Packages;
+use crate::setup::show;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use testbed::root;
+
+/// Loaded in the lab in this order, each with what it depends on; one that is
+/// built in, or that this kernel lacks, is left out.
+const MODULES: [&str; 10] = [
+    "virtio_pci",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "virtio_blk",
+    "virtio_balloon",
+    "zram",
+    "lz4_compress",
+    "lzo_rle",
+    "kvm_amd",
+];
+/// Without these there is no lab.
+const NEEDED: [&str; 4] = ["9pnet_virtio", "9p", "zram", "kvm_amd"];
+
+/// A kernel that can be booted.
+pub(crate) struct Image {
+    /// `uname -r`
+    pub(crate) release: String,
+    /// The kernel.
+    pub(crate) kernel: PathBuf,
+    /// Its modules, in a folder with the list `order`.
+    modules: PathBuf,
+}
+
+/// Takes the kernel and the modules that are needed out of the packages, once.
+///
+/// # Errors
+/// The packages hold no kernel, or lack a module.
+pub(crate) fn unpack(packages: &Packages, cache: &Path) -> Result<Image> {
+    let name = packages.files.iter().filter_map(|file| file.file_stem()).next();
+    let name = name.context("a kernel of no packages")?;
+    let dir = cache.join("unpacked").join(name);
+    if !dir.join("release").exists() {
+        let tree = cache.join("unpacking");
+        let _ = fs::remove_dir_all(&tree);
+        for package in &packages.files {
+            show(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&tree))?;
+        }
+        let unpacked = pick(&tree, &dir);
+        fs::remove_dir_all(&tree)?;
+        unpacked?;
+    }
+    Ok(Image {
+        release: fs::read_to_string(dir.join("release"))?,
+        kernel: dir.join("vmlinuz"),
+        modules: dir.join("modules"),
+    })
+}
+
+fn pick(tree: &Path, dir: &Path) -> Result<()> {
+    let places = ["lib/modules", "usr/lib/modules"].map(|place| tree.join(place));
+    let lib = places.into_iter().find(|place| place.exists()).context("no modules in it")?;
+    let mut releases = fs::read_dir(&lib)?;
+    let release = releases.next().context("no kernel in it")??.file_name();
+    let release = release.to_string_lossy().into_owned();
+    let kernels =
+        [tree.join(format!("boot/vmlinuz-{release}")), lib.join(&release).join("vmlinuz")];
+    let kernel = kernels.iter().find(|path| path.exists()).context("no vmlinuz in it")?;
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir_all(dir.join("modules"))?;
+    fs::copy(kernel, dir.join("vmlinuz"))?;
+    // depmod looks below lib/modules alone.
+    if !tree.join("lib/modules").exists() {
+        std::os::unix::fs::symlink("usr/lib", tree.join("lib"))?;
+    }
+    testbed::run(Command::new("depmod").arg("-b").arg(tree).arg(&release))?;
+    let lib = lib.join(&release);
+    let order = load_order(&lib)?;
+    let mut names = String::new();
+    for module in &order {
+        let file = Path::new(module).file_name().context("a module without a name")?;
+        let name = file.to_string_lossy().trim_end_matches(".xz").to_owned();
+        let target = dir.join("modules").join(&name);
+        decompress(&lib.join(module), &target)?;
+        names += &format!("{name}\n");
+    }
+    fs::write(dir.join("modules/order"), names)?;
+    // The mark of a whole folder.
+    Ok(fs::write(dir.join("release"), release)?)
+}
+
+/// Files of the modules, each after those that it needs.
+fn load_order(lib: &Path) -> Result<Vec<String>> {
+    let dependencies = fs::read_to_string(lib.join("modules.dep"))?;
+    // Not every release has the list.
+    let builtin = fs::read_to_string(lib.join("modules.builtin")).unwrap_or_default();
+    let mut order: Vec<String> = Vec::new();
+    for module in MODULES {
+        let is_it = |path: &str| {
+            let file = path.rsplit('/').next().unwrap_or(path);
+            let stem = file.split('.').next().unwrap_or(file);
+            stem.replace('-', "_") == module
+        };
+        let line = dependencies.lines().find(|line| line.split(':').next().is_some_and(is_it));
+        let Some((file, needs)) = line.and_then(|line| line.split_once(':')) else {
+            let there = builtin.lines().any(is_it) || !NEEDED.contains(&module);
+            ensure!(there, "this kernel has no module {module}");
+            continue;
+        };
+        // modules.dep names the deepest last.
+        for file in needs.split_whitespace().rev().chain([file]) {
+            if !order.iter().any(|known| known == file) {
+                order.push(file.to_owned());
+            }
+        }
+    }
+    Ok(order)
+}
+
+fn decompress(module: &Path, target: &Path) -> Result<()> {
+    if module.extension().is_none_or(|extension| extension != "xz") {
+        fs::copy(module, target).with_context(|| format!("cannot copy {}", module.display()))?;
+        return Ok(());
+    }
+    show(Command::new("xz").arg("-dc").arg(module).stdout(fs::File::create(target)?))
+}
+
+/// Packs the initramfs; gives its file.
+///
+/// # Errors
+/// busybox or cpio is missing or fails.
+pub(crate) fn initramfs(image: &Image, work: &Path) -> Result<PathBuf> {
+    let tree = work.join("initramfs");
+    let _ = fs::remove_dir_all(&tree);
+    for dir in ["bin", "proc", "sys", "dev", "lower", "upper", "root", "modules"] {
+        fs::create_dir_all(tree.join(dir))?;
+    }
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
+    let Some(busybox) = busybox.into_iter().find(|path| path.exists()) else {
+        bail!("no busybox; install the package busybox-static");
+    };
+    fs::copy(busybox, tree.join("bin/busybox"))?;
+    fs::copy(root().join("tests/lab/init"), tree.join("init"))?;
+    for entry in fs::read_dir(&image.modules)? {
+        let entry = entry?;
+        fs::copy(entry.path(), tree.join("modules").join(entry.file_name()))?;
+    }
+    let file = work.join("initramfs.cpio");
+    let archive = fs::File::create(&file)?;
+    let mut find =
+        Command::new("find").arg(".").current_dir(&tree).stdout(Stdio::piped()).spawn()?;
+    let names = find.stdout.take().context("find has no output")?;
+    let mut cpio = Command::new("cpio");
+    cpio.args(["--create", "--format=newc", "--quiet", "--owner=0:0"]);
+    show(cpio.current_dir(&tree).stdin(names).stdout(archive))?;
+    ensure!(find.wait()?.success(), "find failed in {}", tree.display());
+    Ok(file)
+}

@@ -1,0 +1,180 @@
+//! Boots the lab and watches its console: one line ends it well, a panic, a lockup
+//! or the time limit ends it at once.
+
+use crate::lab::image::Image;
+use anyhow::{Context, Result, bail};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use testbed::undo::Undo;
+
+/// Time in which the kernel must reach its first program.
+const BOOT: Duration = Duration::from_secs(90);
+/// Lines of the console that are shown of a lab that died.
+const LAST_LINES: usize = 30;
+/// What a kernel prints that is not going to end well.
+const DEATH: [&str; 7] = [
+    "Kernel panic",
+    "BUG: ",
+    "Oops: ",
+    "soft lockup",
+    "hard LOCKUP",
+    "self-detected stall",
+    "detected stalls on CPUs",
+];
+
+/// What a run needs.
+pub(crate) struct Run<'a> {
+    pub(crate) image: &'a Image,
+    pub(crate) initramfs: &'a Path,
+    /// Shared with the lab as /run/results; holds `command`.
+    pub(crate) results: &'a Path,
+    /// A raw file that the lab sees as /dev/vda: a slow disk.
+    pub(crate) disk: &'a Path,
+    /// Where QEMU complains.
+    pub(crate) complaints: &'a Path,
+    pub(crate) cpus: u32,
+    /// From the first program to the end.
+    pub(crate) limit: Duration,
+}
+
+/// Boots it, prints what its command prints, and gives the command's exit status.
+///
+/// # Errors
+/// It never boots, dies or takes too long; the last lines of its console are said.
+pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
+    let child: Arc<Mutex<Option<Child>>> = Arc::default();
+    let _undo = Undo::with("the lab", {
+        let child = Arc::clone(&child);
+        move || {
+            let child = child.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(mut child) = child {
+                child.kill()?;
+                child.wait()?;
+            }
+            Ok(())
+        }
+    });
+    let mut qemu = command(run)?.spawn().context("cannot start QEMU")?;
+    let console = qemu.stdout.take().context("QEMU has no output")?;
+    *child.lock().unwrap_or_else(PoisonError::into_inner) = Some(qemu);
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    watch(&lines, run.limit)
+}
+
+fn command(run: &Run<'_>) -> Result<Command> {
+    let mut command = Command::new(testbed::qemu::QEMU);
+    command.args(["-nodefaults", "-no-reboot", "-display", "none", "-vga", "none", "-m", "3072"]);
+    command.args(["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm"]);
+    command.args(["-smp", &run.cpus.to_string()]);
+    command.arg("-kernel").arg(&run.image.kernel).arg("-initrd").arg(run.initramfs);
+    command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable"]);
+    command.args(["-serial", "stdio"]);
+    let share = |path: &Path, id: &str, more: &str| {
+        let path = path.display().to_string().replace(',', ",,");
+        format!("local,path={path},id={id},security_model=none,multidevs=remap{more}")
+    };
+    command.arg("-fsdev").arg(share(Path::new("/"), "root", ",readonly=on"));
+    command.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+    command.arg("-fsdev").arg(share(run.results, "results", ""));
+    command.args(["-device", "virtio-9p-pci,fsdev=results,mount_tag=results"]);
+    let disk = run.disk.display().to_string().replace(',', ",,");
+    let slow = "format=raw,if=none,id=disk,cache=unsafe,throttling.iops-total=200";
+    command.arg("-drive").arg(format!("file={disk},{slow}"));
+    command.args(["-device", "virtio-blk-pci,drive=disk"]);
+    let complaints = File::create(run.complaints).context("cannot write QEMU's complaints")?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(complaints);
+    Ok(command)
+}
+
+/// Follows the console to the end.
+fn watch(lines: &Receiver<String>, limit: Duration) -> Result<i32> {
+    let mut last = VecDeque::new();
+    let mut end = Instant::now() + BOOT;
+    let mut started = false;
+    loop {
+        let line = match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) if !started => {
+                bail!("the lab did not boot within {BOOT:?}; its console:\n{}", text(&last))
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("the lab took longer than {limit:?}; its console:\n{}", text(&last))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("the lab ended by itself; its console:\n{}", text(&last))
+            }
+        };
+        if let Some(status) = line.strip_prefix("lab: ended with ") {
+            return status.parse().with_context(|| format!("the lab says {line:?}"));
+        }
+        if line.starts_with("lab: started") {
+            started = true;
+            end = Instant::now() + limit;
+        }
+        if started {
+            println!("  {line}");
+        }
+        if DEATH.iter().any(|word| line.contains(word)) {
+            // The rest of the report comes at once.
+            while let Ok(line) = lines.recv_timeout(Duration::from_secs(2)) {
+                keep(&mut last, line);
+            }
+            bail!("the lab's kernel died: {line}\n{}", text(&last));
+        }
+        keep(&mut last, line);
+    }
+}
+
+fn keep(last: &mut VecDeque<String>, line: String) {
+    if last.len() == LAST_LINES {
+        last.pop_front();
+    }
+    last.push_back(line);
+}
+
+fn text(lines: &VecDeque<String>) -> String {
+    let lines: Vec<String> = lines.iter().map(|line| format!("  | {line}")).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(lines: &[&str]) -> Result<i32> {
+        let (sender, receiver) = channel();
+        for line in lines {
+            sender.send((*line).to_owned()).unwrap();
+        }
+        watch(&receiver, Duration::from_millis(50))
+    }
+
+    #[test]
+    fn only_the_explicit_line_is_success() {
+        assert_eq!(console(&["lab: started Linux 1", "lab: ended with 0"]).unwrap(), 0);
+        assert_eq!(console(&["lab: started Linux 1", "lab: ended with 7"]).unwrap(), 7);
+        let late = console(&["lab: started Linux 1", "test a ... ok"]).unwrap_err();
+        assert!(format!("{late:#}").contains("longer than"), "{late:#}");
+    }
+
+    #[test]
+    fn a_panic_ends_it_with_the_console() {
+        let lines = ["lab: started Linux 1", "Kernel panic - not syncing: x", "Call Trace:"];
+        let died = format!("{:#}", console(&lines).unwrap_err());
+        assert!(died.contains("Kernel panic") && died.contains("Call Trace"), "{died}");
+    }
+}

@@ -1,0 +1,189 @@
+//! `cargo xtask lab`: the tests that need kernels with function hooks and real KVM
+//! exits, in an emulated host with Debian's kernels.
+
+mod image;
+mod kernels;
+mod machine;
+
+use crate::build;
+use crate::setup::{TESTBED, Tool, give_to_user_behind_sudo, install, require_root};
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use kernels::Series;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use testbed::{root, target, undo};
+
+/// Time that one kernel may take from its first program on.
+const LIMIT: Duration = Duration::from_secs(600);
+/// Bytes of the slow disk.
+const DISK: u64 = 256 << 20;
+
+/// What the lab needs beside the testbed.
+const LAB: [Tool; 5] = [
+    Tool { program: "busybox", package: "busybox-static" },
+    Tool { program: "cpio", package: "cpio" },
+    Tool { program: "depmod", package: "kmod" },
+    Tool { program: "xz", package: "xz-utils" },
+    Tool { program: "dpkg-deb", package: "dpkg" },
+];
+
+/// Options of `lab`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which kernel
+    #[arg(long, value_enum, default_value_t = Choice::All)]
+    kernel: Choice,
+    /// Only scenarios whose name holds this
+    #[arg(long)]
+    scenario: Option<String>,
+    /// Keep the recordings of scenarios in target/lab
+    #[arg(long)]
+    keep: bool,
+}
+
+/// `--kernel`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    All,
+    One(Series),
+}
+
+impl ValueEnum for Choice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::One(Series::Linux6_1),
+            Self::One(Series::Linux6_12),
+            Self::One(Series::Linux7),
+            Self::All,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        match self {
+            Self::All => Some(clap::builder::PossibleValue::new("all")),
+            Self::One(series) => series.to_possible_value(),
+        }
+    }
+}
+
+/// Runs the scenarios on the kernels.
+///
+/// # Errors
+/// A kernel cannot be had, does not boot, or a scenario fails on one that is
+/// pinned.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    require_root("lab")?;
+    undo::on_signals()?;
+    install(&TESTBED)?;
+    build::all()?;
+    let done = scenarios(args);
+    give_to_user_behind_sudo()?;
+    done
+}
+
+/// Every scenario on every kernel, for `test`.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn all() -> Result<()> {
+    scenarios(&Args { kernel: Choice::All, scenario: None, keep: false })
+}
+
+fn scenarios(args: &Args) -> Result<()> {
+    install(&LAB)?;
+    ensure!(Path::new(kernels::KEYRING).exists(), "install the package debian-archive-keyring");
+    testbed::payload::assemble()?;
+    let binary = scenario_binary()?;
+    let mut failed = Vec::new();
+    for series in Series::ALL {
+        if args.kernel != Choice::All && args.kernel != Choice::One(series) {
+            continue;
+        }
+        let start = Instant::now();
+        let outcome = on(series, args, &binary)?;
+        let (release, time) = (&outcome.release, start.elapsed().as_secs());
+        match (&outcome.result, outcome.unproven) {
+            (Ok(()), false) => println!("kernel {release}: passed in {time} s"),
+            (Ok(()), true) => println!("unproven kernel {release}: passed in {time} s"),
+            (Err(error), true) => println!("unproven kernel {release}: {error:#}"),
+            (Err(error), false) => {
+                println!("kernel {release}: {error:#}");
+                failed.push(release.clone());
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "failed on {}", failed.join(", "));
+    Ok(())
+}
+
+struct Outcome {
+    release: String,
+    unproven: bool,
+    result: Result<()>,
+}
+
+fn on(series: Series, args: &Args, binary: &Path) -> Result<Outcome> {
+    let cache = cache()?;
+    let packages = kernels::fetch(series, &cache)?;
+    let image = image::unpack(&packages, &cache)?;
+    let work = target().join("lab").join(series.name());
+    let _ = fs::remove_dir_all(&work);
+    let results = work.join("results");
+    fs::create_dir_all(&results)?;
+    let initramfs = image::initramfs(&image, &work)?;
+    let disk = work.join("disk");
+    fs::File::create(&disk)?.set_len(DISK)?;
+    fs::write(results.join("command"), lab_command(args, binary))?;
+    println!("== lab: Linux {}", image.release);
+    let run = machine::Run {
+        image: &image,
+        initramfs: &initramfs,
+        results: &results,
+        disk: &disk,
+        complaints: &work.join("qemu.log"),
+        cpus: series.cpus(),
+        limit: LIMIT,
+    };
+    let result = machine::run(&run).and_then(|status| match status {
+        0 => Ok(()),
+        status => bail!("scenarios failed (exit status {status})"),
+    });
+    fs::remove_file(&disk)?;
+    Ok(Outcome { release: image.release, unproven: packages.unproven, result })
+}
+
+/// What the lab's shell runs.
+fn lab_command(args: &Args, binary: &Path) -> String {
+    let quote = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let keep = if args.keep { "export OVERCOMMIT_LAB_KEEP=/run/results\n" } else { "" };
+    let filter = args.scenario.as_deref().map(quote).unwrap_or_default();
+    let binary = quote(&binary.display().to_string());
+    format!("{keep}exec {binary} --color=never --test-threads=1 {filter}\n")
+}
+
+/// Outside target/: `cargo clean` costs no download.
+fn cache() -> Result<PathBuf> {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set")?.join("overcommit-lab"))
+}
+
+/// Builds the scenarios.
+fn scenario_binary() -> Result<PathBuf> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args(["test", "--quiet", "--no-run", "--package"]);
+    cargo.args(["overcommit-tests", "--test", "lab", "--release", "--message-format=json"]);
+    let output = cargo.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "{cargo:?} failed: {}", output.status);
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let messages = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let executable = |message: serde_json::Value| {
+        (message["target"]["name"] == "lab")
+            .then(|| message["executable"].as_str().map(PathBuf::from))?
+    };
+    messages.filter_map(executable).next_back().context("cargo built no scenarios")
+}
