@@ -26,7 +26,7 @@ fn recorded(dir: &Path) -> Result<PathBuf> {
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(64)?;
     let config = Config { cgroup: Some(&cgroup), ..Config::new("web, \"01\"", 96) };
-    let guest = Vm::start(&config)?;
+    let mut guest = Vm::start(&config)?;
     let recording = Recording::start(&dir.join("run"), ["--interval", "100ms"])?;
     let passes = guest.passes()?;
     guest.await_passes(passes + 2)?;

@@ -66,10 +66,10 @@ fn start_and_end() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let recording =
         Recording::start(&dir.path().join("run"), ["--vm", "wanted-*", "--interval", "100ms"])?;
-    let unwanted = Vm::start(&Config::new("other", 16))?;
+    let mut unwanted = Vm::start(&Config::new("other", 16))?;
     unwanted.await_passes(1)?;
     for _ in 0..2 {
-        let vm = Vm::start(&Config::new("wanted-1", 16))?;
+        let mut vm = Vm::start(&Config::new("wanted-1", 16))?;
         vm.await_passes(1)?;
     }
     let folder = recording.end()?;

@@ -110,7 +110,7 @@ fn attach_in_a_storm() -> Result<()> {
     let cgroup = MemoryCgroup::new("lab")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(48)?;
-    let storm = Vm::start(&Config { cgroup: Some(&cgroup), ..Config::new("storm", 64) })?;
+    let mut storm = Vm::start(&Config { cgroup: Some(&cgroup), ..Config::new("storm", 64) })?;
     storm.await_passes(1)?;
     let pid = storm.pid().cast_signed();
     let started = stat_field(storm.pid(), 22)?;

@@ -28,7 +28,7 @@ fn pause_and_device() -> Result<()> {
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(48)?;
     let device = Config { guest: Guest::Device, ..Config::new("device", 2) };
-    let device = Vm::start(&device)?;
+    let mut device = Vm::start(&device)?;
     device.await_passes(1)?;
     let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("squeezed", 64) };
     let mut squeezed = Vm::start(&config)?;

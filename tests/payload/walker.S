@@ -45,8 +45,20 @@ sized:
     addl %ebp, %eax                     # end
     movl $1, %ecx
     .if STI
-    pushl %eax                          # masked at the PIC, so that none comes
-    movb $0xff, %al
+    pushl %eax
+    movl $idt, %edi                     # whatever comes all the same is ignored
+    movl $ignore, %eax
+    movl %eax, %edx
+    movw $0x8e00, %dx                   # a present interrupt gate
+gate:
+    movw %ax, (%edi)
+    movw %cs, 2(%edi)
+    movl %edx, 4(%edi)
+    addl $8, %edi
+    cmpl $idt_end, %edi
+    jb gate
+    lidt idt_pointer
+    movb $0xff, %al                     # masked at the PIC, so that none comes
     outb %al, $0x21
     outb %al, $0xa1
     popl %eax
@@ -71,7 +83,18 @@ page:
     movl %ebx, %eax
     jmp pass
 
+ignore:
+    iret
+
+    .align 4
+idt_pointer:
+    .word idt_end - idt - 1
+    .long idt
+
     .section .bss
     .align 16
     .skip 256
 stack:
+idt:
+    .skip 256 * 8
+idt_end:

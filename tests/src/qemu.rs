@@ -183,10 +183,21 @@ impl Vm {
     ///
     /// # Errors
     /// It does not come so far.
-    pub fn await_passes(&self, passes: usize) -> Result<()> {
-        await_some("pass of the guest", PATIENCE, || {
-            Ok((read(self.dir.join("serial"))?.len() >= passes).then_some(()))
-        })
+    pub fn await_passes(&mut self, passes: usize) -> Result<()> {
+        let come = await_some("pass of the guest", PATIENCE, || {
+            Ok((self.passes()? >= passes).then_some(()))
+        });
+        come.map_err(|error| error.context(self.state()))
+    }
+
+    /// What it does, for an error.
+    fn state(&mut self) -> String {
+        let mut ask = |command: &str| {
+            let line = json!({ "command-line": command });
+            self.execute("human-monitor-command", line)
+                .map_or_else(|error| format!("{error:#}"), |text| text.to_string())
+        };
+        format!("{} {}", ask("info status"), ask("info registers"))
     }
 
     /// Passes so far.

@@ -50,8 +50,8 @@ fn show_two_vms(args: &Args, folder: &std::path::Path) -> Result<()> {
     let _swap = ZramSwap::new(1024)?;
     cgroup.limit(SQUEEZED)?;
     let squeezed = Config { cgroup: Some(&cgroup), ..Config::new("squeezed", WALK) };
-    let squeezed = Vm::start(&squeezed)?;
-    let calm = Vm::start(&Config::new("calm", WALK))?;
+    let mut squeezed = Vm::start(&squeezed)?;
+    let mut calm = Vm::start(&Config::new("calm", WALK))?;
     squeezed.await_passes(1)?;
     calm.await_passes(1)?;
     let seconds = format!("{}s", args.seconds);

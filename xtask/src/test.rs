@@ -93,6 +93,9 @@ fn set_up() -> Result<()> {
 fn lint() -> Result<()> {
     let deny = ["--", "-D", "warnings"];
     show(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets"]).args(deny))?;
+    // Left out there, as of every plain `cargo test`.
+    let lab = ["--package", "overcommit-tests", "--test", "lab"];
+    show(cargo().args(["clippy", "--quiet"]).args(lab).args(deny))?;
     show(build::cargo_ebpf("clippy")?.arg("--quiet").args(deny))
 }
 
