@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use std::process::Command;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting, ZramSwap};
 use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::{Killed, StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
@@ -36,7 +36,7 @@ fn counts_agree_under_tcg() -> Result<()> {
 
 fn counts_agree(accel: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let _small_pages = SmallPages::new()?;
+    let _small_pages = Setting::small_pages()?;
     let cgroup = MemoryCgroup::new("test")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(LIMIT)?;
@@ -113,7 +113,7 @@ fn writes_from_outside_are_unseen() -> Result<()> {
 
 fn raw_faults_agree() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let _small_pages = SmallPages::new()?;
+    let _small_pages = Setting::small_pages()?;
     let cgroup = MemoryCgroup::new("test")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(LIMIT)?;

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting, ZramSwap};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, rows, vm};
@@ -21,7 +21,7 @@ pub(crate) const TESTS: Tests = &[
 
 /// A recording of a VM that swaps.
 fn recorded(dir: &Path) -> Result<PathBuf> {
-    let _small_pages = SmallPages::new()?;
+    let _small_pages = Setting::small_pages()?;
     let cgroup = MemoryCgroup::new("test")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(64)?;

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use testbed::host::{SmallPages, read, write};
+use testbed::host::{Setting, read, write};
 use testbed::qemu::{Config, QEMU, Vm};
 use testbed::record::Recording;
 use testbed::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
@@ -92,7 +92,7 @@ fn cpu_hotplug() -> Result<()> {
     let switch = "/sys/devices/system/cpu/cpu1/online";
     ensure!(Path::new(switch).exists(), "CPU 1 cannot be switched off");
     let dir = tempfile::tempdir()?;
-    let _small_pages = SmallPages::new()?;
+    let _small_pages = Setting::small_pages()?;
     let mut guest = Vm::start(&Config { stopped: true, ..Config::new("plugged", 192) })?;
     let _online = Undo::with("CPU 1", move || write(switch, "1"));
     write(switch, "0")?;

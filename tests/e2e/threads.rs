@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json as object};
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting, ZramSwap};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, only_vm};
@@ -27,7 +27,7 @@ fn squeezed<T>(
     debug_threads: bool,
     test: impl FnOnce(&mut Vm) -> Result<T>,
 ) -> Result<T> {
-    let _small_pages = SmallPages::new()?;
+    let _small_pages = Setting::small_pages()?;
     let cgroup = MemoryCgroup::new("test")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(LIMIT)?;

@@ -3,9 +3,11 @@
 use crate::witness::Histogram;
 use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{DiskSwap, MemoryCgroup, Setting, SmallPages, read};
+use testbed::host::{DiskSwap, MemoryCgroup, Setting, read};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
@@ -14,9 +16,10 @@ use testbed::results::{figure, json, only_vm};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();
     for backend in FUNCTION_BACKENDS {
-        let taken = move || workers_count(backend);
+        let taken = move |dir: &Path| workers_count(dir, backend);
         scenarios.push((format!("async_faults_{backend}"), Box::new(taken)));
     }
+    scenarios.push(("async_faults_halt".to_owned(), Box::new(halts_wait)));
     scenarios.push(("async_faults_not_without_interrupts".to_owned(), Box::new(control)));
     scenarios
 }
@@ -32,27 +35,18 @@ const MAJORS: u64 = 600;
 /// Majors after which QEMU has its own memory back.
 const WARM: u64 = 300;
 
-/// Whether the kernel is of that series.
-fn runs(series: &str) -> Result<bool> {
-    Ok(read("/proc/sys/kernel/osrelease")?.starts_with(series))
-}
-
 /// A VM whose memory lies on a slow disk in part.
 struct Swapped {
     vm: Vm,
     cgroup: MemoryCgroup,
     _swap: DiskSwap,
-    _settings: (SmallPages, Setting),
+    _settings: Vec<Setting>,
 }
 
 impl Swapped {
-    /// Without readahead, but on 6.1, which then reads while the caller waits, also for
-    /// one that does not want to (`swap_cluster_readahead`).
-    ///
     /// Filled without a limit, then squeezed while it stands still.
     fn start(guest: Guest) -> Result<Self> {
-        let readahead = if runs("6.1.")? { "3" } else { "0" };
-        let settings = (SmallPages::new()?, Setting::new("/proc/sys/vm/page-cluster", readahead)?);
+        let settings = settings()?;
         let swap = DiskSwap::new(DISK)?;
         let cgroup = MemoryCgroup::new("lab")?;
         let config = Config { cgroup: Some(&cgroup), guest, ..Config::new("swapped", WALK) };
@@ -72,33 +66,74 @@ impl Swapped {
     }
 }
 
-fn workers_count(backend: &str) -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let mut swapped = Swapped::start(Guest::Interruptible)?;
-    let recording = Recording::start(&dir.path().join("run"), ["--backend", backend])?;
+/// What makes the kernel read swap while others wait.
+///
+/// 6.1 waits for a page that it reads alone, also for one that does not want to
+/// (`swap_vma_readahead`, mm/swap_state.c): there it reads the next in the area too.
+fn settings() -> Result<Vec<Setting>> {
+    let small_pages = Setting::small_pages()?;
+    if read("/proc/sys/kernel/osrelease")?.starts_with("6.1.") {
+        let by_area = Setting::new("/sys/block/vda/queue/rotational", "0")?;
+        return Ok(vec![small_pages, by_area, Setting::new("/proc/sys/vm/page-cluster", "3")?]);
+    }
+    Ok(vec![small_pages, Setting::no_readahead()?])
+}
+
+/// What the tool and the witnesses say of a while.
+struct Seen {
+    folder: PathBuf,
+    summary: Value,
+    /// `kvm_async_pf_not_present` and `…_ready`, by ftrace.
+    begun: u64,
+    ended: u64,
+    /// Majors by the cgroup, and by QEMU's own stat.
+    by_memcg: u64,
+    by_qemu: u64,
+}
+
+/// Records a guest until it has cost that many majors.
+fn watch(dir: &Path, guest: Guest, options: &[&str], majors: u64) -> Result<Seen> {
+    let mut swapped = Swapped::start(guest)?;
+    let recording = Recording::start(&dir.join("run"), options)?;
     let begun = Histogram::start("kvm/kvm_async_pf_not_present", "token")?;
     let ended = Histogram::start("kvm/kvm_async_pf_ready", "token")?;
     let qemu_before = swapped.vm.faults()?[1];
     let before = swapped.cgroup.stat("pgmajfault")?;
     swapped.vm.resume()?;
     await_some("major faults", PATIENCE, || {
-        Ok((swapped.cgroup.stat("pgmajfault")? >= before + MAJORS).then_some(()))
+        Ok((swapped.cgroup.stat("pgmajfault")? >= before + majors).then_some(()))
     })?;
     swapped.vm.stop()?;
     let folder = recording.end()?;
-    let (begun, ended) = (begun.total()?, ended.total()?);
-    let by_memcg = swapped.cgroup.stat("pgmajfault")? - before;
-    let by_qemu = swapped.vm.faults()?[1] - qemu_before;
-    let summary = only_vm(&folder)?;
-    let apf = figure(&summary, "apf", "count").unwrap_or(0);
-    let majors = figure(&summary, "fault.major", "count")?;
-    let outside = summary["taken_by"]["outside"].as_u64().context("nobody took any")?;
-    let run = json(&folder, "run.json")?;
+    Ok(Seen {
+        summary: only_vm(&folder)?,
+        folder,
+        begun: begun.total()?,
+        ended: ended.total()?,
+        by_memcg: swapped.cgroup.stat("pgmajfault")? - before,
+        by_qemu: swapped.vm.faults()?[1] - qemu_before,
+    })
+}
+
+impl Seen {
+    fn apf(&self) -> u64 {
+        figure(&self.summary, "apf", "count").unwrap_or(0)
+    }
+
+    fn outside(&self) -> Result<u64> {
+        self.summary["taken_by"]["outside"].as_u64().context("nobody took any")
+    }
+}
+
+fn workers_count(dir: &Path, backend: &str) -> Result<()> {
+    let seen = watch(dir, Guest::Interruptible, &["--backend", backend], MAJORS)?;
+    let (apf, outside) = (seen.apf(), seen.outside()?);
+    let majors = figure(&seen.summary, "fault.major", "count")?;
+    let Seen { begun, ended, by_memcg, by_qemu, .. } = seen;
     println!("apf: counted {apf}, ftrace {begun} begun, {ended} ready");
     println!(
         "majors: counted {majors}, {outside} faults from outside; memcg {by_memcg}, QEMU {by_qemu}"
     );
-    println!("{} {} {}", run["vms"][0]["vcpu_times"], summary["not_counted"], summary["stall"]);
     ensure!(apf > MAJORS / 2, "{apf} asynchronous page faults are too few");
     ensure!(apf.abs_diff(ended) <= 3.max(ended / 100), "apf {apf}, ftrace {ended}");
     // The vCPU's attempt starts the read, which memcg counts, and a worker ends it. Of
@@ -112,22 +147,28 @@ fn workers_count(backend: &str) -> Result<()> {
     Ok(())
 }
 
-fn control() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let mut swapped = Swapped::start(Guest::Walker)?;
-    let recording = Recording::start(&dir.path().join("run"), [""; 0])?;
-    let begun = Histogram::start("kvm/kvm_async_pf_not_present", "token")?;
-    let before = swapped.vm.faults()?[1];
-    swapped.vm.resume()?;
-    await_some("major faults", PATIENCE, || {
-        Ok((swapped.vm.faults()?[1] >= before + MAJORS / 2).then_some(()))
-    })?;
-    swapped.vm.stop()?;
-    let summary = only_vm(&recording.end()?)?;
-    let apf = figure(&summary, "apf", "count").unwrap_or(0);
-    ensure!(begun.total()? == 0 && apf == 0, "{apf} asynchronous page faults");
-    let outside = summary["taken_by"]["outside"].as_u64().context("nobody took any")?;
-    let majors = figure(&summary, "fault.major", "count")?;
+/// A guest that sleeps until its page is there halts, and is not idle.
+fn halts_wait(dir: &Path) -> Result<()> {
+    let seen = watch(dir, Guest::Paravirtual, &[], MAJORS / 2)?;
+    let run = json(&seen.folder, "run.json")?;
+    let vcpu = &run["vms"][0]["vcpu_times"][0];
+    let number = |key: &str| vcpu[key].as_u64().with_context(|| format!("no {key} in {vcpu}"));
+    let (halted, idle) = (number("stall_halted_ns")?, number("idle_ns")?);
+    let halts = figure(&seen.summary, "exit.hlt", "count")?;
+    let apf = seen.apf();
+    println!("{apf} asynchronous page faults, {halts} halts; {vcpu}; {}", seen.summary["stall"]);
+    ensure!(apf > MAJORS / 4 && halts > MAJORS / 4, "{halts} halts in {apf} waits are too few");
+    ensure!(idle * 10 < halted, "idle {idle} ns, waited for pages {halted} ns");
+    let waited = seen.summary["stall"]["waited_ns"].as_u64().context("no stall")?;
+    ensure!(waited >= halted, "{waited} ns waited, {halted} ns of it in halts");
+    Ok(())
+}
+
+fn control(dir: &Path) -> Result<()> {
+    let seen = watch(dir, Guest::Walker, &[], MAJORS / 2)?;
+    let (apf, outside) = (seen.apf(), seen.outside()?);
+    ensure!(seen.begun == 0 && apf == 0, "{apf} asynchronous page faults");
+    let majors = figure(&seen.summary, "fault.major", "count")?;
     println!("no asynchronous page faults in {majors} majors, {outside} from outside");
     ensure!(majors >= MAJORS / 2 && outside * 10 <= majors, "{outside} of {majors} from outside");
     Ok(())

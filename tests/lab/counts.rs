@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, SmallPages, ZramSwap, counter};
+use testbed::host::{MemoryCgroup, Setting, ZramSwap, counter};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, lost, only_vm, within_a_percent};
@@ -28,7 +28,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         for (memory, shared) in [("anonymous", false), ("memfd", true)] {
             if backend != "perf" || !shared {
                 let name = format!("counts_{backend}_{memory}");
-                scenarios.push((name, Box::new(move || counts_agree(backend, shared))));
+                scenarios
+                    .push((name, Box::new(move |dir: &Path| counts_agree(dir, backend, shared))));
             }
         }
     }
@@ -49,16 +50,15 @@ impl Witnesses {
     }
 }
 
-fn counts_agree(backend: &str, shared: bool) -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let (_small_pages, _no_readahead) = (SmallPages::new()?, Setting::no_readahead()?);
+fn counts_agree(dir: &Path, backend: &str, shared: bool) -> Result<()> {
+    let (_small_pages, _no_readahead) = (Setting::small_pages()?, Setting::no_readahead()?);
     let cgroup = MemoryCgroup::new("lab")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(LIMIT)?;
     let config =
         Config { cgroup: Some(&cgroup), stopped: true, shared, ..Config::new("squeezed", WALK) };
     let mut vm = Vm::start(&config)?;
-    let recording = Recording::start(&dir.path().join("run"), ["--backend", backend])?;
+    let recording = Recording::start(&dir.join("run"), ["--backend", backend])?;
     let exits = Histogram::start("kvm/kvm_exit", "exit_reason")?;
     let before = Witnesses::read(&vm)?;
     vm.resume()?;

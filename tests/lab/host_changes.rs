@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use testbed::host::{MemoryCgroup, SmallPages, ZramSwap, read, write};
+use testbed::host::{MemoryCgroup, Setting, ZramSwap, read, write};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, lost, rows, vm, within_a_percent};
@@ -38,11 +38,10 @@ fn load_kvm() -> Result<()> {
     Ok(())
 }
 
-fn kvm_late() -> Result<()> {
-    let dir = tempfile::tempdir()?;
+fn kvm_late(dir: &Path) -> Result<()> {
     let _loaded = Undo::with("kvm", load_kvm);
     run(Command::new("rmmod").args(["kvm_amd", "kvm"]))?;
-    let folder = dir.path().join("run");
+    let folder = dir.join("run");
     let recording = Recording::start(&folder, [""; 0])?;
     let before: serde_json::Value = serde_json::from_str(&read(folder.join("run.json"))?)?;
     let coverage = before["coverage"].as_array().context("no coverage")?;
@@ -65,16 +64,15 @@ fn kvm_late() -> Result<()> {
 /// Majors before the CPU goes, while it is away, and after.
 const MAJORS: u64 = 1_000;
 
-fn cpu_hotplug() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let _small_pages = SmallPages::new()?;
+fn cpu_hotplug(dir: &Path) -> Result<()> {
+    let _small_pages = Setting::small_pages()?;
     let cgroup = MemoryCgroup::new("lab")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(48)?;
     let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("moved", 64) };
     let mut guest = Vm::start(&config)?;
     let _online = Undo::with("CPU 1", || write(SWITCH, "1"));
-    let recording = Recording::start(&dir.path().join("run"), [""; 0])?;
+    let recording = Recording::start(&dir.join("run"), [""; 0])?;
     let before = guest.faults()?;
     let await_majors = |guest: &Vm| {
         let before = guest.faults()?[1];

@@ -9,10 +9,11 @@ use overcommit::probes::object::Sizes;
 use overcommit::probes::{Kernel, Probes};
 use overcommit::sampler::coverage::Coverage;
 use overcommit_ebpf::layout::Metric;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use testbed::host::{MemoryCgroup, SmallPages, ZramSwap, read};
+use testbed::host::{MemoryCgroup, Setting, ZramSwap, read};
 use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::run;
@@ -21,7 +22,7 @@ use testbed::{await_some, overcommit};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();
     for backend in crate::FUNCTION_BACKENDS {
-        let left = move || nothing_is_left(backend);
+        let left = move |dir: &Path| nothing_is_left(dir, backend);
         scenarios.push((format!("nothing_is_left_{backend}"), Box::new(left)));
     }
     scenarios.push(("attach_in_a_storm".to_owned(), Box::new(attach_in_a_storm)));
@@ -52,10 +53,9 @@ fn await_as_before(before: [usize; 4], what: &str) -> Result<()> {
     await_some(what, PATIENCE, || Ok((loaded()? == before).then_some(())))
 }
 
-fn nothing_is_left(backend: &str) -> Result<()> {
-    let dir = tempfile::tempdir()?;
+fn nothing_is_left(dir: &Path, backend: &str) -> Result<()> {
     let before = loaded()?;
-    let recording = Recording::start(&dir.path().join("regular"), ["--backend", backend])?;
+    let recording = Recording::start(&dir.join("regular"), ["--backend", backend])?;
     ensure!(loaded()?[0] > before[0], "no program was loaded");
     recording.end()?;
     await_as_before(before, "end of all programs after a regular end")?;
@@ -66,18 +66,18 @@ fn nothing_is_left(backend: &str) -> Result<()> {
     ensure!(said.contains("handle_mm_fault") && said.lines().count() <= 2, "{said}");
     await_as_before(before, "end of all programs after a failed load")?;
 
-    let mut recording = Recording::start(&dir.path().join("killed"), ["--backend", backend])?;
+    let mut recording = Recording::start(&dir.join("killed"), ["--backend", backend])?;
     recording.signal(Signal::SIGKILL)?;
     recording.wait()?;
     let left = read(KPROBE_EVENTS)?;
     println!("{backend}: after kill -9: {left:?}");
     ensure!(backend != "kprobe" || left.contains("overcommit/"), "tracefs kept no event");
-    Recording::start(&dir.path().join("next"), ["--backend", backend])?.end()?;
+    Recording::start(&dir.join("next"), ["--backend", backend])?.end()?;
     await_as_before(before, "end of all programs after kill -9 and the next start")
 }
 
 /// A function that the kernel does not have costs its own metric alone.
-fn missing_functions() -> Result<()> {
+fn missing_functions(_dir: &Path) -> Result<()> {
     let kernel = Kernel::read()?;
     for backend in FUNCTION_BACKENDS {
         for (functions, coverage) in [
@@ -105,8 +105,8 @@ fn missing_functions() -> Result<()> {
 /// Times that the probes come and go.
 const ATTACHES: usize = 50;
 
-fn attach_in_a_storm() -> Result<()> {
-    let _small_pages = SmallPages::new()?;
+fn attach_in_a_storm(_dir: &Path) -> Result<()> {
+    let _small_pages = Setting::small_pages()?;
     let cgroup = MemoryCgroup::new("lab")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(48)?;
@@ -143,7 +143,7 @@ fn attach_in_a_storm() -> Result<()> {
     await_some("life of the guest", PATIENCE, || Ok((storm.passes()? > passes).then_some(())))
 }
 
-fn check() -> Result<()> {
+fn check(_dir: &Path) -> Result<()> {
     let output = Command::new(overcommit()).args(["check", "--json"]).output()?;
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     println!(
@@ -163,7 +163,7 @@ fn check() -> Result<()> {
     Ok(())
 }
 
-fn no_complaints() -> Result<()> {
+fn no_complaints(_dir: &Path) -> Result<()> {
     let output = Command::new("dmesg").output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let bad = ["WARNING:", "BUG:", "Oops", "lockup", "rcu: INFO", "Call Trace"];

@@ -11,12 +11,13 @@ mod witness;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use testbed::undo;
 
-/// A scenario by name.
-type Scenario = (String, Box<dyn FnOnce() -> Result<()> + Send>);
+/// A scenario by name; it is given a folder for its recordings.
+type Scenario = (String, Box<dyn FnOnce(&Path) -> Result<()> + Send>);
 
 /// Backends that see every fault, whoever takes it.
 const FUNCTION_BACKENDS: [&str; 2] = ["fentry", "kprobe"];
@@ -39,10 +40,24 @@ fn main() -> ExitCode {
 }
 
 fn trial((name, run): Scenario) -> Trial {
+    let for_folder = name.clone();
     Trial::test(name, move || {
         let start = Instant::now();
-        let outcome = run().map_err(|error| Failed::from(format!("{error:#}")));
+        let outcome = in_a_folder(&for_folder, run);
+        let outcome = outcome.map_err(|error| Failed::from(format!("{error:#}")));
         println!("took {:.1} s", start.elapsed().as_secs_f64());
         outcome
     })
+}
+
+/// Runs a scenario in a folder of its own, which stays if `lab --keep` says where.
+fn in_a_folder(name: &str, run: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    match std::env::var_os("OVERCOMMIT_LAB_KEEP") {
+        Some(keep) => {
+            let folder = Path::new(&keep).join(name);
+            std::fs::create_dir(&folder)?;
+            run(&folder)
+        }
+        None => run(tempfile::tempdir()?.path()),
+    }
 }

@@ -4,6 +4,7 @@
 use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::path::Path;
 use testbed::qemu::stat_field;
 use testbed::record::Recording;
 use testbed::results::{StandIn, figure, json, only_vm, vm, within_a_percent};
@@ -11,9 +12,10 @@ use testbed::results::{StandIn, figure, json, only_vm, vm, within_a_percent};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();
     for backend in FUNCTION_BACKENDS {
-        let outside = move || outside_writes_count(backend);
+        let outside = move |dir: &Path| outside_writes_count(dir, backend);
         scenarios.push((format!("outside_writes_{backend}"), Box::new(outside)));
-        scenarios.push((format!("asleep_{backend}"), Box::new(move || asleep(backend))));
+        scenarios
+            .push((format!("asleep_{backend}"), Box::new(move |dir: &Path| asleep(dir, backend))));
     }
     scenarios
 }
@@ -21,12 +23,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 /// Pages that another process writes.
 const WRITTEN: u64 = 5_000;
 
-fn outside_writes_count(backend: &str) -> Result<()> {
-    let dir = tempfile::tempdir()?;
+fn outside_writes_count(dir: &Path, backend: &str) -> Result<()> {
     let mut stand_in = StandIn::start(["written", &WRITTEN.to_string()])?;
     let pattern = format!("stand-in-{}", stand_in.pid());
     let options = ["--backend", backend, "--vm", &pattern];
-    let recording = Recording::start(&dir.path().join("run"), options)?;
+    let recording = Recording::start(&dir.join("run"), options)?;
     stand_in.work()?;
     let summary = only_vm(&recording.end()?)?;
     let outside = summary["taken_by"]["outside"].as_u64().context("nobody took any")?;
@@ -41,13 +42,12 @@ const ROUNDS: u64 = 10;
 /// Pages that another process touches meanwhile.
 const TOUCHED: u64 = 2_000;
 
-fn asleep(backend: &str) -> Result<()> {
-    let dir = tempfile::tempdir()?;
+fn asleep(dir: &Path, backend: &str) -> Result<()> {
     let mut sleepers = StandIn::start(["asleep", &SLEEPERS.to_string()])?;
     let mut other = StandIn::start(["touch", &TOUCHED.to_string()])?;
     let names = [sleepers.pid(), other.pid()].map(|pid| format!("stand-in-{pid}"));
     let options = ["--backend", backend, "--vm", &names[0], "--vm", &names[1]];
-    let recording = Recording::start(&dir.path().join("run"), options)?;
+    let recording = Recording::start(&dir.join("run"), options)?;
     let before = [faults(sleepers.pid())?, faults(other.pid())?];
     let asleep = sleepers.work()?;
     ensure!(asleep == SLEEPERS.to_string(), "{asleep} of {SLEEPERS} threads sleep");

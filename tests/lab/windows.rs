@@ -3,9 +3,10 @@
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, SmallPages, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting, ZramSwap};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
@@ -21,9 +22,8 @@ const PAUSE: Duration = Duration::from_secs(3);
 /// Majors before the pause, and after it.
 const MAJORS: u64 = 1_500;
 
-fn pause_and_device() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let (_small_pages, _no_readahead) = (SmallPages::new()?, Setting::no_readahead()?);
+fn pause_and_device(dir: &Path) -> Result<()> {
+    let (_small_pages, _no_readahead) = (Setting::small_pages()?, Setting::no_readahead()?);
     let cgroup = MemoryCgroup::new("lab")?;
     let _swap = ZramSwap::new(512)?;
     cgroup.limit(48)?;
@@ -32,7 +32,7 @@ fn pause_and_device() -> Result<()> {
     device.await_passes(1)?;
     let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("squeezed", 64) };
     let mut squeezed = Vm::start(&config)?;
-    let recording = Recording::start(&dir.path().join("run"), [""; 0])?;
+    let recording = Recording::start(&dir.join("run"), [""; 0])?;
     let await_majors = |vm: &Vm, count: u64| {
         let before = vm.faults()?[1];
         await_some("major faults", PATIENCE, || {
@@ -50,7 +50,7 @@ fn pause_and_device() -> Result<()> {
     device_is_no_stall(&folder)
 }
 
-fn pause_is_no_stall(folder: &std::path::Path) -> Result<()> {
+fn pause_is_no_stall(folder: &Path) -> Result<()> {
     let run = json(folder, "run.json")?;
     let time = &vcpu(&run, "squeezed")?;
     let paused = time["paused_ns"].as_u64().context("no pauses")?;
@@ -73,7 +73,7 @@ fn pause_is_no_stall(folder: &std::path::Path) -> Result<()> {
 }
 
 /// A guest that only talks to a device waits for no memory.
-fn device_is_no_stall(folder: &std::path::Path) -> Result<()> {
+fn device_is_no_stall(folder: &Path) -> Result<()> {
     let device = vm(folder, "device")?;
     let reads = figure(&device, "exit.mmio", "count")?;
     let stalled = |summary: &Value| summary["stall"]["waited_ns"].as_u64().context("no stall");

@@ -1,9 +1,12 @@
 # A guest that walks its memory: multiboot, 32-bit. Interrupts are off, or (STI=1) on
-# with none to come. With DEVICE=1 it reads a device's register for each page instead.
+# with none to come. With APF=1 too it is told of pages that the host has not, and halts
+# until they are there. With DEVICE=1 it reads a device's register for each page instead.
 #
 # The command line says how many MiB to walk, from 2 MiB on (`mib=64`). Each pass
 # adds to one word of every page, so a page is never zero and always dirty, and
 # ends with a dot on the serial line.
+
+    .set READY, 0x40                    # vector of "your page is there"
 
     .section .multiboot, "a"
     .align 4
@@ -46,21 +49,34 @@ sized:
     movl $1, %ecx
     .if STI
     pushl %eax
-    movl $idt, %edi                     # whatever comes all the same is ignored
-    movl $ignore, %eax
-    movl %eax, %edx
-    movw $0x8e00, %dx                   # a present interrupt gate
-gate:
-    movw %ax, (%edi)
-    movw %cs, 2(%edi)
-    movl %edx, 4(%edi)
-    addl $8, %edi
-    cmpl $idt_end, %edi
-    jb gate
+    pushl %ecx
+    movl $idt, %edi
+    movl $ignore, %eax                  # whatever comes unasked
+    movl $256, %ecx
+every:
+    call set_gate
+    loop every
+    .if APF
+    movl $idt + 14 * 8, %edi            # a page fault is a page that the host has not
+    movl $not_present, %eax
+    call set_gate
+    movl $idt + READY * 8, %edi
+    movl $ready, %eax
+    call set_gate
+    movl $0x1ff, 0xfee000f0             # the local APIC takes interrupts
+    movl $0x4b564d06, %ecx              # MSR_KVM_ASYNC_PF_INT
+    movl $READY, %eax
+    xorl %edx, %edx
+    wrmsr
+    movl $0x4b564d02, %ecx              # MSR_KVM_ASYNC_PF_EN: at any privilege, by interrupt
+    movl $apf + 0xb, %eax
+    wrmsr
+    .endif
     lidt idt_pointer
-    movb $0xff, %al                     # masked at the PIC, so that none comes
+    movb $0xff, %al                     # masked at the PIC, so that none comes from there
     outb %al, $0x21
     outb %al, $0xa1
+    popl %ecx
     popl %eax
     sti
     .endif
@@ -83,8 +99,55 @@ page:
     movl %ebx, %eax
     jmp pass
 
+# Makes the gate at %edi one for the interrupt handler at %eax, and goes to the next.
+set_gate:
+    movl %eax, %edx
+    movw $0x8e00, %dx
+    movw %ax, (%edi)
+    movw %cs, 2(%edi)
+    movl %edx, 4(%edi)
+    addl $8, %edi
+    ret
+
 ignore:
     iret
+
+    .if APF
+# The token of the page is in %cr2, as in Linux (kvm_async_pf_task_wait_schedule), whose
+# task would now sleep.
+not_present:
+    pushl %eax
+    movl $0, apf
+    movl %cr2, %eax
+halted:
+    cmpl %eax, token
+    je come
+    sti
+    hlt
+    cli
+    jmp halted
+come:
+    popl %eax
+    addl $4, %esp                       # error code
+    iret
+
+ready:
+    pushl %eax
+    pushl %ecx
+    pushl %edx
+    movl apf + 4, %eax
+    movl %eax, token
+    movl $0, apf + 4
+    movl $0x4b564d07, %ecx              # MSR_KVM_ASYNC_PF_ACK
+    movl $1, %eax
+    xorl %edx, %edx
+    wrmsr
+    movl $0, 0xfee000b0                 # end of interrupt
+    popl %edx
+    popl %ecx
+    popl %eax
+    iret
+    .endif
 
     .align 4
 idt_pointer:
@@ -92,9 +155,14 @@ idt_pointer:
     .long idt
 
     .section .bss
-    .align 16
-    .skip 256
-stack:
+    .align 64
+apf:                                    # struct kvm_vcpu_pv_apf_data
+    .skip 64
 idt:
     .skip 256 * 8
 idt_end:
+token:
+    .skip 4
+    .align 16
+    .skip 1024
+stack:

@@ -184,7 +184,9 @@ impl Setting {
     /// # Errors
     /// The kernel refuses.
     pub fn new(path: &'static str, value: &str) -> Result<Self> {
-        let before = read(path)?.trim().to_owned();
+        let before = read(path)?;
+        // Of several that can be chosen the one in brackets is.
+        let before = before.split(['[', ']']).nth(1).unwrap_or(before.trim()).to_owned();
         let undo = Undo::with(path, move || write(path, &before));
         write(path, value)?;
         Ok(Self { _undo: undo })
@@ -197,26 +199,13 @@ impl Setting {
     pub fn no_readahead() -> Result<Self> {
         Self::new("/proc/sys/vm/page-cluster", "0")
     }
-}
 
-/// Transparent huge pages switched off: with them a squeezed cgroup ends in an
-/// out-of-memory kill instead of swapping.
-pub struct SmallPages {
-    _undo: Undo,
-}
-
-impl SmallPages {
-    /// Switches them off.
+    /// No transparent huge pages: with them a squeezed cgroup ends in an out-of-memory
+    /// kill instead of swapping.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn new() -> Result<Self> {
-        let path = "/sys/kernel/mm/transparent_hugepage/enabled";
-        let before = read(path)?;
-        let chosen = before.split(['[', ']']).nth(1).context("no huge page mode is chosen")?;
-        let chosen = chosen.to_owned();
-        let undo = Undo::with("transparent huge pages", move || write(path, &chosen));
-        write(path, "never")?;
-        Ok(Self { _undo: undo })
+    pub fn small_pages() -> Result<Self> {
+        Self::new("/sys/kernel/mm/transparent_hugepage/enabled", "never")
     }
 }

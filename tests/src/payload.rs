@@ -13,18 +13,22 @@ pub enum Guest {
     Walker,
     /// The same with interrupts on, of which none comes.
     Interruptible,
+    /// The same; is told of a page that the host has to bring first, and halts until it
+    /// is there.
+    Paravirtual,
     /// Reads a device's register instead.
     Device,
 }
 
 impl Guest {
-    const ALL: [Self; 3] = [Self::Walker, Self::Interruptible, Self::Device];
+    const ALL: [Self; 4] = [Self::Walker, Self::Interruptible, Self::Paravirtual, Self::Device];
 
     /// The file to boot.
     const fn name(self) -> &'static str {
         match self {
             Self::Walker => "walker",
             Self::Interruptible => "walker-sti",
+            Self::Paravirtual => "walker-apf",
             Self::Device => "walker-device",
         }
     }
@@ -45,9 +49,11 @@ pub fn kernel(guest: Guest) -> Result<PathBuf> {
     let object = target().join(guest.name()).with_extension("o");
     let mut assembler = Command::new("as");
     assembler.arg("--32");
-    for (symbol, set) in
-        [("STI", guest == Guest::Interruptible), ("DEVICE", guest == Guest::Device)]
-    {
+    for (symbol, set) in [
+        ("STI", matches!(guest, Guest::Interruptible | Guest::Paravirtual)),
+        ("APF", guest == Guest::Paravirtual),
+        ("DEVICE", guest == Guest::Device),
+    ] {
         assembler.args(["--defsym", &format!("{symbol}={}", u8::from(set))]);
     }
     assembler.arg("-o").arg(&object).arg(code);

@@ -4,7 +4,7 @@ use crate::build;
 use crate::setup::{TESTBED, give_to_user_behind_sudo, install, require_root};
 use anyhow::Result;
 use std::ffi::OsStr;
-use testbed::host::{MemoryCgroup, SmallPages, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting, ZramSwap};
 use testbed::qemu::{Config, Vm};
 use testbed::{record, root, undo};
 
@@ -45,7 +45,7 @@ fn show_two_vms(args: &Args, folder: &std::path::Path) -> Result<()> {
         "two VMs walk {WALK} MiB each; \"squeezed\" may hold {SQUEEZED} MiB and swaps to zram, \
          \"calm\" is left alone"
     );
-    let _small_pages = SmallPages::new()?;
+    let _small_pages = Setting::small_pages()?;
     let cgroup = MemoryCgroup::new("demo")?;
     let _swap = ZramSwap::new(1024)?;
     cgroup.limit(SQUEEZED)?;

@@ -151,6 +151,11 @@ impl Probes {
         self.slots.adopt(&mut self.ebpf, pids)
     }
 
+    /// Why no exits are seen, if they are not.
+    pub fn exits_absent(&self) -> Option<&str> {
+        self.kvm.missing()
+    }
+
     /// What can be seen.
     pub fn sight(&self) -> Sight {
         Sight {
@@ -159,7 +164,7 @@ impl Probes {
                 Source::Functions(hooks) => hooks.states(),
                 Source::Perf(_) => Vec::new(),
             },
-            exits_absent: self.kvm.missing().map(str::to_owned),
+            exits_absent: self.exits_absent().map(str::to_owned),
             has_apf: self.kvm.has_apf(),
         }
     }

@@ -42,6 +42,15 @@ pub struct Slots {
     free_threads: Queue<MapData, u32>,
 }
 
+/// What belongs to a slot beside itself.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    /// Entries of its threads.
+    pub threads: Vec<u32>,
+    /// Its histograms in the pool of exits: place and key.
+    exits: Vec<(usize, u64)>,
+}
+
 impl Slots {
     /// Takes the maps out of the object and marks every slot as free.
     ///
@@ -111,25 +120,29 @@ impl Slots {
         (runs && vm.start_boottime_ns.load(Relaxed) / TICK_NS == start_ticks).then_some(slot)
     }
 
-    /// The histograms of a slot: where, and of which metric.
-    pub fn histograms_of(&self, slot: u32) -> Vec<(usize, MetricName)> {
-        let first = slot as usize * Metric::COUNT;
-        let own = Metric::ALL.into_iter();
-        let mut histograms: Vec<_> =
-            own.map(|metric| (first + metric as usize, metric.into())).collect();
-        histograms.extend(self.exits_of(slot).map(|(place, key)| {
-            (self.pool_at + place, MetricName::exit(&exit_reasons::name(key as u32)))
-        }));
-        histograms
+    /// What each slot holds, in one pass over the host's threads and exits.
+    pub fn holdings(&self) -> BTreeMap<u32, Holdings> {
+        let mut holdings: BTreeMap<u32, Holdings> = BTreeMap::new();
+        for (index, thread) in self.used_threads() {
+            let slot = thread.vm.load(SeqCst) as u32;
+            holdings.entry(slot).or_default().threads.push(index);
+        }
+        for (place, owner) in self.exit_owners.iter().enumerate() {
+            if let Some(key) = owner.0.load(Relaxed).checked_sub(1) {
+                holdings.entry((key >> 32) as u32).or_default().exits.push((place, key));
+            }
+        }
+        holdings
     }
 
-    /// Places in the pool that a slot has, with their keys.
-    fn exits_of(&self, slot: u32) -> impl Iterator<Item = (usize, u64)> {
-        let keys = self.exit_owners.iter().map(|owner| owner.0.load(Relaxed)).enumerate();
-        keys.filter_map(move |(place, owner)| {
-            let key = owner.checked_sub(1)?;
-            (key >> 32 == u64::from(slot)).then_some((place, key))
-        })
+    /// The histograms of a slot: where, and of which metric.
+    pub fn histograms_of(&self, slot: u32, held: &Holdings) -> Vec<(usize, MetricName)> {
+        let first = slot as usize * Metric::COUNT;
+        let own = Metric::ALL.into_iter().map(|metric| (first + metric as usize, metric.into()));
+        let exits = held.exits.iter().map(|(place, key)| {
+            (self.pool_at + place, MetricName::exit(&exit_reasons::name(*key as u32)))
+        });
+        own.chain(exits).collect()
     }
 
     /// What the swap device of that number is called, `swap-NUMBER` if the kernel did
@@ -171,20 +184,16 @@ impl Slots {
     /// # Errors
     /// The kernel refuses to take them back.
     pub fn free(&mut self, slot: u32) -> Result<()> {
-        let owned: Vec<u32> = self
-            .used_threads()
-            .filter(|(_, thread)| thread.vm.load(Relaxed) == u64::from(slot))
-            .map(|(index, _)| index)
-            .collect();
-        for index in owned {
-            self.free_thread(index)?;
+        let held = self.holdings().remove(&slot).unwrap_or_default();
+        for index in &held.threads {
+            self.free_thread(*index)?;
         }
-        for (index, _) in self.histograms_of(slot) {
+        for (index, _) in self.histograms_of(slot, &held) {
             if let Some(histogram) = self.histograms.get(index) {
                 histogram.clear();
             }
         }
-        for (place, key) in self.exits_of(slot).collect::<Vec<_>>() {
+        for (place, key) in held.exits {
             let _ = self.exits.remove(&key);
             if let Some(owner) = self.exit_owners.get(place) {
                 owner.0.store(0, Relaxed);

@@ -11,13 +11,13 @@ use crate::clock::Clocks;
 use crate::metrics::{self, MetricCoverage, MetricName, SILENT, Sight, coverage_of};
 use crate::probes::Probes;
 use crate::probes::rings::Event;
-use crate::probes::slots::Slots;
+use crate::probes::slots::{Holdings, Slots};
 use crate::vm::threads::VcpuThreads;
 use anyhow::Result;
 use coverage::{Coverage, Seen};
 use latencies::{Carry, Latencies};
 use overcommit_ebpf::layout::{self, Loss, Metric, Taker, Thread};
-use procfs::process::Process;
+use procfs::process::{Process, Stat};
 use roster::{Member, Roster};
 use serde::{Deserialize, Serialize};
 use stall::{StallSource, Waits};
@@ -124,6 +124,14 @@ struct Tracked {
     since_ns: u64,
 }
 
+/// What is the same for every VM at a drain.
+struct HostView<'a> {
+    declared: Vec<MetricCoverage>,
+    /// Why no VM's exits are seen, if they are not.
+    exits_absent: Option<String>,
+    now: &'a Clocks,
+}
+
 /// Drains the slots of the VMs that are recorded, and keeps them in step with the
 /// VMs that run.
 pub struct Sampler {
@@ -186,7 +194,8 @@ impl Sampler {
             match self.probes.slots.find(vm.id.pid, vm.id.start_ticks) {
                 Some(slot) if !self.has(slot) => {
                     let process = self.roster.open(vm.id);
-                    let before = process.as_ref().and_then(counters).unwrap_or_default();
+                    let before = process.as_ref().and_then(|process| process.stat().ok());
+                    let before = before.as_ref().map(faults).unwrap_or_default();
                     let member = self.roster.add(vm, now, before);
                     self.track(member, slot, process, before, now);
                 }
@@ -246,12 +255,29 @@ impl Sampler {
     pub fn drain(&mut self, now: &Clocks) -> Result<Vec<VmSample>> {
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
-        let declared = metrics::declared(&self.sight());
+        let host = HostView {
+            declared: metrics::declared(&self.sight()),
+            exits_absent: self.probes.exits_absent().map(str::to_owned),
+            now,
+        };
+        // Before anything is taken: an end that comes later is left for next time.
+        let vms = &self.probes.slots.vms;
+        let ended = |tracked: &Tracked| {
+            vms.get(tracked.slot as usize).map_or(0, |vm| vm.ended_ns.load(SeqCst))
+        };
+        let ended: Vec<u64> = self.tracked.iter().map(ended).collect();
+        let mut holdings = self.probes.slots.holdings();
         let mut samples = Vec::with_capacity(self.tracked.len());
-        for tracked in std::mem::take(&mut self.tracked) {
-            let (sample, tracked) = self.drain_one(tracked, &declared, now);
-            samples.extend(sample);
-            self.tracked.extend(tracked);
+        for (mut tracked, ended_ns) in std::mem::take(&mut self.tracked).into_iter().zip(ended) {
+            let held = holdings.remove(&tracked.slot).unwrap_or_default();
+            samples.extend(self.drain_one(&mut tracked, &held, ended_ns, &host));
+            if ended_ns == 0 {
+                self.tracked.push(tracked);
+            } else {
+                self.roster.ended(tracked.member, now.realtime_of(ended_ns));
+                self.probes.slots.close(tracked.slot);
+                self.closing.push((tracked.slot, now.monotonic_ns));
+            }
         }
         self.last_ns = now.monotonic_ns;
         Ok(samples)
@@ -265,8 +291,8 @@ impl Sampler {
         for (member, tracked) in self.tracked.iter_mut().enumerate() {
             tracked.member = member;
             tracked.times.restart();
-            let before = tracked.process.as_ref().and_then(counters);
-            self.roster.begins_at(member, before.unwrap_or_default());
+            let stat = tracked.process.as_ref().and_then(|process| process.stat().ok());
+            self.roster.begins_at(member, stat.as_ref().map(faults).unwrap_or_default());
         }
     }
 
@@ -317,7 +343,7 @@ impl Sampler {
         self.tracked.push(Tracked {
             member,
             slot,
-            cpu_before: stat.map_or(0, |stat| stat.utime + stat.stime),
+            cpu_before: stat.as_ref().map_or(0, cpu_ticks),
             process,
             vcpus: VcpuThreads::default(),
             carries: HashMap::new(),
@@ -331,47 +357,41 @@ impl Sampler {
         });
     }
 
-    /// One VM's interval; the VM itself again unless it has ended.
+    /// One VM's interval. `ended_ns` is 0 while it runs.
     fn drain_one(
         &mut self,
-        mut tracked: Tracked,
-        declared: &[MetricCoverage],
-        now: &Clocks,
-    ) -> (Option<VmSample>, Option<Tracked>) {
+        tracked: &mut Tracked,
+        held: &Holdings,
+        ended_ns: u64,
+        host: &HostView<'_>,
+    ) -> Option<VmSample> {
         let slots = &self.probes.slots;
-        let Some(shared) = slots.vms.get(tracked.slot as usize) else {
-            return (None, None);
-        };
-        // Before anything is taken: an end that comes later is left for next time.
-        let ended_ns = shared.ended_ns.load(SeqCst);
-        let mut metrics = tracked.take(slots);
-        let until_ns = if ended_ns == 0 { now.monotonic_ns } else { ended_ns };
-        let from_ns = self.last_ns.max(tracked.since_ns);
-        let threads = slots.used_threads().map(|(_, thread)| thread);
-        let length_ns = until_ns.saturating_sub(from_ns);
+        let shared = slots.vms.get(tracked.slot as usize)?;
+        let mut metrics = tracked.take(slots, held);
+        let until_ns = if ended_ns == 0 { host.now.monotonic_ns } else { ended_ns };
+        let length_ns = until_ns.saturating_sub(self.last_ns.max(tracked.since_ns));
         let vcpus = self.roster.members()[tracked.member].vm.vcpus;
-        let stall = stall(&mut tracked, threads, vcpus, until_ns, length_ns);
+        let threads = held
+            .threads
+            .iter()
+            .filter_map(|index| slots.threads.get(*index as usize))
+            .collect::<Vec<_>>();
+        let stall = stall(tracked, &threads, vcpus, until_ns, length_ns);
         let swapins = tracked.swapins.read(&shared.swapin);
-        let seen = tracked.seen(shared, &metrics, ended_ns != 0);
+        let stat = tracked.process.as_ref().and_then(|process| process.stat().ok());
+        let seen = tracked.seen(shared, &metrics, stat.as_ref().filter(|_| ended_ns == 0));
         self.roster.saw(tracked.member, tracked.vcpus.known_by(), seen);
         let coverage = self.roster.members()[tracked.member].seen.coverage();
         for sample in &mut metrics {
             let is_fault = sample.name.is_always_written();
-            sample.coverage = if is_fault { coverage } else { coverage_of(declared, &sample.name) };
+            sample.coverage =
+                if is_fault { coverage } else { coverage_of(&host.declared, &sample.name) };
         }
         self.roster.swapped_in(tracked.member, &swapins, &self.probes.slots);
         self.roster.spent(tracked.member, tracked.times.totals());
-        let missing = self.probes.sight().exits_absent;
-        let absent = missing.or_else(|| tracked.is_silent().then(|| SILENT.to_owned()));
-        self.roster.exits_absent(tracked.member, absent);
-        let sample = tracked.sample(shared, metrics, seen, stall, swapins);
-        if ended_ns == 0 {
-            return (Some(sample), Some(tracked));
-        }
-        self.roster.ended(tracked.member, now.realtime_of(ended_ns));
-        self.probes.slots.close(tracked.slot);
-        self.closing.push((tracked.slot, now.monotonic_ns));
-        (Some(sample), None)
+        let is_silent = || tracked.is_silent(stat.as_ref()).then(|| SILENT.to_owned());
+        self.roster.exits_absent(tracked.member, host.exits_absent.clone().or_else(is_silent));
+        Some(tracked.sample(shared, metrics, seen, stall, swapins))
     }
 
     /// Gives back the slots that were closed a while ago.
@@ -410,16 +430,15 @@ impl Sampler {
 
 impl Tracked {
     /// Whether its vCPUs have run without a single exit.
-    fn is_silent(&self) -> bool {
-        let stat = self.process.as_ref().and_then(|process| process.stat().ok());
-        let used = stat.map_or(0, |stat| stat.utime + stat.stime).saturating_sub(self.cpu_before);
+    fn is_silent(&self, stat: Option<&Stat>) -> bool {
+        let used = stat.map_or(0, cpu_ticks).saturating_sub(self.cpu_before);
         self.times.is_empty() && used >= BUSY_TICKS
     }
 
     /// Takes what the shared histograms hold.
-    fn take(&mut self, slots: &Slots) -> Vec<MetricSample> {
+    fn take(&mut self, slots: &Slots, held: &Holdings) -> Vec<MetricSample> {
         let mut metrics = Vec::new();
-        for (index, name) in slots.histograms_of(self.slot) {
+        for (index, name) in slots.histograms_of(self.slot, held) {
             let Some(histogram) = slots.histograms.get(index) else { continue };
             let latencies = self.carries.entry(index).or_default().take(histogram);
             if latencies.count() > 0 || name.is_always_written() {
@@ -429,11 +448,16 @@ impl Tracked {
         metrics
     }
 
-    /// Faults that the VM's own threads took: counted, and by the kernel.
-    fn seen(&mut self, shared: &layout::Vm, metrics: &[MetricSample], ended: bool) -> Seen {
+    /// Faults that the VM's own threads took: counted, and by the kernel; by what the
+    /// programs added up if it does not run any more.
+    fn seen(
+        &mut self,
+        shared: &layout::Vm,
+        metrics: &[MetricSample],
+        running: Option<&Stat>,
+    ) -> Seen {
         let at_end = || shared.faults_at_end.iter().map(|count| count.load(SeqCst)).sum();
-        let running = || self.process.as_ref().and_then(counters).map(|c| c.iter().sum());
-        let kernel: u64 = if ended { at_end() } else { running().unwrap_or(self.kernel_faults) };
+        let kernel: u64 = running.map_or_else(at_end, |stat| faults(stat).iter().sum());
         let faults = metrics.iter().filter(|sample| sample.name.is_always_written());
         let counted: u64 = faults.map(|sample| sample.latencies.count()).sum();
         let outside = shared.taken_by[Taker::Outside as usize].load(SeqCst)
@@ -477,15 +501,13 @@ fn grown<const N: usize>(counters: &[AtomicU64; N], before: &mut [u64; N]) -> [u
 }
 
 /// Adds up the waiting of the vCPU threads; learns which they are on the way.
-fn stall<'a>(
+fn stall(
     tracked: &mut Tracked,
-    threads: impl Iterator<Item = &'a Thread>,
+    threads: &[&Thread],
     vcpus: Option<u32>,
     until_ns: u64,
     length_ns: u64,
 ) -> Option<Stall> {
-    let threads: Vec<&Thread> =
-        threads.filter(|thread| thread.vm.load(SeqCst) == u64::from(tracked.slot)).collect();
     threads.iter().for_each(|thread| tracked.times.see(thread));
     let (source, other) = if !tracked.times.is_empty() {
         (StallSource::Windows, StallSource::Faults)
@@ -513,7 +535,11 @@ fn stall<'a>(
 }
 
 /// min_flt and maj_flt of the whole process.
-fn counters(process: &Process) -> Option<FaultCounts> {
-    let stat = process.stat().ok()?;
-    Some([stat.minflt, stat.majflt])
+fn faults(stat: &Stat) -> FaultCounts {
+    [stat.minflt, stat.majflt]
+}
+
+/// CPU time of the whole process, in ticks.
+fn cpu_ticks(stat: &Stat) -> u64 {
+    stat.utime + stat.stime
 }

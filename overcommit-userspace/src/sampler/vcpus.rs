@@ -47,18 +47,19 @@ impl VcpuTime {
         }
     }
 
+    /// A thread whose id is used again has less than the one before it.
     fn since(self, before: Self) -> Self {
         Self {
             vcpu: self.vcpu,
-            exits: self.exits - before.exits,
-            kernel_ns: self.kernel_ns - before.kernel_ns,
-            user_ns: self.user_ns - before.user_ns,
-            paused_ns: self.paused_ns - before.paused_ns,
-            idle_ns: self.idle_ns - before.idle_ns,
-            stall_ns: self.stall_ns - before.stall_ns,
-            stall_halted_ns: self.stall_halted_ns - before.stall_halted_ns,
-            stalls: self.stalls - before.stalls,
-            stalls_inverted: self.stalls_inverted - before.stalls_inverted,
+            exits: self.exits.saturating_sub(before.exits),
+            kernel_ns: self.kernel_ns.saturating_sub(before.kernel_ns),
+            user_ns: self.user_ns.saturating_sub(before.user_ns),
+            paused_ns: self.paused_ns.saturating_sub(before.paused_ns),
+            idle_ns: self.idle_ns.saturating_sub(before.idle_ns),
+            stall_ns: self.stall_ns.saturating_sub(before.stall_ns),
+            stall_halted_ns: self.stall_halted_ns.saturating_sub(before.stall_halted_ns),
+            stalls: self.stalls.saturating_sub(before.stalls),
+            stalls_inverted: self.stalls_inverted.saturating_sub(before.stalls_inverted),
         }
     }
 }

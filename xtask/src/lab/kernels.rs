@@ -2,7 +2,7 @@
 //! a cache so that the lab runs without a network.
 
 use crate::setup::show;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -112,18 +112,16 @@ pub(crate) fn fetch(series: Series, cache: &Path) -> Result<Packages> {
         let apt = Apt::new(series, cache)?;
         if let Err(error) = apt.update() {
             // What ran last time runs again.
-            return listed(&newest, &debs).with_context(|| {
-                format!(
-                    "kernel {} is not in {} and cannot be fetched: {error:#}",
-                    series.name(),
-                    debs.display()
-                )
+            return listed(&newest, &debs).ok_or_else(|| {
+                let (name, debs) = (series.name(), debs.display());
+                anyhow!("kernel {name} is not in {debs}, and cannot be fetched: {error:#}")
             });
         }
         for package in series.pinned().iter().filter(|p| missing(&&debs.join(file_name(p)))) {
             let wanted = format!("{}={}", package.name, package.version);
             if !apt.has(&wanted) {
-                return apt.fetch_newest(&debs, &newest);
+                apt.fetch_newest(&debs, &newest)?;
+                return listed(&newest, &debs).context("the newest kernel is not there");
             }
             apt.download(&[wanted], &debs)?;
         }
@@ -148,10 +146,11 @@ fn verify(path: &Path, sha256: &str) -> Result<()> {
     bail!("{} had the wrong checksum and is removed; run again", path.display())
 }
 
-fn listed(list: &Path, debs: &Path) -> Result<Packages> {
-    let names = fs::read_to_string(list).context("no earlier kernel is in the cache either")?;
+/// What [`Apt::fetch_newest`] has fetched, if it ever did.
+fn listed(list: &Path, debs: &Path) -> Option<Packages> {
+    let names = fs::read_to_string(list).ok()?;
     let files = names.lines().map(|name| debs.join(name)).collect();
-    Ok(Packages { files, unproven: true })
+    Some(Packages { files, unproven: true })
 }
 
 /// apt with lists and sources of its own: nothing on the system changes.
@@ -198,11 +197,13 @@ impl Apt {
     }
 
     fn update(&self) -> Result<()> {
-        let text = testbed::run(self.command("apt-get").args(["update", "--error-on=any"]))?;
-        ensure!(
-            fs::read_dir(self.state.join("lists"))?.count() > self.suites,
-            "apt fetched no package lists:\n{text}"
-        );
+        let mut update = self.command("apt-get");
+        let output = update.args(["-qq", "update", "--error-on=any"]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let reason = said.lines().next().unwrap_or("it does not say why");
+        ensure!(output.status.success(), "apt-get update fails: {reason}");
+        let lists = fs::read_dir(self.state.join("lists"))?.count();
+        ensure!(lists > self.suites, "apt-get update fetched no package lists");
         Ok(())
     }
 
@@ -218,7 +219,7 @@ impl Apt {
     }
 
     /// The newest kernel of the suites, for what the mirror has dropped.
-    fn fetch_newest(&self, debs: &Path, list: &Path) -> Result<Packages> {
+    fn fetch_newest(&self, debs: &Path, list: &Path) -> Result<()> {
         let packages: Vec<String> = self.kernel_packages()?.into_iter().collect();
         let new = debs.join("newest");
         let _ = fs::remove_dir_all(&new);
@@ -230,8 +231,7 @@ impl Apt {
             fs::rename(entry.path(), debs.join(entry.file_name()))?;
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
-        fs::write(list, names.join("\n"))?;
-        listed(list, debs)
+        Ok(fs::write(list, names.join("\n"))?)
     }
 
     /// What the metapackage brings: image, binary and modules, as the release
