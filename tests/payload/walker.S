@@ -63,6 +63,20 @@ every:
     movl $idt + READY * 8, %edi
     movl $ready, %eax
     call set_gate
+    movl $pages, %edi                   # paging, or it would not be told: all as it is
+    movl $0x83, %eax                    # present, writable, 4 MiB
+map:
+    movl %eax, (%edi)
+    addl $4, %edi
+    addl $0x400000, %eax
+    jnc map
+    movl $pages, %eax
+    movl %eax, %cr3
+    movl $0x10, %eax                    # CR4.PSE
+    movl %eax, %cr4
+    movl %cr0, %eax
+    orl $0x80000000, %eax               # CR0.PG
+    movl %eax, %cr0
     movl $0x1ff, 0xfee000f0             # the local APIC takes interrupts
     movl $0x4b564d06, %ecx              # MSR_KVM_ASYNC_PF_INT
     movl $READY, %eax
@@ -155,6 +169,11 @@ idt_pointer:
     .long idt
 
     .section .bss
+    .if APF
+    .align 4096
+pages:
+    .skip 4096
+    .endif
     .align 64
 apf:                                    # struct kvm_vcpu_pv_apf_data
     .skip 64
