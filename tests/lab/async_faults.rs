@@ -57,12 +57,19 @@ impl Swapped {
         let _ = cgroup.reclaim(WALK - LIMIT + 24);
         cgroup.limit(LIMIT)?;
         let before = cgroup.stat("pgmajfault")?;
-        vm.resume()?;
-        await_some("major faults", PATIENCE, || {
-            Ok((cgroup.stat("pgmajfault")? >= before + WARM).then_some(()))
-        })?;
-        vm.stop()?;
-        Ok(Self { vm, cgroup, _swap: swap, _settings: settings })
+        let mut swapped = Self { vm, cgroup, _swap: swap, _settings: settings };
+        swapped.run_for(before + WARM)?;
+        Ok(swapped)
+    }
+
+    /// Lets it run until its cgroup has had that many majors.
+    fn run_for(&mut self, majors: u64) -> Result<()> {
+        self.vm.resume()?;
+        let come = await_some("major faults", PATIENCE, || {
+            Ok((self.cgroup.stat("pgmajfault")? >= majors).then_some(()))
+        });
+        self.vm.explain(come)?;
+        self.vm.stop()
     }
 }
 
@@ -89,6 +96,8 @@ struct Seen {
     /// Majors by the cgroup, and by QEMU's own stat.
     by_memcg: u64,
     by_qemu: u64,
+    /// Whether a read brings more than the page that is waited for.
+    reads_ahead: bool,
 }
 
 /// Records a guest until it has cost that many majors.
@@ -99,11 +108,7 @@ fn watch(dir: &Path, guest: Guest, options: &[&str], majors: u64) -> Result<Seen
     let ended = Histogram::start("kvm/kvm_async_pf_ready", "token")?;
     let qemu_before = swapped.vm.faults()?[1];
     let before = swapped.cgroup.stat("pgmajfault")?;
-    swapped.vm.resume()?;
-    await_some("major faults", PATIENCE, || {
-        Ok((swapped.cgroup.stat("pgmajfault")? >= before + majors).then_some(()))
-    })?;
-    swapped.vm.stop()?;
+    swapped.run_for(before + majors)?;
     let folder = recording.end()?;
     Ok(Seen {
         summary: only_vm(&folder)?,
@@ -112,6 +117,7 @@ fn watch(dir: &Path, guest: Guest, options: &[&str], majors: u64) -> Result<Seen
         ended: ended.total()?,
         by_memcg: swapped.cgroup.stat("pgmajfault")? - before,
         by_qemu: swapped.vm.faults()?[1] - qemu_before,
+        reads_ahead: read("/proc/sys/vm/page-cluster")?.trim() != "0",
     })
 }
 
@@ -136,10 +142,13 @@ fn workers_count(dir: &Path, backend: &str) -> Result<()> {
     );
     ensure!(apf > MAJORS / 2, "{apf} asynchronous page faults are too few");
     ensure!(apf.abs_diff(ended) <= 3.max(ended / 100), "apf {apf}, ftrace {ended}");
-    // The vCPU's attempt starts the read, which memcg counts, and a worker ends it. Of
-    // QEMU's own majors some only waited for a page that was on its way.
+    ensure!(outside.abs_diff(begun) <= 3.max(begun / 100), "workers {outside}, ftrace {begun}");
+    // The vCPU's attempt starts the read, which memcg counts, and a worker ends it. Those
+    // who only wait for a page that is on its way are not in memcg's count: with its
+    // neighbours read too, many are.
     ensure!(
-        by_memcg * 100 >= outside * 99 && by_memcg * 100 <= (outside + by_qemu) * 101,
+        (by_memcg * 100 >= outside * 99 || seen.reads_ahead)
+            && by_memcg * 100 <= (outside + by_qemu) * 101,
         "memcg counts {by_memcg}, workers {outside}, QEMU {by_qemu}"
     );
     ensure!(by_qemu * 10 < majors, "QEMU's own stat has {by_qemu} of {majors}");

@@ -187,17 +187,22 @@ impl Vm {
         let come = await_some("pass of the guest", PATIENCE, || {
             Ok((self.passes()? >= passes).then_some(()))
         });
-        come.map_err(|error| error.context(self.state()))
+        self.explain(come)
     }
 
-    /// What it does, for an error.
-    fn state(&mut self) -> String {
+    /// Adds to an error what the VM does.
+    ///
+    /// # Errors
+    /// That one.
+    pub fn explain<T>(&mut self, outcome: Result<T>) -> Result<T> {
         let mut ask = |command: &str| {
             let line = json!({ "command-line": command });
             self.execute("human-monitor-command", line)
                 .map_or_else(|error| format!("{error:#}"), |text| text.to_string())
         };
-        format!("{} {}", ask("info status"), ask("info registers"))
+        outcome.map_err(|error| {
+            error.context(format!("{} {}", ask("info status"), ask("info registers")))
+        })
     }
 
     /// Passes so far.
