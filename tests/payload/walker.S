@@ -51,7 +51,7 @@ sized:
     pushl %eax
     pushl %ecx
     movl $idt, %edi
-    movl $ignore, %eax                  # whatever comes unasked
+    movl $ignore, %eax                  # what comes all the same: see `ready`
     movl $256, %ecx
 every:
     call set_gate
@@ -150,12 +150,15 @@ ready:
     pushl %ecx
     pushl %edx
     movl apf + 4, %eax
+    testl %eax, %eax                    # emulated SVM brings an interrupt twice now and then
+    jz acknowledged
     movl %eax, token
     movl $0, apf + 4
     movl $0x4b564d07, %ecx              # MSR_KVM_ASYNC_PF_ACK
     movl $1, %eax
     xorl %edx, %edx
     wrmsr
+acknowledged:
     movl $0, 0xfee000b0                 # end of interrupt
     popl %edx
     popl %ecx
