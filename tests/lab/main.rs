@@ -5,6 +5,7 @@ mod async_faults;
 mod counts;
 mod host_changes;
 mod lifecycle;
+mod swapins;
 mod taken;
 mod windows;
 mod witness;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let scenarios = [
         counts::scenarios(),
         taken::scenarios(),
+        swapins::scenarios(),
         windows::scenarios(),
         async_faults::scenarios(),
         host_changes::scenarios(),

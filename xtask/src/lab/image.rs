@@ -11,7 +11,7 @@ use testbed::root;
 
 /// Loaded in the lab in this order, each with what it depends on; one that is
 /// built in, or that this kernel lacks, is left out.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 12] = [
     "virtio_pci",
     "9pnet_virtio",
     "9p",
@@ -21,10 +21,15 @@ const MODULES: [&str; 10] = [
     "zram",
     "lz4_compress",
     "lzo_rle",
+    "lzo",
+    "zbud",
     "kvm_amd",
 ];
 /// Without these there is no lab.
 const NEEDED: [&str; 4] = ["9pnet_virtio", "9p", "zram", "kvm_amd"];
+
+/// The mark of a whole folder: the modules that were looked for.
+const UNPACKED: &str = "unpacked";
 
 /// A kernel that can be booted.
 pub(crate) struct Image {
@@ -44,7 +49,9 @@ pub(crate) fn unpack(packages: &Packages, cache: &Path) -> Result<Image> {
     let name = packages.files.iter().filter_map(|file| file.file_stem()).next();
     let name = name.context("a kernel of no packages")?;
     let dir = cache.join("unpacked").join(name);
-    if !dir.join("release").exists() {
+    // Another version of ours may have taken out others.
+    let unpacked = fs::read_to_string(dir.join(UNPACKED)).unwrap_or_default();
+    if unpacked != MODULES.join(" ") {
         let tree = cache.join("unpacking");
         let _ = fs::remove_dir_all(&tree);
         for package in &packages.files {
@@ -89,8 +96,8 @@ fn pick(tree: &Path, dir: &Path) -> Result<()> {
         names += &format!("{name}\n");
     }
     fs::write(dir.join("modules/order"), names)?;
-    // The mark of a whole folder.
-    Ok(fs::write(dir.join("release"), release)?)
+    fs::write(dir.join("release"), release)?;
+    Ok(fs::write(dir.join(UNPACKED), MODULES.join(" "))?)
 }
 
 /// Files of the modules, each after those that it needs.

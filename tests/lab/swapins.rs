@@ -1,0 +1,58 @@
+//! Where do swapped pages come from?
+
+use crate::Scenario;
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{MemoryCgroup, Setting, ZramSwap, counter};
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{figure, only_vm, within_a_percent};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    crate::FUNCTION_BACKENDS
+        .into_iter()
+        .map(|backend| -> Scenario {
+            let run = move |dir: &Path| from_zswap(dir, backend);
+            (format!("zswap_{backend}"), Box::new(run))
+        })
+        .collect()
+}
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const MAJORS: u64 = 3_000;
+
+/// Compressed in memory on their way to the device, they come back from there.
+fn from_zswap(dir: &Path, backend: &str) -> Result<()> {
+    let _settings = [
+        Setting::small_pages()?,
+        Setting::no_readahead()?,
+        Setting::new("/sys/module/zswap/parameters/enabled", "Y")?,
+    ];
+    let cgroup = MemoryCgroup::new("lab")?;
+    let _swap = ZramSwap::new(512)?;
+    cgroup.limit(48)?;
+    let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("squeezed", 64) };
+    let mut vm = Vm::start(&config)?;
+    let recording = Recording::start(&dir.join("run"), ["--backend", backend])?;
+    let read = |name| counter(Path::new("/proc/vmstat"), name);
+    let (zswap_before, device_before) = (read("zswpin")?, read("pswpin")?);
+    vm.resume()?;
+    await_some("pages out of zswap", PATIENCE, || {
+        Ok((read("zswpin")? >= zswap_before + MAJORS).then_some(()))
+    })?;
+    vm.stop()?;
+    let summary = only_vm(&recording.end()?)?;
+    let swapins = &summary["swapins"];
+    let (by_zswap, by_device) = (read("zswpin")? - zswap_before, read("pswpin")? - device_before);
+    println!("{backend}: {swapins}; zswpin {by_zswap}, pswpin {by_device}");
+    let number = |key: &str| swapins[key].as_u64().with_context(|| format!("no {key}"));
+    within_a_percent("from zswap", number("from_zswap")?, by_zswap, 0)?;
+    let devices = swapins["from_device"].as_object().context("no devices")?;
+    let from_devices: u64 = devices.values().filter_map(serde_json::Value::as_u64).sum();
+    ensure!(from_devices.abs_diff(by_device) <= 3, "{from_devices} from devices, {by_device}");
+    let parts = number("from_zswap")? + number("from_cache")? + from_devices;
+    ensure!(parts == figure(&summary, "swapin", "count")?, "{parts} in all: {summary:#}");
+    Ok(())
+}
