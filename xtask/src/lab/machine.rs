@@ -30,6 +30,8 @@ const DEATH: [&str; 7] = [
 
 /// What a run needs.
 pub(crate) struct Run<'a> {
+    /// Before each line of its console: others may run meanwhile.
+    pub(crate) name: &'a str,
     pub(crate) image: &'a Image,
     pub(crate) initramfs: &'a Path,
     /// Shared with the lab as /run/results; holds `command`.
@@ -72,7 +74,7 @@ pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
             }
         }
     });
-    watch(&lines, run.limit)
+    watch(run.name, &lines, run.limit)
 }
 
 fn command(run: &Run<'_>) -> Result<Command> {
@@ -101,7 +103,7 @@ fn command(run: &Run<'_>) -> Result<Command> {
 }
 
 /// Follows the console to the end.
-fn watch(lines: &Receiver<String>, limit: Duration) -> Result<i32> {
+fn watch(name: &str, lines: &Receiver<String>, limit: Duration) -> Result<i32> {
     let mut last = VecDeque::new();
     let mut end = Instant::now() + BOOT;
     let mut started = false;
@@ -126,7 +128,7 @@ fn watch(lines: &Receiver<String>, limit: Duration) -> Result<i32> {
             end = Instant::now() + limit;
         }
         if started {
-            println!("  {line}");
+            println!("{name:>4} | {line}");
         }
         if DEATH.iter().any(|word| line.contains(word)) {
             // The rest of the report comes at once.
@@ -160,7 +162,7 @@ mod tests {
         for line in lines {
             sender.send((*line).to_owned()).unwrap();
         }
-        watch(&receiver, Duration::from_millis(50))
+        watch("", &receiver, Duration::from_millis(50))
     }
 
     #[test]

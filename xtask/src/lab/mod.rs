@@ -7,12 +7,14 @@ mod machine;
 
 use crate::build;
 use crate::setup::{TESTBED, Tool, give_to_user_behind_sudo, install, require_root};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use image::Image;
 use kernels::Series;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use testbed::{root, target, undo};
 
@@ -97,35 +99,81 @@ fn scenarios(args: &Args) -> Result<()> {
     ensure!(Path::new(kernels::KEYRING).exists(), "install the package debian-archive-keyring");
     testbed::payload::assemble()?;
     let binary = scenario_binary()?;
-    let mut failed = Vec::new();
-    for series in Series::ALL {
-        if args.kernel != Choice::All && args.kernel != Choice::One(series) {
-            continue;
+    let chosen = |series: &Series| [Choice::All, Choice::One(*series)].contains(&args.kernel);
+    let labs: Vec<Lab> = Series::ALL
+        .into_iter()
+        .filter(chosen)
+        .map(|series| prepare(series, args, &binary))
+        .collect::<Result<_>>()?;
+    let failed = Mutex::new(Vec::new());
+    let waiting = Mutex::new(labs.into_iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    // Each keeps one CPU busy.
+    let at_once = std::thread::available_parallelism()?.get().min(Series::ALL.len());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(lab) = next() {
+                    if !lab.passes() {
+                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        failed.push(lab.image.release);
+                    }
+                }
+            });
         }
-        let start = Instant::now();
-        let outcome = on(series, args, &binary)?;
-        let (release, time) = (&outcome.release, start.elapsed().as_secs());
-        match (&outcome.result, outcome.unproven) {
-            (Ok(()), false) => println!("kernel {release}: passed in {time} s"),
-            (Ok(()), true) => println!("unproven kernel {release}: passed in {time} s"),
-            (Err(error), true) => println!("unproven kernel {release}: {error:#}"),
-            (Err(error), false) => {
-                println!("kernel {release}: {error:#}");
-                failed.push(release.clone());
-            }
-        }
-    }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     ensure!(failed.is_empty(), "failed on {}", failed.join(", "));
     Ok(())
 }
 
-struct Outcome {
-    release: String,
+/// A kernel with all that it needs to run the scenarios.
+struct Lab {
+    series: Series,
+    image: Image,
     unproven: bool,
-    result: Result<()>,
+    /// A folder of its own.
+    work: PathBuf,
+    initramfs: PathBuf,
 }
 
-fn on(series: Series, args: &Args, binary: &Path) -> Result<Outcome> {
+impl Lab {
+    /// Runs the scenarios and says how that ended; failures of an unproven kernel are
+    /// said alone.
+    fn passes(&self) -> bool {
+        let start = Instant::now();
+        let result = self.run();
+        let (release, time) = (&self.image.release, start.elapsed().as_secs());
+        let kernel = if self.unproven { "unproven kernel" } else { "kernel" };
+        match &result {
+            Ok(()) => println!("{kernel} {release}: passed in {time} s"),
+            Err(error) => println!("{kernel} {release}: {error:#}"),
+        }
+        result.is_ok() || self.unproven
+    }
+
+    fn run(&self) -> Result<()> {
+        let disk = self.work.join("disk");
+        fs::File::create(&disk)?.set_len(DISK)?;
+        let run = machine::Run {
+            name: self.series.name(),
+            image: &self.image,
+            initramfs: &self.initramfs,
+            results: &self.work.join("results"),
+            disk: &disk,
+            complaints: &self.work.join("qemu.log"),
+            cpus: self.series.cpus(),
+            limit: LIMIT,
+        };
+        let status = machine::run(&run);
+        fs::remove_file(&disk)?;
+        let status = status?;
+        ensure!(status == 0, "scenarios failed (exit status {status})");
+        Ok(())
+    }
+}
+
+fn prepare(series: Series, args: &Args, binary: &Path) -> Result<Lab> {
     let cache = cache()?;
     let packages = kernels::fetch(series, &cache)?;
     let image = image::unpack(&packages, &cache)?;
@@ -134,25 +182,8 @@ fn on(series: Series, args: &Args, binary: &Path) -> Result<Outcome> {
     let results = work.join("results");
     fs::create_dir_all(&results)?;
     let initramfs = image::initramfs(&image, &work)?;
-    let disk = work.join("disk");
-    fs::File::create(&disk)?.set_len(DISK)?;
     fs::write(results.join("command"), lab_command(args, binary))?;
-    println!("== lab: Linux {}", image.release);
-    let run = machine::Run {
-        image: &image,
-        initramfs: &initramfs,
-        results: &results,
-        disk: &disk,
-        complaints: &work.join("qemu.log"),
-        cpus: series.cpus(),
-        limit: LIMIT,
-    };
-    let result = machine::run(&run).and_then(|status| match status {
-        0 => Ok(()),
-        status => bail!("scenarios failed (exit status {status})"),
-    });
-    fs::remove_file(&disk)?;
-    Ok(Outcome { release: image.release, unproven: packages.unproven, result })
+    Ok(Lab { series, image, unproven: packages.unproven, work, initramfs })
 }
 
 /// What the lab's shell runs.
