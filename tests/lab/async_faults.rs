@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testbed::await_some;
 use testbed::host::{DiskSwap, MemoryCgroup, Setting, read};
-use testbed::payload::Guest;
+use testbed::payload::{self, Guest};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, only_vm};
@@ -19,7 +19,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         let taken = move |dir: &Path| workers_count(dir, backend);
         scenarios.push((format!("async_faults_{backend}"), Box::new(taken)));
     }
-    scenarios.push(("async_faults_halt".to_owned(), Box::new(halts_wait)));
+    for (name, guest) in [("walker", Guest::Paravirtual), ("linux", Guest::Linux)] {
+        if guest != Guest::Linux || payload::named_file(payload::LINUX_KERNEL).is_ok() {
+            let halt = move |dir: &Path| halts_wait(dir, guest);
+            scenarios.push((format!("async_faults_halt_{name}"), Box::new(halt)));
+        }
+    }
     scenarios.push(("async_faults_not_without_interrupts".to_owned(), Box::new(control)));
     scenarios
 }
@@ -30,6 +35,8 @@ const DISK: &str = "/dev/vda";
 /// MiB that the guest walks, and may hold.
 const WALK: u64 = 64;
 const LIMIT: u64 = 48;
+/// MiB that it may hold if it is Linux, which has some of its own.
+const LINUX_LIMIT: u64 = 90;
 /// Majors that make a share worth a look.
 const MAJORS: u64 = 600;
 /// Majors after which QEMU has its own memory back.
@@ -53,9 +60,10 @@ impl Swapped {
         let mut vm = Vm::start(&config)?;
         vm.await_passes(1)?;
         vm.stop()?;
+        let limit = if guest == Guest::Linux { LINUX_LIMIT } else { LIMIT };
         // The kernel says that it found too little when it did not find all of it.
-        let _ = cgroup.reclaim(WALK - LIMIT + 24);
-        cgroup.limit(LIMIT)?;
+        let _ = cgroup.reclaim((cgroup.charged()? >> 20).saturating_sub(limit));
+        cgroup.limit(limit)?;
         let before = cgroup.stat("pgmajfault")?;
         let mut swapped = Self { vm, cgroup, _swap: swap, _settings: settings };
         swapped.run_for(before + WARM)?;
@@ -157,8 +165,8 @@ fn workers_count(dir: &Path, backend: &str) -> Result<()> {
 }
 
 /// A guest that sleeps until its page is there halts, and is not idle.
-fn halts_wait(dir: &Path) -> Result<()> {
-    let seen = watch(dir, Guest::Paravirtual, &[], MAJORS / 2)?;
+fn halts_wait(dir: &Path, guest: Guest) -> Result<()> {
+    let seen = watch(dir, guest, &[], MAJORS / 2)?;
     let run = json(&seen.folder, "run.json")?;
     let vcpu = &run["vms"][0]["vcpu_times"][0];
     let number = |key: &str| vcpu[key].as_u64().with_context(|| format!("no {key} in {vcpu}"));

@@ -1,6 +1,7 @@
 //! Every fault is counted, once, for the right VM, by every backend.
 
 use crate::Scenario;
+use crate::squeeze::Squeeze;
 use crate::witness::{Histogram, exit_names};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -8,14 +9,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap, counter};
+use testbed::host::counter;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, lost, only_vm, within_a_percent};
 
-/// MiB that a squeezed guest walks, and may hold.
-const WALK: u64 = 64;
-const LIMIT: u64 = 48;
 /// Majors that make a count worth comparing.
 const MAJORS: u64 = 5_000;
 /// Windows that make their order worth a look.
@@ -51,12 +49,8 @@ impl Witnesses {
 }
 
 fn counts_agree(dir: &Path, backend: &str, shared: bool) -> Result<()> {
-    let (_small_pages, _no_readahead) = (Setting::small_pages()?, Setting::no_readahead()?);
-    let cgroup = MemoryCgroup::new("lab")?;
-    let _swap = ZramSwap::new(512)?;
-    cgroup.limit(LIMIT)?;
-    let config =
-        Config { cgroup: Some(&cgroup), stopped: true, shared, ..Config::new("squeezed", WALK) };
+    let squeeze = Squeeze::new()?;
+    let config = Config { stopped: true, shared, ..squeeze.config("squeezed") };
     let mut vm = Vm::start(&config)?;
     let recording = Recording::start(&dir.join("run"), ["--backend", backend])?;
     let exits = Histogram::start("kvm/kvm_exit", "exit_reason")?;

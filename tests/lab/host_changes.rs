@@ -1,11 +1,12 @@
 //! A host that changes while it is recorded.
 
 use crate::Scenario;
+use crate::squeeze::Squeeze;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap, read, write};
+use testbed::host::{read, write};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, lost, rows, vm, within_a_percent};
@@ -65,12 +66,8 @@ fn kvm_late(dir: &Path) -> Result<()> {
 const MAJORS: u64 = 1_000;
 
 fn cpu_hotplug(dir: &Path) -> Result<()> {
-    let _small_pages = Setting::small_pages()?;
-    let cgroup = MemoryCgroup::new("lab")?;
-    let _swap = ZramSwap::new(512)?;
-    cgroup.limit(48)?;
-    let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("moved", 64) };
-    let mut guest = Vm::start(&config)?;
+    let squeeze = Squeeze::new()?;
+    let mut guest = Vm::start(&Config { stopped: true, ..squeeze.config("moved") })?;
     let _online = Undo::with("CPU 1", || write(SWITCH, "1"));
     let recording = Recording::start(&dir.join("run"), [""; 0])?;
     let before = guest.faults()?;

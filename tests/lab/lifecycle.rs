@@ -1,6 +1,7 @@
 //! Nothing is left behind, on any way out, and the kernel never complains.
 
 use crate::Scenario;
+use crate::squeeze::Squeeze;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use overcommit::metrics;
@@ -13,8 +14,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap, read};
-use testbed::qemu::{Config, Vm, stat_field};
+use testbed::host::read;
+use testbed::qemu::{Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::run;
 use testbed::{await_some, overcommit};
@@ -106,11 +107,8 @@ fn missing_functions(_dir: &Path) -> Result<()> {
 const ATTACHES: usize = 50;
 
 fn attach_in_a_storm(_dir: &Path) -> Result<()> {
-    let _small_pages = Setting::small_pages()?;
-    let cgroup = MemoryCgroup::new("lab")?;
-    let _swap = ZramSwap::new(512)?;
-    cgroup.limit(48)?;
-    let mut storm = Vm::start(&Config { cgroup: Some(&cgroup), ..Config::new("storm", 64) })?;
+    let squeeze = Squeeze::new()?;
+    let mut storm = Vm::start(&squeeze.config("storm"))?;
     storm.await_passes(1)?;
     let pid = storm.pid().cast_signed();
     let started = stat_field(storm.pid(), 22)?;

@@ -5,6 +5,7 @@ mod async_faults;
 mod counts;
 mod host_changes;
 mod lifecycle;
+mod squeeze;
 mod swapins;
 mod taken;
 mod windows;

@@ -1,11 +1,12 @@
 //! Where do swapped pages come from?
 
 use crate::Scenario;
+use crate::squeeze::Squeeze;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap, counter};
+use testbed::host::{Setting, counter};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, only_vm, within_a_percent};
@@ -25,16 +26,9 @@ const MAJORS: u64 = 3_000;
 
 /// Compressed in memory on their way to the device, they come back from there.
 fn from_zswap(dir: &Path, backend: &str) -> Result<()> {
-    let _settings = [
-        Setting::small_pages()?,
-        Setting::no_readahead()?,
-        Setting::new("/sys/module/zswap/parameters/enabled", "Y")?,
-    ];
-    let cgroup = MemoryCgroup::new("lab")?;
-    let _swap = ZramSwap::new(512)?;
-    cgroup.limit(48)?;
-    let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("squeezed", 64) };
-    let mut vm = Vm::start(&config)?;
+    let _zswap = Setting::new("/sys/module/zswap/parameters/enabled", "Y")?;
+    let squeeze = Squeeze::new()?;
+    let mut vm = Vm::start(&Config { stopped: true, ..squeeze.config("squeezed") })?;
     let recording = Recording::start(&dir.join("run"), ["--backend", backend])?;
     let read = |name| counter(Path::new("/proc/vmstat"), name);
     let (zswap_before, device_before) = (read("zswpin")?, read("pswpin")?);

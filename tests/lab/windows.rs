@@ -1,12 +1,12 @@
 //! What counts as a stall and what does not.
 
 use crate::Scenario;
+use crate::squeeze::Squeeze;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
@@ -23,15 +23,11 @@ const PAUSE: Duration = Duration::from_secs(3);
 const MAJORS: u64 = 1_500;
 
 fn pause_and_device(dir: &Path) -> Result<()> {
-    let (_small_pages, _no_readahead) = (Setting::small_pages()?, Setting::no_readahead()?);
-    let cgroup = MemoryCgroup::new("lab")?;
-    let _swap = ZramSwap::new(512)?;
-    cgroup.limit(48)?;
+    let squeeze = Squeeze::new()?;
     let device = Config { guest: Guest::Device, ..Config::new("device", 2) };
     let mut device = Vm::start(&device)?;
     device.await_passes(1)?;
-    let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("squeezed", 64) };
-    let mut squeezed = Vm::start(&config)?;
+    let mut squeezed = Vm::start(&Config { stopped: true, ..squeeze.config("squeezed") })?;
     let recording = Recording::start(&dir.join("run"), [""; 0])?;
     let await_majors = |vm: &Vm, count: u64| {
         let before = vm.faults()?[1];

@@ -151,6 +151,14 @@ impl MemoryCgroup {
         write(self.path.join(self.limit), &(mebibytes << 20).to_string())
     }
 
+    /// Bytes that it holds (v2).
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn charged(&self) -> Result<u64> {
+        Ok(read(self.path.join("memory.current"))?.trim().parse()?)
+    }
+
     /// Has the kernel take that much of it away (v2).
     ///
     /// # Errors

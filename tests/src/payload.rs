@@ -1,7 +1,8 @@
 //! Guests of ours, assembled when they are needed.
 
 use crate::{root, run, target};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +19,8 @@ pub enum Guest {
     Paravirtual,
     /// Reads a device's register instead.
     Device,
+    /// Linux with one program that walks; only in the lab, which has a kernel for it.
+    Linux,
 }
 
 impl Guest {
@@ -30,8 +33,23 @@ impl Guest {
             Self::Interruptible => "walker-sti",
             Self::Paravirtual => "walker-apf",
             Self::Device => "walker-device",
+            Self::Linux => "linux",
         }
     }
+}
+
+/// Says where the kernel of [`Guest::Linux`] is, in the environment.
+pub const LINUX_KERNEL: &str = "OVERCOMMIT_GUEST_KERNEL";
+/// The same of its initramfs, with [`init`] in it.
+pub const LINUX_INITRAMFS: &str = "OVERCOMMIT_GUEST_INITRAMFS";
+
+/// A file that the environment names.
+///
+/// # Errors
+/// It names none.
+pub fn named_file(variable: &str) -> Result<PathBuf> {
+    let file = std::env::var_os(variable).with_context(|| format!("{variable} is not set"))?;
+    Ok(PathBuf::from(file))
 }
 
 /// Assembles a guest if it is not there yet; gives the file to boot.
@@ -39,29 +57,47 @@ impl Guest {
 /// # Errors
 /// The assembler or linker is missing, or fails.
 pub fn kernel(guest: Guest) -> Result<PathBuf> {
+    if guest == Guest::Linux {
+        return named_file(LINUX_KERNEL);
+    }
+    let script = root().join("tests/payload/walker.ld");
+    let symbol = |name: &str, set: bool| format!("--defsym={name}={}", u8::from(set));
+    let symbols = [
+        symbol("STI", matches!(guest, Guest::Interruptible | Guest::Paravirtual)),
+        symbol("APF", guest == Guest::Paravirtual),
+        symbol("DEVICE", guest == Guest::Device),
+    ];
+    let assembler = symbols.iter().map(String::as_str).chain(["--32"]);
+    let linker = ["-m", "elf_i386", "-T"].map(OsStr::new).into_iter().chain([script.as_os_str()]);
+    build(guest.name(), "walker.S", assembler, linker)
+}
+
+/// Assembles the program of a Linux guest, which walks that many MiB.
+///
+/// # Errors
+/// As [`kernel`].
+pub fn init(mebibytes: u64) -> Result<PathBuf> {
+    build("guest-init", "init.S", ["--64", &format!("--defsym=MIB={mebibytes}")], [""; 0])
+}
+
+/// Builds a file if it is older than its sources, or not there.
+fn build<'a>(
+    name: &str,
+    code: &str,
+    assembler: impl IntoIterator<Item = &'a str>,
+    linker: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> Result<PathBuf> {
     let source = root().join("tests/payload");
-    let kernel = target().join(guest.name()).with_extension("elf");
-    let (code, script) = (source.join("walker.S"), source.join("walker.ld"));
-    if is_newer(&kernel, [&code, &script]) {
-        return Ok(kernel);
+    let built = target().join(name).with_extension("elf");
+    let code = source.join(code);
+    if is_newer(&built, [&code, &source.join("walker.ld")]) {
+        return Ok(built);
     }
     std::fs::create_dir_all(target())?;
-    let object = target().join(guest.name()).with_extension("o");
-    let mut assembler = Command::new("as");
-    assembler.arg("--32");
-    for (symbol, set) in [
-        ("STI", matches!(guest, Guest::Interruptible | Guest::Paravirtual)),
-        ("APF", guest == Guest::Paravirtual),
-        ("DEVICE", guest == Guest::Device),
-    ] {
-        assembler.args(["--defsym", &format!("{symbol}={}", u8::from(set))]);
-    }
-    assembler.arg("-o").arg(&object).arg(code);
-    run(&mut assembler)?;
-    let mut linker = Command::new("ld");
-    linker.args(["-m", "elf_i386", "-T"]).arg(script).arg("-o").arg(&kernel).arg(&object);
-    run(&mut linker)?;
-    Ok(kernel)
+    let object = target().join(name).with_extension("o");
+    run(Command::new("as").args(assembler).arg("-o").arg(&object).arg(code))?;
+    run(Command::new("ld").args(linker).arg("-o").arg(&built).arg(&object))?;
+    Ok(built)
 }
 
 /// Assembles every guest.

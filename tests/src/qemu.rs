@@ -30,7 +30,7 @@ pub fn kvm_works() -> bool {
 pub struct Config<'a> {
     /// `-name guest=`
     pub name: &'a str,
-    /// MiB that the guest walks.
+    /// MiB that the guest walks; Linux walks what its program was built for.
     pub walk: u64,
     /// vCPUs; one walks.
     pub vcpus: u32,
@@ -73,18 +73,23 @@ impl<'a> Config<'a> {
         let threads = if self.debug_threads { "on" } else { "off" };
         let name = self.name.replace(',', ",,");
         command.arg("-name").arg(format!("guest={name},debug-threads={threads}"));
-        command.args(["-accel", self.accel, "-m", &format!("{}", self.walk + 64)]);
+        let memory = self.walk + if self.guest == Guest::Linux { 128 } else { 64 };
+        command.args(["-accel", self.accel, "-m", &memory.to_string()]);
         command.args(["-smp", &self.vcpus.to_string()]);
         command.args("-nodefaults -vga none -display none -no-reboot".split(' '));
         command.arg("-serial").arg(format!("file:{}", dir.join("serial").display()));
         let socket = format!("unix:{},server=on,wait=off", dir.join("qmp").display());
         command.arg("-qmp").arg(socket);
         command.arg("-kernel").arg(payload::kernel(self.guest)?);
-        command.args(["-append", &format!("mib={}", self.walk)]);
+        if self.guest == Guest::Linux {
+            command.args(["-cpu", "host", "-append", "console=ttyS0 quiet loglevel=0 panic=-1"]);
+            command.arg("-initrd").arg(payload::named_file(payload::LINUX_INITRAMFS)?);
+        } else {
+            command.args(["-append", &format!("mib={}", self.walk)]);
+        }
         if self.shared {
-            let size = self.walk + 64;
-            command
-                .args(["-object", &format!("memory-backend-memfd,id=ram,share=on,size={size}M")]);
+            let backend = format!("memory-backend-memfd,id=ram,share=on,size={memory}M");
+            command.args(["-object", &backend]);
             command.args(["-machine", "memory-backend=ram"]);
         }
         if self.stopped {
@@ -210,7 +215,7 @@ impl Vm {
     /// # Errors
     /// The serial log cannot be read.
     pub fn passes(&self) -> Result<usize> {
-        Ok(read(self.dir.join("serial"))?.len())
+        Ok(read(self.dir.join("serial"))?.matches('.').count())
     }
 
     /// Runs a command of the monitor.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use testbed::root;
+use testbed::{payload, root};
 
 /// Loaded in the lab in this order, each with what it depends on; one that is
 /// built in, or that this kernel lacks, is left out.
@@ -25,6 +25,8 @@ const MODULES: [&str; 12] = [
     "zbud",
     "kvm_amd",
 ];
+/// MiB that a Linux guest in the lab walks.
+const GUEST_WALK: u64 = 64;
 /// Without these there is no lab.
 const NEEDED: [&str; 4] = ["9pnet_virtio", "9p", "zram", "kvm_amd"];
 
@@ -157,13 +159,31 @@ pub(crate) fn initramfs(image: &Image, work: &Path) -> Result<PathBuf> {
         fs::copy(entry.path(), tree.join("modules").join(entry.file_name()))?;
     }
     let file = work.join("initramfs.cpio");
-    let archive = fs::File::create(&file)?;
+    pack(&tree, &file)?;
+    Ok(file)
+}
+
+/// Packs the initramfs of a Linux guest in the lab; gives its file.
+///
+/// # Errors
+/// The assembler or cpio is missing or fails.
+pub(crate) fn guest_initramfs(work: &Path) -> Result<PathBuf> {
+    let tree = work.join("guest");
+    fs::create_dir_all(&tree)?;
+    fs::copy(payload::init(GUEST_WALK)?, tree.join("init"))?;
+    let file = work.join("guest.cpio");
+    pack(&tree, &file)?;
+    Ok(file)
+}
+
+fn pack(tree: &Path, file: &Path) -> Result<()> {
+    let archive = fs::File::create(file)?;
     let mut find =
-        Command::new("find").arg(".").current_dir(&tree).stdout(Stdio::piped()).spawn()?;
+        Command::new("find").arg(".").current_dir(tree).stdout(Stdio::piped()).spawn()?;
     let names = find.stdout.take().context("find has no output")?;
     let mut cpio = Command::new("cpio");
     cpio.args(["--create", "--format=newc", "--quiet", "--owner=0:0"]);
-    show(cpio.current_dir(&tree).stdin(names).stdout(archive))?;
+    show(cpio.current_dir(tree).stdin(names).stdout(archive))?;
     ensure!(find.wait()?.success(), "find failed in {}", tree.display());
-    Ok(file)
+    Ok(())
 }

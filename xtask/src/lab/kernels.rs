@@ -52,6 +52,12 @@ impl Series {
         }
     }
 
+    /// Whether a whole Linux guest is tried in it: one kernel is enough, for it takes
+    /// long to boot under emulated KVM.
+    pub(crate) const fn runs_linux_guests(self) -> bool {
+        matches!(self, Self::Linux6_12)
+    }
+
     /// Where it comes from: archive and suite.
     const fn suites(self) -> &'static [(&'static str, &'static str)] {
         match self {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use testbed::{root, target, undo};
+use testbed::{payload, root, target, undo};
 
 /// Time that one kernel may take from its first program on.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -97,7 +97,7 @@ pub(crate) fn all() -> Result<()> {
 fn scenarios(args: &Args) -> Result<()> {
     install(&LAB)?;
     ensure!(Path::new(kernels::KEYRING).exists(), "install the package debian-archive-keyring");
-    testbed::payload::assemble()?;
+    payload::assemble()?;
     let binary = scenario_binary()?;
     let chosen = |series: &Series| [Choice::All, Choice::One(*series)].contains(&args.kernel);
     let labs: Vec<Lab> = Series::ALL
@@ -182,13 +182,27 @@ fn prepare(series: Series, args: &Args, binary: &Path) -> Result<Lab> {
     let results = work.join("results");
     fs::create_dir_all(&results)?;
     let initramfs = image::initramfs(&image, &work)?;
-    fs::write(results.join("command"), lab_command(args, binary))?;
+    let mut command = String::new();
+    if series.runs_linux_guests() {
+        let files = [
+            (payload::LINUX_KERNEL, &image.kernel),
+            (payload::LINUX_INITRAMFS, &image::guest_initramfs(&work)?),
+        ];
+        for (variable, file) in files {
+            command += &format!("export {variable}={}\n", quote(&file.display().to_string()));
+        }
+    }
+    command += &lab_command(args, binary);
+    fs::write(results.join("command"), command)?;
     Ok(Lab { series, image, unproven: packages.unproven, work, initramfs })
+}
+
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// What the lab's shell runs.
 fn lab_command(args: &Args, binary: &Path) -> String {
-    let quote = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
     let keep = if args.keep { "export OVERCOMMIT_LAB_KEEP=/run/results\n" } else { "" };
     let filter = args.scenario.as_deref().map(quote).unwrap_or_default();
     let binary = quote(&binary.display().to_string());
