@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
 
+/// Says in the environment on which CPU every VM shall run. Emulated KVM needs it: a
+/// guest that moves between emulated CPUs hangs now and then.
+pub const CPU: &str = "OVERCOMMIT_VM_CPU";
+
 /// Whether KVM works here, tried.
 pub fn kvm_works() -> bool {
     fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
@@ -69,7 +73,11 @@ impl<'a> Config<'a> {
         // The shell moves itself into the cgroup, and becomes the VM there.
         let mut command = Command::new("sh");
         let procs = self.cgroup.map_or_else(|| "/dev/null".into(), MemoryCgroup::procs);
-        command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(procs).arg(QEMU);
+        command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(procs);
+        if let Some(cpu) = std::env::var_os(CPU) {
+            command.args(["taskset", "--cpu-list"]).arg(cpu);
+        }
+        command.arg(QEMU);
         let threads = if self.debug_threads { "on" } else { "off" };
         let name = self.name.replace(',', ",,");
         command.arg("-name").arg(format!("guest={name},debug-threads={threads}"));
@@ -82,7 +90,12 @@ impl<'a> Config<'a> {
         command.arg("-qmp").arg(socket);
         command.arg("-kernel").arg(payload::kernel(self.guest)?);
         if self.guest == Guest::Linux {
-            command.args(["-cpu", "host", "-append", "console=ttyS0 quiet loglevel=0 panic=-1"]);
+            command.args([
+                "-cpu",
+                "host",
+                "-append",
+                "console=ttyS0 quiet loglevel=0 panic=-1 mitigations=off tsc=reliable",
+            ]);
             command.arg("-initrd").arg(payload::named_file(payload::LINUX_INITRAMFS)?);
         } else {
             command.args(["-append", &format!("mib={}", self.walk)]);

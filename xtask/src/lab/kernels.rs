@@ -52,8 +52,7 @@ impl Series {
         }
     }
 
-    /// Whether a whole Linux guest is tried in it: one kernel is enough, for it takes
-    /// long to boot under emulated KVM.
+    /// Whether a whole Linux guest is tried in it, which is its own kernel.
     pub(crate) const fn runs_linux_guests(self) -> bool {
         matches!(self, Self::Linux6_12)
     }

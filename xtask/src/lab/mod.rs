@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use testbed::{payload, root, target, undo};
+use testbed::{payload, qemu, root, target, undo};
 
 /// Time that one kernel may take from its first program on.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -192,6 +192,8 @@ fn prepare(series: Series, args: &Args, binary: &Path) -> Result<Lab> {
             command += &format!("export {variable}={}\n", quote(&file.display().to_string()));
         }
     }
+    // The last CPU: one that can be taken offline.
+    command += &format!("export {}={}\n", qemu::CPU, series.cpus() - 1);
     command += &lab_command(args, binary);
     fs::write(results.join("command"), command)?;
     Ok(Lab { series, image, unproven: packages.unproven, work, initramfs })
