@@ -20,5 +20,6 @@ pub mod probes;
 pub mod recording;
 pub mod sampler;
 pub mod session;
+pub mod slo;
 pub mod vm;
 pub mod wait;

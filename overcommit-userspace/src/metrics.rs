@@ -29,6 +29,17 @@ impl MetricName {
         &self.0
     }
 
+    /// Whether it is that metric, or a member of that family.
+    pub fn is_in(&self, family: &str) -> bool {
+        let rest = self.as_str().strip_prefix(family);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// Whether it comes from KVM's tracepoints.
+    pub fn is_of_exits(&self) -> bool {
+        ["exit", "idle", "stall.memory", "apf"].iter().any(|family| self.is_in(family))
+    }
+
     /// Whether every interval and VM has it, counted or not.
     pub fn is_always_written(&self) -> bool {
         Metric::FAULTS.iter().any(|metric| metric.name() == self.as_str())
@@ -125,13 +136,18 @@ impl Sight {
     }
 }
 
+/// Whether there is a metric of that name, seen or not.
+pub fn is_known(name: &str) -> bool {
+    let name = MetricName::new(name);
+    Metric::ALL.iter().any(|metric| metric.name() == name.as_str())
+        || (name.is_in("exit") && name.as_str().len() > "exit.".len())
+        || NOT_MEASURED.iter().any(|family| name.is_in(family))
+}
+
 /// How much of a metric is seen, by what was declared for it or its family.
 pub fn coverage_of(declared: &[MetricCoverage], name: &MetricName) -> Coverage {
-    let is_it = |entry: &&MetricCoverage| {
-        let rest = name.as_str().strip_prefix(entry.metric.as_str());
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    declared.iter().find(is_it).map_or(Coverage::Full, |entry| entry.coverage)
+    let entry = declared.iter().find(|entry| name.is_in(&entry.metric));
+    entry.map_or(Coverage::Full, |entry| entry.coverage)
 }
 
 /// How much of each metric that is.

@@ -22,7 +22,7 @@ pub(crate) const TESTS: Tests = &[
 ];
 
 /// Fails unless it ended with that code and said that.
-fn expect(output: &Output, code: i32, said: &str) -> Result<()> {
+pub(crate) fn expect(output: &Output, code: i32, said: &str) -> Result<()> {
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(code), "{}, not {code}: {errors}", output.status);
     ensure!(errors.contains(said), "{said:?} is not in: {errors}");
@@ -48,6 +48,8 @@ fn usage() -> Result<()> {
     expect(&run(["record", "--interval", "1ms"])?, 2, "from 10ms to 1h")?;
     expect(&run(["record", "--label", "x"])?, 2, "KEY=VALUE")?;
     expect(&run(["record", "--vm", "web-["])?, 2, "not a pattern")?;
+    expect(&run(["record", "--slo", "fault.mayor:p99<2ms"])?, 2, "at character 1: no metric")?;
+    expect(&run(["record", "--slo", "fault.major:p99<2"])?, 2, "at character 17: the duration")?;
     expect(&run(["record", "--pid", "999999999"])?, 1, "--pid 999999999")
 }
 

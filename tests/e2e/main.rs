@@ -8,6 +8,7 @@ mod exits;
 mod files;
 mod input;
 mod lifecycle;
+mod objectives;
 mod threads;
 
 use anyhow::Result;
@@ -31,12 +32,19 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
-    let tests: Vec<Test> =
-        [counts::TESTS, exits::TESTS, files::TESTS, input::TESTS, lifecycle::TESTS, threads::TESTS]
-            .concat()
-            .into_iter()
-            .map(|(name, run)| Test { name, run, skip: missing(name) })
-            .collect();
+    let tests: Vec<Test> = [
+        counts::TESTS,
+        exits::TESTS,
+        files::TESTS,
+        input::TESTS,
+        lifecycle::TESTS,
+        objectives::TESTS,
+        threads::TESTS,
+    ]
+    .concat()
+    .into_iter()
+    .map(|(name, run)| Test { name, run, skip: missing(name) })
+    .collect();
     for test in &tests {
         if let Some(reason) = &test.skip {
             println!("skipping {}: {reason}", test.name);

@@ -1,14 +1,19 @@
 //! One file a subcommand; each only reads its options and prints.
 
 pub mod check;
+pub mod export;
 pub mod list;
+pub mod mark;
 pub mod record;
 pub mod report;
 
 use crate::kernel;
+use crate::recording::{Folder, Span};
+use crate::slo::{Objective, config};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Exit code of a failure.
@@ -30,6 +35,10 @@ enum Command {
     Record(record::Args),
     /// Print a recording, also one that was cut off
     Report(report::Args),
+    /// Write one file a VM and metric of a recording
+    Export(export::Args),
+    /// Note in a running recording that something begins
+    Mark(mark::Args),
     /// List the VMs of this host, and how each was named
     List(list::Args),
     /// Say what this host can give, and what is missing for more
@@ -45,9 +54,54 @@ impl Cli {
         match self.command {
             Command::Record(args) => record::run(args),
             Command::Report(args) => report::run(&args),
+            Command::Export(args) => export::run(&args),
+            Command::Mark(args) => mark::run(&args),
             Command::List(args) => list::run(&args),
             Command::Check(args) => check::run(&args),
         }
+    }
+}
+
+/// Options that say what VMs shall have.
+#[derive(Debug, clap::Args)]
+struct ObjectiveArgs {
+    /// What VMs shall have: [VM:]METRIC:QUANTILE<DURATION, as fault.major:p99<2ms, or
+    /// [VM:]stall.share<PERCENT%; VM is as in --vm; may be repeated
+    #[arg(long, value_name = "OBJECTIVE", value_parser = parse_objective)]
+    slo: Vec<Objective>,
+    /// More of them, from a TOML file: slo = ["OBJECTIVE", ...]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ObjectiveArgs {
+    fn read(&self) -> Result<Vec<Objective>> {
+        let mut objectives =
+            self.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
+        objectives.extend(self.slo.iter().cloned());
+        Ok(objectives)
+    }
+}
+
+/// clap shows the outermost message of an error alone.
+fn parse_objective(text: &str) -> Result<Objective, String> {
+    Objective::parse(text).map_err(|error| format!("{error:#}"))
+}
+
+/// Options that choose a part of a recording.
+#[derive(Debug, clap::Args)]
+struct SpanArgs {
+    /// Only whole intervals after this mark
+    #[arg(long, value_name = "MARK")]
+    from: Option<String>,
+    /// Only whole intervals before this mark
+    #[arg(long, value_name = "MARK")]
+    to: Option<String>,
+}
+
+impl SpanArgs {
+    fn read(&self, folder: &Folder) -> Result<Span> {
+        Span::between(folder, self.from.as_deref(), self.to.as_deref())
     }
 }
 

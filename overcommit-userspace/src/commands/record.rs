@@ -2,18 +2,20 @@
 
 use crate::boundary::Boundary;
 use crate::clock::{Clocks, parse_duration, parse_interval, parse_positive_duration};
-use crate::commands::report::{self, Format};
-use crate::commands::{FAILED, print, require_root, say};
+use crate::commands::report::{self, Format, View};
+use crate::commands::{FAILED, ObjectiveArgs, print, require_root, say};
 use crate::export::progress::Progress;
 use crate::load::{self, Load};
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
-use crate::recording::Folder;
 use crate::recording::folder::Owner;
 use crate::recording::run_file::Options;
+use crate::recording::{Folder, Span};
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::{RunningSession, Session, Want};
+use crate::slo::Objective;
+use crate::slo::judge::BROKEN;
 use crate::vm::{Discovery, Pattern, Vm};
 use crate::{kernel, wait};
 use anyhow::{Context, Result, bail, ensure};
@@ -53,6 +55,8 @@ pub struct Args {
     /// Where to see faults
     #[arg(long, default_value = "auto")]
     backend: Wanted,
+    #[command(flatten)]
+    objectives: ObjectiveArgs,
     /// Write each fault of at least D to slow-faults.csv
     #[arg(long, value_name = "D", value_parser = parse_duration)]
     slow_faults: Option<Duration>,
@@ -101,6 +105,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, descriptors.1, descriptors.1)?;
     let selection = selection(&args)?;
+    let objectives = args.objectives.read()?;
     if let Some(folder) = args.ready_file.as_deref().and_then(Path::parent) {
         let there = folder.as_os_str().is_empty() || folder.is_dir();
         ensure!(there, "--ready-file: there is no folder {}", folder.display());
@@ -143,7 +148,7 @@ async fn record(args: Args) -> Result<ExitCode> {
         return Ok(early);
     }
 
-    let mut session = session.record(folder, options(&args))?;
+    let mut session = session.record(folder, options(&args, &objectives))?;
     if let Some(path) = &args.ready_file {
         ready(path, session.writer().folder().path())?;
     }
@@ -156,14 +161,18 @@ async fn record(args: Args) -> Result<ExitCode> {
         (End::Signal(_), None) => 0,
     };
     let format = if args.json { Format::Json } else { Format::Text };
-    let text = report::rebuild(&folder, format)?;
+    // Those that it was recorded with.
+    let view = View { format, span: Span::WHOLE, objectives: Vec::new() };
+    let report = report::rebuild(&folder, &view)?;
     if !args.quiet {
-        print(&text)?;
+        print(&report.text)?;
         if !args.json {
             print(&format!("\nRecorded in {}\n", folder.path().display()))?;
         }
     }
-    Ok(ExitCode::from(code))
+    // A broken objective comes first, then the load's own status.
+    let objective_comes_first = report.code == BROKEN || code == 0;
+    Ok(ExitCode::from(if objective_comes_first { report.code } else { code }))
 }
 
 fn selection(args: &Args) -> Result<Selection> {
@@ -247,7 +256,7 @@ fn out(args: &Args) -> Result<PathBuf> {
     Ok(PathBuf::from(format!("overcommit-{host}-{time}")))
 }
 
-fn options(args: &Args) -> Options {
+fn options(args: &Args, objectives: &[Objective]) -> Options {
     let ns = |duration: Duration| duration.as_nanos() as u64;
     Options {
         interval_ns: ns(args.interval),
@@ -258,6 +267,7 @@ fn options(args: &Args) -> Options {
         backend: format!("{:?}", args.backend).to_lowercase(),
         pid: args.pid.clone(),
         slow_faults_ns: args.slow_faults.map(ns),
+        slo: objectives.iter().map(Objective::to_string).collect(),
         labels: BTreeMap::from_iter(args.label.iter().cloned()),
         command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
     }

@@ -1,10 +1,12 @@
 //! `overcommit report`
 
-use crate::commands::print;
+use crate::commands::{ObjectiveArgs, SpanArgs, print};
 use crate::export::summary::Summary;
 use crate::export::{hgrm, table};
 use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
-use crate::recording::{Folder, Recording};
+use crate::recording::{Folder, Recording, RunFile, Span};
+use crate::slo::Objective;
+use crate::slo::judge::{exit_code, judge};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -21,6 +23,10 @@ pub struct Args {
     /// Write to a file instead of the terminal
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    objectives: ObjectiveArgs,
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Output formats.
@@ -37,27 +43,63 @@ pub enum Format {
 /// # Errors
 /// The folder is no recording, or cannot be read or mended.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let text = rebuild(&Folder::open(&args.dir), args.format)?;
+    let folder = Folder::open(&args.dir);
+    // Before marks are looked for in it.
+    RunFile::read(folder.path())?;
+    let view = View {
+        format: args.format,
+        span: args.span.read(&folder)?,
+        objectives: args.objectives.read()?,
+    };
+    let report = rebuild(&folder, &view)?;
     match &args.out {
         Some(path) => {
-            std::fs::write(path, text)
+            std::fs::write(path, report.text)
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        None => print(&text)?,
+        None => print(&report.text)?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(report.code))
+}
+
+/// What of a recording is to be seen, and how.
+pub struct View {
+    /// How it is printed.
+    pub format: Format,
+    /// Which part.
+    pub span: Span,
+    /// Instead of those that it was recorded with, if there are any.
+    pub objectives: Vec<Objective>,
+}
+
+/// A report.
+pub struct Report {
+    /// As the user asked for it.
+    pub text: String,
+    /// Exit code of the objectives.
+    pub code: u8,
 }
 
 /// Writes what a recording gets at its end, from its logs alone, and gives the
-/// report. A recording that still runs is only read.
+/// report. A recording that still runs is only read, as is one of which only a part is
+/// looked at, or against other objectives.
 ///
 /// # Errors
 /// As [`run`].
-pub fn rebuild(folder: &Folder, format: Format) -> Result<String> {
-    let recording = Recording::open(folder)?;
-    let summary = Summary::of(&recording);
+pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
+    let recording = Recording::open(folder, view.span)?;
+    let as_recorded = view.span == Span::WHOLE && view.objectives.is_empty();
+    let objectives = if view.objectives.is_empty() {
+        let recorded = recording.run.options.slo.iter().map(|text| Objective::parse(text));
+        recorded.collect::<Result<_>>().context("run.json has an objective that is none")?
+    } else {
+        view.objectives.clone()
+    };
+    let judged = judge(&recording, folder, &objectives)?;
+    let code = exit_code(&judged);
+    let summary = Summary::of(&recording, judged);
     let json = summary.json()?;
-    if !recording.is_recording {
+    if !recording.is_recording && as_recorded {
         folder.replace(SUMMARY_JSON, &json)?;
         folder.replace(SUMMARY_CSV, &summary.csv()?)?;
         for (vm, totals) in recording.run.vms.iter().zip(&recording.vms) {
@@ -68,10 +110,11 @@ pub fn rebuild(folder: &Folder, format: Format) -> Result<String> {
             }
         }
     }
-    Ok(match format {
+    let text = match view.format {
         Format::Text => table::text(&recording.run, &summary),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
-    })
+    };
+    Ok(Report { text, code })
 }
 
 /// Metrics that get a percentile distribution at the end; `export` makes the others.

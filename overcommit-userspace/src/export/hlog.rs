@@ -3,7 +3,7 @@
 
 use crate::metrics::MetricName;
 use crate::sampler::latencies::Latencies;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
@@ -62,36 +62,50 @@ pub fn line(
     Ok(line.collect::<Vec<_>>().concat())
 }
 
+/// What begins the line of a metric.
+const TAG: &[u8] = b"Tag=";
+
+/// Lines of metrics in a log, in order. Stops at a torn one.
+pub fn lines(log: &[u8]) -> impl Iterator<Item = (MetricName, &[u8])> {
+    whole(log).split_inclusive(|byte| *byte == b'\n').filter_map(|line| {
+        let tag = line.strip_prefix(TAG)?.split(|byte| *byte == b',').next()?;
+        Some((MetricName::new(std::str::from_utf8(tag).ok()?), line))
+    })
+}
+
 /// Whole lines of each metric in a log.
 pub fn count(log: &[u8]) -> HashMap<MetricName, usize> {
     let mut counts = HashMap::new();
-    for line in whole(log).split(|byte| *byte == b'\n') {
-        let tag = line.strip_prefix(b"Tag=").and_then(|rest| rest.split(|b| *b == b',').next());
-        if let Some(tag) = tag.and_then(|tag| std::str::from_utf8(tag).ok()) {
-            *counts.entry(MetricName::new(tag)).or_default() += 1;
-        }
+    for (metric, _) in lines(log) {
+        *counts.entry(metric).or_default() += 1;
     }
     counts
 }
 
-/// Hands out the intervals of each metric in a log, in order. Stops at a torn line.
-///
-/// # Errors
-/// A line is whole and yet no histogram.
-pub fn read(log: &[u8], mut take: impl FnMut(MetricName, Histogram<u64>)) -> Result<()> {
-    let mut deserializer = Deserializer::new();
-    for entry in IntervalLogIterator::new(whole(log)) {
+/// The line without its metric.
+pub fn untagged(line: &[u8]) -> &[u8] {
+    let end = line.iter().position(|byte| *byte == b',').filter(|_| line.starts_with(TAG));
+    end.map_or(line, |end| &line[end + 1..])
+}
+
+/// Reads the histograms of lines.
+#[derive(Default)]
+pub struct LineReader(Deserializer);
+
+impl LineReader {
+    /// The histogram of a line.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn histogram(&mut self, line: &[u8]) -> Result<Histogram<u64>> {
+        let entry = IntervalLogIterator::new(line).next().context("a line is empty")?;
         let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
-            continue;
+            bail!("a line is no interval");
         };
-        let Some(tag) = interval.tag() else { continue };
         let bytes = decode(interval.encoded_histogram())?;
-        let histogram = deserializer
-            .deserialize(&mut bytes.as_slice())
-            .map_err(|error| anyhow!("a line is no histogram: {error}"))?;
-        take(MetricName::new(tag.as_str()), histogram);
+        let histogram = self.0.deserialize(&mut bytes.as_slice());
+        histogram.map_err(|error| anyhow!("a line is no histogram: {error}"))
     }
-    Ok(())
 }
 
 fn whole(log: &[u8]) -> &[u8] {
@@ -129,10 +143,14 @@ mod tests {
         assert_eq!(lines.len(), 7);
         for cut in 0..=2 {
             let log = &log[..log.len() - cut];
-            let mut counts = Vec::new();
-            read(log, |metric, histogram| counts.push((metric, histogram.len()))).unwrap();
+            let mut reader = LineReader::default();
+            let counts: Vec<(MetricName, u64)> = super::lines(log)
+                .map(|(metric, line)| (metric, reader.histogram(line).unwrap().len()))
+                .collect();
             assert_eq!(counts.len(), if cut == 0 { 2 } else { 1 });
             assert_eq!(counts[0], (Metric::FaultMajor.into(), 7));
+            let (_, line) = super::lines(log).next().unwrap();
+            assert!(untagged(line).starts_with(b"0.000,1.000,2.0"));
             let minor = count(log).get(&Metric::FaultMinor.into()).copied();
             assert_eq!(minor, (cut == 0).then_some(1));
         }

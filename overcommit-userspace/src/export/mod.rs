@@ -4,6 +4,7 @@ pub mod csv;
 pub mod hgrm;
 pub mod hlog;
 pub mod intervals;
+pub mod parts;
 pub mod progress;
 pub mod slow_faults;
 pub mod summary;

@@ -8,6 +8,7 @@ use crate::recording::run_file::RunVm;
 use crate::sampler::coverage::Coverage;
 use crate::sampler::latencies::Latencies;
 use crate::sampler::swapins::SwapinTotals;
+use crate::slo::Judged;
 use anyhow::Result;
 use overcommit_ebpf::layout::{Loss, Taker};
 use serde::Serialize;
@@ -44,6 +45,8 @@ pub struct Summary {
     pub intervals: u64,
     /// Each VM.
     pub vms: Vec<SummaryVm>,
+    /// Each objective for each VM that it is for.
+    pub objectives: Vec<Judged>,
 }
 
 /// A VM over the whole run.
@@ -120,14 +123,15 @@ pub struct SummaryMetric {
 }
 
 impl Summary {
-    /// Of a recording.
-    pub fn of(recording: &Recording) -> Self {
+    /// Of a recording, held against objectives.
+    pub fn of(recording: &Recording, objectives: Vec<Judged>) -> Self {
         let vms = recording.run.vms.iter().zip(&recording.vms);
         Self {
             schema: "overcommit.summary/1",
             run_id: recording.run.run_id.clone(),
             intervals: recording.intervals,
             vms: vms.map(|(vm, totals)| summary_vm(vm, totals)).collect(),
+            objectives,
         }
     }
 

@@ -5,6 +5,7 @@ use crate::export::summary::{Summary, SummaryMetric, SummaryVm};
 use crate::metrics::NOT_IN_THIS_VERSION;
 use crate::recording::run_file::RunFile;
 use crate::sampler::coverage::Coverage;
+use crate::slo::{Judged, Verdict};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use std::fmt::Write;
 
@@ -20,6 +21,7 @@ pub fn text(run: &RunFile, summary: &Summary) -> String {
         }
     }
     not_counted(&mut text, run);
+    objectives(&mut text, &summary.objectives);
     text
 }
 
@@ -119,6 +121,38 @@ fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
         .collect();
     if !lost.is_empty() {
         let _ = writeln!(text, "{name}: not counted: {}.", lost.join(", "));
+    }
+}
+
+/// A line for each objective and VM, the broken ones first.
+fn objectives(text: &mut String, judged: &[Judged]) {
+    if !judged.is_empty() {
+        text.push('\n');
+    }
+    for (verdict, word) in
+        [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "not judged"), (Verdict::Held, "held")]
+    {
+        for judged in judged.iter().filter(|judged| judged.verdict == verdict) {
+            let vm = judged.vm.as_deref().unwrap_or("-");
+            let _ = write!(text, "{word:<10}  {vm}  {}", judged.objective);
+            let value = judged.value_ns.map(readable).or(judged.share.map(percent));
+            if let Some(value) = value {
+                let _ = write!(text, ": {value}");
+            }
+            let intervals = judged.intervals;
+            if intervals.broken > 0 {
+                let all = intervals.broken + intervals.held + intervals.not_judged;
+                let _ = write!(
+                    text,
+                    "; broken in {} of {all} intervals, for {:.1} s at the longest",
+                    intervals.broken, intervals.longest_broken_s
+                );
+            }
+            if let Some(why) = &judged.why {
+                let _ = write!(text, " ({why})");
+            }
+            text.push('\n');
+        }
     }
 }
 

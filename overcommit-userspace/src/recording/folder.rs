@@ -16,6 +16,8 @@ pub const VMS: &str = "vms.csv";
 /// See [`RUN_FILE`].
 pub const SLOW_FAULTS: &str = "slow-faults.csv";
 /// See [`RUN_FILE`].
+pub const MARKS: &str = "marks.csv";
+/// See [`RUN_FILE`].
 pub const SUMMARY_JSON: &str = "summary.json";
 /// See [`RUN_FILE`].
 pub const SUMMARY_CSV: &str = "summary.csv";
@@ -118,14 +120,7 @@ impl Folder {
     pub fn append(&self, name: &str) -> Result<File> {
         let path = self.file(name);
         let failed = || format!("cannot write {}", path.display());
-        if let Some(parent) = path.parent()
-            && !parent.exists()
-        {
-            DirBuilder::new().recursive(true).mode(0o700).create(parent).with_context(failed)?;
-            for made in parent.ancestors().take_while(|made| *made != self.path) {
-                self.give(made)?;
-            }
-        }
+        self.make_parent(&path).with_context(failed)?;
         let mut options = OpenOptions::new();
         let file =
             options.append(true).create(true).mode(0o600).open(&path).with_context(failed)?;
@@ -151,6 +146,28 @@ impl Folder {
         file.write_all(content).with_context(failed)?;
         self.give(&unfinished)?;
         fs::rename(&unfinished, &path).with_context(failed)
+    }
+
+    /// As [`Self::replace`]; makes the folder that the file is in.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn put(&self, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.file(name);
+        self.make_parent(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        self.replace(name, content)
+    }
+
+    fn make_parent(&self, path: &Path) -> Result<()> {
+        if let Some(parent) = path.parent()
+            && !parent.exists()
+        {
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+            for made in parent.ancestors().take_while(|made| *made != self.path) {
+                self.give(made)?;
+            }
+        }
+        Ok(())
     }
 
     fn restrict(&self) -> Result<()> {

@@ -6,11 +6,13 @@
 pub mod folder;
 pub mod reader;
 pub mod run_file;
+pub mod span;
 pub mod writer;
 
 pub use folder::Folder;
 pub use reader::Recording;
 pub use run_file::RunFile;
+pub use span::Span;
 pub use writer::Writer;
 
 use crate::sampler::VmSample;

@@ -5,13 +5,15 @@ use crate::export::{hlog, vms};
 use crate::metrics::MetricName;
 use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
 use crate::recording::run_file::{RunFile, RunVm};
+use crate::recording::span::Span;
 use crate::sampler::Stall;
 use crate::sampler::coverage::{Coverage, Seen};
 use crate::sampler::latencies::Latencies;
 use crate::sampler::stall::StallSource;
 use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
 use overcommit_ebpf::layout::{Loss, Metric, Taker};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{self, OpenOptions};
 
 /// What a recording holds for one VM, over all its complete intervals.
@@ -51,27 +53,42 @@ pub struct Recording {
     pub intervals: u64,
     /// Whether it was still being written when it was read.
     pub is_recording: bool,
+    logs: Logs,
 }
 
 /// A row of intervals.csv.
-struct Row {
-    interval: u64,
-    vm: usize,
-    metric: MetricName,
-    coverage: Coverage,
+#[derive(Debug)]
+pub struct Row {
+    /// Number of the interval.
+    pub interval: u64,
+    start_us: u64,
+    length_ns: u64,
+    /// As an index into [`RunFile::vms`].
+    pub vm: usize,
+    /// Which metric.
+    pub metric: MetricName,
+    /// How much of it was seen.
+    pub coverage: Coverage,
     sum_ns: u64,
-    max_ns: u64,
+    /// The longest, in nanoseconds.
+    pub max_ns: u64,
     over_range: u64,
     /// Where the row ends in the file.
     end: u64,
 }
 
 /// A row of vms.csv.
-struct VmRow {
-    interval: u64,
-    length_ns: u64,
-    vm: usize,
-    stall: Option<Stall>,
+#[derive(Debug)]
+pub struct VmRow {
+    /// Number of the interval.
+    pub interval: u64,
+    start_us: u64,
+    /// In nanoseconds.
+    pub length_ns: u64,
+    /// As an index into [`RunFile::vms`].
+    pub vm: usize,
+    /// `None` if its vCPU threads were not known.
+    pub stall: Option<Stall>,
     seen: Seen,
     taken_by: [u64; Taker::COUNT],
     not_counted: [u64; Loss::COUNT],
@@ -83,30 +100,64 @@ struct VmRow {
 /// The rows of a recording, as far as they are whole, and how far its histogram
 /// logs go. The histograms themselves are read one by one: all at once they would
 /// be larger than what is left on a host that swaps.
+#[derive(Debug)]
 struct Logs {
     rows: Vec<Row>,
     vm_rows: Vec<VmRow>,
     /// Whole lines by VM and metric.
     lines: Vec<HashMap<MetricName, usize>>,
+    /// Number of the first interval that is not complete.
+    end: u64,
+    span: Span,
 }
 
 impl Recording {
-    /// Reads what is complete. If the recording was cut off, what run.json does not
-    /// know of is cut away from its logs.
+    /// Reads what is complete, and lies in the span. If the recording was cut off, what
+    /// run.json does not know of is cut away from its logs.
     ///
     /// # Errors
     /// The folder is no recording, is of a newer version, or cannot be read.
-    pub fn open(folder: &Folder) -> Result<Self> {
+    pub fn open(folder: &Folder, span: Span) -> Result<Self> {
         // Asked first: a recording that ends meanwhile is complete without us.
         let is_recording = RunFile::read(folder.path())?.is_recording();
         let run = RunFile::read(folder.path())?;
-        let logs = Logs::read(folder, &run)?;
+        let mut logs = Logs::read(folder, &run, span)?;
         if !is_recording && run.clocks.end.is_none() {
             logs.mend(folder, &run)?;
         }
-        let intervals = logs.complete_before(&run);
-        let vms = logs.totals(folder, &run, intervals)?;
-        Ok(Self { run, vms, intervals, is_recording })
+        logs.end = logs.complete_before(&run);
+        let vms = logs.totals(folder, &run)?;
+        let intervals = if span == Span::WHOLE { logs.end } else { logs.selected_intervals() };
+        Ok(Self { run, vms, intervals, is_recording, logs })
+    }
+
+    /// The complete intervals of all VMs, in order.
+    pub fn vm_rows(&self) -> impl Iterator<Item = &VmRow> {
+        self.logs.vm_rows.iter().filter(|row| self.logs.selects_vm(row))
+    }
+
+    /// Hands out every line of the histogram logs with its row, VM by VM.
+    ///
+    /// # Errors
+    /// A log cannot be read, or one that `take` gives.
+    pub fn each_line(
+        &self,
+        folder: &Folder,
+        take: impl FnMut(&Row, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.logs.each_line(folder, &self.run, take)
+    }
+
+    /// The same, with the histogram of the line.
+    ///
+    /// # Errors
+    /// A log cannot be read.
+    pub fn each_histogram(
+        &self,
+        folder: &Folder,
+        take: impl FnMut(&Row, &Histogram<u64>),
+    ) -> Result<()> {
+        self.logs.each_histogram(folder, &self.run, take)
     }
 }
 
@@ -115,7 +166,7 @@ fn log_name(vm: &RunVm) -> String {
 }
 
 impl Logs {
-    fn read(folder: &Folder, run: &RunFile) -> Result<Self> {
+    fn read(folder: &Folder, run: &RunFile, span: Span) -> Result<Self> {
         let indices: HashMap<&str, usize> =
             run.vms.iter().enumerate().map(|(index, vm)| (vm.vm_id.as_str(), index)).collect();
         let lines = run.vms.iter().map(|vm| Ok(hlog::count(&read_file(folder, &log_name(vm))?)));
@@ -125,7 +176,58 @@ impl Logs {
             vm_rows: rows(&read_file(folder, VMS)?, run, |cells, end| vm_row(cells, end, &indices))
                 .with_context(|| format!("cannot read {VMS}"))?,
             lines: lines.collect::<Result<_>>()?,
+            end: run.recorded.intervals,
+            span,
         })
+    }
+
+    fn selects(&self, row: &Row) -> bool {
+        row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
+    }
+
+    fn selects_vm(&self, row: &VmRow) -> bool {
+        row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
+    }
+
+    fn selected_intervals(&self) -> u64 {
+        let rows = self.vm_rows.iter().filter(|row| self.selects_vm(row));
+        rows.map(|row| row.interval).collect::<BTreeSet<u64>>().len() as u64
+    }
+
+    fn each_histogram(
+        &self,
+        folder: &Folder,
+        run: &RunFile,
+        mut take: impl FnMut(&Row, &Histogram<u64>),
+    ) -> Result<()> {
+        let mut reader = hlog::LineReader::default();
+        self.each_line(folder, run, |row, line| {
+            take(row, &reader.histogram(line)?);
+            Ok(())
+        })
+    }
+
+    fn each_line(
+        &self,
+        folder: &Folder,
+        run: &RunFile,
+        mut take: impl FnMut(&Row, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut rows = vec![HashMap::<&MetricName, VecDeque<&Row>>::new(); run.vms.len()];
+        for row in &self.rows {
+            rows[row.vm].entry(&row.metric).or_default().push_back(row);
+        }
+        for (vm, rows) in run.vms.iter().zip(&mut rows) {
+            let name = log_name(vm);
+            let log = read_file(folder, &name)?;
+            for (metric, line) in hlog::lines(&log) {
+                let row = rows.get_mut(&metric).and_then(VecDeque::pop_front);
+                if let Some(row) = row.filter(|row| self.selects(row)) {
+                    take(row, line).with_context(|| format!("cannot read {name}"))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Number of the first interval that some log does not have in full.
@@ -150,14 +252,12 @@ impl Logs {
         metrics.keys().map(|(interval, _)| *interval).fold(end, u64::min)
     }
 
-    fn totals(&self, folder: &Folder, run: &RunFile, end: u64) -> Result<Vec<VmTotals>> {
+    fn totals(&self, folder: &Folder, run: &RunFile) -> Result<Vec<VmTotals>> {
         let mut totals: Vec<VmTotals> = run.vms.iter().map(|_| VmTotals::none()).collect();
-        for row in self.vm_rows.iter().filter(|row| row.interval < end) {
+        for row in self.vm_rows.iter().filter(|row| self.selects_vm(row)) {
             totals[row.vm].add(row);
         }
-        let mut wanted = vec![HashMap::<&MetricName, usize>::new(); totals.len()];
-        for row in self.rows.iter().filter(|row| row.interval < end) {
-            *wanted[row.vm].entry(&row.metric).or_default() += 1;
+        for row in self.rows.iter().filter(|row| self.selects(row)) {
             let metric = totals[row.vm].metrics.entry(row.metric.clone());
             let metric = metric.or_insert_with(MetricTotals::none);
             metric.coverage = metric.coverage.max(row.coverage);
@@ -166,16 +266,12 @@ impl Logs {
             latencies.max_ns = latencies.max_ns.max(row.max_ns);
             latencies.over_range += row.over_range;
         }
-        for ((vm, totals), wanted) in run.vms.iter().zip(&mut totals).zip(&mut wanted) {
-            let name = log_name(vm);
-            hlog::read(&read_file(folder, &name)?, |metric, histogram| {
-                let left = wanted.get_mut(&metric).filter(|left| **left > 0);
-                if let Some((left, totals)) = left.zip(totals.metrics.get_mut(&metric)) {
-                    *left -= 1;
-                    totals.latencies.add(&histogram);
-                }
-            })
-            .with_context(|| format!("cannot read {name}"))?;
+        self.each_histogram(folder, run, |row, histogram| {
+            if let Some(totals) = totals[row.vm].metrics.get_mut(&row.metric) {
+                totals.latencies.add(histogram);
+            }
+        })?;
+        for totals in &mut totals {
             // Of faults all intervals together say more than the worst of them.
             for metric in Metric::FAULTS {
                 let fault = totals.metrics.entry(metric.into());
@@ -281,6 +377,8 @@ fn row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<Ro
     let coverage = cells.text("coverage")?;
     Ok(Row {
         interval: cells.number("interval")?,
+        start_us: cells.units("start_unix_s", 6)?,
+        length_ns: cells.units("length_s", 9)?,
         vm: cells.vm(indices)?,
         metric: MetricName::new(cells.text("metric")?),
         coverage: Coverage::from_name(coverage)
@@ -305,6 +403,7 @@ fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result
     }
     Ok(VmRow {
         interval: cells.number("interval")?,
+        start_us: cells.units("start_unix_s", 6)?,
         length_ns: cells.units("length_s", 9)?,
         vm: cells.vm(indices)?,
         stall: stall.map(|((waited_ns, vcpu_ns), source)| Stall { waited_ns, vcpu_ns, source }),

@@ -72,6 +72,9 @@ pub struct Options {
     pub pid: Vec<i32>,
     /// `--slow-faults`
     pub slow_faults_ns: Option<u64>,
+    /// `--slo` and `--config`
+    #[serde(default)]
+    pub slo: Vec<String>,
     /// `--label`
     pub labels: BTreeMap<String, String>,
     /// The command that was run.

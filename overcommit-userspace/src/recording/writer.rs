@@ -4,9 +4,9 @@ use crate::clock::Clocks;
 use crate::export::slow_faults::{self, SlowRow};
 use crate::export::{csv, hlog, intervals, vms};
 use crate::metrics::MetricCoverage;
-use crate::recording::Interval;
-use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, RUN_FILE, SLOW_FAULTS, VMS};
+use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, MARKS, RUN_FILE, SLOW_FAULTS, VMS};
 use crate::recording::run_file::{NotCounted, Recorded, RunFile, RunVm};
+use crate::recording::{Interval, span};
 use crate::sampler::coverage::Coverage;
 use crate::sampler::roster::Member;
 use crate::sampler::swapins::SwapinTotals;
@@ -42,6 +42,7 @@ impl Writer {
         let mut vms = folder.append(VMS)?;
         let columns = vms::columns();
         vms.write_all(&csv::header(&columns.iter().map(String::as_str).collect::<Vec<_>>()))?;
+        folder.append(MARKS)?.write_all(&csv::header(&span::COLUMNS))?;
         let mut slow_faults = None;
         if run.options.slow_faults_ns.is_some() {
             let mut file = folder.append(SLOW_FAULTS)?;

@@ -29,14 +29,19 @@ impl Pattern {
         self.glob.is_none()
     }
 
-    /// Whether the VM is meant, by its name as shown or by its uuid.
+    /// Whether the VM is meant.
     pub fn matches(&self, vm: &Vm) -> bool {
+        self.means(&vm.name.to_string(), vm.uuid.as_deref())
+    }
+
+    /// Whether a VM is meant, by its name as shown or by its uuid.
+    pub fn means(&self, name: &str, uuid: Option<&str>) -> bool {
         let is_meant = |text: &str| match &self.glob {
             // A name may hold what makes a glob.
             Some(glob) => self.text == text || glob.matches(text),
             None => self.text.eq_ignore_ascii_case(text) && is_uuid(text) || self.text == text,
         };
-        is_meant(&vm.name.to_string()) || vm.uuid.as_deref().is_some_and(is_meant)
+        is_meant(name) || uuid.is_some_and(is_meant)
     }
 }
 

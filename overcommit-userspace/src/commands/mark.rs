@@ -1,0 +1,33 @@
+//! `overcommit mark`
+
+use crate::clock::Clocks;
+use crate::recording::folder::MARKS;
+use crate::recording::{Folder, RunFile, span};
+use anyhow::{Context, Result, ensure};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Options of `mark`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder of the recording
+    dir: PathBuf,
+    /// What begins now, such as ramp, steady or end
+    text: String,
+}
+
+/// Adds a line to marks.csv.
+///
+/// # Errors
+/// The recording does not run, or the file cannot be written.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let dir = &args.dir;
+    let runs = RunFile::read(dir)?.is_recording();
+    ensure!(runs, "{} is not being recorded any more: marks are made meanwhile", dir.display());
+    let line = span::line(Clocks::now()?.realtime_ns / 1_000, &args.text)?;
+    // In one piece: others may mark too.
+    let mut file = Folder::open(dir).append(MARKS)?;
+    file.write_all(&line).with_context(|| format!("cannot write {MARKS}"))?;
+    Ok(ExitCode::SUCCESS)
+}

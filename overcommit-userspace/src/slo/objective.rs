@@ -1,0 +1,197 @@
+//! What a VM shall have: `web-*:fault.major:p99<2ms`, `stall.share<1%`.
+
+use crate::clock::parse_duration;
+use crate::metrics::{MetricName, is_known};
+use crate::vm::Pattern;
+use anyhow::{Context, Result, bail, ensure};
+use std::fmt;
+
+/// A quantile below 1, in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantile(u32);
+
+/// Millionths of a whole.
+const WHOLE: u32 = 1_000_000;
+
+impl Quantile {
+    /// `p50`, `p99`, `p99.9`; `p999` is the same as `p99.9`, as in the files' columns.
+    fn parse(text: &str) -> Result<Self> {
+        let wrong = || format!("{text} is no quantile; write for example p99 or p99.9");
+        let digits = text.strip_prefix('p').with_context(wrong)?;
+        let (percent, fraction) = match digits.split_once('.') {
+            Some(parts) => parts,
+            None if digits.len() > 2 && digits.starts_with('9') && digits.is_ascii() => {
+                digits.split_at(2)
+            }
+            None => (digits, ""),
+        };
+        let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        ensure!(is_number(percent) && is_number(fraction) && fraction.len() <= 4, wrong());
+        let millionths: u32 =
+            format!("{percent}{fraction:0<4}").parse().ok().with_context(wrong)?;
+        ensure!(
+            (1..WHOLE).contains(&millionths),
+            "{text} is not between 0 and 100 %; write for example p99 or p99.9"
+        );
+        Ok(Self(millionths))
+    }
+
+    /// As a part of 1.
+    pub fn of_one(self) -> f64 {
+        f64::from(self.0) / f64::from(WHOLE)
+    }
+
+    /// Samples below which the quantile is just the maximum.
+    pub fn least_samples(self) -> u64 {
+        u64::from(WHOLE).div_ceil(u64::from(WHOLE - self.0))
+    }
+
+    /// The place of the quantile among that many sorted samples, from 1.
+    pub fn rank(self, samples: u64) -> u64 {
+        (u64::from(self.0) * samples).div_ceil(u64::from(WHOLE))
+    }
+}
+
+/// What shall stay below what.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Bound {
+    /// A quantile of a metric.
+    Latency {
+        /// The metric.
+        metric: MetricName,
+        /// Its quantile.
+        quantile: Quantile,
+        /// At most this, in nanoseconds.
+        limit_ns: u64,
+    },
+    /// The share of its vCPUs' time that a VM waits for memory.
+    StallShare {
+        /// At most this, as a part of 1.
+        limit: f64,
+    },
+}
+
+/// An objective for the VMs that it names.
+#[derive(Clone, Debug)]
+pub struct Objective {
+    text: String,
+    /// `None` is every VM.
+    vms: Option<Pattern>,
+    /// What it asks for.
+    pub bound: Bound,
+}
+
+impl Objective {
+    /// Reads `[PATTERN:]METRIC:QUANTILE<DURATION` or `[PATTERN:]stall.share<PERCENT%`.
+    ///
+    /// # Errors
+    /// Says what is wrong, and at which character.
+    pub fn parse(text: &str) -> Result<Self> {
+        let Some((what, limit)) = text.rsplit_once('<') else {
+            bail!("{text:?} has no <; write for example fault.major:p99<2ms or stall.share<1%");
+        };
+        let at =
+            |place: usize| format!("{text:?} at character {}", text[..place].chars().count() + 1);
+        let limit_at = || at(what.len() + 1);
+        let (vms, bound) = match what.rsplit_once(':') {
+            _ if what == STALL_SHARE || what.ends_with(&format!(":{STALL_SHARE}")) => {
+                let vms = what.strip_suffix(STALL_SHARE).and_then(|rest| rest.strip_suffix(':'));
+                (vms, Bound::StallShare { limit: percent(limit).with_context(limit_at)? })
+            }
+            Some((before, quantile)) => {
+                let quantile_at = || at(before.len() + 1);
+                let (vms, metric) = match before.rsplit_once(':') {
+                    Some((vms, metric)) => (Some(vms), metric),
+                    None => (None, before),
+                };
+                let metric_at = || at(before.len() - metric.len());
+                ensure!(is_known(metric), "{}: no metric is called {metric}", metric_at());
+                let limit = parse_duration(limit).with_context(limit_at)?;
+                let bound = Bound::Latency {
+                    metric: MetricName::new(metric),
+                    quantile: Quantile::parse(quantile).with_context(quantile_at)?,
+                    limit_ns: u64::try_from(limit.as_nanos()).with_context(limit_at)?,
+                };
+                (vms, bound)
+            }
+            None => bail!(
+                "{} is neither METRIC:QUANTILE nor {STALL_SHARE}; write for example \
+                 fault.major:p99<2ms or {STALL_SHARE}<1%",
+                at(0)
+            ),
+        };
+        let vms = vms.map(Pattern::parse).transpose().with_context(|| at(0))?;
+        Ok(Self { text: text.to_owned(), vms, bound })
+    }
+
+    /// Whether it is for that VM.
+    pub fn is_for(&self, name: &str, uuid: Option<&str>) -> bool {
+        self.vms.as_ref().is_none_or(|pattern| pattern.means(name, uuid))
+    }
+}
+
+/// The only objective without a quantile.
+const STALL_SHARE: &str = "stall.share";
+
+fn percent(text: &str) -> Result<f64> {
+    let wrong = || format!("{text} is no share; write for example 1%");
+    let number: f64 =
+        text.strip_suffix('%').with_context(wrong)?.parse().ok().with_context(wrong)?;
+    ensure!((0.0..=100.0).contains(&number), "{text} is not between 0% and 100%");
+    Ok(number / 100.0)
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objectives_are_read_from_the_right() {
+        let parsed = Objective::parse("namespace:web-*:fault.major:p99.9<2ms").unwrap();
+        let Bound::Latency { metric, quantile, limit_ns } = &parsed.bound else { panic!() };
+        assert_eq!((metric.as_str(), quantile.0, *limit_ns), ("fault.major", 999_000, 2_000_000));
+        assert!(parsed.is_for("namespace:web-1", None) && !parsed.is_for("web-1", None));
+        let share = Objective::parse("web-1:stall.share<0.5%").unwrap();
+        assert_eq!(share.bound, Bound::StallShare { limit: 0.005 });
+        assert!(share.is_for("web-1", None) && !share.is_for("web-2", None));
+        assert!(Objective::parse("exit.npf:p50<1us").unwrap().is_for("any", None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        for (text, said) in [
+            ("fault.major:p99", "has no <"),
+            ("fault.major<2ms", "at character 1"),
+            ("fault.mayor:p99<2ms", "at character 1: no metric is called fault.mayor"),
+            ("db:fault.major:q99<2ms", "at character 16: q99 is no quantile"),
+            ("fault.major:p100<2ms", "at character 13"),
+            ("fault.major:p0<2ms", "not between 0 and 100 %"),
+            ("fault.major:p99<2", "at character 17: the duration 2 has no unit"),
+            ("stall.share<1", "at character 13: 1 is no share"),
+            ("stall.share<101%", "not between 0% and 100%"),
+            ("web-[:fault.major:p99<2ms", "not a pattern"),
+            ("", "has no <"),
+        ] {
+            let error = format!("{:#}", Objective::parse(text).unwrap_err());
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn quantiles_know_how_many_samples_they_need() {
+        for (text, least) in
+            [("p50", 2), ("p90", 10), ("p99", 100), ("p999", 1_000), ("p99.9", 1_000)]
+        {
+            let quantile = Quantile::parse(text).unwrap();
+            assert_eq!(quantile.least_samples(), least, "{text}");
+            // The least number has exactly one sample above the quantile.
+            assert_eq!(quantile.rank(least), least - 1, "{text}");
+        }
+    }
+}
