@@ -213,6 +213,8 @@ pub struct Vm {
     pub lost: [AtomicU64; Loss::COUNT],
     /// Where swapped pages came from.
     pub swapin: Swapins,
+    /// Pages of its cgroup that were handed to swap.
+    pub swapped_out: AtomicU64,
 }
 
 /// Numbers that swap devices can have: `MAX_SWAPFILES` is less on every kernel.
@@ -247,7 +249,7 @@ impl Vm {
         zero(&self.faults_before);
         zero(&self.faults_at_end);
         zero(&self.taken_by);
-        zero(&[&self.not_waited]);
+        zero(&[&self.not_waited, &self.swapped_out]);
         zero(&self.lost);
         let swapin = &self.swapin;
         zero(&[&swapin.from_cache, &swapin.from_zswap, &swapin.without_fault]);
@@ -626,13 +628,52 @@ impl KernelOffsets {
     }
 }
 
+/// Offsets by which the cgroup of a folio and its size are found, as [`KernelOffsets`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FolioOffsets {
+    /// `folio::memcg_data`
+    pub memcg_data: u32,
+    /// `obj_cgroup::memcg`
+    pub objcg_memcg: u32,
+    /// `mem_cgroup::css.cgroup`
+    pub memcg_cgroup: u32,
+    /// `cgroup::kn`
+    pub cgroup_kn: u32,
+    /// `kernfs_node::id`
+    pub kn_id: u32,
+    /// `folio::flags`
+    pub flags: u32,
+    /// The bit of a folio of several pages in it, `PG_head`
+    pub head_bit: u32,
+    /// `folio::_nr_pages`
+    pub pages: u32,
+}
+
+impl FolioOffsets {
+    /// The offsets in the order of the fields, as they lie in memory.
+    pub const fn words(&self) -> [u32; 8] {
+        [
+            self.memcg_data,
+            self.objcg_memcg,
+            self.memcg_cgroup,
+            self.cgroup_kn,
+            self.kn_id,
+            self.flags,
+            self.head_bit,
+            self.pages,
+        ]
+    }
+}
+
 const _: () = {
     assert!(size_of::<Histogram>() == 32 + 8 * BUCKETS);
-    assert!(size_of::<Vm>() == 480);
+    assert!(size_of::<Vm>() == 488);
     assert!(size_of::<Thread>() == 256);
     assert!(size_of::<KvmFields>() == 64);
     assert!(size_of::<Cpu>() == 64);
     assert!(size_of::<Lifecycle>() == 16);
     assert!(size_of::<SlowFault>() == 56);
     assert!(size_of::<KernelOffsets>() == 21 * 4);
+    assert!(size_of::<FolioOffsets>() == 8 * 4);
 };

@@ -4,8 +4,8 @@
 //! in the kernel's BTF and handed to the programs as read-only globals.
 
 use anyhow::{Context, Result, anyhow};
-use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation, TypeVariant};
-use overcommit_ebpf::layout::KernelOffsets;
+use btfparse::{Error, ErrorKind, Integer32Value, Offset, Readable, TypeInformation, TypeVariant};
+use overcommit_ebpf::layout::{FolioOffsets, KernelOffsets};
 use std::path::Path;
 
 /// The BTF of the running kernel.
@@ -74,6 +74,43 @@ impl KernelLayout {
             Ok((_, Offset::ByteOffset(offset))) => Ok(offset),
             _ => Err(missing()),
         }
+    }
+
+    /// The value of a name in an enumeration.
+    ///
+    /// # Errors
+    /// This kernel has no such name.
+    fn enumerator(&self, enumeration: &str, name: &str) -> Result<u32> {
+        let find = || {
+            let TypeVariant::Enum(values) = self.0.from_id(self.0.id_of(enumeration)?)? else {
+                return None;
+            };
+            let value = values.named_value_list().iter().find(|value| value.name == name)?;
+            Some(match value.value {
+                Integer32Value::Signed(value) => value.cast_unsigned(),
+                Integer32Value::Unsigned(value) => value,
+            })
+        };
+        find().ok_or_else(|| anyhow!("this kernel's BTF has no {name} in {enumeration}"))
+    }
+
+    /// What the program on swap-outs reads; not every kernel has memory cgroups.
+    ///
+    /// # Errors
+    /// The first field that this kernel lacks.
+    pub fn folio_offsets(&self) -> Result<FolioOffsets> {
+        let folio = |field| self.offset("folio", field);
+        Ok(FolioOffsets {
+            memcg_data: folio("memcg_data")?,
+            objcg_memcg: self.offset("obj_cgroup", "memcg")?,
+            memcg_cgroup: self.offset("mem_cgroup", "css.cgroup")?,
+            cgroup_kn: self.offset("cgroup", "kn")?,
+            kn_id: self.offset("kernfs_node", "id")?,
+            flags: folio("flags")?,
+            head_bit: self.enumerator("pageflags", "PG_head")?,
+            // As it was called before Linux 6.15.
+            pages: folio("_nr_pages").or_else(|_| folio("_folio_nr_pages"))?,
+        })
     }
 
     /// What zswap's load function returns when it had the page: `true`, or 0 where it

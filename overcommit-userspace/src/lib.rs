@@ -12,6 +12,7 @@ pub mod clock;
 pub mod commands;
 pub mod exit_reasons;
 pub mod export;
+pub mod host;
 pub mod kernel;
 pub mod kernel_layout;
 pub mod load;

@@ -89,6 +89,9 @@ const NO_HOOKS: &str = "it needs hooks on the kernel's functions";
 /// What `swapin` leaves out on any kernel.
 const OUTSIDE_SWAPINS: &str = "pages that khugepaged swaps in, which nobody waits for, and \
     reads of shared memory by system calls";
+/// What is not known of some VMs.
+const SHARED_CGROUP: &str =
+    "swap-outs of a VM whose memory cgroup is not its own: it is under pressure at most";
 /// Why nothing is.
 pub const NO_BACKEND: &str = "no backend is allowed by this kernel";
 /// Where the share comes from without exits.
@@ -122,9 +125,16 @@ pub struct Sight {
     pub exits_absent: Option<String>,
     /// Whether asynchronous page faults are told.
     pub has_apf: bool,
+    /// Why swap-outs are not seen, if they are not.
+    pub swapouts_absent: Option<String>,
 }
 
 impl Sight {
+    /// Whether the waits for swapped anonymous memory are seen.
+    pub fn sees_swapins(&self) -> bool {
+        self.hooks.iter().any(|hook| hook.purpose == Purpose::Swap && hook.missing.is_none())
+    }
+
     /// Nothing at all, for that reason.
     pub fn none(reason: &str) -> Self {
         Self {
@@ -132,6 +142,7 @@ impl Sight {
             hooks: Vec::new(),
             exits_absent: Some(reason.to_owned()),
             has_apf: false,
+            swapouts_absent: Some(reason.to_owned()),
         }
     }
 }
@@ -178,10 +189,17 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
         None => entry("apf", Coverage::Absent, &["this kernel's KVM has no such tracepoints"]),
     };
     let swapin = swapin(sight);
+    let state = match &sight.swapouts_absent {
+        None => entry("swap_state", Coverage::Full, &[SHARED_CGROUP]),
+        Some(reason) => {
+            let why = format!("swap-outs, without which no VM is thrashing: {reason}");
+            entry("swap_state", Coverage::Partial, &[&why, SHARED_CGROUP])
+        }
+    };
     let missing = NOT_MEASURED
         .into_iter()
         .map(|metric| entry(metric, Coverage::Absent, &[NOT_IN_THIS_VERSION]));
-    faults.chain([share]).chain(exits).chain([apf, swapin]).chain(missing).collect()
+    faults.chain([share]).chain(exits).chain([apf, swapin, state]).chain(missing).collect()
 }
 
 /// Swap-ins need hooks of their own, some of which a kernel may lack.

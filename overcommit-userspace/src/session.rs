@@ -1,12 +1,15 @@
 //! One recording: attach, drain once an interval, write, detach.
 
 use crate::clock::Clocks;
+use crate::host::{HostSample, VmHostSample, Watch};
 use crate::probes::decide::Decision;
 use crate::probes::log::ProgramLog;
 use crate::probes::object::Sizes;
 use crate::probes::rings::{Events, SlowFaults};
 use crate::probes::{Kernel, Probes, Rings};
-use crate::recording::run_file::{self, BackendChoice, NotCounted, Options, RunClocks, RunFile};
+use crate::recording::run_file::{
+    self, BackendChoice, HostState, NotCounted, Options, RunClocks, RunFile,
+};
 use crate::recording::{Folder, Interval, Writer};
 use crate::sampler::roster::{Roster, Selection};
 use crate::sampler::{Sampler, VmSample};
@@ -101,6 +104,9 @@ impl Session {
         let start = Clocks::now()?;
         self.sampler.drain(&start)?;
         self.sampler.restart(&start);
+        let sight = self.sampler.sight();
+        let sees_swapouts = sight.swapouts_absent.is_none();
+        let watch = Watch::new("/proc", sight.sees_swapins(), sees_swapouts);
         let run = RunFile {
             schema: RunFile::schema(),
             run_id: uuid::Uuid::now_v7().to_string(),
@@ -114,17 +120,18 @@ impl Session {
                 name: self.decision.backend.name().to_owned(),
                 fault_starts_at: self.decision.backend.fault_starts_at().to_owned(),
                 refused: refused(&self.decision),
-                hooks: self.sampler.sight().hooks,
+                hooks: sight.hooks.clone(),
             },
             clocks: RunClocks { start, steps: Vec::new(), end: None },
             recorded: Default::default(),
             vms: Vec::new(),
-            coverage: metrics::declared(&self.sampler.sight()),
+            coverage: metrics::declared(&sight),
             not_counted: NotCounted::default(),
+            host_state: HostState::default(),
         };
         let writer = Writer::create(folder, run)?;
         let start_us = start.realtime_ns / 1_000;
-        Ok(RunningSession { session: self, writer, start, last: start, start_us, number: 0 })
+        Ok(RunningSession { session: self, watch, writer, start, last: start, start_us, number: 0 })
     }
 }
 
@@ -165,6 +172,7 @@ fn refused(decision: &Decision) -> std::collections::BTreeMap<String, String> {
 /// A recording that is being written.
 pub struct RunningSession {
     session: Session,
+    watch: Watch,
     writer: Writer,
     start: Clocks,
     last: Clocks,
@@ -211,6 +219,7 @@ impl RunningSession {
             self.writer.note_step(now);
         }
         let vms: Vec<VmSample> = self.session.sampler.drain(&now)?;
+        let (host, vm_hosts) = self.watch(&vms, now.monotonic_ns)?;
         let interval = Interval {
             number: self.number,
             start_us: self.start_us,
@@ -218,6 +227,8 @@ impl RunningSession {
             length_ns: now.monotonic_ns - self.last.monotonic_ns,
             partial: self.number == 0 || boundary_us.is_none(),
             vms,
+            host,
+            vm_hosts,
         };
         let not_counted = self.not_counted();
         let sampler = &self.session.sampler;
@@ -240,6 +251,17 @@ impl RunningSession {
         let not_counted = self.not_counted();
         let folder = self.writer.folder().clone();
         Ok((self.writer.finish(self.last, not_counted)?, folder))
+    }
+
+    /// Looks at the host, if it is time.
+    fn watch(&mut self, vms: &[VmSample], now_ns: u64) -> Result<(HostSample, Vec<VmHostSample>)> {
+        let Self { session: Session { sampler, .. }, watch, .. } = self;
+        watch.advance(sampler.members(), vms, now_ns);
+        for vm in vms {
+            sampler.count_swapouts(vm.member, watch.cgroup_id(vm.member))?;
+        }
+        self.writer.note_host(HostState::of(watch), |member| watch.sources(member));
+        Ok((watch.host(), vms.iter().map(|vm| watch.vm(vm.member)).collect()))
     }
 
     fn not_counted(&mut self) -> NotCounted {

@@ -6,6 +6,7 @@
 mod counts;
 mod exits;
 mod files;
+mod host_state;
 mod input;
 mod lifecycle;
 mod objectives;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         counts::TESTS,
         exits::TESTS,
         files::TESTS,
+        host_state::TESTS,
         input::TESTS,
         lifecycle::TESTS,
         objectives::TESTS,

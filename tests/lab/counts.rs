@@ -1,7 +1,6 @@
 //! Every fault is counted, once, for the right VM, by every backend.
 
 use crate::Scenario;
-use crate::squeeze::Squeeze;
 use crate::witness::{Histogram, exit_names};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -13,6 +12,7 @@ use testbed::host::counter;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, lost, only_vm, within_a_percent};
+use testbed::squeeze::Squeeze;
 
 /// Majors that make a count worth comparing.
 const MAJORS: u64 = 5_000;

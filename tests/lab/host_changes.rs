@@ -1,7 +1,6 @@
 //! A host that changes while it is recorded.
 
 use crate::Scenario;
-use crate::squeeze::Squeeze;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +9,7 @@ use testbed::host::{read, write};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, lost, rows, vm, within_a_percent};
+use testbed::squeeze::Squeeze;
 use testbed::undo::Undo;
 use testbed::{await_some, run};
 

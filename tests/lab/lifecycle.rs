@@ -1,7 +1,6 @@
 //! Nothing is left behind, on any way out, and the kernel never complains.
 
 use crate::Scenario;
-use crate::squeeze::Squeeze;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use overcommit::metrics;
@@ -18,6 +17,7 @@ use testbed::host::read;
 use testbed::qemu::{Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::run;
+use testbed::squeeze::Squeeze;
 use testbed::{await_some, overcommit};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {

@@ -5,7 +5,6 @@ mod async_faults;
 mod counts;
 mod host_changes;
 mod lifecycle;
-mod squeeze;
 mod swapins;
 mod taken;
 mod windows;

@@ -1,7 +1,6 @@
 //! What counts as a stall and what does not.
 
 use crate::Scenario;
-use crate::squeeze::Squeeze;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
@@ -11,6 +10,7 @@ use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, rows, vm};
+use testbed::squeeze::Squeeze;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device))]

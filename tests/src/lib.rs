@@ -6,6 +6,7 @@ pub mod payload;
 pub mod qemu;
 pub mod record;
 pub mod results;
+pub mod squeeze;
 pub mod undo;
 
 use anyhow::{Context, Result, ensure};

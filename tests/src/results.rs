@@ -66,6 +66,15 @@ pub fn rows(folder: &Path, name: &str) -> Result<Vec<HashMap<String, String>>> {
     Ok(csv::Reader::from_reader(file).deserialize().collect::<Result<_, _>>()?)
 }
 
+/// Sum of what is not empty in a column, without the first.
+///
+/// # Errors
+/// A cell is no number.
+pub fn sum(rows: &[HashMap<String, String>], column: &str) -> Result<f64> {
+    let cells = rows.iter().map(|row| &row[column]).filter(|cell| !cell.is_empty());
+    cells.skip(1).map(|cell| cell.parse::<f64>().context("no number")).sum()
+}
+
 /// Fails unless the two are within 1 %.
 ///
 /// # Errors

@@ -1,8 +1,8 @@
 //! The eBPF programs: filter, measure, count.
 //!
 //! `perf` and `calls` follow a fault from start to completion, each by other hooks;
-//! `swapin` looks at the part of a fault that waits for swap, `exits` follows a vCPU out of its guest and back;
-//! `latency` counts it, `threads` remembers it meanwhile. `vms` keeps the table of
+//! `swapin` looks at the part of a fault that waits for swap, `swapout` at what reclaim
+//! writes there, `exits` follows a vCPU out of its guest and back; `latency` counts it, `threads` remembers it meanwhile. `vms` keeps the table of
 //! VMs in step with processes, `maps` says what lies where.
 
 #![no_std]
@@ -18,6 +18,7 @@ mod latency;
 mod maps;
 mod perf;
 mod swapin;
+mod swapout;
 mod threads;
 mod trial;
 mod vms;

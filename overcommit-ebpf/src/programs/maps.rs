@@ -6,8 +6,8 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, Queue, RingBuf};
 use overcommit_ebpf::layout::{
-    Cpu, Histogram, KernelOffsets, KvmFields, Loss, Metric, SWAP_DEVICES_MAX, SwapDevice, Thread,
-    Vm, Word,
+    Cpu, FolioOffsets, Histogram, KernelOffsets, KvmFields, Loss, Metric, SWAP_DEVICES_MAX,
+    SwapDevice, Thread, Vm, Word,
 };
 
 /// `mm_struct` address → slot. The filter of every fault on the host.
@@ -17,6 +17,10 @@ pub(crate) static MMS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader
 /// Process id → slot, for exec and exit.
 #[map]
 pub(crate) static TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(1 /* loader */, 0);
+
+/// Id of a memory cgroup → slot of the VM that it is of.
+#[map]
+pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader */, 0);
 
 /// Process ids that the loader wants a slot for.
 #[map]
@@ -112,6 +116,19 @@ pub(crate) static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     swap_info_bdev: 0,
     bdev_disk: 0,
     disk_name: 0,
+});
+
+/// Where it keeps what of a folio.
+#[unsafe(no_mangle)]
+pub(crate) static FOLIO_OFFSETS: Global<FolioOffsets> = Global::new(FolioOffsets {
+    memcg_data: 0,
+    objcg_memcg: 0,
+    memcg_cgroup: 0,
+    cgroup_kn: 0,
+    kn_id: 0,
+    flags: 0,
+    head_bit: 0,
+    pages: 0,
 });
 
 /// Latency from which a fault is sent to [`SLOW`], in nanoseconds.

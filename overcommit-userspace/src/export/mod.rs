@@ -3,6 +3,7 @@
 pub mod csv;
 pub mod hgrm;
 pub mod hlog;
+pub mod host;
 pub mod intervals;
 pub mod parts;
 pub mod progress;

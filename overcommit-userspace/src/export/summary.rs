@@ -1,9 +1,10 @@
 //! summary.json and summary.csv: the whole run, one entry a VM and metric.
 
 use crate::export::csv::{self, optional, text};
+use crate::host::SwapState;
 use crate::metrics::MetricName;
 use crate::recording::Recording;
-use crate::recording::reader::{MetricTotals, VmTotals};
+use crate::recording::reader::{MetricTotals, StateTimes, VmTotals};
 use crate::recording::run_file::RunVm;
 use crate::sampler::coverage::Coverage;
 use crate::sampler::latencies::Latencies;
@@ -43,10 +44,35 @@ pub struct Summary {
     pub run_id: String,
     /// Complete intervals.
     pub intervals: u64,
+    /// The host.
+    pub host: SummaryHost,
     /// Each VM.
     pub vms: Vec<SummaryVm>,
     /// Each objective for each VM that it is for.
     pub objectives: Vec<Judged>,
+}
+
+/// The host over the whole run.
+#[derive(Debug, Serialize)]
+pub struct SummaryHost {
+    /// How much swapping hurt anybody.
+    pub swap: SwapSummary,
+}
+
+/// Swap states over the whole run.
+#[derive(Debug, Serialize)]
+pub struct SwapSummary {
+    /// The worst.
+    pub worst: SwapState,
+    /// Time in each, in seconds.
+    pub seconds: BTreeMap<&'static str, f64>,
+}
+
+impl SwapSummary {
+    fn of(times: &StateTimes) -> Self {
+        let seconds = times.iter().map(|(state, ns)| (state.name(), *ns as f64 / 1e9));
+        Self { worst: times.keys().max().copied().unwrap_or_default(), seconds: seconds.collect() }
+    }
 }
 
 /// A VM over the whole run.
@@ -62,6 +88,8 @@ pub struct SummaryVm {
     pub pid: i32,
     /// Time recorded, in seconds.
     pub length_s: f64,
+    /// How much swapping hurt it.
+    pub swap: SwapSummary,
     /// `stall.share`: `null` where the vCPU threads are not known.
     pub stall: Option<StallShare>,
     /// Faults that the kernel accounted to the VM's threads.
@@ -130,6 +158,7 @@ impl Summary {
             schema: "overcommit.summary/1",
             run_id: recording.run.run_id.clone(),
             intervals: recording.intervals,
+            host: SummaryHost { swap: SwapSummary::of(&recording.host_states()) },
             vms: vms.map(|(vm, totals)| summary_vm(vm, totals)).collect(),
             objectives,
         }
@@ -172,6 +201,7 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
         uuid: vm.uuid.clone(),
         pid: vm.pid,
         length_s: totals.length_ns as f64 / 1e9,
+        swap: SwapSummary::of(&totals.swap_states),
         stall,
         faults_kernel: totals.seen.kernel,
         faults_counted: totals.seen.counted,

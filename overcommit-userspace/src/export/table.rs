@@ -1,7 +1,8 @@
 //! The summary as people read it.
 
 use crate::clock::readable;
-use crate::export::summary::{Summary, SummaryMetric, SummaryVm};
+use crate::export::summary::{Summary, SummaryMetric, SummaryVm, SwapSummary};
+use crate::host::SwapState;
 use crate::metrics::NOT_IN_THIS_VERSION;
 use crate::recording::run_file::RunFile;
 use crate::sampler::coverage::Coverage;
@@ -16,7 +17,11 @@ pub fn text(run: &RunFile, summary: &Summary) -> String {
         text.push_str("No VM was recorded.\n");
     } else {
         let _ = writeln!(text, "\n{}\n", table(summary).trim_fmt());
+        swap(&mut text, "Host", &summary.host.swap);
         for vm in &summary.vms {
+            if vm.swap.worst >= SwapState::Pressure {
+                swap(&mut text, &shown_name(summary, vm), &vm.swap);
+            }
             notes(&mut text, vm, &shown_name(summary, vm));
         }
     }
@@ -81,6 +86,19 @@ fn shown_name(summary: &Summary, vm: &SummaryVm) -> String {
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
+}
+
+/// Time in each swap state, the worst first.
+fn swap(text: &mut String, name: &str, swap: &SwapSummary) {
+    let states = SwapState::ALL.into_iter().rev();
+    let times = states.filter_map(|state| {
+        let seconds = swap.seconds.get(state.name())?;
+        Some(format!("{} for {seconds:.1} s", state.name()))
+    });
+    let times: Vec<String> = times.collect();
+    if !times.is_empty() {
+        let _ = writeln!(text, "{name}: swap {}.", times.join(", "));
+    }
 }
 
 fn notes(text: &mut String, vm: &SummaryVm, name: &str) {

@@ -1,6 +1,7 @@
 //! vms.csv: one row an interval and VM.
 
 use crate::export::csv::{self, optional};
+use crate::export::host::rates;
 use crate::export::intervals::{identity, place};
 use crate::recording::Interval;
 use crate::recording::run_file::RunVm;
@@ -8,7 +9,7 @@ use anyhow::Result;
 use overcommit_ebpf::layout::{Loss, Taker};
 
 /// The columns before the losses; only ever appended to.
-const COLUMNS: [&str; 22] = [
+const COLUMNS: [&str; 26] = [
     "start_unix_s",
     "length_s",
     "vm_id",
@@ -31,6 +32,10 @@ const COLUMNS: [&str; 22] = [
     "swapins_from_zswap",
     "swapins_from_devices",
     "swapins_without_fault",
+    "swap_state",
+    "swapped_in_pages_per_s",
+    "swapped_out_pages_per_s",
+    "memory_stall_share",
 ];
 
 /// All columns: one more for each cause of [`Loss`].
@@ -58,7 +63,7 @@ pub const fn taken_by(taker: Taker) -> &'static str {
 /// # Errors
 /// See [`csv::rows`].
 pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
-    let rows = interval.vms.iter().map(|sample| {
+    let rows = interval.vms.iter().zip(&interval.vm_hosts).map(|(sample, host)| {
         let mut row = identity(interval, &vms[sample.member]);
         let share = sample.stall.and_then(|stall| stall.share());
         row.push(optional(share.map(|share| format!("{share:.6}"))));
@@ -77,6 +82,8 @@ pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
             [swapins.from_cache, swapins.from_zswap, swapins.from_devices(), swapins.without_fault]
                 .map(|count| count.to_string()),
         );
+        row.push(host.swap_state.name().to_owned());
+        row.extend(rates(host.rates));
         row.extend(sample.not_counted.map(|count| count.to_string()));
         row
     });

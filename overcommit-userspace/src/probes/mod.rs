@@ -64,6 +64,9 @@ impl Kernel {
     }
 }
 
+/// What is written out by reclaim, and its program.
+const SWAPOUT: (&str, &str) = ("swapout", "mm_vmscan_write_folio");
+
 /// The attached programs. Dropping it detaches everything.
 pub struct Probes {
     ebpf: Ebpf,
@@ -71,6 +74,8 @@ pub struct Probes {
     source: Source,
     kvm: KvmTracepoints,
     cpus: SharedArray<Cpu>,
+    /// Why swap-outs are not seen, if they are not.
+    swapouts_absent: Option<String>,
     /// Who has a slot.
     pub slots: Slots,
 }
@@ -126,6 +131,9 @@ impl Probes {
             Backend::Perf => Source::Perf(PerfEvents::load(&mut ebpf)?),
         };
         let kvm = KvmTracepoints::load(&mut ebpf)?;
+        let swapouts = kernel.layout.folio_offsets().and_then(|_| {
+            raw_tracepoint(&mut ebpf, SWAPOUT.0)?.load().with_context(|| refuses(SWAPOUT.1))
+        });
         let slots = Slots::open(&mut ebpf, sizes)?;
         let cpus = SharedArray::open(&mut ebpf, "CPUS", sizes.cpus)?;
         let rings = Rings {
@@ -138,9 +146,14 @@ impl Probes {
             raw_tracepoint(&mut ebpf, program)?.attach(tracepoint).with_context(refused)?;
         }
         source.attach(&mut ebpf)?;
+        let swapouts = swapouts.and_then(|()| {
+            let refused = || refuses(SWAPOUT.1);
+            raw_tracepoint(&mut ebpf, SWAPOUT.0)?.attach(SWAPOUT.1).with_context(refused)
+        });
+        let swapouts_absent = swapouts.err().map(|error| format!("{error:#}"));
         let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
         kvm.follow();
-        Ok((Self { ebpf, backend, source, kvm, cpus, slots }, rings))
+        Ok((Self { ebpf, backend, source, kvm, cpus, swapouts_absent, slots }, rings))
     }
 
     /// Asks for slots, see [`Slots::adopt`].
@@ -166,6 +179,7 @@ impl Probes {
             },
             exits_absent: self.exits_absent().map(str::to_owned),
             has_apf: self.kvm.has_apf(),
+            swapouts_absent: self.swapouts_absent.clone(),
         }
     }
 
@@ -206,7 +220,8 @@ impl Probes {
             }
             Source::Functions(hooks) => hooks.missed(&mut self.ebpf, || runs(&self.cpus)),
         };
-        let others = LIFECYCLE.map(|(program, _)| program).into_iter().chain(kvm::programs());
+        let others = LIFECYCLE.into_iter().chain([SWAPOUT]).map(|(program, _)| program);
+        let others = others.chain(kvm::programs());
         for program in others {
             if let Some(misses) = functions::recursion_misses(&mut self.ebpf, program) {
                 skipped.insert(program.to_owned(), misses);

@@ -67,10 +67,12 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
     let (nr_swapfiles, swap_info) = (address("nr_swapfiles"), address("swap_info"));
     let zswap_loaded = layout.zswap_loaded();
     let offsets = layout.offsets()?.words();
+    let folio_offsets = layout.folio_offsets().unwrap_or_default().words();
     let log_level: u8 = if sizes.verbose { u8::MAX } else { 0 };
     let follow_exec = u8::from(sizes.follow_exec);
     EbpfLoader::new()
         .override_global("OFFSETS", &offsets[..], true)
+        .override_global("FOLIO_OFFSETS", &folio_offsets[..], true)
         .override_global("IOCTL", &IOCTL, true)
         .override_global("SLOW_NS", &sizes.slow_ns, true)
         .override_global("FOLLOW_EXEC", &follow_exec, true)
@@ -82,6 +84,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .map_max_entries("MMS", sizes.vms)
         .map_max_entries("TGIDS", sizes.vms)
+        .map_max_entries("CGROUPS", sizes.vms)
         .map_max_entries("FREE_VMS", sizes.vms)
         .map_max_entries("VMS", sizes.vms)
         .map_max_entries("HISTOGRAMS", sizes.histograms())

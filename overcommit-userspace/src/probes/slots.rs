@@ -29,6 +29,7 @@ pub struct Slots {
     mms: HashMap<MapData, u64, u32>,
     tgids: HashMap<MapData, u32, u32>,
     tids: HashMap<MapData, u32, u32>,
+    cgroups: HashMap<MapData, u64, u32>,
     wanted: HashMap<MapData, u32, u32>,
     swap_devices: SharedArray<SwapDevice>,
     /// What each was called when that was last told.
@@ -78,6 +79,7 @@ impl Slots {
             mms: HashMap::try_from(take(ebpf, "MMS")?)?,
             tgids: HashMap::try_from(take(ebpf, "TGIDS")?)?,
             tids: HashMap::try_from(take(ebpf, "TIDS")?)?,
+            cgroups: HashMap::try_from(take(ebpf, "CGROUPS")?)?,
             wanted: HashMap::try_from(take(ebpf, "WANTED")?)?,
             swap_devices: SharedArray::open(ebpf, "SWAP_DEVICES", SWAP_DEVICES_MAX as u32)?,
             swap_names: BTreeMap::new(),
@@ -158,6 +160,21 @@ impl Slots {
         for (number, device) in self.swap_devices.iter().enumerate() {
             self.swap_names.extend(device_name(device).map(|name| (number, name)));
             device.name[0].store(0, SeqCst);
+        }
+    }
+
+    /// Counts what is swapped out of a memory cgroup for a slot, from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn count_swapouts(&mut self, slot: u32, cgroup: u64) -> Result<()> {
+        self.cgroups.insert(cgroup, slot, 0).context("cannot count swap-outs of a cgroup")
+    }
+
+    /// Does not any more.
+    pub fn forget_swapouts(&mut self, slot: u32, cgroup: u64) {
+        if self.cgroups.get(&cgroup, 0).is_ok_and(|now| now == slot) {
+            let _ = self.cgroups.remove(&cgroup);
         }
     }
 

@@ -14,6 +14,8 @@ pub const INTERVALS: &str = "intervals.csv";
 /// See [`RUN_FILE`].
 pub const VMS: &str = "vms.csv";
 /// See [`RUN_FILE`].
+pub const HOST: &str = "host.csv";
+/// See [`RUN_FILE`].
 pub const SLOW_FAULTS: &str = "slow-faults.csv";
 /// See [`RUN_FILE`].
 pub const MARKS: &str = "marks.csv";

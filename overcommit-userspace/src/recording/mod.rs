@@ -15,6 +15,7 @@ pub use run_file::RunFile;
 pub use span::Span;
 pub use writer::Writer;
 
+use crate::host::{HostSample, VmHostSample};
 use crate::sampler::VmSample;
 
 /// What the sampler saw between two drains.
@@ -32,4 +33,8 @@ pub struct Interval {
     pub partial: bool,
     /// Each VM that was recorded.
     pub vms: Vec<VmSample>,
+    /// The host.
+    pub host: HostSample,
+    /// In the order of `vms`.
+    pub vm_hosts: Vec<VmHostSample>,
 }

@@ -2,8 +2,9 @@
 
 use crate::export::csv::{reader, units_of_seconds};
 use crate::export::{hlog, vms};
+use crate::host::SwapState;
 use crate::metrics::MetricName;
-use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
+use crate::recording::folder::{Folder, HOST, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
 use crate::recording::run_file::{RunFile, RunVm};
 use crate::recording::span::Span;
 use crate::sampler::Stall;
@@ -29,9 +30,14 @@ pub struct VmTotals {
     pub taken_by: [u64; Taker::COUNT],
     /// `None` if its vCPU threads were never known.
     pub stall: Option<Stall>,
+    /// Time in each swap state.
+    pub swap_states: StateTimes,
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
 }
+
+/// Time in each swap state, in nanoseconds.
+pub type StateTimes = BTreeMap<SwapState, u64>;
 
 /// A metric of a VM over all complete intervals.
 #[derive(Debug)]
@@ -89,11 +95,24 @@ pub struct VmRow {
     pub vm: usize,
     /// `None` if its vCPU threads were not known.
     pub stall: Option<Stall>,
+    /// How much swapping hurt it.
+    pub swap_state: SwapState,
     seen: Seen,
     taken_by: [u64; Taker::COUNT],
     not_counted: [u64; Loss::COUNT],
     /// Rows of intervals.csv.
     metrics: u64,
+    end: u64,
+}
+
+/// A row of host.csv.
+#[derive(Debug)]
+pub struct HostRow {
+    interval: u64,
+    start_us: u64,
+    length_ns: u64,
+    /// How much swapping hurt anybody.
+    pub swap_state: SwapState,
     end: u64,
 }
 
@@ -104,6 +123,8 @@ pub struct VmRow {
 struct Logs {
     rows: Vec<Row>,
     vm_rows: Vec<VmRow>,
+    /// Empty in recordings of a version before there was such a file.
+    host_rows: Vec<HostRow>,
     /// Whole lines by VM and metric.
     lines: Vec<HashMap<MetricName, usize>>,
     /// Number of the first interval that is not complete.
@@ -134,6 +155,15 @@ impl Recording {
     /// The complete intervals of all VMs, in order.
     pub fn vm_rows(&self) -> impl Iterator<Item = &VmRow> {
         self.logs.vm_rows.iter().filter(|row| self.logs.selects_vm(row))
+    }
+
+    /// Time of the host in each swap state.
+    pub fn host_states(&self) -> StateTimes {
+        let mut times = StateTimes::new();
+        for row in self.logs.host_rows.iter().filter(|row| self.logs.selects_host(row)) {
+            *times.entry(row.swap_state).or_default() += row.length_ns;
+        }
+        times
     }
 
     /// Hands out every line of the histogram logs with its row, VM by VM.
@@ -175,6 +205,11 @@ impl Logs {
                 .with_context(|| format!("cannot read {INTERVALS}"))?,
             vm_rows: rows(&read_file(folder, VMS)?, run, |cells, end| vm_row(cells, end, &indices))
                 .with_context(|| format!("cannot read {VMS}"))?,
+            host_rows: match folder.file(HOST).exists() {
+                true => rows(&read_file(folder, HOST)?, run, host_row)
+                    .with_context(|| format!("cannot read {HOST}"))?,
+                false => Vec::new(),
+            },
             lines: lines.collect::<Result<_>>()?,
             end: run.recorded.intervals,
             span,
@@ -186,6 +221,10 @@ impl Logs {
     }
 
     fn selects_vm(&self, row: &VmRow) -> bool {
+        row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
+    }
+
+    fn selects_host(&self, row: &HostRow) -> bool {
         row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
     }
 
@@ -248,6 +287,9 @@ impl Logs {
                 end = end.min(row.interval);
             }
         }
+        if !self.host_rows.is_empty() {
+            end = end.min(self.host_rows.len() as u64);
+        }
         // What remains has no row in vms.csv.
         metrics.keys().map(|(interval, _)| *interval).fold(end, u64::min)
     }
@@ -286,6 +328,9 @@ impl Logs {
     fn mend(&self, folder: &Folder, run: &RunFile) -> Result<()> {
         cut(folder, INTERVALS, self.rows.last().map(|row| row.end))?;
         cut(folder, VMS, self.vm_rows.last().map(|row| row.end))?;
+        if folder.file(HOST).exists() {
+            cut(folder, HOST, self.host_rows.last().map(|row| row.end))?;
+        }
         for (index, vm) in run.vms.iter().enumerate() {
             let rows = self.rows.iter().filter(|row| row.vm == index).count();
             let log = read_file(folder, &log_name(vm))?;
@@ -317,6 +362,7 @@ impl VmTotals {
             seen: Seen::default(),
             taken_by: [0; Taker::COUNT],
             stall: None,
+            swap_states: StateTimes::new(),
             not_counted: [0; Loss::COUNT],
         }
     }
@@ -324,6 +370,7 @@ impl VmTotals {
     fn add(&mut self, row: &VmRow) {
         self.length_ns += row.length_ns;
         self.seen.merge(row.seen);
+        *self.swap_states.entry(row.swap_state).or_default() += row.length_ns;
         for (total, count) in self.taken_by.iter_mut().zip(row.taken_by) {
             *total += count;
         }
@@ -367,6 +414,12 @@ impl Cells<'_> {
         units_of_seconds(text, digits).with_context(|| format!("{column} is {text:?}"))
     }
 
+    /// Unknown also where an older version had no such column.
+    fn swap_state(&self) -> Result<SwapState> {
+        let Ok(text) = self.text("swap_state") else { return Ok(SwapState::Unknown) };
+        SwapState::from_name(text).with_context(|| format!("swap_state is {text:?}"))
+    }
+
     fn vm(&self, indices: &HashMap<&str, usize>) -> Result<usize> {
         let id = self.text("vm_id")?;
         indices.get(id).copied().with_context(|| format!("run.json has no VM {id}"))
@@ -407,6 +460,7 @@ fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result
         length_ns: cells.units("length_s", 9)?,
         vm: cells.vm(indices)?,
         stall: stall.map(|((waited_ns, vcpu_ns), source)| Stall { waited_ns, vcpu_ns, source }),
+        swap_state: cells.swap_state()?,
         seen: Seen {
             counted: cells.number("faults_counted")?,
             kernel: cells.number("faults_kernel")?,
@@ -414,6 +468,16 @@ fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result
         taken_by,
         not_counted,
         metrics: cells.number("metrics")?,
+        end,
+    })
+}
+
+fn host_row(cells: &Cells<'_>, end: u64) -> Result<HostRow> {
+    Ok(HostRow {
+        interval: cells.number("interval")?,
+        start_us: cells.units("start_unix_s", 6)?,
+        length_ns: cells.units("length_s", 9)?,
+        swap_state: cells.swap_state()?,
         end,
     })
 }

@@ -1,6 +1,8 @@
 //! run.json: what was recorded, how, and how far the logs go.
 
 use crate::clock::Clocks;
+use crate::host::Watch;
+use crate::host::watch::SwapSources;
 use crate::metrics::MetricCoverage;
 use crate::probes::functions::HookState;
 use crate::sampler::coverage::{Coverage, Seen};
@@ -49,6 +51,28 @@ pub struct RunFile {
     pub coverage: Vec<MetricCoverage>,
     /// What could not be counted on the whole host.
     pub not_counted: NotCounted,
+    /// Where the state of the host comes from.
+    #[serde(default)]
+    pub host_state: HostState,
+}
+
+/// See [`RunFile::host_state`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostState {
+    /// MemTotal.
+    pub memory_bytes: Option<u64>,
+    /// Why it could not be read, if so.
+    pub unreadable: Option<String>,
+}
+
+impl HostState {
+    /// As followed so far.
+    pub fn of(watch: &Watch) -> Self {
+        Self {
+            memory_bytes: watch.host().memory.map(|memory| memory.total),
+            unreadable: watch.unreadable().map(str::to_owned),
+        }
+    }
 }
 
 /// See [`RunFile::options`].
@@ -154,6 +178,9 @@ pub struct RunVm {
     /// Where swapped pages came from.
     #[serde(default)]
     pub swapins: SwapinTotals,
+    /// Where its rates of swapping come from.
+    #[serde(default)]
+    pub swap_sources: SwapSources,
     /// Why nothing is known of the exits of a VM under KVM.
     #[serde(default)]
     pub exits_absent: Option<String>,

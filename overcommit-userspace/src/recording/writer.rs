@@ -2,10 +2,13 @@
 
 use crate::clock::Clocks;
 use crate::export::slow_faults::{self, SlowRow};
-use crate::export::{csv, hlog, intervals, vms};
+use crate::export::{csv, hlog, host, intervals, vms};
+use crate::host::watch::SwapSources;
 use crate::metrics::MetricCoverage;
-use crate::recording::folder::{Folder, INTERVALS, LATENCY_LOG, MARKS, RUN_FILE, SLOW_FAULTS, VMS};
-use crate::recording::run_file::{NotCounted, Recorded, RunFile, RunVm};
+use crate::recording::folder::{
+    Folder, HOST, INTERVALS, LATENCY_LOG, MARKS, RUN_FILE, SLOW_FAULTS, VMS,
+};
+use crate::recording::run_file::{HostState, NotCounted, Recorded, RunFile, RunVm};
 use crate::recording::{Interval, span};
 use crate::sampler::coverage::Coverage;
 use crate::sampler::roster::Member;
@@ -24,6 +27,7 @@ pub struct Writer {
     run: RunFile,
     intervals: File,
     vms: File,
+    host: File,
     slow_faults: Option<File>,
     /// By VM; closed when it has ended.
     latency_logs: Vec<Option<File>>,
@@ -42,6 +46,8 @@ impl Writer {
         let mut vms = folder.append(VMS)?;
         let columns = vms::columns();
         vms.write_all(&csv::header(&columns.iter().map(String::as_str).collect::<Vec<_>>()))?;
+        let mut host = folder.append(HOST)?;
+        host.write_all(&csv::header(&host::COLUMNS))?;
         folder.append(MARKS)?.write_all(&csv::header(&span::COLUMNS))?;
         let mut slow_faults = None;
         if run.options.slow_faults_ns.is_some() {
@@ -55,6 +61,7 @@ impl Writer {
             run,
             intervals,
             vms,
+            host,
             slow_faults,
             latency_logs: Vec::new(),
             folders: BTreeSet::new(),
@@ -111,6 +118,8 @@ impl Writer {
         }
         let rows = vms::rows(interval, &self.run.vms)?;
         self.vms.write_all(&rows).context("cannot write vms.csv")?;
+        let rows = host::row(interval)?;
+        self.host.write_all(&rows).context("cannot write host.csv")?;
         let rows = intervals::rows(interval, &self.run.vms)?;
         self.intervals.write_all(&rows).context("cannot write intervals.csv")?;
         self.run.not_counted = not_counted;
@@ -143,6 +152,17 @@ impl Writer {
             return Ok(());
         };
         file.write_all(&rows).context("cannot write slow-faults.csv")
+    }
+
+    /// Notes where the state of the host and of each VM comes from.
+    pub fn note_host(&mut self, host: HostState, sources: impl Fn(usize) -> SwapSources) {
+        let memory_bytes = host.memory_bytes.or(self.run.host_state.memory_bytes);
+        self.run.host_state = HostState { memory_bytes, ..host };
+        for (member, vm) in self.run.vms.iter_mut().enumerate() {
+            if vm.ended_us.is_none() {
+                vm.swap_sources = sources(member);
+            }
+        }
     }
 
     /// Notes that the time of day was set.
@@ -243,6 +263,7 @@ fn run_vm(member: &Member, folder: String) -> RunVm {
         vcpu_times: Vec::new(),
         swapins: SwapinTotals::default(),
         exits_absent: None,
+        swap_sources: SwapSources::default(),
         seen: member.seen,
         coverage: Coverage::Full,
         not_counted: BTreeMap::new(),

@@ -74,6 +74,9 @@ pub struct VmSample {
     pub stall: Option<Stall>,
     /// Where swapped pages came from.
     pub swapins: SwapinCounts,
+    /// Pages of its memory cgroup that reclaim wrote out, if that is being counted; see
+    /// [`Sampler::count_swapouts`].
+    pub swapped_out: u64,
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
 }
@@ -121,6 +124,9 @@ struct Tracked {
     kernel_faults: u64,
     taken_by: [u64; Taker::COUNT],
     lost: [u64; Loss::COUNT],
+    /// Its memory cgroup, if that is its own.
+    cgroup: Option<u64>,
+    swapped_out: [u64; 1],
     since_ns: u64,
 }
 
@@ -275,6 +281,9 @@ impl Sampler {
                 self.tracked.push(tracked);
             } else {
                 self.roster.ended(tracked.member, now.realtime_of(ended_ns));
+                if let Some(cgroup) = tracked.cgroup {
+                    self.probes.slots.forget_swapouts(tracked.slot, cgroup);
+                }
                 self.probes.slots.close(tracked.slot);
                 self.closing.push((tracked.slot, now.monotonic_ns));
             }
@@ -302,6 +311,23 @@ impl Sampler {
         for tracked in &self.tracked {
             self.probes.slots.close(tracked.slot);
         }
+    }
+
+    /// From now on counts what is swapped out of the memory cgroup of that id for a VM;
+    /// of none, nothing.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn count_swapouts(&mut self, member: usize, cgroup: Option<u64>) -> Result<()> {
+        let tracked = self.tracked.iter_mut().find(|tracked| tracked.member == member);
+        let Some(tracked) = tracked.filter(|tracked| tracked.cgroup != cgroup) else {
+            return Ok(());
+        };
+        let before = std::mem::replace(&mut tracked.cgroup, cgroup);
+        if let Some(before) = before {
+            self.probes.slots.forget_swapouts(tracked.slot, before);
+        }
+        cgroup.map_or(Ok(()), |cgroup| self.probes.slots.count_swapouts(tracked.slot, cgroup))
     }
 
     /// Stops the probes.
@@ -353,6 +379,8 @@ impl Sampler {
             kernel_faults: before.iter().sum(),
             taken_by: [0; Taker::COUNT],
             lost: [0; Loss::COUNT],
+            cgroup: None,
+            swapped_out: [0],
             since_ns: now.monotonic_ns,
         });
     }
@@ -485,6 +513,7 @@ impl Tracked {
             taken_by: grown(&shared.taken_by, &mut self.taken_by),
             stall,
             swapins,
+            swapped_out: grown(std::array::from_ref(&shared.swapped_out), &mut self.swapped_out)[0],
             not_counted: grown(&shared.lost, &mut self.lost),
         }
     }

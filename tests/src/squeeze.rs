@@ -1,22 +1,26 @@
 //! Too little memory for a VM.
 
+use crate::host::{MemoryCgroup, Setting, ZramSwap};
+use crate::qemu::Config;
 use anyhow::Result;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap};
-use testbed::qemu::Config;
 
 /// MiB that a squeezed guest walks, and may hold.
 const WALK: u64 = 64;
 const LIMIT: u64 = 48;
 
 /// A memory cgroup that swaps to compressed memory, page by page.
-pub(crate) struct Squeeze {
+pub struct Squeeze {
     cgroup: MemoryCgroup,
     _swap: ZramSwap,
     _settings: [Setting; 2],
 }
 
 impl Squeeze {
-    pub(crate) fn new() -> Result<Self> {
+    /// For one VM.
+    ///
+    /// # Errors
+    /// The host has no memory controller or zram, or refuses.
+    pub fn new() -> Result<Self> {
         let settings = [Setting::small_pages()?, Setting::no_readahead()?];
         let cgroup = MemoryCgroup::new("lab")?;
         let swap = ZramSwap::new(512)?;
@@ -25,7 +29,7 @@ impl Squeeze {
     }
 
     /// A VM in it.
-    pub(crate) fn config<'a>(&'a self, name: &'a str) -> Config<'a> {
+    pub fn config<'a>(&'a self, name: &'a str) -> Config<'a> {
         Config { cgroup: Some(&self.cgroup), ..Config::new(name, WALK) }
     }
 }

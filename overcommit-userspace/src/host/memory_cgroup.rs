@@ -1,0 +1,213 @@
+//! What the kernel counts for a VM's memory cgroup, in either version.
+
+use crate::host::counters::{self, counter_of, stalled_us};
+use anyhow::{Context, Result};
+use procfs::VmStat;
+use procfs::prelude::FromRead;
+use procfs::process::{MountInfos, Process};
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Version of the hierarchy that has the memory controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// Where the memory controller's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    root: PathBuf,
+    version: Version,
+}
+
+impl Hierarchy {
+    /// The hierarchy mounted here; `None` without a memory controller.
+    pub fn find(proc: &Path) -> Option<Self> {
+        let mounts = MountInfos::from_file(proc.join("self/mountinfo")).ok()?.0;
+        let one = mounts
+            .iter()
+            .find(|mount| mount.fs_type == "cgroup" && mount.super_options.contains_key("memory"));
+        let two = || {
+            mounts.iter().find(|mount| {
+                let controllers = mount.mount_point.join("cgroup.controllers");
+                mount.fs_type == "cgroup2"
+                    && fs::read_to_string(controllers)
+                        .is_ok_and(|text| text.split_whitespace().any(|word| word == "memory"))
+            })
+        };
+        let of = |version| {
+            move |mount: &procfs::process::MountInfo| Self {
+                root: mount.mount_point.clone(),
+                version,
+            }
+        };
+        one.map(of(Version::One)).or_else(|| two().map(of(Version::Two)))
+    }
+
+    /// The memory cgroup of a process that lies in `cgroup`: the nearest that has the
+    /// controller. `None` for the root, which is the host.
+    pub fn memory_cgroup(&self, cgroup: &str) -> Option<MemoryCgroup> {
+        let path = self.root.join(cgroup.trim_start_matches('/'));
+        let within = path.ancestors().take_while(|dir| *dir != self.root);
+        let path = within.into_iter().find(|dir| dir.join("memory.stat").exists())?;
+        // Below the root only: a name with `..` in it is none.
+        let is_below = path.starts_with(&self.root) && !cgroup.split('/').any(|part| part == "..");
+        let id = fs::metadata(path).ok()?.ino();
+        is_below.then(|| MemoryCgroup { path: path.to_owned(), version: self.version, id })
+    }
+}
+
+/// A memory cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryCgroup {
+    path: PathBuf,
+    version: Version,
+    /// As the kernel numbers it (`kernfs_node::id`): the inode of its folder.
+    pub id: u64,
+}
+
+/// Counters of a memory cgroup and all below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupCounters {
+    /// Pages swapped in; `None` where memory.stat does not say (before Linux 7.x).
+    pub swapped_in: Option<u64>,
+    /// Pages swapped out; as above.
+    pub swapped_out: Option<u64>,
+    /// Major faults.
+    pub major_faults: Option<u64>,
+    /// Pages of files that were read back soon after they had been dropped.
+    pub refaulted_files: Option<u64>,
+    /// PSI's `some` of memory, in microseconds; version 2 alone.
+    pub stalled_us: Option<u64>,
+    /// Bytes of anonymous and shared memory, swapped out or not.
+    charged: u64,
+}
+
+impl MemoryCgroup {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// It is gone, or the kernel does not tell.
+    pub fn read(&self) -> Result<CgroupCounters> {
+        let path = self.path.join("memory.stat");
+        let stat: HashMap<String, i64> =
+            VmStat::from_file(&path).with_context(|| format!("cannot read {}", path.display()))?.0;
+        let prefix = if self.version == Version::One { "total_" } else { "" };
+        let counter = |name: &str| counter_of(&stat)(&format!("{prefix}{name}"));
+        let sum = |names: &[&str]| names.iter().filter_map(|name| counter(name)).sum::<u64>();
+        let charged = match self.version {
+            Version::One => sum(&["rss", "shmem", "swap"]),
+            Version::Two => {
+                let swap = fs::read_to_string(self.path.join("memory.swap.current"));
+                let swap = swap.ok().and_then(|text| text.trim().parse::<u64>().ok());
+                sum(&["anon", "shmem"]) + swap.unwrap_or(0)
+            }
+        };
+        Ok(CgroupCounters {
+            swapped_in: counters::swapped_in(&counter),
+            swapped_out: counters::swapped_out(&counter),
+            major_faults: counter("pgmajfault"),
+            refaulted_files: counter("workingset_refault_file"),
+            stalled_us: stalled_us(&self.path.join("memory.pressure")),
+            charged,
+        })
+    }
+
+    /// Whether what it counts is one process's, but for a tenth: that much the helpers
+    /// of a container may have.
+    pub fn is_of(&self, proc: &Path, pid: i32, counters: &CgroupCounters) -> bool {
+        let mut processes = Vec::new();
+        processes_in(&self.path, &mut processes);
+        let others = processes.iter().filter(|other| **other != pid);
+        let held: u64 = others.filter_map(|other| held_by(proc, *other)).sum();
+        processes.contains(&pid) && held.saturating_mul(10) <= counters.charged
+    }
+}
+
+/// The processes of a cgroup and those below it.
+fn processes_in(dir: &Path, processes: &mut Vec<i32>) {
+    // A threaded one refuses: its processes stand in the one above.
+    let listed = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    processes.extend(listed.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            processes_in(&entry.path(), processes);
+        }
+    }
+}
+
+/// Bytes of anonymous memory of a process, swapped out or not.
+fn held_by(proc: &Path, pid: i32) -> Option<u64> {
+    let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
+    Some((status.rssanon.unwrap_or(0) + status.vmswap.unwrap_or(0)) << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version_one(root: &Path) -> Hierarchy {
+        Hierarchy { root: root.to_owned(), version: Version::One }
+    }
+
+    fn make(root: &Path, cgroup: &str, stat: &str, processes: &str) {
+        let dir = root.join(cgroup);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("memory.stat"), stat).unwrap();
+        fs::write(dir.join("cgroup.procs"), processes).unwrap();
+    }
+
+    #[test]
+    fn the_nearest_one_with_the_controller_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        make(root.path(), "machine/vm", "total_pgmajfault 7\npgmajfault 1\n", "1\n");
+        fs::create_dir_all(root.path().join("machine/vm/libvirt/emulator")).unwrap();
+        fs::write(root.path().join("memory.stat"), "").unwrap();
+        let hierarchy = version_one(root.path());
+        let found = hierarchy.memory_cgroup("/machine/vm/libvirt/emulator").unwrap();
+        assert_eq!(found.path, root.path().join("machine/vm"));
+        let counters = found.read().unwrap();
+        assert_eq!((counters.major_faults, counters.swapped_in), (Some(7), None));
+        for none in ["/", "/elsewhere", "/machine/vm/../..", "/machine/vm/../vm"] {
+            assert_eq!(hierarchy.memory_cgroup(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn version_two_counts_without_a_prefix() {
+        let root = tempfile::tempdir().unwrap();
+        let stat = "anon 100\nshmem 20\npswpin 3\nzswpin 4\npswpout 5\nzswpwb 1\npgmajfault 7\n";
+        make(root.path(), "vm", stat, "1\n");
+        fs::write(root.path().join("vm/memory.swap.current"), "80\n").unwrap();
+        let hierarchy = Hierarchy { version: Version::Two, ..version_one(root.path()) };
+        let counters = hierarchy.memory_cgroup("/vm").unwrap().read().unwrap();
+        assert_eq!((counters.swapped_in, counters.swapped_out), (Some(7), Some(4)));
+        assert_eq!(counters.charged, 200);
+    }
+
+    #[test]
+    fn a_cgroup_with_others_in_it_is_not_the_vms() {
+        let root = tempfile::tempdir().unwrap();
+        let (cgroups, proc) = (root.path().join("cgroup"), root.path().join("proc"));
+        make(&cgroups, "vm", "total_rss 10485760\n", "1\n");
+        make(&cgroups, "vm/child", "", "2\n");
+        let found = version_one(&cgroups).memory_cgroup("/vm").unwrap();
+        let counters = found.read().unwrap();
+        let status = |kib: u64| {
+            let this = fs::read_to_string("/proc/self/status").unwrap();
+            let lines = this.lines().filter(|line| !line.starts_with("RssAnon"));
+            let lines: String = lines.map(|line| format!("{line}\n")).collect();
+            fs::create_dir_all(proc.join("2")).unwrap();
+            fs::write(proc.join("2/status"), format!("{lines}RssAnon:\t{kib} kB\n")).unwrap();
+        };
+        status(1_000);
+        assert!(found.is_of(&proc, 1, &counters));
+        status(1_100);
+        assert!(!found.is_of(&proc, 1, &counters));
+        assert!(!found.is_of(&proc, 3, &counters), "it is not even in it");
+    }
+}

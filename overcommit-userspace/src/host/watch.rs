@@ -1,0 +1,323 @@
+//! Brings what the kernel counts together with what the probes see, once a second.
+
+use crate::host::counters::{HostCounters, Memory};
+use crate::host::memory_cgroup::{CgroupCounters, Hierarchy, MemoryCgroup};
+use crate::host::swap_state::{Rates, SwapState, SwapStates};
+use crate::sampler::VmSample;
+use crate::sampler::roster::Member;
+use crate::vm::memory::Backing;
+use overcommit_ebpf::layout::Metric;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Time between two looks at the least: memory.stat is dear to read on a large host.
+/// A little less than a second, for intervals of one that come early.
+const LOOK_NS: u64 = 900_000_000;
+/// Looks between two checks that a cgroup is still its VM's own.
+const CHECK_EVERY: u32 = 10;
+
+/// The host in an interval.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostSample {
+    /// As of the last look.
+    pub swap_state: SwapState,
+    /// Since the look before; `None` if this interval had no look.
+    pub rates: Option<Rates>,
+    /// At the look.
+    pub memory: Option<Memory>,
+}
+
+/// A VM in an interval, as the host has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VmHostSample {
+    /// As of the last look.
+    pub swap_state: SwapState,
+    /// Since the look before; `None` if this interval had no look.
+    pub rates: Option<Rates>,
+}
+
+/// Where the rates of a VM come from, by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapSources {
+    /// What is counted as swapped in.
+    pub swapped_in: Option<SwappedIn>,
+    /// What is counted as swapped out; nothing of a VM that shares its cgroup.
+    pub swapped_out: Option<SwappedOut>,
+}
+
+/// See [`SwapSources`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SwappedIn {
+    /// pswpin, zswpin and swpin_zero of its cgroup's memory.stat.
+    #[serde(rename = "memory.stat pswpin")]
+    Cgroup,
+    /// pgmajfault of its cgroup: faults, of which each brings a page or more.
+    #[serde(rename = "memory.stat pgmajfault")]
+    CgroupMajors,
+    /// The same with workingset_refault_file: its memory is a file's.
+    #[serde(rename = "memory.stat pgmajfault + workingset_refault_file")]
+    CgroupFiles,
+    /// The metric.
+    #[serde(rename = "swapin")]
+    Swapins,
+    /// The metric.
+    #[serde(rename = "fault.major")]
+    Majors,
+}
+
+/// See [`SwapSources`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SwappedOut {
+    /// pswpout, zswpout and swpout_zero of its cgroup's memory.stat.
+    #[serde(rename = "memory.stat pswpout")]
+    Cgroup,
+    /// Folios of its cgroup that reclaim writes out.
+    #[serde(rename = "mm_vmscan_write_folio")]
+    Tracepoint,
+}
+
+/// Follows the host and its VMs.
+pub struct Watch {
+    proc: PathBuf,
+    hierarchy: Option<Hierarchy>,
+    /// Whether the probes see swap-ins, and swap-outs by cgroup.
+    sees_swapins: bool,
+    sees_swapouts: bool,
+    last_ns: u64,
+    last: Option<HostCounters>,
+    looks: u32,
+    states: SwapStates,
+    now: HostSample,
+    vms: BTreeMap<usize, WatchedVm>,
+    /// Why the host's counters could not be read, if so.
+    unreadable: Option<String>,
+}
+
+#[derive(Default)]
+struct WatchedVm {
+    /// The one that is its alone.
+    cgroup: Option<MemoryCgroup>,
+    is_checked: bool,
+    last: Option<CgroupCounters>,
+    since: Since,
+    states: SwapStates,
+    sources: SwapSources,
+    now: VmHostSample,
+}
+
+/// What the probes saw since the last look.
+#[derive(Default)]
+struct Since {
+    swapins: u64,
+    majors: u64,
+    swapped_out: u64,
+    /// Waited, and vCPUs × time, in nanoseconds.
+    stall: Option<(u64, u64)>,
+}
+
+impl Watch {
+    /// Begins to follow the host that `proc` is of.
+    pub fn new(proc: impl Into<PathBuf>, sees_swapins: bool, sees_swapouts: bool) -> Self {
+        let proc = proc.into();
+        Self {
+            hierarchy: Hierarchy::find(&proc),
+            proc,
+            sees_swapins,
+            sees_swapouts,
+            last_ns: 0,
+            last: None,
+            looks: 0,
+            states: SwapStates::default(),
+            now: HostSample::default(),
+            vms: BTreeMap::new(),
+            unreadable: None,
+        }
+    }
+
+    /// Takes what the probes saw in an interval that ended at `now_ns`
+    /// (`CLOCK_MONOTONIC`), and looks at the host if it is time.
+    pub fn advance(&mut self, members: &[Member], samples: &[VmSample], now_ns: u64) {
+        self.vms.retain(|member, _| samples.iter().any(|sample| sample.member == *member));
+        for sample in samples {
+            self.vms.entry(sample.member).or_default().since.add(sample);
+        }
+        let length_ns = now_ns.saturating_sub(self.last_ns);
+        if self.last_ns != 0 && length_ns < LOOK_NS {
+            self.now = HostSample { swap_state: self.now.swap_state, ..HostSample::default() };
+            for vm in self.vms.values_mut() {
+                vm.now.rates = None;
+            }
+            return;
+        }
+        let is_first = std::mem::replace(&mut self.last_ns, now_ns) == 0;
+        let counters = HostCounters::read(&self.proc);
+        self.unreadable = counters.as_ref().err().map(|error| format!("{error:#}"));
+        let counters = counters.ok();
+        let available = counters.as_ref().and_then(|now| share_available(now.memory));
+        let shared = Shared { length_ns, available, is_first };
+        for (member, vm) in &mut self.vms {
+            if self.looks.is_multiple_of(CHECK_EVERY) || !vm.is_checked {
+                vm.check(&self.proc, self.hierarchy.as_ref(), &members[*member]);
+            }
+            vm.look(&members[*member], self.sees_swapins, self.sees_swapouts, shared);
+        }
+        self.looks += 1;
+        let memory = counters.as_ref().map(|now| now.memory);
+        let rates = match (counters.as_ref(), self.last.as_ref()) {
+            _ if is_first => None,
+            (Some(now), Some(before)) => Some(self.host_rates(now, before, shared)),
+            _ => Some(Rates { length_ns, ..Rates::default() }),
+        };
+        let swap_state = rates.map_or(SwapState::Unknown, |rates| self.states.advance(rates));
+        self.now = HostSample { swap_state, rates, memory };
+        self.last = counters;
+    }
+
+    fn host_rates(&self, now: &HostCounters, before: &HostCounters, shared: Shared) -> Rates {
+        let (waited, all) =
+            (now.io_wait.0.saturating_sub(before.io_wait.0), now.io_wait.1 - before.io_wait.1);
+        // The worst VM: PSI's `some` knows no majority either.
+        let vms = self.vms.values().filter_map(|vm| vm.now.rates?.stall);
+        let stalled = stalled(now.stalled_us, before.stalled_us, shared.length_ns);
+        Rates {
+            length_ns: shared.length_ns,
+            swapped_in: Some(shared.a_second(now.swapped_in.saturating_sub(before.swapped_in))),
+            swapped_out: Some(shared.a_second(now.swapped_out.saturating_sub(before.swapped_out))),
+            stall: vms.chain(stalled).reduce(f64::max),
+            io_wait: (all > 0).then(|| waited as f64 / all as f64),
+            available: shared.available,
+        }
+    }
+
+    /// The host as of the last interval.
+    pub fn host(&self) -> HostSample {
+        self.now
+    }
+
+    /// A VM as of the last interval.
+    pub fn vm(&self, member: usize) -> VmHostSample {
+        self.vms.get(&member).map(|vm| vm.now).unwrap_or_default()
+    }
+
+    /// Where the rates of a VM come from.
+    pub fn sources(&self, member: usize) -> SwapSources {
+        self.vms.get(&member).map(|vm| vm.sources).unwrap_or_default()
+    }
+
+    /// The memory cgroup that is a VM's own.
+    pub fn cgroup_id(&self, member: usize) -> Option<u64> {
+        Some(self.vms.get(&member)?.cgroup.as_ref()?.id)
+    }
+
+    /// Why the host's counters could not be read, if so.
+    pub fn unreadable(&self) -> Option<&str> {
+        self.unreadable.as_deref()
+    }
+}
+
+/// What is the same for every VM at a look.
+#[derive(Clone, Copy)]
+struct Shared {
+    length_ns: u64,
+    available: Option<f64>,
+    is_first: bool,
+}
+
+impl Shared {
+    fn a_second(self, count: u64) -> f64 {
+        count as f64 * 1e9 / self.length_ns as f64
+    }
+}
+
+impl Since {
+    fn add(&mut self, sample: &VmSample) {
+        let count = |metric| sample.latencies(metric).map_or(0, |latencies| latencies.count());
+        self.swapins += count(Metric::Swapin);
+        self.majors += count(Metric::FaultMajor);
+        self.swapped_out += sample.swapped_out;
+        if let Some(stall) = sample.stall {
+            let (waited, vcpus) = self.stall.get_or_insert_default();
+            *waited += stall.waited_ns;
+            *vcpus += stall.vcpu_ns;
+        }
+    }
+
+    fn stall(&self) -> Option<f64> {
+        let (waited, vcpus) = self.stall.filter(|(_, vcpus)| *vcpus > 0)?;
+        Some(waited as f64 / vcpus as f64)
+    }
+}
+
+impl WatchedVm {
+    /// Looks for the cgroup that is the VM's alone.
+    fn check(&mut self, proc: &std::path::Path, hierarchy: Option<&Hierarchy>, member: &Member) {
+        let own = || {
+            let found = hierarchy?.memory_cgroup(member.vm.cgroup.as_deref()?)?;
+            let counters = found.read().ok()?;
+            found.is_of(proc, member.vm.id.pid, &counters).then_some(found)
+        };
+        let own = own();
+        self.is_checked = true;
+        if own != self.cgroup {
+            (self.cgroup, self.last) = (own, None);
+        }
+    }
+
+    fn look(&mut self, member: &Member, sees_swapins: bool, sees_swapouts: bool, shared: Shared) {
+        let since = std::mem::take(&mut self.since);
+        let now = self.cgroup.as_ref().and_then(|cgroup| cgroup.read().ok());
+        let before = std::mem::replace(&mut self.last, now.clone());
+        let grown = now.as_ref().zip(before.as_ref());
+        let of = |field: fn(&CgroupCounters) -> Option<u64>| {
+            let (now, before) = grown?;
+            Some(field(now)?.saturating_sub(field(before)?))
+        };
+        let majors = of(|counters| counters.major_faults);
+        let (swapped_in, swapped_in_by) = if member.vm.backing == Some(Backing::File)
+            && let Some((majors, files)) = majors.zip(of(|counters| counters.refaulted_files))
+        {
+            (majors + files, SwappedIn::CgroupFiles)
+        } else if let Some(pages) = of(|counters| counters.swapped_in) {
+            (pages, SwappedIn::Cgroup)
+        } else if let Some(majors) = majors {
+            (majors, SwappedIn::CgroupMajors)
+        } else if sees_swapins {
+            (since.swapins, SwappedIn::Swapins)
+        } else {
+            (since.majors, SwappedIn::Majors)
+        };
+        let swapped_out = match (of(|counters| counters.swapped_out), grown) {
+            (Some(pages), _) => Some((pages, SwappedOut::Cgroup)),
+            (None, Some(_)) if sees_swapouts => Some((since.swapped_out, SwappedOut::Tracepoint)),
+            (None, _) => None,
+        };
+        self.sources = SwapSources {
+            swapped_in: Some(swapped_in_by),
+            swapped_out: swapped_out.map(|(_, by)| by),
+        };
+        if shared.is_first {
+            return;
+        }
+        let by_pressure = grown
+            .and_then(|(now, before)| stalled(now.stalled_us, before.stalled_us, shared.length_ns));
+        let rates = Rates {
+            length_ns: shared.length_ns,
+            swapped_in: Some(shared.a_second(swapped_in)),
+            swapped_out: swapped_out.map(|(pages, _)| shared.a_second(pages)),
+            stall: since.stall().into_iter().chain(by_pressure).reduce(f64::max),
+            io_wait: None,
+            available: shared.available,
+        };
+        self.now = VmHostSample { swap_state: self.states.advance(rates), rates: Some(rates) };
+    }
+}
+
+fn stalled(now_us: Option<u64>, before_us: Option<u64>, length_ns: u64) -> Option<f64> {
+    let (now, before) = now_us.zip(before_us)?;
+    Some((now.saturating_sub(before) as f64 * 1e3 / length_ns as f64).min(1.0))
+}
+
+fn share_available(memory: Memory) -> Option<f64> {
+    memory.available.map(|available| available as f64 / memory.total as f64)
+}
