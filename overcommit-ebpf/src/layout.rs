@@ -215,6 +215,15 @@ pub struct Vm {
     pub swapin: Swapins,
     /// Pages of its cgroup that were handed to swap.
     pub swapped_out: AtomicU64,
+    /// Where its guest's memory begins, in its address space, and ends; set by the
+    /// loader.
+    pub memory_start: AtomicU64,
+    /// See [`Self::memory_start`].
+    pub memory_end: AtomicU64,
+    /// Pages of it that were given back one by one, as a balloon does.
+    pub given_back: AtomicU64,
+    /// Pages of it that were taken again likewise.
+    pub taken_again: AtomicU64,
 }
 
 /// Numbers that swap devices can have: `MAX_SWAPFILES` is less on every kernel.
@@ -250,6 +259,7 @@ impl Vm {
         zero(&self.faults_at_end);
         zero(&self.taken_by);
         zero(&[&self.not_waited, &self.swapped_out]);
+        zero(&[&self.memory_start, &self.memory_end, &self.given_back, &self.taken_again]);
         zero(&self.lost);
         let swapin = &self.swapin;
         zero(&[&swapin.from_cache, &swapin.from_zswap, &swapin.without_fault]);
@@ -668,7 +678,7 @@ impl FolioOffsets {
 
 const _: () = {
     assert!(size_of::<Histogram>() == 32 + 8 * BUCKETS);
-    assert!(size_of::<Vm>() == 488);
+    assert!(size_of::<Vm>() == 520);
     assert!(size_of::<Thread>() == 256);
     assert!(size_of::<KvmFields>() == 64);
     assert!(size_of::<Cpu>() == 64);

@@ -37,6 +37,11 @@ pub fn possible_cpus() -> Result<u32> {
     u32::try_from(cpus).context("more CPUs than there can be")
 }
 
+/// Bytes of a page.
+pub fn page_size() -> u64 {
+    procfs::page_size()
+}
+
 /// The names that the kernel itself has, without those of modules.
 pub struct Symbols(String);
 

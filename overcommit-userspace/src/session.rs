@@ -1,7 +1,8 @@
 //! One recording: attach, drain once an interval, write, detach.
 
 use crate::clock::Clocks;
-use crate::host::{HostSample, VmHostSample, Watch};
+use crate::host::survey::Options as HostOptions;
+use crate::host::{Host, HostSample, VmHostSample};
 use crate::probes::decide::Decision;
 use crate::probes::log::ProgramLog;
 use crate::probes::object::Sizes;
@@ -99,14 +100,18 @@ impl Session {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn record(mut self, folder: Folder, options: Options) -> Result<RunningSession> {
+    pub fn record(
+        mut self,
+        folder: Folder,
+        options: Options,
+        host: &HostOptions,
+    ) -> Result<RunningSession> {
         self.slow.by_ref().for_each(drop);
         let start = Clocks::now()?;
         self.sampler.drain(&start)?;
         self.sampler.restart(&start);
         let sight = self.sampler.sight();
-        let sees_swapouts = sight.swapouts_absent.is_none();
-        let watch = Watch::new("/proc", sight.sees_swapins(), sees_swapouts);
+        let host = Host::start(&sight, host)?;
         let run = RunFile {
             schema: RunFile::schema(),
             run_id: uuid::Uuid::now_v7().to_string(),
@@ -131,7 +136,7 @@ impl Session {
         };
         let writer = Writer::create(folder, run)?;
         let start_us = start.realtime_ns / 1_000;
-        Ok(RunningSession { session: self, watch, writer, start, last: start, start_us, number: 0 })
+        Ok(RunningSession { session: self, host, writer, start, last: start, start_us, number: 0 })
     }
 }
 
@@ -172,7 +177,7 @@ fn refused(decision: &Decision) -> std::collections::BTreeMap<String, String> {
 /// A recording that is being written.
 pub struct RunningSession {
     session: Session,
-    watch: Watch,
+    host: Host,
     writer: Writer,
     start: Clocks,
     last: Clocks,
@@ -219,7 +224,7 @@ impl RunningSession {
             self.writer.note_step(now);
         }
         let vms: Vec<VmSample> = self.session.sampler.drain(&now)?;
-        let (host, vm_hosts) = self.watch(&vms, now.monotonic_ns)?;
+        let (host, vm_hosts) = self.look_at_host(&vms, now.monotonic_ns)?;
         let interval = Interval {
             number: self.number,
             start_us: self.start_us,
@@ -254,14 +259,23 @@ impl RunningSession {
     }
 
     /// Looks at the host, if it is time.
-    fn watch(&mut self, vms: &[VmSample], now_ns: u64) -> Result<(HostSample, Vec<VmHostSample>)> {
-        let Self { session: Session { sampler, .. }, watch, .. } = self;
-        watch.advance(sampler.members(), vms, now_ns);
+    fn look_at_host(
+        &mut self,
+        vms: &[VmSample],
+        now_ns: u64,
+    ) -> Result<(HostSample, Vec<VmHostSample>)> {
+        let Self { session: Session { sampler, .. }, host, .. } = self;
+        let sample = host.advance(sampler.members(), vms, now_ns);
         for vm in vms {
-            sampler.count_swapouts(vm.member, watch.cgroup_id(vm.member))?;
+            sampler.count_swapouts(vm.member, host.cgroup_id(vm.member))?;
         }
-        self.writer.note_host(HostState::of(watch), |member| watch.sources(member));
-        Ok((watch.host(), vms.iter().map(|vm| watch.vm(vm.member)).collect()))
+        let mut discards_absent = None;
+        if host.needs_discards() {
+            discards_absent = sampler.see_discards().err().map(|error| format!("{error:#}"));
+            host.sees_discards(discards_absent.is_none());
+        }
+        self.writer.note_host(host, discards_absent);
+        Ok((sample, vms.iter().map(|vm| host.vm(vm.member)).collect()))
     }
 
     fn not_counted(&mut self) -> NotCounted {

@@ -9,6 +9,7 @@ mod files;
 mod host_state;
 mod input;
 mod lifecycle;
+mod memory;
 mod objectives;
 mod threads;
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         host_state::TESTS,
         input::TESTS,
         lifecycle::TESTS,
+        memory::TESTS,
         objectives::TESTS,
         threads::TESTS,
     ]

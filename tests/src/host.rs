@@ -40,6 +40,32 @@ pub fn counter(path: &Path, name: &str) -> Result<u64> {
     Ok(value.trim().parse()?)
 }
 
+/// tracefs, mounted where it is looked for first.
+pub struct Tracefs {
+    _undo: Option<Undo>,
+}
+
+impl Tracefs {
+    /// Mounts it, if it is not.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn mounted() -> Result<Self> {
+        let path = "/sys/kernel/tracing";
+        if read("/proc/self/mounts")?.contains(" tracefs ") {
+            return Ok(Self { _undo: None });
+        }
+        let undo = Undo::with("tracefs", move || {
+            if read("/proc/self/mounts")?.contains(&format!(" {path} tracefs ")) {
+                run(Command::new("umount").arg(path))?;
+            }
+            Ok(())
+        });
+        run(Command::new("mount").args(["-t", "tracefs", "nodev", path]))?;
+        Ok(Self { _undo: Some(undo) })
+    }
+}
+
 /// Compressed memory as swap, of its own.
 pub struct ZramSwap {
     _undo: Undo,

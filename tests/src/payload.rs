@@ -21,6 +21,9 @@ pub enum Guest {
     Device,
     /// Linux with one program that walks; only in the lab, which has a kernel for it.
     Linux,
+    /// Linux with this machine's root, read-only, and [`crate::qemu::Config::script`] in
+    /// a shell.
+    Shell,
 }
 
 impl Guest {
@@ -34,19 +37,23 @@ impl Guest {
             Self::Paravirtual => "walker-apf",
             Self::Device => "walker-device",
             Self::Linux => "linux",
+            Self::Shell => "shell",
         }
     }
 }
 
-/// Says where the kernel of [`Guest::Linux`] is, in the environment.
+/// Says where the kernel of a Linux guest is, in the environment.
 pub const LINUX_KERNEL: &str = "OVERCOMMIT_GUEST_KERNEL";
-/// The same of its initramfs, with [`init`] in it.
+/// The same of the initramfs of [`Guest::Linux`], with [`init`] in it.
 pub const LINUX_INITRAMFS: &str = "OVERCOMMIT_GUEST_INITRAMFS";
+
+/// The same of the initramfs of [`Guest::Shell`].
+pub const SHELL_INITRAMFS: &str = "OVERCOMMIT_SHELL_INITRAMFS";
 
 /// A file that the environment names.
 ///
 /// # Errors
-/// It names none.
+/// It names none: the tests were not run by `cargo xtask`.
 pub fn named_file(variable: &str) -> Result<PathBuf> {
     let file = std::env::var_os(variable).with_context(|| format!("{variable} is not set"))?;
     Ok(PathBuf::from(file))
@@ -57,7 +64,7 @@ pub fn named_file(variable: &str) -> Result<PathBuf> {
 /// # Errors
 /// The assembler or linker is missing, or fails.
 pub fn kernel(guest: Guest) -> Result<PathBuf> {
-    if guest == Guest::Linux {
+    if matches!(guest, Guest::Linux | Guest::Shell) {
         return named_file(LINUX_KERNEL);
     }
     let script = root().join("tests/payload/walker.ld");

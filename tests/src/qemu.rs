@@ -50,6 +50,12 @@ pub struct Config<'a> {
     pub guest: Guest,
     /// Whether its memory is a shared memfd.
     pub shared: bool,
+    /// MiB of memory of a [`Guest::Shell`]; what others have follows from what they walk.
+    pub memory: u64,
+    /// What the shell of a [`Guest::Shell`] runs.
+    pub script: &'a str,
+    /// More of QEMU's command line; `DIR` stands for the VM's folder.
+    pub more: &'a [&'a str],
 }
 
 impl<'a> Config<'a> {
@@ -65,7 +71,16 @@ impl<'a> Config<'a> {
             stopped: false,
             guest: Guest::Walker,
             shared: false,
+            memory: 0,
+            script: "",
+            more: &[],
         }
+    }
+
+    /// Linux under emulation, with that much memory, in MiB, and a script.
+    pub fn shell(name: &'a str, memory: u64, script: &'a str) -> Self {
+        let guest = Guest::Shell;
+        Self { guest, memory, script, accel: "tcg", ..Self::new(name, 0) }
     }
 
     /// The command line.
@@ -81,7 +96,11 @@ impl<'a> Config<'a> {
         let threads = if self.debug_threads { "on" } else { "off" };
         let name = self.name.replace(',', ",,");
         command.arg("-name").arg(format!("guest={name},debug-threads={threads}"));
-        let memory = self.walk + if self.guest == Guest::Linux { 128 } else { 64 };
+        let memory = match self.guest {
+            Guest::Shell => self.memory,
+            Guest::Linux => self.walk + 128,
+            _ => self.walk + 64,
+        };
         command.args(["-accel", self.accel, "-m", &memory.to_string()]);
         command.args(["-smp", &self.vcpus.to_string()]);
         command.args("-nodefaults -vga none -display none -no-reboot".split(' '));
@@ -89,16 +108,15 @@ impl<'a> Config<'a> {
         let socket = format!("unix:{},server=on,wait=off", dir.join("qmp").display());
         command.arg("-qmp").arg(socket);
         command.arg("-kernel").arg(payload::kernel(self.guest)?);
-        if self.guest == Guest::Linux {
-            command.args([
-                "-cpu",
-                "host",
-                "-append",
-                "console=ttyS0 quiet loglevel=0 panic=-1 mitigations=off tsc=reliable",
-            ]);
-            command.arg("-initrd").arg(payload::named_file(payload::LINUX_INITRAMFS)?);
-        } else {
-            command.args(["-append", &format!("mib={}", self.walk)]);
+        match self.guest {
+            Guest::Linux => {
+                command.args(["-cpu", "host", "-append", LINUX]);
+                command.arg("-initrd").arg(payload::named_file(payload::LINUX_INITRAMFS)?);
+            }
+            Guest::Shell => self.share_root(&mut command, dir)?,
+            _ => {
+                command.args(["-append", &format!("mib={}", self.walk)]);
+            }
         }
         if self.shared {
             let backend = format!("memory-backend-memfd,id=ram,share=on,size={memory}M");
@@ -108,9 +126,34 @@ impl<'a> Config<'a> {
         if self.stopped {
             command.arg("-S");
         }
+        let folder = dir.display().to_string();
+        command.args(self.more.iter().map(|word| word.replace("DIR", &folder)));
         let complaints = fs::File::create(dir.join("stderr"))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(complaints);
         Ok(command)
+    }
+}
+
+/// Arguments of a Linux guest's kernel.
+const LINUX: &str = "console=ttyS0 quiet loglevel=0 panic=-1 mitigations=off tsc=reliable";
+
+impl Config<'_> {
+    /// This machine's root, read-only, and a folder with the script.
+    fn share_root(&self, command: &mut Command, dir: &Path) -> Result<()> {
+        let results = dir.join("results");
+        fs::create_dir(&results)?;
+        fs::write(results.join("command"), self.script)?;
+        command.args(["-append", LINUX]);
+        command.arg("-initrd").arg(payload::named_file(payload::SHELL_INITRAMFS)?);
+        for (tag, path, more) in
+            [("root", Path::new("/"), ",readonly=on"), ("results", &results, "")]
+        {
+            let path = path.display().to_string().replace(',', ",,");
+            let share = format!("local,path={path},id={tag},security_model=none,multidevs=remap");
+            command.arg("-fsdev").arg(share + more);
+            command.args(["-device", &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
+        }
+        Ok(())
     }
 }
 
@@ -221,6 +264,31 @@ impl Vm {
         outcome.map_err(|error| {
             error.context(format!("{} {}", ask("info status"), ask("info registers")))
         })
+    }
+
+    /// Waits until the guest has printed something.
+    ///
+    /// # Errors
+    /// It does not come so far.
+    pub fn await_text(&mut self, text: &str) -> Result<()> {
+        let come = await_some(&format!("{text:?} of the guest"), PATIENCE, || {
+            Ok(self.serial()?.contains(text).then_some(()))
+        });
+        let serial = self.serial().unwrap_or_default();
+        self.explain(come).with_context(|| format!("the guest printed:\n{serial}"))
+    }
+
+    /// What the guest has printed so far.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn serial(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.dir.join("serial"))?).into_owned())
+    }
+
+    /// Its own folder, with what it shares.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Passes so far.

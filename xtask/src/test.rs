@@ -102,6 +102,7 @@ fn lint() -> Result<()> {
 fn end_to_end(args: &Args) -> Result<()> {
     let mut cargo = cargo();
     cargo.args(["test", "--quiet", "--package", "overcommit-tests", "--test", "e2e", "--"]);
+    lab::for_guests(&mut cargo)?;
     // They share the host's swap and settings.
     cargo.arg("--test-threads=1").args(&args.filter);
     if args.allow_skips {

@@ -2,8 +2,9 @@
 //!
 //! `perf` and `calls` follow a fault from start to completion, each by other hooks;
 //! `swapin` looks at the part of a fault that waits for swap, `swapout` at what reclaim
-//! writes there, `exits` follows a vCPU out of its guest and back; `latency` counts it, `threads` remembers it meanwhile. `vms` keeps the table of
-//! VMs in step with processes, `maps` says what lies where.
+//! writes there, `discards` at what a VM gives back, `exits` follows a vCPU out of its
+//! guest and back; `latency` counts it, `threads` remembers it meanwhile. `vms` keeps the
+//! table of VMs in step with processes, `maps` says what lies where.
 
 #![no_std]
 #![no_main]
@@ -12,6 +13,7 @@
 
 mod atomic;
 mod calls;
+mod discards;
 mod exits;
 mod kernel;
 mod latency;

@@ -59,7 +59,7 @@ fn entry(vm: &Vm) -> Entry<'_> {
         executable: &vm.executable,
         vcpus: vm.vcpus,
         memory_bytes: vm.memory_bytes,
-        backing: vm.backing,
+        backing: vm.backing(),
         accelerator: &vm.accelerator,
         cgroup: &vm.cgroup,
     }
@@ -86,7 +86,7 @@ fn table(vms: &[Vm]) -> Table {
             vm.id.pid.to_string(),
             or_dash(vm.vcpus.map(|vcpus| vcpus.to_string())),
             or_dash(vm.memory_bytes.map(mebibytes)),
-            or_dash(vm.backing.map(|backing| backing.to_string())),
+            or_dash(vm.backing().map(|backing| backing.to_string())),
             or_dash(vm.accelerator.clone()),
             or_dash(vm.uuid.clone()),
             or_dash(vm.cgroup.clone()),

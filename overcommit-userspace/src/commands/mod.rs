@@ -7,9 +7,12 @@ pub mod mark;
 pub mod record;
 pub mod report;
 
+use crate::host::survey::Options as HostOptions;
+use crate::host::working_set::Wanted;
 use crate::kernel;
 use crate::recording::{Folder, Span};
 use crate::slo::{Objective, config};
+use crate::vm::Pattern;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::io::{ErrorKind, Write};
@@ -86,6 +89,36 @@ impl ObjectiveArgs {
 /// clap shows the outermost message of an error alone.
 fn parse_objective(text: &str) -> Result<Objective, String> {
     Objective::parse(text).map_err(|error| format!("{error:#}"))
+}
+
+/// Options that say how the host and its VMs are looked at.
+#[derive(Debug, clap::Args)]
+struct HostArgs {
+    /// Ask the VMs of a pattern by the QMP monitor at that socket, before their own; may
+    /// be repeated
+    #[arg(long, value_name = "PATTERN=SOCKET", value_parser = parse_monitor)]
+    monitor: Vec<(Pattern, PathBuf)>,
+    /// Have guests with a balloon report their own view of memory, every 2 s, until the end
+    #[arg(long)]
+    guest_stats: bool,
+    /// What to measure working sets with
+    #[arg(long, value_enum, default_value_t)]
+    working_set: Wanted,
+}
+
+impl HostArgs {
+    fn read(&self) -> HostOptions {
+        HostOptions {
+            monitors: self.monitor.clone(),
+            guest_stats: self.guest_stats,
+            working_set: self.working_set,
+        }
+    }
+}
+
+fn parse_monitor(text: &str) -> Result<(Pattern, PathBuf)> {
+    let (pattern, path) = text.split_once('=').context("a monitor is PATTERN=SOCKET")?;
+    Ok((Pattern::parse(pattern)?, PathBuf::from(path)))
 }
 
 /// Options that choose a part of a recording.

@@ -3,7 +3,7 @@
 use crate::boundary::Boundary;
 use crate::clock::{Clocks, parse_duration, parse_interval, parse_positive_duration};
 use crate::commands::report::{self, Format, View};
-use crate::commands::{FAILED, ObjectiveArgs, print, require_root, say};
+use crate::commands::{FAILED, HostArgs, ObjectiveArgs, print, require_root, say};
 use crate::export::progress::Progress;
 use crate::load::{self, Load};
 use crate::probes::Kernel;
@@ -60,6 +60,8 @@ pub struct Args {
     /// Write each fault of at least D to slow-faults.csv
     #[arg(long, value_name = "D", value_parser = parse_duration)]
     slow_faults: Option<Duration>,
+    #[command(flatten)]
+    host: HostArgs,
     /// Note a fact about the run; may be repeated
     #[arg(long, value_name = "K=V", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -148,7 +150,7 @@ async fn record(args: Args) -> Result<ExitCode> {
         return Ok(early);
     }
 
-    let mut session = session.record(folder, options(&args, &objectives))?;
+    let mut session = session.record(folder, options(&args, &objectives), &args.host.read())?;
     if let Some(path) = &args.ready_file {
         ready(path, session.writer().folder().path())?;
     }

@@ -1,10 +1,11 @@
 //! summary.json and summary.csv: the whole run, one entry a VM and metric.
 
 use crate::export::csv::{self, optional, text};
-use crate::host::SwapState;
+use crate::export::summary_host::{StateSummary, SummaryHost};
 use crate::metrics::MetricName;
 use crate::recording::Recording;
-use crate::recording::reader::{MetricTotals, StateTimes, VmTotals};
+use crate::recording::reader::{MetricTotals, VmTotals};
+use crate::recording::rows::VmFigures;
 use crate::recording::run_file::RunVm;
 use crate::sampler::coverage::Coverage;
 use crate::sampler::latencies::Latencies;
@@ -52,29 +53,6 @@ pub struct Summary {
     pub objectives: Vec<Judged>,
 }
 
-/// The host over the whole run.
-#[derive(Debug, Serialize)]
-pub struct SummaryHost {
-    /// How much swapping hurt anybody.
-    pub swap: SwapSummary,
-}
-
-/// Swap states over the whole run.
-#[derive(Debug, Serialize)]
-pub struct SwapSummary {
-    /// The worst.
-    pub worst: SwapState,
-    /// Time in each, in seconds.
-    pub seconds: BTreeMap<&'static str, f64>,
-}
-
-impl SwapSummary {
-    fn of(times: &StateTimes) -> Self {
-        let seconds = times.iter().map(|(state, ns)| (state.name(), *ns as f64 / 1e9));
-        Self { worst: times.keys().max().copied().unwrap_or_default(), seconds: seconds.collect() }
-    }
-}
-
 /// A VM over the whole run.
 #[derive(Debug, Serialize)]
 pub struct SummaryVm {
@@ -89,7 +67,9 @@ pub struct SummaryVm {
     /// Time recorded, in seconds.
     pub length_s: f64,
     /// How much swapping hurt it.
-    pub swap: SwapSummary,
+    pub swap: StateSummary,
+    /// Its memory, as last known.
+    pub memory: VmFigures,
     /// `stall.share`: `null` where the vCPU threads are not known.
     pub stall: Option<StallShare>,
     /// Faults that the kernel accounted to the VM's threads.
@@ -158,7 +138,7 @@ impl Summary {
             schema: "overcommit.summary/1",
             run_id: recording.run.run_id.clone(),
             intervals: recording.intervals,
-            host: SummaryHost { swap: SwapSummary::of(&recording.host_states()) },
+            host: SummaryHost::of(recording),
             vms: vms.map(|(vm, totals)| summary_vm(vm, totals)).collect(),
             objectives,
         }
@@ -201,7 +181,8 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
         uuid: vm.uuid.clone(),
         pid: vm.pid,
         length_s: totals.length_ns as f64 / 1e9,
-        swap: SwapSummary::of(&totals.swap_states),
+        swap: StateSummary::of(&totals.swap_states),
+        memory: totals.memory.clone(),
         stall,
         faults_kernel: totals.seen.kernel,
         faults_counted: totals.seen.counted,
@@ -257,4 +238,9 @@ fn row(vm: &SummaryVm, metric: &SummaryMetric) -> Vec<String> {
         optional(metric.max_ns),
         metric.over_range.to_string(),
     ]
+}
+
+/// A share as people read it.
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
 }

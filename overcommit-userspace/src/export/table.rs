@@ -1,8 +1,8 @@
 //! The summary as people read it.
 
 use crate::clock::readable;
-use crate::export::summary::{Summary, SummaryMetric, SummaryVm, SwapSummary};
-use crate::host::SwapState;
+use crate::export::memory_text;
+use crate::export::summary::{Summary, SummaryMetric, SummaryVm, percent};
 use crate::metrics::NOT_IN_THIS_VERSION;
 use crate::recording::run_file::RunFile;
 use crate::sampler::coverage::Coverage;
@@ -17,11 +17,9 @@ pub fn text(run: &RunFile, summary: &Summary) -> String {
         text.push_str("No VM was recorded.\n");
     } else {
         let _ = writeln!(text, "\n{}\n", table(summary).trim_fmt());
-        swap(&mut text, "Host", &summary.host.swap);
+        memory_text::host(&mut text, &summary.host);
         for vm in &summary.vms {
-            if vm.swap.worst >= SwapState::Pressure {
-                swap(&mut text, &shown_name(summary, vm), &vm.swap);
-            }
+            memory_text::vm(&mut text, vm, &shown_name(summary, vm));
             notes(&mut text, vm, &shown_name(summary, vm));
         }
     }
@@ -82,23 +80,6 @@ fn figures(metric: &SummaryMetric) -> [String; 8] {
 fn shown_name(summary: &Summary, vm: &SummaryVm) -> String {
     let same = summary.vms.iter().filter(|other| other.vm == vm.vm).count();
     if same > 1 { format!("{} ({})", vm.vm, vm.vm_id) } else { vm.vm.clone() }
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
-}
-
-/// Time in each swap state, the worst first.
-fn swap(text: &mut String, name: &str, swap: &SwapSummary) {
-    let states = SwapState::ALL.into_iter().rev();
-    let times = states.filter_map(|state| {
-        let seconds = swap.seconds.get(state.name())?;
-        Some(format!("{} for {seconds:.1} s", state.name()))
-    });
-    let times: Vec<String> = times.collect();
-    if !times.is_empty() {
-        let _ = writeln!(text, "{name}: swap {}.", times.join(", "));
-    }
 }
 
 fn notes(text: &mut String, vm: &SummaryVm, name: &str) {

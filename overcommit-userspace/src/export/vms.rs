@@ -3,13 +3,21 @@
 use crate::export::csv::{self, optional};
 use crate::export::host::rates;
 use crate::export::intervals::{identity, place};
+use crate::host::State;
+use crate::host::VmHostSample;
+use crate::host::balloon::GuestMemory;
+use crate::host::balloon::qmp::POLL_SECONDS;
+use crate::host::working_set::WorkingSet;
 use crate::recording::Interval;
 use crate::recording::run_file::RunVm;
 use anyhow::Result;
 use overcommit_ebpf::layout::{Loss, Taker};
 
+/// Age of a guest's report from which it says nothing of now, in seconds.
+const STALE_S: f64 = 2.0 * POLL_SECONDS as f64 + 1.0;
+
 /// The columns before the losses; only ever appended to.
-const COLUMNS: [&str; 26] = [
+const COLUMNS: [&str; 43] = [
     "start_unix_s",
     "length_s",
     "vm_id",
@@ -36,6 +44,23 @@ const COLUMNS: [&str; 26] = [
     "swapped_in_pages_per_s",
     "swapped_out_pages_per_s",
     "memory_stall_share",
+    "configured_bytes",
+    "current_bytes",
+    "ballooned_bytes",
+    "balloon_source",
+    "resident_bytes",
+    "swapped_bytes",
+    "hugetlb_bytes",
+    "guest_total_bytes",
+    "guest_available_bytes",
+    "guest_free_bytes",
+    "guest_age_s",
+    "guest_is_stale",
+    "working_set_lower_bytes",
+    "working_set_upper_bytes",
+    "working_set_source",
+    "working_set_window_s",
+    "working_set_cost_share",
 ];
 
 /// All columns: one more for each cause of [`Loss`].
@@ -82,10 +107,50 @@ pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
             [swapins.from_cache, swapins.from_zswap, swapins.from_devices(), swapins.without_fault]
                 .map(|count| count.to_string()),
         );
-        row.push(host.swap_state.name().to_owned());
-        row.extend(rates(host.rates));
+        row.push(host.swap.state.name().to_owned());
+        row.extend(rates(host.swap.rates));
+        row.extend(memory(host));
+        row.extend(guest(host.balloon.and_then(|balloon| balloon.guest), interval));
+        row.extend(working_set(host.working_set));
         row.extend(sample.not_counted.map(|count| count.to_string()));
         row
     });
     csv::rows(rows)
+}
+
+fn memory(host: &VmHostSample) -> [String; 7] {
+    let balloon = host.balloon;
+    let memory = host.memory;
+    [
+        optional(host.configured),
+        optional(balloon.and_then(|balloon| balloon.current)),
+        optional(balloon.map(|balloon| balloon.ballooned)),
+        optional(balloon.map(|balloon| balloon.source.name())),
+        optional(memory.map(|memory| memory.resident)),
+        optional(memory.map(|memory| memory.swapped)),
+        optional(memory.map(|memory| memory.hugetlb)),
+    ]
+}
+
+/// What the guest says, and how long ago it said so at the interval's end.
+fn guest(guest: Option<GuestMemory>, interval: &Interval) -> [String; 5] {
+    let end_s = (interval.start_us + interval.length_ns / 1_000) as f64 / 1e6;
+    let age_s = guest.map(|guest| (end_s - guest.updated_unix_s as f64).max(0.0));
+    [
+        optional(guest.and_then(|guest| guest.total)),
+        optional(guest.and_then(|guest| guest.available)),
+        optional(guest.and_then(|guest| guest.free)),
+        optional(age_s.map(|age| format!("{age:.1}"))),
+        optional(age_s.map(|age| age > STALE_S)),
+    ]
+}
+
+fn working_set(set: Option<WorkingSet>) -> [String; 5] {
+    [
+        optional(set.map(|set| set.range.lower)),
+        optional(set.map(|set| set.range.upper)),
+        optional(set.map(|set| set.source.name())),
+        optional(set.map(|set| format!("{:.3}", set.window_s))),
+        optional(set.map(|set| format!("{:.6}", set.cost))),
+    ]
 }

@@ -1,12 +1,23 @@
 //! What state is the host in?
 //!
 //! `counters` and `memory_cgroup` read what the kernel counts, `swap_state` decides,
-//! `watch` brings both together with what the probes see, once a second.
+//! `watch` brings both together with what the probes see, once a second. `survey` looks
+//! at what takes longer: `balloon`, `memory_use`, `working_set`; `overcommit` adds up.
 
+pub mod balloon;
 pub mod counters;
 pub mod memory_cgroup;
+pub mod memory_use;
+pub mod overcommit;
+pub mod picture;
+pub mod state;
+pub mod survey;
 pub mod swap_state;
 pub mod watch;
+pub mod working_set;
 
+pub use balloon::BalloonState;
+pub use overcommit::OvercommitState;
+pub use picture::{Host, HostSample, VmHostSample};
+pub use state::State;
 pub use swap_state::SwapState;
-pub use watch::{HostSample, VmHostSample, Watch};

@@ -1,6 +1,7 @@
 //! Healthy, under pressure, or thrashing? Decided from rates and stall, not from what
 //! is swapped out: a page that left last week harms nobody.
 
+use crate::host::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -22,23 +23,16 @@ pub enum SwapState {
     Thrashing,
 }
 
-impl SwapState {
-    /// Each, the worst last.
-    pub const ALL: [Self; 4] = [Self::Unknown, Self::Healthy, Self::Pressure, Self::Thrashing];
+impl State for SwapState {
+    const ALL: &'static [Self] = &[Self::Unknown, Self::Healthy, Self::Pressure, Self::Thrashing];
 
-    /// The word in files and views.
-    pub const fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
             Self::Healthy => "healthy",
             Self::Pressure => "pressure",
             Self::Thrashing => "thrashing",
         }
-    }
-
-    /// What a file calls so.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.name() == name)
     }
 }
 
@@ -60,7 +54,7 @@ pub struct Rates {
 }
 
 /// Pages a second from which swapping counts.
-const PAGES: f64 = 10.0;
+pub const RETURNS: f64 = 10.0;
 /// Stall from which it is pressure, and from which it can be thrashing.
 const STALL_PRESSURE: f64 = 0.01;
 const STALL_THRASHING: f64 = 0.10;
@@ -79,19 +73,19 @@ const CALM_NS: u64 = 30 * SECOND_NS;
 impl Rates {
     /// Whether it is pressure, with all rates and shares at that part of what it takes.
     fn pressure(&self, part: f64) -> Option<bool> {
-        let reads = self.swapped_in.map(|pages| pages >= PAGES * part);
+        let reads = self.swapped_in.map(|pages| pages >= RETURNS * part);
         // Nobody waits for swap where nothing is swapped.
         let is_quiet = self.swapped_in == Some(0.0) && self.swapped_out == Some(0.0);
         let stalls = self.stall.or(is_quiet.then_some(0.0));
         let stalls = stalls.map(|share| share >= STALL_PRESSURE * part);
-        let writes = self.swapped_out.map(|pages| pages >= PAGES * part);
+        let writes = self.swapped_out.map(|pages| pages >= RETURNS * part);
         let is_tight = self.available.map(|share| share < AVAILABLE);
         any([reads, stalls, all([writes, is_tight])])
     }
 
     fn thrashing(&self, part: f64) -> Option<bool> {
-        let reads = self.swapped_in.map(|pages| pages >= PAGES * part);
-        let writes = self.swapped_out.map(|pages| pages >= PAGES * part);
+        let reads = self.swapped_in.map(|pages| pages >= RETURNS * part);
+        let writes = self.swapped_out.map(|pages| pages >= RETURNS * part);
         let stalls = self.stall.map(|share| share >= STALL_THRASHING * part);
         all([reads, writes, stalls])
     }
@@ -100,7 +94,7 @@ impl Rates {
     /// more and more.
     fn doubles_since(&self, before: &Self) -> bool {
         let doubled = |now: Option<f64>, before: Option<f64>| {
-            now.zip(before).is_some_and(|(now, before)| now >= PAGES && now >= 2.0 * before)
+            now.zip(before).is_some_and(|(now, before)| now >= RETURNS && now >= 2.0 * before)
         };
         let waits = self.io_wait.zip(before.io_wait);
         self.stall.is_none()

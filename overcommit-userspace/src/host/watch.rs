@@ -17,22 +17,22 @@ const LOOK_NS: u64 = 900_000_000;
 /// Looks between two checks that a cgroup is still its VM's own.
 const CHECK_EVERY: u32 = 10;
 
-/// The host in an interval.
+/// The swapping of the host in an interval.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct HostSample {
+pub struct HostSwap {
     /// As of the last look.
-    pub swap_state: SwapState,
+    pub state: SwapState,
     /// Since the look before; `None` if this interval had no look.
     pub rates: Option<Rates>,
     /// At the look.
     pub memory: Option<Memory>,
 }
 
-/// A VM in an interval, as the host has it.
+/// The swapping of a VM in an interval.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct VmHostSample {
+pub struct VmSwap {
     /// As of the last look.
-    pub swap_state: SwapState,
+    pub state: SwapState,
     /// Since the look before; `None` if this interval had no look.
     pub rates: Option<Rates>,
 }
@@ -88,7 +88,7 @@ pub struct Watch {
     last: Option<HostCounters>,
     looks: u32,
     states: SwapStates,
-    now: HostSample,
+    now: HostSwap,
     vms: BTreeMap<usize, WatchedVm>,
     /// Why the host's counters could not be read, if so.
     unreadable: Option<String>,
@@ -103,7 +103,7 @@ struct WatchedVm {
     since: Since,
     states: SwapStates,
     sources: SwapSources,
-    now: VmHostSample,
+    now: VmSwap,
 }
 
 /// What the probes saw since the last look.
@@ -129,7 +129,7 @@ impl Watch {
             last: None,
             looks: 0,
             states: SwapStates::default(),
-            now: HostSample::default(),
+            now: HostSwap::default(),
             vms: BTreeMap::new(),
             unreadable: None,
         }
@@ -144,7 +144,7 @@ impl Watch {
         }
         let length_ns = now_ns.saturating_sub(self.last_ns);
         if self.last_ns != 0 && length_ns < LOOK_NS {
-            self.now = HostSample { swap_state: self.now.swap_state, ..HostSample::default() };
+            self.now = HostSwap { state: self.now.state, ..HostSwap::default() };
             for vm in self.vms.values_mut() {
                 vm.now.rates = None;
             }
@@ -170,7 +170,7 @@ impl Watch {
             _ => Some(Rates { length_ns, ..Rates::default() }),
         };
         let swap_state = rates.map_or(SwapState::Unknown, |rates| self.states.advance(rates));
-        self.now = HostSample { swap_state, rates, memory };
+        self.now = HostSwap { state: swap_state, rates, memory };
         self.last = counters;
     }
 
@@ -191,12 +191,12 @@ impl Watch {
     }
 
     /// The host as of the last interval.
-    pub fn host(&self) -> HostSample {
+    pub fn host(&self) -> HostSwap {
         self.now
     }
 
     /// A VM as of the last interval.
-    pub fn vm(&self, member: usize) -> VmHostSample {
+    pub fn vm(&self, member: usize) -> VmSwap {
         self.vms.get(&member).map(|vm| vm.now).unwrap_or_default()
     }
 
@@ -274,7 +274,7 @@ impl WatchedVm {
             Some(field(now)?.saturating_sub(field(before)?))
         };
         let majors = of(|counters| counters.major_faults);
-        let (swapped_in, swapped_in_by) = if member.vm.backing == Some(Backing::File)
+        let (swapped_in, swapped_in_by) = if member.vm.backing() == Some(Backing::File)
             && let Some((majors, files)) = majors.zip(of(|counters| counters.refaulted_files))
         {
             (majors + files, SwappedIn::CgroupFiles)
@@ -309,7 +309,7 @@ impl WatchedVm {
             io_wait: None,
             available: shared.available,
         };
-        self.now = VmHostSample { swap_state: self.states.advance(rates), rates: Some(rates) };
+        self.now = VmSwap { state: self.states.advance(rates), rates: Some(rates) };
     }
 }
 

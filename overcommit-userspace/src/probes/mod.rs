@@ -2,6 +2,7 @@
 //! attach.
 
 pub mod decide;
+pub mod discards;
 pub mod functions;
 pub mod host;
 pub mod kvm;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::programs::RawTracePoint;
 use aya::{Btf, Ebpf};
 use decide::Backend;
+use discards::Discards;
 use functions::FunctionHooks;
 use kvm::KvmTracepoints;
 use log::ProgramLog;
@@ -73,6 +75,7 @@ pub struct Probes {
     backend: Backend,
     source: Source,
     kvm: KvmTracepoints,
+    discards: Discards,
     cpus: SharedArray<Cpu>,
     /// Why swap-outs are not seen, if they are not.
     swapouts_absent: Option<String>,
@@ -131,6 +134,7 @@ impl Probes {
             Backend::Perf => Source::Perf(PerfEvents::load(&mut ebpf)?),
         };
         let kvm = KvmTracepoints::load(&mut ebpf)?;
+        let discards = Discards::load(&mut ebpf)?;
         let swapouts = kernel.layout.folio_offsets().and_then(|_| {
             raw_tracepoint(&mut ebpf, SWAPOUT.0)?.load().with_context(|| refuses(SWAPOUT.1))
         });
@@ -153,7 +157,7 @@ impl Probes {
         let swapouts_absent = swapouts.err().map(|error| format!("{error:#}"));
         let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
         kvm.follow();
-        Ok((Self { ebpf, backend, source, kvm, cpus, swapouts_absent, slots }, rings))
+        Ok((Self { ebpf, backend, source, kvm, discards, cpus, swapouts_absent, slots }, rings))
     }
 
     /// Asks for slots, see [`Slots::adopt`].
@@ -162,6 +166,14 @@ impl Probes {
     /// The walk over the kernel's tasks fails.
     pub fn adopt(&mut self, pids: &[i32]) -> Result<()> {
         self.slots.adopt(&mut self.ebpf, pids)
+    }
+
+    /// From now on counts what VMs give back of their memory, see [`Discards`].
+    ///
+    /// # Errors
+    /// The kernel has no such tracepoint.
+    pub fn see_discards(&mut self) -> Result<()> {
+        self.discards.attach()
     }
 
     /// Why no exits are seen, if they are not.
@@ -200,6 +212,7 @@ impl Probes {
     /// exactly.
     pub fn stop(&mut self) {
         self.kvm.stop();
+        self.discards.stop();
         match &mut self.source {
             Source::Perf(events) => events.stop(),
             Source::Functions(hooks) => hooks.stop(),
@@ -221,7 +234,7 @@ impl Probes {
             Source::Functions(hooks) => hooks.missed(&mut self.ebpf, || runs(&self.cpus)),
         };
         let others = LIFECYCLE.into_iter().chain([SWAPOUT]).map(|(program, _)| program);
-        let others = others.chain(kvm::programs());
+        let others = others.chain(kvm::programs()).chain([discards::PROGRAM]);
         for program in others {
             if let Some(misses) = functions::recursion_misses(&mut self.ebpf, program) {
                 skipped.insert(program.to_owned(), misses);

@@ -5,6 +5,7 @@ use crate::kernel::TICK_NS;
 use crate::metrics::MetricName;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
+use crate::vm::memory::Mapping;
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{HashMap, MapData, Queue};
 use aya::programs::Iter;
@@ -175,6 +176,14 @@ impl Slots {
     pub fn forget_swapouts(&mut self, slot: u32, cgroup: u64) {
         if self.cgroups.get(&cgroup, 0).is_ok_and(|now| now == slot) {
             let _ = self.cgroups.remove(&cgroup);
+        }
+    }
+
+    /// From now on counts what a VM gives back of its memory.
+    pub fn count_discards(&self, slot: u32, memory: Mapping) {
+        if let Some(vm) = self.vms.get(slot as usize) {
+            vm.memory_end.store(memory.end, SeqCst);
+            vm.memory_start.store(memory.start, SeqCst);
         }
     }
 

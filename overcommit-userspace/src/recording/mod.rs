@@ -5,6 +5,7 @@
 
 pub mod folder;
 pub mod reader;
+pub mod rows;
 pub mod run_file;
 pub mod span;
 pub mod writer;

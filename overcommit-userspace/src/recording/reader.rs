@@ -1,16 +1,18 @@
 //! Reads a recording back from its files alone, a cut-off one too.
 
-use crate::export::csv::{reader, units_of_seconds};
-use crate::export::{hlog, vms};
+use crate::export::hlog;
 use crate::host::SwapState;
+use crate::host::state::Times;
 use crate::metrics::MetricName;
 use crate::recording::folder::{Folder, HOST, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
+use crate::recording::rows::{
+    HostRow, Row, VmFigures, VmRow, host_row, row, rows, vm_row, whole_lines,
+};
 use crate::recording::run_file::{RunFile, RunVm};
 use crate::recording::span::Span;
 use crate::sampler::Stall;
 use crate::sampler::coverage::{Coverage, Seen};
 use crate::sampler::latencies::Latencies;
-use crate::sampler::stall::StallSource;
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use overcommit_ebpf::layout::{Loss, Metric, Taker};
@@ -31,13 +33,12 @@ pub struct VmTotals {
     /// `None` if its vCPU threads were never known.
     pub stall: Option<Stall>,
     /// Time in each swap state.
-    pub swap_states: StateTimes,
+    pub swap_states: Times<SwapState>,
+    /// Its memory as of the last interval that knew each figure.
+    pub memory: VmFigures,
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
 }
-
-/// Time in each swap state, in nanoseconds.
-pub type StateTimes = BTreeMap<SwapState, u64>;
 
 /// A metric of a VM over all complete intervals.
 #[derive(Debug)]
@@ -60,60 +61,6 @@ pub struct Recording {
     /// Whether it was still being written when it was read.
     pub is_recording: bool,
     logs: Logs,
-}
-
-/// A row of intervals.csv.
-#[derive(Debug)]
-pub struct Row {
-    /// Number of the interval.
-    pub interval: u64,
-    start_us: u64,
-    length_ns: u64,
-    /// As an index into [`RunFile::vms`].
-    pub vm: usize,
-    /// Which metric.
-    pub metric: MetricName,
-    /// How much of it was seen.
-    pub coverage: Coverage,
-    sum_ns: u64,
-    /// The longest, in nanoseconds.
-    pub max_ns: u64,
-    over_range: u64,
-    /// Where the row ends in the file.
-    end: u64,
-}
-
-/// A row of vms.csv.
-#[derive(Debug)]
-pub struct VmRow {
-    /// Number of the interval.
-    pub interval: u64,
-    start_us: u64,
-    /// In nanoseconds.
-    pub length_ns: u64,
-    /// As an index into [`RunFile::vms`].
-    pub vm: usize,
-    /// `None` if its vCPU threads were not known.
-    pub stall: Option<Stall>,
-    /// How much swapping hurt it.
-    pub swap_state: SwapState,
-    seen: Seen,
-    taken_by: [u64; Taker::COUNT],
-    not_counted: [u64; Loss::COUNT],
-    /// Rows of intervals.csv.
-    metrics: u64,
-    end: u64,
-}
-
-/// A row of host.csv.
-#[derive(Debug)]
-pub struct HostRow {
-    interval: u64,
-    start_us: u64,
-    length_ns: u64,
-    /// How much swapping hurt anybody.
-    pub swap_state: SwapState,
-    end: u64,
 }
 
 /// The rows of a recording, as far as they are whole, and how far its histogram
@@ -157,13 +104,9 @@ impl Recording {
         self.logs.vm_rows.iter().filter(|row| self.logs.selects_vm(row))
     }
 
-    /// Time of the host in each swap state.
-    pub fn host_states(&self) -> StateTimes {
-        let mut times = StateTimes::new();
-        for row in self.logs.host_rows.iter().filter(|row| self.logs.selects_host(row)) {
-            *times.entry(row.swap_state).or_default() += row.length_ns;
-        }
-        times
+    /// The complete intervals of the host, in order.
+    pub fn host_rows(&self) -> impl Iterator<Item = &HostRow> {
+        self.logs.host_rows.iter().filter(|row| self.logs.selects_host(row))
     }
 
     /// Hands out every line of the histogram logs with its row, VM by VM.
@@ -362,7 +305,8 @@ impl VmTotals {
             seen: Seen::default(),
             taken_by: [0; Taker::COUNT],
             stall: None,
-            swap_states: StateTimes::new(),
+            swap_states: Times::new(),
+            memory: VmFigures::default(),
             not_counted: [0; Loss::COUNT],
         }
     }
@@ -371,6 +315,7 @@ impl VmTotals {
         self.length_ns += row.length_ns;
         self.seen.merge(row.seen);
         *self.swap_states.entry(row.swap_state).or_default() += row.length_ns;
+        self.memory.update(&row.memory);
         for (total, count) in self.taken_by.iter_mut().zip(row.taken_by) {
             *total += count;
         }
@@ -385,127 +330,6 @@ impl VmTotals {
             *total += count;
         }
     }
-}
-
-/// Cells of a row by column name.
-struct Cells<'a> {
-    columns: &'a csv::StringRecord,
-    row: &'a csv::StringRecord,
-}
-
-impl Cells<'_> {
-    fn text(&self, column: &str) -> Result<&str> {
-        let index = self.columns.iter().position(|name| name == column);
-        index.and_then(|index| self.row.get(index)).with_context(|| format!("no column {column}"))
-    }
-
-    fn number(&self, column: &str) -> Result<u64> {
-        self.optional(column)?.with_context(|| format!("{column} is empty"))
-    }
-
-    fn optional(&self, column: &str) -> Result<Option<u64>> {
-        let text = self.text(column)?;
-        let wrong = || format!("{column} is {text:?}");
-        if text.is_empty() { Ok(None) } else { text.parse().map(Some).with_context(wrong) }
-    }
-
-    fn units(&self, column: &str, digits: u32) -> Result<u64> {
-        let text = self.text(column)?;
-        units_of_seconds(text, digits).with_context(|| format!("{column} is {text:?}"))
-    }
-
-    /// Unknown also where an older version had no such column.
-    fn swap_state(&self) -> Result<SwapState> {
-        let Ok(text) = self.text("swap_state") else { return Ok(SwapState::Unknown) };
-        SwapState::from_name(text).with_context(|| format!("swap_state is {text:?}"))
-    }
-
-    fn vm(&self, indices: &HashMap<&str, usize>) -> Result<usize> {
-        let id = self.text("vm_id")?;
-        indices.get(id).copied().with_context(|| format!("run.json has no VM {id}"))
-    }
-}
-
-fn row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<Row> {
-    let coverage = cells.text("coverage")?;
-    Ok(Row {
-        interval: cells.number("interval")?,
-        start_us: cells.units("start_unix_s", 6)?,
-        length_ns: cells.units("length_s", 9)?,
-        vm: cells.vm(indices)?,
-        metric: MetricName::new(cells.text("metric")?),
-        coverage: Coverage::from_name(coverage)
-            .with_context(|| format!("coverage is {coverage:?}"))?,
-        sum_ns: cells.number("sum_ns")?,
-        max_ns: cells.optional("max_ns")?.unwrap_or(0),
-        over_range: cells.number("over_range")?,
-        end,
-    })
-}
-
-fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -> Result<VmRow> {
-    let source = StallSource::from_name(cells.text("stall_source")?);
-    let stall = cells.optional("stall_ns")?.zip(cells.optional("vcpu_ns")?).zip(source);
-    let mut not_counted = [0; Loss::COUNT];
-    for cause in Loss::ALL {
-        not_counted[cause as usize] = cells.number(&vms::lost(cause))?;
-    }
-    let mut taken_by = [0; Taker::COUNT];
-    for taker in Taker::ALL {
-        taken_by[taker as usize] = cells.number(vms::taken_by(taker))?;
-    }
-    Ok(VmRow {
-        interval: cells.number("interval")?,
-        start_us: cells.units("start_unix_s", 6)?,
-        length_ns: cells.units("length_s", 9)?,
-        vm: cells.vm(indices)?,
-        stall: stall.map(|((waited_ns, vcpu_ns), source)| Stall { waited_ns, vcpu_ns, source }),
-        swap_state: cells.swap_state()?,
-        seen: Seen {
-            counted: cells.number("faults_counted")?,
-            kernel: cells.number("faults_kernel")?,
-        },
-        taken_by,
-        not_counted,
-        metrics: cells.number("metrics")?,
-        end,
-    })
-}
-
-fn host_row(cells: &Cells<'_>, end: u64) -> Result<HostRow> {
-    Ok(HostRow {
-        interval: cells.number("interval")?,
-        start_us: cells.units("start_unix_s", 6)?,
-        length_ns: cells.units("length_s", 9)?,
-        swap_state: cells.swap_state()?,
-        end,
-    })
-}
-
-/// Rows of the intervals that run.json knows, up to the last whole line.
-fn rows<T>(
-    file: &[u8],
-    run: &RunFile,
-    read: impl Fn(&Cells<'_>, u64) -> Result<T>,
-) -> Result<Vec<T>> {
-    let mut reader = reader(whole_lines(file));
-    let columns = reader.headers()?.clone();
-    let mut rows = Vec::new();
-    let mut row = csv::StringRecord::new();
-    while reader.read_record(&mut row)? {
-        let line = || format!("line {}", reader.position().line() - 1);
-        let cells = Cells { columns: &columns, row: &row };
-        if cells.number("interval").with_context(line)? >= run.recorded.intervals {
-            break;
-        }
-        rows.push(read(&cells, reader.position().byte()).with_context(line)?);
-    }
-    Ok(rows)
-}
-
-fn whole_lines(file: &[u8]) -> &[u8] {
-    let end = file.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-    &file[..end]
 }
 
 fn read_file(folder: &Folder, name: &str) -> Result<Vec<u8>> {

@@ -1,7 +1,6 @@
 //! run.json: what was recorded, how, and how far the logs go.
 
 use crate::clock::Clocks;
-use crate::host::Watch;
 use crate::host::watch::SwapSources;
 use crate::metrics::MetricCoverage;
 use crate::probes::functions::HookState;
@@ -59,20 +58,11 @@ pub struct RunFile {
 /// See [`RunFile::host_state`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostState {
-    /// MemTotal.
-    pub memory_bytes: Option<u64>,
     /// Why it could not be read, if so.
     pub unreadable: Option<String>,
-}
-
-impl HostState {
-    /// As followed so far.
-    pub fn of(watch: &Watch) -> Self {
-        Self {
-            memory_bytes: watch.host().memory.map(|memory| memory.total),
-            unreadable: watch.unreadable().map(str::to_owned),
-        }
-    }
+    /// Why what VMs give back is not seen, where nobody says it.
+    #[serde(default)]
+    pub discards_absent: Option<String>,
 }
 
 /// See [`RunFile::options`].
@@ -181,6 +171,12 @@ pub struct RunVm {
     /// Where its rates of swapping come from.
     #[serde(default)]
     pub swap_sources: SwapSources,
+    /// Why nobody says what it gave back.
+    #[serde(default)]
+    pub balloon_unknown: Option<String>,
+    /// Why its working set is not measured but bounded.
+    #[serde(default)]
+    pub working_set_unknown: Option<String>,
     /// Why nothing is known of the exits of a VM under KVM.
     #[serde(default)]
     pub exits_absent: Option<String>,

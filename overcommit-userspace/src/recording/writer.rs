@@ -3,6 +3,7 @@
 use crate::clock::Clocks;
 use crate::export::slow_faults::{self, SlowRow};
 use crate::export::{csv, hlog, host, intervals, vms};
+use crate::host::Host;
 use crate::host::watch::SwapSources;
 use crate::metrics::MetricCoverage;
 use crate::recording::folder::{
@@ -155,12 +156,15 @@ impl Writer {
     }
 
     /// Notes where the state of the host and of each VM comes from.
-    pub fn note_host(&mut self, host: HostState, sources: impl Fn(usize) -> SwapSources) {
-        let memory_bytes = host.memory_bytes.or(self.run.host_state.memory_bytes);
-        self.run.host_state = HostState { memory_bytes, ..host };
+    pub fn note_host(&mut self, host: &Host, discards_absent: Option<String>) {
+        self.run.host_state =
+            HostState { unreadable: host.unreadable().map(str::to_owned), discards_absent };
         for (member, vm) in self.run.vms.iter_mut().enumerate() {
             if vm.ended_us.is_none() {
-                vm.swap_sources = sources(member);
+                vm.swap_sources = host.swap_sources(member);
+                let unknown = host.unknown(member);
+                vm.balloon_unknown = unknown.balloon;
+                vm.working_set_unknown = unknown.working_set;
             }
         }
     }
@@ -201,7 +205,7 @@ impl Writer {
             vm.seen = member.seen;
             vm.coverage = member.seen.coverage();
             vm.accelerator.clone_from(&member.vm.accelerator);
-            vm.backing = member.vm.backing;
+            vm.backing = member.vm.backing();
             vm.cgroup.clone_from(&member.vm.cgroup);
         }
         note_partial(&mut self.run.coverage, &self.run.vms);
@@ -253,7 +257,7 @@ fn run_vm(member: &Member, folder: String) -> RunVm {
         executable: vm.executable.clone(),
         vcpus: vm.vcpus,
         memory_bytes: vm.memory_bytes,
-        backing: vm.backing,
+        backing: vm.backing(),
         accelerator: vm.accelerator.clone(),
         cgroup: vm.cgroup.clone(),
         first_seen_us: member.first_seen_ns / 1_000,
@@ -264,6 +268,8 @@ fn run_vm(member: &Member, folder: String) -> RunVm {
         swapins: SwapinTotals::default(),
         exits_absent: None,
         swap_sources: SwapSources::default(),
+        balloon_unknown: None,
+        working_set_unknown: None,
         seen: member.seen,
         coverage: Coverage::Full,
         not_counted: BTreeMap::new(),

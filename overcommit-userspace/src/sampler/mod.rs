@@ -77,6 +77,9 @@ pub struct VmSample {
     /// Pages of its memory cgroup that reclaim wrote out, if that is being counted; see
     /// [`Sampler::count_swapouts`].
     pub swapped_out: u64,
+    /// Pages of its guest's memory that it gave back one by one, and those that it took
+    /// again, if that is being counted; see [`Sampler::see_discards`].
+    pub discards: [u64; 2],
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
 }
@@ -127,6 +130,7 @@ struct Tracked {
     /// Its memory cgroup, if that is its own.
     cgroup: Option<u64>,
     swapped_out: [u64; 1],
+    discards: [u64; 2],
     since_ns: u64,
 }
 
@@ -215,8 +219,11 @@ impl Sampler {
             let runs = slots.vms.get(tracked.slot as usize);
             let runs = runs.is_some_and(|vm| vm.ended_ns.load(SeqCst) == 0);
             if let Some(process) = tracked.process.as_ref().filter(|_| runs) {
-                let vcpus = self.roster.members()[tracked.member].vm.vcpus;
-                tracked.vcpus.refresh(process, vcpus);
+                let vm = &self.roster.members()[tracked.member].vm;
+                tracked.vcpus.refresh(process, vm.vcpus);
+                if let Some(memory) = vm.mapping {
+                    slots.count_discards(tracked.slot, memory);
+                }
             }
         }
         self.scans += 1;
@@ -330,6 +337,14 @@ impl Sampler {
         cgroup.map_or(Ok(()), |cgroup| self.probes.slots.count_swapouts(tracked.slot, cgroup))
     }
 
+    /// From now on counts what the VMs give back of their memory.
+    ///
+    /// # Errors
+    /// The kernel does not let us see it.
+    pub fn see_discards(&mut self) -> Result<()> {
+        self.probes.see_discards()
+    }
+
     /// Stops the probes.
     pub fn stop(&mut self) {
         self.probes.stop();
@@ -381,6 +396,7 @@ impl Sampler {
             lost: [0; Loss::COUNT],
             cgroup: None,
             swapped_out: [0],
+            discards: [0; 2],
             since_ns: now.monotonic_ns,
         });
     }
@@ -510,18 +526,19 @@ impl Tracked {
             member: self.member,
             metrics,
             seen,
-            taken_by: grown(&shared.taken_by, &mut self.taken_by),
+            taken_by: grown(shared.taken_by.each_ref(), &mut self.taken_by),
             stall,
             swapins,
-            swapped_out: grown(std::array::from_ref(&shared.swapped_out), &mut self.swapped_out)[0],
-            not_counted: grown(&shared.lost, &mut self.lost),
+            swapped_out: grown([&shared.swapped_out], &mut self.swapped_out)[0],
+            discards: grown([&shared.given_back, &shared.taken_again], &mut self.discards),
+            not_counted: grown(shared.lost.each_ref(), &mut self.lost),
         }
     }
 }
 
 /// What counters have grown by since they were last read.
-fn grown<const N: usize>(counters: &[AtomicU64; N], before: &mut [u64; N]) -> [u64; N] {
-    let now = counters.each_ref().map(|count| count.load(SeqCst));
+fn grown<const N: usize>(counters: [&AtomicU64; N], before: &mut [u64; N]) -> [u64; N] {
+    let now = counters.map(|count| count.load(SeqCst));
     let mut grown = now;
     for (grown, before) in grown.iter_mut().zip(std::mem::replace(before, now)) {
         *grown -= before;

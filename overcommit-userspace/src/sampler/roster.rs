@@ -140,14 +140,15 @@ impl Roster {
                 executable: "qemu".to_owned(),
                 vcpus: None,
                 memory_bytes: None,
-                backing: None,
+                mapping: None,
                 accelerator: None,
                 cgroup: None,
+                monitors: Vec::new(),
             },
         };
         let mut vm = vm;
         // It has not opened KVM nor mapped its memory yet; see `look_again`.
-        (vm.accelerator, vm.backing) = (None, None);
+        (vm.accelerator, vm.mapping) = (None, None);
         self.selection.wants(&vm).then_some(vm)
     }
 
@@ -161,7 +162,7 @@ impl Roster {
                 && vm.id == member.vm.id
             {
                 member.vm.accelerator = vm.accelerator;
-                member.vm.backing = vm.backing;
+                member.vm.mapping = vm.mapping;
                 member.vm.cgroup = vm.cgroup;
             }
         }

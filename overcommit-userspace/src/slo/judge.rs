@@ -4,7 +4,8 @@
 //! few samples is just their maximum, and what was not all seen can only be worse.
 
 use crate::metrics::{MetricName, coverage_of};
-use crate::recording::reader::{VmRow, VmTotals};
+use crate::recording::reader::VmTotals;
+use crate::recording::rows::VmRow;
 use crate::recording::run_file::RunVm;
 use crate::recording::{Folder, Recording};
 use crate::sampler::Stall;

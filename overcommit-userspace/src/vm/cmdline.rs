@@ -5,6 +5,8 @@
 //! are separated by commas, a comma in a value is written twice, and the first
 //! pair may leave out its key (`opts_parse`, util/qemu-option.c).
 
+use crate::vm::monitor::{Monitor, Monitors};
+
 /// Options that take no argument, over all versions since QEMU 2.0
 /// (qemu-options.hx, those without `HAS_ARG`). All others take one.
 const WITHOUT_ARGUMENT: &[&[u8]] = &[
@@ -76,6 +78,8 @@ pub struct CommandLine {
     pub accelerator: Option<Vec<u8>>,
     /// `-machine`: its type.
     pub machine: Option<Vec<u8>>,
+    /// `-qmp`, and `-mon` in control mode: where it can be asked.
+    pub monitors: Vec<Monitor>,
 }
 
 impl CommandLine {
@@ -85,6 +89,7 @@ impl CommandLine {
     /// be understood is left out: a foreign command line is no reason to fail.
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut line = Self::default();
+        let mut monitors = Monitors::default();
         let mut words = words.into_iter().skip(1);
         while let Some(word) = words.next() {
             let Some(option) = word.strip_prefix(b"-") else {
@@ -99,7 +104,9 @@ impl CommandLine {
             }
             let Some(argument) = words.next() else { break };
             line.option(option, argument);
+            monitors.option(option, argument);
         }
+        line.monitors = monitors.found();
         line
     }
 
@@ -146,7 +153,7 @@ impl CommandLine {
 
 /// Splits `key=value,…`. The first pair without `=` has the implied key; a later
 /// one is a switch: `key` is `on`, `nokey` is `off` (`get_opt_name_value`).
-fn pairs(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(super) fn pairs(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut pairs = Vec::new();
     for (index, part) in split_at_commas(argument).into_iter().enumerate() {
         let equals = part.iter().position(|byte| *byte == b'=');
@@ -177,7 +184,7 @@ fn split_at_commas(argument: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// The last value of a key that is not empty.
-fn value(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn value(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<Vec<u8>> {
     let found = pairs.iter().rev().find(|(k, v)| k == key && !v.is_empty());
     found.map(|(_, v)| v.clone())
 }

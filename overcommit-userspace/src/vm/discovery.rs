@@ -171,9 +171,10 @@ fn describe(
         executable,
         vcpus: line.vcpus.or(emulator.then_some(1)),
         memory_bytes: line.memory_bytes,
-        backing: memory::backing(process),
+        mapping: memory::mapping(process),
         accelerator,
         cgroup: cgroup(process),
+        monitors: line.monitors,
     }
 }
 
@@ -279,7 +280,7 @@ mod tests {
         assert_eq!(vm.uuid.as_deref(), Some("ab"));
         assert_eq!((vm.vcpus, vm.memory_bytes), (Some(2), Some(1 << 30)));
         assert_eq!(vm.accelerator.as_deref(), Some("kvm"));
-        assert_eq!(vm.backing, Some(Backing::Memfd));
+        assert_eq!(vm.backing(), Some(Backing::Memfd));
         assert_eq!(vm.cgroup.as_deref(), Some("/vms/a"));
     }
 

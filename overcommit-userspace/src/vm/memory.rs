@@ -32,14 +32,27 @@ impl fmt::Display for Backing {
     }
 }
 
-/// Looks at the largest writable mapping of the process: guest memory is one
-/// mapping, and by far the largest.
+/// Where a process has its guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// What backs it.
+    pub backing: Backing,
+    /// Its first address.
+    pub start: u64,
+    /// The address behind it.
+    pub end: u64,
+}
+
+/// The largest writable mapping of the process: guest memory is one mapping, and by
+/// far the largest. Of a guest with several nodes it is one of them.
 ///
 /// Reads /proc/PID/maps; `None` where that cannot be read or is too small yet.
-pub fn backing(process: &Process) -> Option<Backing> {
+pub fn mapping(process: &Process) -> Option<Mapping> {
     let maps = process.maps().ok()?;
     let is_memory = |map: &&MemoryMap| {
         map.perms.contains(MMPermissions::READ | MMPermissions::WRITE)
+            // TCG's translated code, which may be larger than the guest's memory.
+            && !map.perms.contains(MMPermissions::EXECUTE)
             && map.pathname != MMapPath::Heap
     };
     let size = |map: &MemoryMap| map.address.1 - map.address.0;
@@ -48,7 +61,8 @@ pub fn backing(process: &Process) -> Option<Backing> {
         return None;
     }
     let mounts = process.mountinfo().map(|mounts| mounts.0).unwrap_or_default();
-    Some(classify(largest, &mounts))
+    let (start, end) = largest.address;
+    Some(Mapping { backing: classify(largest, &mounts), start, end })
 }
 
 fn classify(map: &MemoryMap, mounts: &[MountInfo]) -> Backing {

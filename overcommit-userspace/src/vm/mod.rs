@@ -3,6 +3,7 @@
 pub mod cmdline;
 pub mod discovery;
 pub mod memory;
+pub mod monitor;
 pub mod name;
 pub mod pattern;
 pub mod threads;
@@ -11,7 +12,8 @@ pub use discovery::Discovery;
 pub use name::Name;
 pub use pattern::Pattern;
 
-use memory::Backing;
+use memory::{Backing, Mapping};
+use monitor::Monitor;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -70,12 +72,21 @@ pub struct Vm {
     pub vcpus: Option<u32>,
     /// Memory configured, in bytes.
     pub memory_bytes: Option<u64>,
-    /// What backs the guest's memory.
-    pub backing: Option<Backing>,
+    /// Where the guest's memory is.
+    pub mapping: Option<Mapping>,
     /// `kvm`, `tcg`, …
     pub accelerator: Option<String>,
     /// Path in the hierarchy of the memory controller.
     pub cgroup: Option<String>,
+    /// Where QEMU can be asked.
+    pub monitors: Vec<Monitor>,
+}
+
+impl Vm {
+    /// What backs the guest's memory.
+    pub fn backing(&self) -> Option<Backing> {
+        Some(self.mapping?.backing)
+    }
 }
 
 #[cfg(test)]
@@ -92,9 +103,10 @@ pub(crate) mod tests {
             executable: "qemu-system-x86_64".to_owned(),
             vcpus: Some(2),
             memory_bytes: Some(1 << 30),
-            backing: Some(Backing::Anonymous),
+            mapping: None,
             accelerator: Some("kvm".to_owned()),
             cgroup: Some("/vms/a".to_owned()),
+            monitors: Vec::new(),
         }
     }
 }

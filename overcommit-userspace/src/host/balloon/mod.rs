@@ -1,0 +1,65 @@
+//! How much of its memory has each VM been made to give back?
+//!
+//! `qmp` asks QEMU itself, `libvirt` whoever holds its monitor; where neither can be
+//! asked, the pages that the VM gave back since the start are counted in the kernel.
+//! `state` decides.
+
+pub mod libvirt;
+pub mod qmp;
+pub mod state;
+
+pub use state::BalloonState;
+
+use serde::{Deserialize, Serialize};
+
+/// Who said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// QEMU, by a monitor that was free.
+    Qmp,
+    /// libvirt, which holds the monitor.
+    Libvirt,
+    /// The kernel saw pages given back one by one: how much more since the start.
+    Discards,
+}
+
+impl Source {
+    /// The word in files and views.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Qmp => "qmp",
+            Self::Libvirt => "libvirt",
+            Self::Discards => "discards",
+        }
+    }
+}
+
+/// What a VM was given, and what its balloon has taken back, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Balloon {
+    /// What it was started with, and what was plugged in since.
+    pub configured: Option<u64>,
+    /// What the guest's driver last said that it keeps: not the target, and not what the
+    /// host got back. `None` where the VM has no balloon, or nobody can be asked.
+    pub current: Option<u64>,
+    /// Taken back; without a balloon 0, by [`Source::Discards`] since the start.
+    pub ballooned: u64,
+    /// Who said so.
+    pub source: Source,
+    /// The guest's own view.
+    pub guest: Option<GuestMemory>,
+}
+
+/// Memory as the guest's balloon driver last reported it, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestMemory {
+    /// What the guest manages.
+    pub total: Option<u64>,
+    /// What programs in it could still have.
+    pub available: Option<u64>,
+    /// What lies idle.
+    pub free: Option<u64>,
+    /// When, in Unix seconds; a guest that stands still stays at its last report.
+    pub updated_unix_s: u64,
+}

@@ -1,0 +1,294 @@
+//! Asks QEMU about a VM's memory by QMP.
+//!
+//! A monitor has one client at a time. A second one connects all the same and is never
+//! greeted, so a monitor that keeps silent is somebody else's; ours is left again after
+//! each look.
+
+use crate::host::balloon::{Balloon, GuestMemory, Source};
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// Time for a whole conversation.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+/// Longest answer that is read: what asks for more speaks no QMP.
+const ANSWER_MAX: u64 = 1 << 20;
+/// Seconds between two reports of a guest that was asked for them.
+pub const POLL_SECONDS: u64 = 2;
+
+/// What is to be done about the guest's own view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestPolling {
+    /// Take what is there.
+    Leave,
+    /// Have the guest report if it does not.
+    TurnOn,
+    /// Have it stop again.
+    TurnOff,
+}
+
+/// Asks once.
+///
+/// `pid` is the process that must be listening; another one's monitor says nothing of
+/// the VM. The flag beside the answer tells whether reports were turned on, or off.
+///
+/// # Errors
+/// It is in use, does not answer in time, or answers something else.
+pub async fn look(path: &Path, pid: i32, polling: GuestPolling) -> Result<(Balloon, bool)> {
+    let asked = timeout(PATIENCE, async {
+        let mut monitor = Monitor::connect(path, pid).await?;
+        monitor.balloon(polling).await
+    });
+    let answer = asked.await.map_err(|_| anyhow!("no answer within {PATIENCE:?}: it is in use"));
+    answer.flatten().with_context(|| format!("monitor {}", path.display()))
+}
+
+struct Monitor(BufReader<tokio::io::Take<UnixStream>>);
+
+impl Monitor {
+    async fn connect(path: &Path, pid: i32) -> Result<Self> {
+        let stream = UnixStream::connect(path).await.context("cannot connect")?;
+        let listens = stream.peer_cred()?.pid();
+        ensure!(listens == Some(pid), "process {listens:?} listens there, not {pid}");
+        let mut monitor = Self(BufReader::new(stream.take(ANSWER_MAX)));
+        let greeting = monitor.line().await?;
+        ensure!(greeting.get("QMP").is_some(), "it does not greet as QMP does");
+        monitor.ask("qmp_capabilities", json!({})).await?;
+        Ok(monitor)
+    }
+
+    async fn line(&mut self) -> Result<Value> {
+        let mut line = Vec::new();
+        self.0.get_mut().set_limit(ANSWER_MAX);
+        let length = self.0.read_until(b'\n', &mut line).await.context("cannot read")?;
+        ensure!(length > 0, "it hung up");
+        ensure!(line.ends_with(b"\n"), "an answer without an end");
+        serde_json::from_slice(&line).context("it does not speak QMP")
+    }
+
+    /// `None` if QEMU refuses.
+    async fn try_ask(&mut self, command: &str, arguments: Value) -> Result<Option<Value>> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        let stream = self.0.get_mut().get_mut();
+        stream.write_all(format!("{request}\n").as_bytes()).await.context("cannot ask")?;
+        loop {
+            let mut answer = self.line().await?;
+            if answer.get("error").is_some() {
+                return Ok(None);
+            }
+            if let Some(result) = answer.get_mut("return") {
+                return Ok(Some(result.take()));
+            }
+            // Events may come in between.
+            ensure!(answer.get("event").is_some(), "it does not speak QMP");
+        }
+    }
+
+    async fn ask(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        let answer = self.try_ask(command, arguments).await?;
+        answer.with_context(|| format!("QEMU refuses {command}"))
+    }
+
+    async fn balloon(&mut self, polling: GuestPolling) -> Result<(Balloon, bool)> {
+        let size = self.ask("query-memory-size-summary", json!({})).await?;
+        let base = size["base-memory"].as_u64().context("no base-memory")?;
+        let configured = base + size["plugged-memory"].as_u64().unwrap_or(0);
+        let current = self.try_ask("query-balloon", json!({})).await?;
+        let current = current.and_then(|balloon| balloon["actual"].as_u64());
+        let device = match current {
+            Some(_) => self.device().await?,
+            None => None,
+        };
+        let mut is_turned = false;
+        let mut guest = None;
+        if let Some(device) = device {
+            is_turned = self.turn(&device, polling).await?;
+            let stats = json!({ "path": device, "property": "guest-stats" });
+            guest = self.try_ask("qom-get", stats).await?.as_ref().and_then(guest_memory);
+        }
+        let ballooned = current.map_or(0, |current| configured.saturating_sub(current));
+        let configured = Some(configured);
+        let balloon = Balloon { configured, current, ballooned, source: Source::Qmp, guest };
+        Ok((balloon, is_turned))
+    }
+
+    /// Path of the balloon in QEMU's tree of objects: with a name of the user's, or without.
+    async fn device(&mut self) -> Result<Option<String>> {
+        for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
+            let entries = self.ask("qom-list", json!({ "path": folder })).await?;
+            let is_balloon = |entry: &&Value| {
+                let kind = entry["type"].as_str().unwrap_or_default();
+                kind.starts_with("child<virtio-balloon")
+            };
+            if let Some(entry) = entries.as_array().and_then(|all| all.iter().find(is_balloon)) {
+                let name = entry["name"].as_str().context("a device without a name")?;
+                return Ok(Some(format!("{folder}/{name}")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether it had to be changed.
+    async fn turn(&mut self, device: &str, polling: GuestPolling) -> Result<bool> {
+        let property = "guest-stats-polling-interval";
+        let read = json!({ "path": device, "property": property });
+        let (from, to) = match polling {
+            GuestPolling::Leave => return Ok(false),
+            GuestPolling::TurnOn => (0, POLL_SECONDS),
+            GuestPolling::TurnOff => (POLL_SECONDS, 0),
+        };
+        // Somebody else's setting stays.
+        if self.ask("qom-get", read).await?.as_u64() != Some(from) {
+            return Ok(false);
+        }
+        let change = json!({ "path": device, "property": property, "value": to });
+        self.ask("qom-set", change).await?;
+        Ok(true)
+    }
+}
+
+/// `None` if the guest has never reported.
+fn guest_memory(stats: &Value) -> Option<GuestMemory> {
+    let updated_unix_s = stats["last-update"].as_u64().filter(|seconds| *seconds > 0)?;
+    // A figure that the guest does not give is all ones.
+    let figure = |name: &str| stats["stats"][name].as_u64().filter(|bytes| *bytes != u64::MAX);
+    Some(GuestMemory {
+        total: figure("stat-total-memory"),
+        available: figure("stat-available-memory"),
+        free: figure("stat-free-memory"),
+        updated_unix_s,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, Write};
+    use std::os::unix::net::UnixListener;
+    use std::time::Instant;
+
+    const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
+
+    /// Asks a monitor that greets so and then answers one line after the other.
+    fn answers(greeting: &'static [u8], lines: &'static [&str]) -> Result<(Balloon, bool)> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let monitor = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut requests = std::io::BufReader::new(stream.try_clone().unwrap());
+            if stream.write_all(greeting).is_err() {
+                return;
+            }
+            for line in lines {
+                let mut request = String::new();
+                if requests.read_line(&mut request).unwrap_or(0) == 0 {
+                    return;
+                }
+                if writeln!(stream, "{line}").is_err() {
+                    return;
+                }
+            }
+            // Open until the other side leaves.
+            let _ = requests.read_line(&mut String::new());
+        });
+        let pid = std::process::id().cast_signed();
+        let looked = block_on(look(&path, pid, GuestPolling::TurnOn));
+        monitor.join().unwrap();
+        looked
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    fn refusal(greeting: &'static [u8], lines: &'static [&str]) -> String {
+        let start = Instant::now();
+        let error = format!("{:#}", answers(greeting, lines).unwrap_err());
+        assert!(start.elapsed() < 4 * PATIENCE, "{:?}", start.elapsed());
+        error
+    }
+
+    #[test]
+    fn a_balloon_and_what_its_guest_says() {
+        const GREETS: &[u8] = b"{\"QMP\": {}}\n";
+        let lines = &[
+            r#"{"return": {}}"#,
+            "{\"event\": \"NIC_RX_FILTER_CHANGED\", \"data\": {}}\n\
+             {\"return\": {\"base-memory\": 1000, \"plugged-memory\": 24}}",
+            r#"{"return": {"actual": 600}}"#,
+            r#"{"return": []}"#,
+            r#"{"return": [{"name": "device[0]", "type": "child<virtio-balloon-pci>"}]}"#,
+            r#"{"return": 0}"#,
+            r#"{"return": {}}"#,
+            r#"{"return": {"last-update": 1700000000, "stats": {
+                "stat-total-memory": 500, "stat-available-memory": 300,
+                "stat-free-memory": 18446744073709551615}}}"#,
+        ];
+        // An answer is one line.
+        let lines: Vec<String> = lines.iter().map(|line| line.replace("\n  ", " ")).collect();
+        let lines: Vec<&str> = lines.into_iter().map(|line| &*line.leak()).collect();
+        let (balloon, is_turned) = answers(GREETS, lines.leak()).unwrap();
+        assert!(is_turned);
+        assert_eq!((balloon.configured, balloon.ballooned), (Some(1024), 424));
+        let guest = balloon.guest.unwrap();
+        assert_eq!((guest.total, guest.available, guest.free), (Some(500), Some(300), None));
+    }
+
+    #[test]
+    fn a_vm_without_a_balloon_has_nothing_taken_back() {
+        let greeting: &[u8] = format!("{GREETING}\n").leak().as_bytes();
+        let lines = &[
+            r#"{"return": {}}"#,
+            r#"{"return": {"base-memory": 1000}}"#,
+            r#"{"error": {"class": "DeviceNotActive", "desc": "No balloon device"}}"#,
+        ];
+        let (balloon, is_turned) = answers(greeting, lines).unwrap();
+        assert_eq!((balloon.current, balloon.ballooned, is_turned), (None, 0, false));
+    }
+
+    #[test]
+    fn what_does_not_speak_qmp_is_left_in_time() {
+        assert!(refusal(b"", &[]).contains("in use"), "mute");
+        assert!(refusal(b"hello\n", &[]).contains("does not speak QMP"), "garbage");
+        assert!(refusal(b"{}\n", &[]).contains("does not greet"), "another protocol");
+        assert!(refusal(&[b'x'; 2 << 20], &[]).contains("without an end"), "endless");
+        let never = &[r#"{"return": {}}"#];
+        assert!(refusal(b"{\"QMP\": {}}\n", never).contains("in use"), "hung");
+    }
+
+    #[test]
+    fn one_byte_at_a_time_takes_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let slow = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            for byte in GREETING.bytes().cycle() {
+                std::thread::sleep(Duration::from_millis(20));
+                if stream.write_all(&[byte]).is_err() {
+                    return;
+                }
+            }
+        });
+        let start = Instant::now();
+        let pid = std::process::id().cast_signed();
+        let error = block_on(look(&path, pid, GuestPolling::Leave)).unwrap_err();
+        assert!(format!("{error:#}").contains("no answer within"), "{error:#}");
+        assert!(start.elapsed() < 4 * PATIENCE);
+        slow.join().unwrap();
+    }
+
+    #[test]
+    fn another_process_is_not_the_vm() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let error = block_on(look(&path, 1, GuestPolling::Leave)).unwrap_err();
+        assert!(format!("{error:#}").contains("listens there, not 1"), "{error:#}");
+    }
+}

@@ -1,0 +1,278 @@
+//! How much memory does each VM hold, and what takes memory beside them? Each page
+//! counted once.
+
+use anyhow::{Context, Result};
+use procfs::Meminfo;
+use procfs::prelude::FromRead;
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, MountInfo, MountInfos, Process};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Memory of a VM's process, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// In RAM, its part of what it shares.
+    pub resident: u64,
+    /// On swap, its part of what it shares.
+    pub swapped: u64,
+    /// Huge pages out of the host's pool.
+    pub hugetlb: u64,
+}
+
+/// A file of shared memory, by device and inode.
+type Inode = (i32, i32, u64);
+
+/// What smaps tells of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessMemory {
+    own: MemoryUse,
+    shared: BTreeMap<Inode, Shared>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Shared {
+    /// Its blocks: in RAM and on swap, mapped or not; `None` if that cannot be told.
+    held: Option<u64>,
+    /// Mapped pages in RAM, those that others map divided among all.
+    mapped: u64,
+    swapped: u64,
+}
+
+impl ProcessMemory {
+    /// Reads /proc/PID/smaps, for which the kernel walks the page tables under the
+    /// mmap lock: not for every interval.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn read(proc: &Path, pid: i32) -> Result<Self> {
+        let dir = proc.join(pid.to_string());
+        let process = Process::new_with_root(dir.clone())?;
+        let maps = process.smaps()?;
+        let mounts =
+            MountInfos::from_file(dir.join("mountinfo")).map(|mounts| mounts.0).unwrap_or_default();
+        let mut memory = Self::default();
+        for map in maps {
+            memory.add(&map, &mounts, |map| {
+                let (start, end) = map.address;
+                let file = dir.join(format!("map_files/{start:x}-{end:x}"));
+                // Blocks are of 512 bytes whatever the file system's are.
+                fs::metadata(file).ok().map(|file| file.blocks() * 512)
+            });
+        }
+        Ok(memory)
+    }
+
+    fn add(
+        &mut self,
+        map: &MemoryMap,
+        mounts: &[MountInfo],
+        held: impl FnOnce(&MemoryMap) -> Option<u64>,
+    ) {
+        let bytes = |name: &str| map.extension.map.get(name).copied().unwrap_or(0);
+        self.own.hugetlb += bytes("Private_Hugetlb") + bytes("Shared_Hugetlb");
+        if is_shared_memory(map, mounts) {
+            let shared = self.shared.entry((map.dev.0, map.dev.1, map.inode));
+            // `Swap` of shared memory is the object's, whoever maps it
+            // (`smap_gather_stats`, fs/proc/task_mmu.c); one that is mapped in pieces
+            // has it piece by piece.
+            let shared = shared.or_insert_with(|| Shared { held: held(map), ..Shared::default() });
+            shared.mapped += bytes("Pss");
+            shared.swapped += bytes("Swap");
+        } else {
+            self.own.resident += bytes("Pss");
+            self.own.swapped += bytes("SwapPss");
+        }
+    }
+}
+
+/// Memory that others can map as well: a memfd, a file on tmpfs, shared anonymous memory.
+fn is_shared_memory(map: &MemoryMap, mounts: &[MountInfo]) -> bool {
+    let device = format!("{}:{}", map.dev.0, map.dev.1);
+    let path = match &map.pathname {
+        MMapPath::Path(path) => path.to_string_lossy(),
+        _ => return false,
+    };
+    map.perms.contains(MMPermissions::SHARED)
+        && (path.starts_with("/memfd:")
+            || path.starts_with("/dev/zero")
+            || mounts.iter().any(|mount| mount.fs_type == "tmpfs" && mount.majmin == device))
+}
+
+/// What each holds, shared memory divided among those that map it.
+pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap<K, MemoryUse> {
+    let mut sharers: BTreeMap<Inode, u64> = BTreeMap::new();
+    for inode in processes.values().flat_map(|process| process.shared.keys()) {
+        *sharers.entry(*inode).or_default() += 1;
+    }
+    let divided = processes.iter().map(|(key, process)| {
+        let mut sum = process.own;
+        for (inode, shared) in &process.shared {
+            let parts = sharers[inode];
+            sum.swapped += shared.swapped / parts;
+            sum.resident += match shared.held {
+                Some(held) => held.saturating_sub(shared.swapped) / parts,
+                None => shared.mapped,
+            };
+        }
+        (*key, sum)
+    });
+    divided.collect()
+}
+
+/// What takes memory beside the VMs, or saves it, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostMemory {
+    /// MemTotal.
+    pub total: u64,
+    /// MemAvailable.
+    pub available: Option<u64>,
+    /// Pools of huge pages, used or not.
+    pub hugetlb_pools: u64,
+    /// What KSM has merged.
+    pub ksm_saved: u64,
+    /// Compressed memory as swap: what it takes, and what it holds.
+    pub zram: Compressed,
+    /// Compressed memory before swap: what it takes, and what it holds.
+    pub zswap: Compressed,
+}
+
+/// See [`HostMemory`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compressed {
+    /// RAM that it takes.
+    pub taken: u64,
+    /// What that was before.
+    pub held: u64,
+}
+
+impl HostMemory {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// /proc/meminfo is missing, or is not what it should be.
+    pub fn read(proc: &Path, sys: &Path, page_size: u64) -> Result<Self> {
+        let path = proc.join("meminfo");
+        let memory = Meminfo::from_file(&path);
+        let memory = memory.with_context(|| format!("cannot read {}", path.display()))?;
+        // Before Linux 4.20 only the pool of the default size is told.
+        let pool = memory.hugepages_total.unwrap_or(0) * memory.hugepagesize.unwrap_or(0);
+        let merged = ["pages_sharing", "ksm_zero_pages"]
+            .map(|name| number(&sys.join("kernel/mm/ksm").join(name)).unwrap_or(0));
+        Ok(Self {
+            total: memory.mem_total,
+            available: memory.mem_available,
+            hugetlb_pools: memory.hugetlb.unwrap_or(pool),
+            ksm_saved: merged.iter().sum::<u64>() * page_size,
+            zram: zram(sys),
+            zswap: Compressed {
+                taken: memory.z_swap.unwrap_or(0),
+                held: memory.z_swapped.unwrap_or(0),
+            },
+        })
+    }
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// All devices together: the first and the third figure of mm_stat.
+fn zram(sys: &Path) -> Compressed {
+    let mut sum = Compressed::default();
+    for entry in fs::read_dir(sys.join("block")).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with("zram") {
+            continue;
+        }
+        let text = fs::read_to_string(entry.path().join("mm_stat")).unwrap_or_default();
+        let figures: Vec<u64> =
+            text.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        if let [held, _, taken, ..] = figures[..] {
+            sum.held += held;
+            sum.taken += taken;
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A made-up process.
+    fn process(proc: &Path, pid: i32, smaps: &str) -> ProcessMemory {
+        let dir = proc.join(pid.to_string());
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("smaps"), smaps).unwrap();
+        fs::write(dir.join("mountinfo"), "30 1 0:25 / /dev/shm rw - tmpfs tmpfs rw\n").unwrap();
+        ProcessMemory::read(proc, pid).unwrap()
+    }
+
+    fn map(line: &str, figures: &str) -> String {
+        format!("{line}\n{figures}VmFlags: rd wr mr mw me ac \n")
+    }
+
+    #[test]
+    fn two_vms_on_one_memfd_hold_one_copy() {
+        let proc = tempfile::tempdir().unwrap();
+        let smaps = map(
+            "7f0000000000-7f0040000000 rw-s 00000000 00:01 77 /memfd:ram (deleted)",
+            "Pss: 51200 kB\nSwap: 20480 kB\nSwapPss: 0 kB\n",
+        ) + &map(
+            "7f0050000000-7f0060000000 rw-p 00000000 00:00 0 ",
+            "Pss: 1024 kB\nSwap: 2048 kB\nSwapPss: 2048 kB\n",
+        );
+        let mut processes: BTreeMap<i32, ProcessMemory> =
+            [1, 2].map(|pid| (pid, process(proc.path(), pid, &smaps))).into();
+        let each = divide(&processes);
+        assert_eq!((each[&1].resident, each[&1].swapped), (51 * MIB, 12 * MIB));
+        let sum: u64 = each.values().map(|held| held.swapped).sum();
+        assert_eq!(sum, 20 * MIB + 2 * 2 * MIB, "the shared part once");
+        // A page that nobody maps is held all the same.
+        for process in processes.values_mut() {
+            process.shared.values_mut().for_each(|shared| shared.held = Some(220 * MIB));
+        }
+        assert_eq!(divide(&processes)[&2].resident, 101 * MIB);
+    }
+
+    #[test]
+    fn huge_pages_and_private_files_are_no_shared_memory() {
+        let proc = tempfile::tempdir().unwrap();
+        let smaps = map(
+            "7f0000000000-7f0040000000 rw-s 00000000 00:0f 9 /anon_hugepage (deleted)",
+            "Pss: 0 kB\nShared_Hugetlb: 1048576 kB\nSwap: 0 kB\n",
+        ) + &map(
+            "7f0050000000-7f0060000000 rw-p 00000000 00:19 5 /dev/shm/image",
+            "Pss: 1024 kB\nSwap: 0 kB\nSwapPss: 512 kB\n",
+        ) + &map(
+            "7f0070000000-7f0080000000 rw-s 00000000 00:19 6 /dev/shm/ram",
+            "Pss: 4096 kB\nSwap: 8192 kB\nSwapPss: 0 kB\n",
+        );
+        let memory = process(proc.path(), 1, &smaps);
+        let own = MemoryUse { resident: MIB, swapped: MIB / 2, hugetlb: 1024 * MIB };
+        assert_eq!((memory.own, memory.shared.len()), (own, 1));
+    }
+
+    #[test]
+    fn what_the_host_has_beside_vms() {
+        let root = tempfile::tempdir().unwrap();
+        let (proc, sys) = (root.path().join("proc"), root.path().join("sys"));
+        crate::host::counters::tests::write_proc(&proc, "pswpin 0\npswpout 0\n", 500);
+        let text = fs::read_to_string(proc.join("meminfo")).unwrap();
+        let more = "HugePages_Total: 2\nHugepagesize: 2048 kB\nZswap: 10 kB\nZswapped: 30 kB\n";
+        fs::write(proc.join("meminfo"), text + more).unwrap();
+        fs::create_dir_all(sys.join("kernel/mm/ksm")).unwrap();
+        fs::write(sys.join("kernel/mm/ksm/pages_sharing"), "100\n").unwrap();
+        for (name, figures) in [("zram0", "4096 70 8192 0"), ("zram1", "1 1 1 1"), ("sda", "9")] {
+            fs::create_dir_all(sys.join("block").join(name)).unwrap();
+            fs::write(sys.join("block").join(name).join("mm_stat"), figures).unwrap();
+        }
+        let memory = HostMemory::read(&proc, &sys, 4096).unwrap();
+        assert_eq!((memory.hugetlb_pools, memory.ksm_saved), (4 * MIB, 409_600));
+        assert_eq!(memory.zram, Compressed { taken: 8193, held: 4097 });
+        assert_eq!(memory.zswap, Compressed { taken: 10 << 10, held: 30 << 10 });
+    }
+}

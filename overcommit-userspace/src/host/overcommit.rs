@@ -1,0 +1,263 @@
+//! How near is the edge? What the VMs may have, what they hold and what they need,
+//! against the memory that there is.
+
+use crate::host::balloon::BalloonState;
+use crate::host::memory_use::HostMemory;
+use crate::host::state::State;
+use crate::host::swap_state::SwapState;
+use serde::{Deserialize, Serialize};
+
+/// How near the host is to running out of memory.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum OvercommitState {
+    /// Something that it takes is not known.
+    #[default]
+    Unknown,
+    /// What the VMs need has room.
+    Safe,
+    /// Little is left, or may be.
+    Approaching,
+    /// The VMs need more than there is.
+    Critical,
+}
+
+impl State for OvercommitState {
+    const ALL: &'static [Self] = &[Self::Unknown, Self::Safe, Self::Approaching, Self::Critical];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Safe => "safe",
+            Self::Approaching => "approaching",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// From a lower to an upper bound, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// At least.
+    pub lower: u64,
+    /// At most.
+    pub upper: u64,
+}
+
+/// What is left beside the working sets, in bytes: less than nothing if they need more
+/// than there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Headroom {
+    /// At least.
+    pub lower: i64,
+    /// At most.
+    pub upper: i64,
+}
+
+/// What is known of a VM, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VmMemory {
+    /// What it was given.
+    pub configured: Option<u64>,
+    /// What it has in RAM, huge pages of the pool left out.
+    pub resident: u64,
+    /// Whether its memory comes out of the pool of huge pages.
+    pub is_hugetlb: bool,
+    /// What it needs.
+    pub working_set: Option<Range>,
+    /// Swap state.
+    pub swap: SwapState,
+}
+
+/// The sums, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Overcommit {
+    /// How near.
+    pub state: OvercommitState,
+    /// Of the VMs, those on huge pages left out; `None` if one of them is not known.
+    pub configured: Option<u64>,
+    /// Memory without the pools of huge pages.
+    pub physical: u64,
+    /// Share of it that is in use, from 0 to 1.
+    pub in_use: Option<f64>,
+    /// What the VMs could have: what is available, and what they hold.
+    pub capacity: Option<u64>,
+    /// What they need.
+    pub working_sets: Option<Range>,
+    /// What the three that can grow most could still take.
+    pub can_grow: Option<u64>,
+}
+
+/// Share of the capacity that the working sets may reach.
+const WORKING_SETS: f64 = 0.85;
+/// Shares in use.
+const IN_USE: f64 = 0.90;
+const IN_USE_CRITICAL: f64 = 0.95;
+/// VMs that are taken to grow at a time.
+const GROWING: usize = 3;
+
+impl Overcommit {
+    /// Of a host and its VMs.
+    pub fn of(host: &HostMemory, vms: &[VmMemory], swap: SwapState, balloon: BalloonState) -> Self {
+        let small_pages = || vms.iter().filter(|vm| !vm.is_hugetlb);
+        let physical = host.total.saturating_sub(host.hugetlb_pools);
+        let in_use =
+            host.available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
+        let resident: u64 = vms.iter().map(|vm| vm.resident).sum();
+        let sets: Option<Vec<Range>> = small_pages().map(|vm| vm.working_set).collect();
+        let working_sets = sets.map(|sets| Range {
+            lower: sets.iter().map(|set| set.lower).sum(),
+            upper: sets.iter().map(|set| set.upper).sum(),
+        });
+        let mut sum = Self {
+            state: OvercommitState::Unknown,
+            configured: small_pages().map(|vm| vm.configured).sum(),
+            physical,
+            in_use,
+            capacity: host.available.map(|available| available + resident),
+            working_sets,
+            can_grow: can_grow(small_pages()),
+        };
+        let pressed = vms.iter().filter(|vm| vm.swap >= SwapState::Pressure).count();
+        let all_pressed = pressed >= 2 || (pressed == 1 && vms.len() == 1);
+        sum.state = sum.decide(all_pressed, swap, balloon);
+        sum
+    }
+
+    fn decide(&self, all_pressed: bool, swap: SwapState, balloon: BalloonState) -> OvercommitState {
+        let capacity = self.capacity.map(|capacity| capacity.max(1) as f64);
+        let sets = self.working_sets.zip(capacity);
+        let need = |part: fn(Range) -> u64| sets.map(|(set, all)| part(set) as f64 / all);
+        let (lower, upper) = (need(|set| set.lower), need(|set| set.upper));
+        let above = |share: Option<f64>, limit| share.is_some_and(|share| share >= limit);
+        if lower.is_some_and(|lower| lower > 1.0)
+            || (above(self.in_use, IN_USE_CRITICAL) && all_pressed)
+        {
+            return OvercommitState::Critical;
+        }
+        if upper.is_some_and(|upper| upper > WORKING_SETS)
+            || above(self.in_use, IN_USE)
+            || swap >= SwapState::Pressure
+            || balloon >= BalloonState::Pressure
+        {
+            return OvercommitState::Approaching;
+        }
+        let is_known = upper.is_some() && self.in_use.is_some() && swap != SwapState::Unknown;
+        if is_known { OvercommitState::Safe } else { OvercommitState::Unknown }
+    }
+
+    /// Configured ÷ physical.
+    pub fn ratio(&self) -> Option<f64> {
+        Some(self.configured? as f64 / self.physical.max(1) as f64)
+    }
+
+    /// What is left beside the working sets.
+    pub fn headroom(&self) -> Option<Headroom> {
+        let (capacity, sets) = (self.capacity?, self.working_sets?);
+        let left = |need: u64| i64::try_from(i128::from(capacity) - i128::from(need)).ok();
+        Some(Headroom { lower: left(sets.upper)?, upper: left(sets.lower)? })
+    }
+}
+
+/// What the VMs with the most room to grow could still take together.
+fn can_grow<'a>(vms: impl Iterator<Item = &'a VmMemory>) -> Option<u64> {
+    let room = vms.map(|vm| Some(vm.configured?.saturating_sub(vm.working_set?.upper)));
+    let mut room = room.collect::<Option<Vec<u64>>>()?;
+    room.sort_unstable_by(|a, b| b.cmp(a));
+    Some(room.iter().take(GROWING).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn vm(configured: u64, need: u64) -> VmMemory {
+        VmMemory {
+            configured: Some(configured * GIB),
+            resident: need * GIB,
+            working_set: Some(Range { lower: need * GIB, upper: need * GIB }),
+            swap: SwapState::Healthy,
+            ..VmMemory::default()
+        }
+    }
+
+    fn host(total: u64, available: u64) -> HostMemory {
+        HostMemory { total: total * GIB, available: Some(available * GIB), ..HostMemory::default() }
+    }
+
+    fn of(host: &HostMemory, vms: &[VmMemory]) -> Overcommit {
+        Overcommit::of(host, vms, SwapState::Healthy, BalloonState::Normal)
+    }
+
+    /// Six VMs of 16 GiB on a host of 64: the JVM's needs 4 GiB, and 12 in a full
+    /// collection; the others 10 each.
+    fn java(need: u64) -> Vec<VmMemory> {
+        std::iter::once(vm(16, need)).chain(std::iter::repeat_n(vm(16, 10), 5)).collect()
+    }
+
+    #[test]
+    fn the_full_collection_fits_as_long_as_the_host_takes_little() {
+        let headroom = |host: u64, need| {
+            let vms = java(need);
+            let resident: u64 = vms.iter().map(|vm| vm.resident).sum();
+            let available = (64 * GIB - host * GIB).saturating_sub(resident);
+            let mut memory = tests::host(64, 0);
+            memory.available = Some(available);
+            let sum = of(&memory, &vms);
+            assert_eq!(sum.ratio(), Some(1.5));
+            let headroom = sum.headroom().unwrap();
+            assert_eq!(headroom.lower, headroom.upper);
+            headroom.lower as f64 / GIB as f64
+        };
+        assert_eq!(headroom(0, 12), 2.0);
+        // What is resident is at most what there is.
+        let mut vms = java(12);
+        vms[0].resident = 11 * GIB;
+        let sum = of(&host(64, 0), &vms);
+        assert_eq!(sum.headroom().unwrap().lower, -(GIB as i64));
+        assert_eq!(sum.state, OvercommitState::Critical);
+    }
+
+    #[test]
+    fn allocation_alone_is_at_most_approaching() {
+        let vms = vec![vm(64, 4), vm(64, 4)];
+        let sum = of(&host(64, 50), &vms);
+        assert_eq!((sum.state, sum.ratio()), (OvercommitState::Safe, Some(2.0)));
+        assert_eq!(sum.can_grow, Some(120 * GIB));
+        assert_eq!(of(&host(64, 6), &vms).state, OvercommitState::Approaching);
+        let pressed = VmMemory { swap: SwapState::Pressure, ..vm(64, 4) };
+        assert_eq!(of(&host(64, 3), &[pressed, pressed]).state, OvercommitState::Critical);
+        assert_eq!(of(&host(64, 3), &[pressed, vm(64, 4)]).state, OvercommitState::Approaching);
+        let tight = [vm(64, 50), vm(64, 5)];
+        assert_eq!(of(&host(64, 9), &tight).state, OvercommitState::Approaching);
+        let swap = SwapState::Pressure;
+        let roomy = host(64, 50);
+        let state = Overcommit::of(&roomy, &vms, swap, BalloonState::Normal).state;
+        assert_eq!(state, OvercommitState::Approaching);
+    }
+
+    #[test]
+    fn huge_pages_are_a_memory_of_their_own() {
+        let huge = VmMemory { is_hugetlb: true, resident: 0, ..vm(1, 1) };
+        let memory = HostMemory { hugetlb_pools: GIB, ..host(64, 40) };
+        let sum = of(&memory, &[huge, vm(16, 4)]);
+        assert_eq!((sum.configured, sum.physical), (Some(16 * GIB), 63 * GIB));
+        assert_eq!(sum.capacity, Some(44 * GIB));
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_safe() {
+        let unknown = VmMemory { working_set: None, ..vm(16, 4) };
+        let sum = of(&host(64, 50), &[unknown]);
+        assert_eq!((sum.state, sum.headroom()), (OvercommitState::Unknown, None));
+        let blind = HostMemory { available: None, ..host(64, 0) };
+        assert_eq!(of(&blind, &[vm(16, 4)]).state, OvercommitState::Unknown);
+        let swap = SwapState::Unknown;
+        let state = Overcommit::of(&host(64, 50), &[vm(16, 4)], swap, BalloonState::Normal).state;
+        assert_eq!(state, OvercommitState::Unknown);
+    }
+}

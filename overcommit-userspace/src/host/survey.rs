@@ -1,0 +1,352 @@
+//! What takes too long to be looked at between two drains: monitors that may hang, page
+//! tables that are walked, windows that are waited for. Two threads look at it again and
+//! again; whoever asks gets what was found last.
+
+use crate::host::balloon::qmp::{self, GuestPolling};
+use crate::host::balloon::{Balloon, libvirt};
+use crate::host::memory_use::{HostMemory, MemoryUse, ProcessMemory, divide};
+use crate::host::working_set::follow::{Follower, Measured, Target};
+use crate::host::working_set::{Wanted, WorkingSet};
+use crate::kernel;
+use crate::vm::monitor::Monitor;
+use crate::vm::{Pattern, Vm, VmId};
+use anyhow::{Context, Result, anyhow};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// Time between two looks at balloons.
+const LOOK: Duration = Duration::from_secs(2);
+/// Longest time until a monitor that did not answer is asked again.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
+/// Time between two walks over page tables: at the least, and at the most.
+const WALK: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
+/// Share of the time that walks may take.
+const WALK_SHARE: u32 = 100;
+/// Longest path of a socket (`UNIX_PATH_MAX` with its end).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// What the user wants looked at.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// `--monitor`: a monitor for the VMs of a pattern.
+    pub monitors: Vec<(Pattern, PathBuf)>,
+    /// `--guest-stats`: have guests report.
+    pub guest_stats: bool,
+    /// `--working-set`
+    pub working_set: Wanted,
+}
+
+/// What was found of a VM.
+#[derive(Clone, Debug, Default)]
+pub struct VmFound {
+    /// Its balloon; why nobody says, if so.
+    pub balloon: Option<Result<Balloon, String>>,
+    /// What it holds.
+    pub memory: Option<MemoryUse>,
+    /// What it uses; why that is not measured, if so.
+    pub working_set: Option<Result<WorkingSet, String>>,
+}
+
+/// What was found last.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// By VM.
+    pub vms: BTreeMap<VmId, VmFound>,
+    /// What takes memory beside them.
+    pub host: Option<HostMemory>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    targets: Vec<Target>,
+    found: Found,
+    is_over: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits; whether to go on.
+    fn rest(&self, time: Duration) -> bool {
+        let state = self.lock();
+        let waited = self.wake.wait_timeout_while(state, time, |state| !state.is_over);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !state.is_over
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.lock().targets.clone()
+    }
+
+    /// Notes something of VMs that are still there.
+    fn note<T>(&self, found: BTreeMap<VmId, T>, mut note: impl FnMut(&mut VmFound, T)) {
+        let mut state = self.lock();
+        for (id, what) in found {
+            if let Some(vm) = state.found.vms.get_mut(&id) {
+                note(vm, what);
+            }
+        }
+    }
+}
+
+/// The threads. Dropping it ends them, and puts back what they changed.
+pub struct Survey {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Survey {
+    /// Starts them.
+    ///
+    /// # Errors
+    /// There can be no more threads, or no runtime.
+    pub fn start(proc: &Path, sys: &Path, options: &Options) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut surveyor = Surveyor {
+            proc: proc.to_owned(),
+            sys: sys.to_owned(),
+            page_size: kernel::page_size(),
+            options: options.clone(),
+            silent: BTreeMap::new(),
+            libvirt: Silence::default(),
+            turned: BTreeMap::new(),
+            next_walk: Instant::now(),
+        };
+        let mut follower = Follower::new(proc, sys, options.working_set);
+        let mut survey = Self { shared, threads: Vec::new() };
+        survey.spawn("survey", move |shared| {
+            loop {
+                runtime.block_on(surveyor.round(&shared));
+                if !shared.rest(LOOK) {
+                    break runtime.block_on(surveyor.put_back());
+                }
+            }
+        })?;
+        survey.spawn("working-set", move |shared| {
+            loop {
+                let targets = shared.targets();
+                let rest = |time| shared.rest(time);
+                let measured: Measured = follower.round(&targets, rest);
+                shared.note(measured, |vm, set| vm.working_set = Some(set));
+                if !shared.rest(Duration::ZERO) {
+                    break;
+                }
+            }
+        })?;
+        Ok(survey)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce(Arc<Shared>) + Send + 'static) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(shared));
+        self.threads.push(thread.context("cannot start a thread")?);
+        Ok(())
+    }
+
+    /// From now on looks at these VMs, and no others.
+    pub fn follow(&self, targets: Vec<Target>) {
+        let mut state = self.shared.lock();
+        let ids: BTreeSet<VmId> = targets.iter().map(|target| target.vm.id).collect();
+        state.found.vms.retain(|id, _| ids.contains(id));
+        for id in ids {
+            state.found.vms.entry(id).or_default();
+        }
+        let is_new = state.targets.len() != targets.len();
+        state.targets = targets;
+        drop(state);
+        if is_new {
+            self.shared.wake.notify_all();
+        }
+    }
+
+    /// What was found last.
+    pub fn found(&self) -> Found {
+        self.shared.lock().found.clone()
+    }
+}
+
+impl Drop for Survey {
+    fn drop(&mut self) {
+        self.shared.lock().is_over = true;
+        self.shared.wake.notify_all();
+        for thread in self.threads.drain(..) {
+            // It does not panic; and if it did, there is nothing left to put back.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One that did not answer.
+#[derive(Clone, Debug, Default)]
+struct Silence {
+    until: Option<Instant>,
+    wait: Duration,
+    why: String,
+}
+
+impl Silence {
+    fn is_over(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// Waits twice as long as the last time.
+    fn again(&mut self, why: String) {
+        self.wait = (self.wait * 2).clamp(LOOK * 2, ASK_AGAIN_MAX);
+        self.until = Some(Instant::now() + self.wait);
+        self.why = why;
+    }
+}
+
+struct Surveyor {
+    proc: PathBuf,
+    sys: PathBuf,
+    page_size: u64,
+    options: Options,
+    silent: BTreeMap<VmId, Silence>,
+    libvirt: Silence,
+    /// VMs whose guests report because we asked for it, and by which monitor.
+    turned: BTreeMap<VmId, PathBuf>,
+    next_walk: Instant,
+}
+
+impl Surveyor {
+    async fn round(&mut self, shared: &Shared) {
+        let targets = shared.targets();
+        let balloons = self.balloons(&targets).await;
+        shared.note(balloons, |vm, balloon| vm.balloon = Some(balloon));
+        if Instant::now() < self.next_walk || targets.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        let processes = targets.iter().filter_map(|target| {
+            let id = target.vm.id;
+            Some((id, ProcessMemory::read(&self.proc, id.pid).ok()?))
+        });
+        let memory = divide(&processes.collect());
+        let walk = (start.elapsed() * WALK_SHARE).clamp(WALK.0, WALK.1);
+        self.next_walk = Instant::now() + walk;
+        shared.note(memory, |vm, memory| vm.memory = Some(memory));
+        let host = HostMemory::read(&self.proc, &self.sys, self.page_size).ok();
+        shared.lock().found.host = host;
+    }
+
+    /// Asks every monitor at once, so that a hundred that hang take no longer than one.
+    async fn balloons(&mut self, targets: &[Target]) -> BTreeMap<VmId, Result<Balloon, String>> {
+        self.silent.retain(|id, _| targets.iter().any(|target| target.vm.id == *id));
+        let mut found = BTreeMap::new();
+        let mut asked = JoinSet::new();
+        let mut held = Vec::new();
+        for Target { vm, .. } in targets {
+            if let Some(silence) = self.silent.get(&vm.id).filter(|silence| !silence.is_over()) {
+                found.insert(vm.id, Err(silence.why.clone()));
+                continue;
+            }
+            let sockets = self.sockets(vm);
+            if sockets.is_empty() && vm.monitors.contains(&Monitor::Held) {
+                held.push(vm);
+                continue;
+            }
+            let polling =
+                if self.options.guest_stats { GuestPolling::TurnOn } else { GuestPolling::Leave };
+            let id = vm.id;
+            asked.spawn(async move { (id, first_answer(sockets, id.pid, polling).await) });
+        }
+        while let Some(joined) = asked.join_next().await {
+            let Ok((id, answer)) = joined else { continue };
+            let balloon = answer.map(|(balloon, turned)| {
+                self.silent.remove(&id);
+                self.turned.extend(turned.map(|path| (id, path)));
+                balloon
+            });
+            found.insert(id, balloon.map_err(|error| self.fell_silent(id, &error)));
+        }
+        if !held.is_empty() {
+            self.ask_libvirt(&held, &mut found).await;
+        }
+        found
+    }
+
+    fn fell_silent(&mut self, id: VmId, error: &anyhow::Error) -> String {
+        let why = format!("{error:#}");
+        self.silent.entry(id).or_default().again(why.clone());
+        why
+    }
+
+    async fn ask_libvirt(
+        &mut self,
+        held: &[&Vm],
+        found: &mut BTreeMap<VmId, Result<Balloon, String>>,
+    ) {
+        let mut domains = BTreeMap::new();
+        if self.libvirt.is_over() {
+            match libvirt::look().await {
+                Ok(answer) => (self.libvirt, domains) = (Silence::default(), answer),
+                Err(error) => self.libvirt.again(format!("{error:#}")),
+            }
+        }
+        for vm in held {
+            let domain = domains.get(&vm.name.to_string());
+            let why = || match self.libvirt.why.as_str() {
+                "" => "libvirt knows no such domain, or cannot tell now".to_owned(),
+                why => format!("whoever started it holds its monitor; {why}"),
+            };
+            found.insert(vm.id, domain.copied().ok_or_else(why));
+        }
+    }
+
+    /// Where the VM can be asked, as this process sees the file system.
+    fn sockets(&self, vm: &Vm) -> Vec<PathBuf> {
+        let given = self.options.monitors.iter().filter(|(pattern, _)| pattern.matches(vm));
+        let given = given.map(|(_, path)| path.clone());
+        let process = self.proc.join(vm.id.pid.to_string());
+        let own = vm.monitors.iter().filter_map(|monitor| match monitor {
+            Monitor::Socket(path) => {
+                let below = match path.strip_prefix("/") {
+                    Ok(below) => process.join("root").join(below),
+                    Err(_) => process.join("cwd").join(path),
+                };
+                let fits = below.as_os_str().len() <= SOCKET_PATH_MAX;
+                Some(if fits { below } else { path.clone() })
+            }
+            Monitor::Held => None,
+        });
+        given.chain(own).collect()
+    }
+
+    /// Guests that report because of us are told to stop.
+    async fn put_back(&mut self) {
+        for (id, path) in std::mem::take(&mut self.turned) {
+            // Gone already if the VM is.
+            let _ = qmp::look(&path, id.pid, GuestPolling::TurnOff).await;
+        }
+    }
+}
+
+/// The first monitor that answers; the path beside it if reports were turned on there.
+async fn first_answer(
+    sockets: Vec<PathBuf>,
+    pid: i32,
+    polling: GuestPolling,
+) -> Result<(Balloon, Option<PathBuf>)> {
+    let mut refused = anyhow!("it has no monitor that speaks QMP");
+    for path in sockets {
+        match qmp::look(&path, pid, polling).await {
+            Ok((balloon, is_turned)) => return Ok((balloon, is_turned.then_some(path))),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}

@@ -1,0 +1,33 @@
+//! Referenced bits of a process's page tables: cleared, and counted a while later. It
+//! sees what QEMU touches itself, so a guest under TCG; and it makes reclaim forget
+//! which pages were in use.
+
+use crate::host::overcommit::Range;
+use crate::vm::memory::Mapping;
+use anyhow::{Context, Result};
+use procfs::process::Process;
+use std::path::Path;
+
+/// Clears them. The kernel walks all of the process's memory under the mmap lock.
+///
+/// # Errors
+/// The VM is gone, or the kernel refuses.
+pub fn clear(proc: &Path, pid: i32) -> Result<()> {
+    let path = proc.join(format!("{pid}/clear_refs"));
+    std::fs::write(&path, "1").with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// How much of the guest's memory was touched since.
+///
+/// # Errors
+/// The VM is gone.
+pub fn look(proc: &Path, pid: i32, memory: Mapping) -> Result<Range> {
+    let maps = Process::new_with_root(proc.join(pid.to_string()))?.smaps()?;
+    let of_guest =
+        maps.iter().filter(|map| map.address.0 >= memory.start && map.address.1 <= memory.end);
+    let referenced = |map: &procfs::process::MemoryMap| {
+        map.extension.map.get("Referenced").copied().unwrap_or(0)
+    };
+    let touched = of_guest.map(referenced).sum();
+    Ok(Range { lower: touched, upper: touched })
+}

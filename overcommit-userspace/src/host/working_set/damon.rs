@@ -1,0 +1,273 @@
+//! DAMON, which looks at one page of each region of a process's memory every sampling
+//! interval, and splits and joins regions by what it finds (mm/damon/core.c). Its
+//! interface is one folder for the whole host, /sys/kernel/mm/damon/admin.
+
+use crate::host::overcommit::Range;
+use crate::host::working_set::WINDOWS;
+use crate::host::working_set::regions::{Interval, intersection, normalized, size};
+use crate::vm::VmId;
+use crate::vm::memory::Mapping;
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Regions of a VM.
+const REGIONS: (u32, u32) = (10, 100);
+/// Samples in an aggregation.
+const SAMPLES: u64 = 20;
+/// Sampling interval that is tried first, in microseconds.
+pub const SAMPLE_US: u64 = 10_000;
+/// Never longer than this: what is seen less often is not told from what is not used.
+pub const SAMPLE_US_MAX: u64 = 500_000;
+/// Interval of updating the list of mappings, in microseconds: an odd figure, by which
+/// what an overcommit that was killed has left is known.
+const UPDATE_US: u64 = 60_000_007;
+
+/// DAMON in our hands. Dropping it stops it.
+pub struct Damon {
+    kdamonds: PathBuf,
+    /// Held for as long as it is ours; the kernel lets go of it in any case.
+    _lock: Flock<File>,
+    /// Put back at the end, if it was changed.
+    stat: Option<PathBuf>,
+    running: Vec<VmId>,
+    looks: BTreeMap<VmId, VecDeque<Vec<Interval>>>,
+    /// In microseconds.
+    sample_us: u64,
+}
+
+/// Why it cannot be used.
+///
+/// # Errors
+/// The kernel has none for virtual addresses, or somebody uses it.
+pub fn check(sys: &Path, may_stop_stat: bool) -> Result<()> {
+    let admin = sys.join("kernel/mm/damon/admin");
+    ensure!(admin.exists(), "this kernel has no DAMON");
+    let stat = enabled(sys);
+    ensure!(
+        may_stop_stat || stat.is_none(),
+        "the kernel's damon_stat uses DAMON; --working-set damon stops it meanwhile"
+    );
+    let count = read(&admin.join("kdamonds/nr_kdamonds"))?;
+    ensure!(count == "0" || is_ours(&admin.join("kdamonds")), "somebody else uses DAMON");
+    Ok(())
+}
+
+/// The switch of the kernel's own use, if that is on.
+fn enabled(sys: &Path) -> Option<PathBuf> {
+    let switch = sys.join("module/damon_stat/parameters/enabled");
+    (read(&switch).ok()? == "Y").then_some(switch)
+}
+
+fn is_ours(kdamonds: &Path) -> bool {
+    let update = kdamonds.join("0/contexts/0/monitoring_attrs/intervals/update_us");
+    read(&update).is_ok_and(|text| text == UPDATE_US.to_string())
+}
+
+impl Damon {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// See [`check`]; or another overcommit has it.
+    pub fn take(sys: &Path, may_stop_stat: bool) -> Result<Self> {
+        check(sys, may_stop_stat)?;
+        let admin = sys.join("kernel/mm/damon/admin");
+        let lock = Flock::lock(File::open(&admin)?, FlockArg::LockExclusiveNonblock);
+        let lock = lock.map_err(|(_, error)| error).context("another overcommit uses DAMON")?;
+        let mut damon = Self {
+            kdamonds: admin.join("kdamonds"),
+            _lock: lock,
+            stat: None,
+            running: Vec::new(),
+            looks: BTreeMap::new(),
+            sample_us: SAMPLE_US,
+        };
+        if let Some(switch) = enabled(sys) {
+            write(&switch, "N")?;
+            damon.stat = Some(switch);
+        }
+        damon.stop()?;
+        Ok(damon)
+    }
+
+    /// Whether it follows just these VMs.
+    pub fn follows(&self, vms: &[VmId]) -> bool {
+        self.running == vms
+    }
+
+    /// Follows these VMs, sampling at that interval, in microseconds.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn start(&mut self, vms: &[(VmId, Mapping)], sample_us: u64) -> Result<()> {
+        self.stop()?;
+        self.sample_us = sample_us;
+        write(&self.kdamonds.join("nr_kdamonds"), &vms.len().to_string())?;
+        for (number, (id, memory)) in vms.iter().enumerate() {
+            let kdamond = self.kdamond(number);
+            self.configure(&kdamond, *id, *memory)?;
+            write(&kdamond.join("state"), "on").context("DAMON does not start")?;
+            self.running.push(*id);
+        }
+        Ok(())
+    }
+
+    fn kdamond(&self, number: usize) -> PathBuf {
+        self.kdamonds.join(number.to_string())
+    }
+
+    fn configure(&self, kdamond: &Path, id: VmId, memory: Mapping) -> Result<()> {
+        let context = kdamond.join("contexts/0");
+        let target = context.join("targets/0");
+        let scheme = context.join("schemes/0");
+        let attributes = context.join("monitoring_attrs");
+        let (sample_us, most) = (self.sample_us, u64::from(u32::MAX));
+        write(&kdamond.join("contexts/nr_contexts"), "1")?;
+        write(&context.join("operations"), "vaddr").context("not for virtual addresses")?;
+        for (file, value) in [
+            (attributes.join("intervals/sample_us"), sample_us),
+            (attributes.join("intervals/aggr_us"), sample_us * SAMPLES),
+            (attributes.join("intervals/update_us"), UPDATE_US),
+            (attributes.join("nr_regions/min"), REGIONS.0.into()),
+            (attributes.join("nr_regions/max"), REGIONS.1.into()),
+            (context.join("targets/nr_targets"), 1),
+            (target.join("pid_target"), id.pid.cast_unsigned().into()),
+            (target.join("regions/nr_regions"), 1),
+            (target.join("regions/0/start"), memory.start),
+            (target.join("regions/0/end"), memory.end),
+            (context.join("schemes/nr_schemes"), 1),
+            (scheme.join("access_pattern/sz/min"), 0),
+            (scheme.join("access_pattern/sz/max"), u64::MAX),
+            // Touched in an aggregation, however often.
+            (scheme.join("access_pattern/nr_accesses/min"), 1),
+            (scheme.join("access_pattern/nr_accesses/max"), most),
+            (scheme.join("access_pattern/age/min"), 0),
+            (scheme.join("access_pattern/age/max"), most),
+        ] {
+            write(&file, &value.to_string())?;
+        }
+        write(&scheme.join("action"), "stat")
+    }
+
+    /// Looks at each VM once: what was touched in every one of the last looks, and in any.
+    ///
+    /// A VM is left out before there were enough looks, or when it is gone.
+    pub fn look(&mut self) -> BTreeMap<VmId, Range> {
+        let mut ranges = BTreeMap::new();
+        for (number, id) in self.running.iter().enumerate() {
+            let Ok(touched) = self.touched(number) else { continue };
+            let looks = self.looks.entry(*id).or_default();
+            looks.push_back(touched);
+            if looks.len() > WINDOWS {
+                looks.pop_front();
+            }
+            if looks.len() == WINDOWS {
+                ranges.insert(*id, over(looks));
+            }
+        }
+        ranges
+    }
+
+    fn touched(&self, number: usize) -> Result<Vec<Interval>> {
+        let kdamond = self.kdamond(number);
+        // Waits for the end of an aggregation.
+        write(&kdamond.join("state"), "update_schemes_tried_regions")?;
+        let tried = kdamond.join("contexts/0/schemes/0/tried_regions");
+        let mut touched = Vec::new();
+        for entry in fs::read_dir(&tried)?.flatten() {
+            let region = entry.path();
+            if region.is_dir() {
+                let address = |name| Ok::<u64, anyhow::Error>(read(&region.join(name))?.parse()?);
+                touched.push((address("start")?, address("end")?));
+            }
+        }
+        Ok(normalized(touched))
+    }
+
+    /// The kernel threads that do the work.
+    pub fn threads(&self) -> Vec<(VmId, i32)> {
+        let pid = |number| read(&self.kdamond(number).join("pid")).ok()?.parse().ok();
+        let threads = self.running.iter().enumerate();
+        threads.filter_map(|(number, id)| Some((*id, pid(number)?))).collect()
+    }
+
+    /// Sampling interval, in microseconds.
+    pub fn sample_us(&self) -> u64 {
+        self.sample_us
+    }
+
+    /// Time of an aggregation, in seconds.
+    pub fn window_s(&self) -> f64 {
+        (self.sample_us * SAMPLES) as f64 / 1e6
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.looks.clear();
+        self.running.clear();
+        let count: usize = read(&self.kdamonds.join("nr_kdamonds"))?.parse()?;
+        for number in 0..count {
+            // Off already if its process is gone.
+            let _ = write(&self.kdamond(number).join("state"), "off");
+        }
+        write(&self.kdamonds.join("nr_kdamonds"), "0")
+    }
+}
+
+impl Drop for Damon {
+    fn drop(&mut self) {
+        let stopped = self.stop();
+        let restored = self.stat.as_ref().map_or(Ok(()), |switch| write(switch, "Y"));
+        if let Err(error) = stopped.and(restored) {
+            crate::commands::say(&format!("overcommit: cannot put DAMON back: {error:#}"));
+        }
+    }
+}
+
+fn over(looks: &VecDeque<Vec<Interval>>) -> Range {
+    let common = looks.iter().skip(1).fold(looks[0].clone(), |all, look| intersection(&all, look));
+    let any = normalized(looks.iter().flatten().copied().collect());
+    Range { lower: size(&common), upper: size(&any) }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+fn write(path: &Path, value: &str) -> Result<()> {
+    fs::write(path, value).with_context(|| format!("cannot write {value} to {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hot_in_all_looks_below_in_any_above() {
+        let looks = VecDeque::from([vec![(0, 10), (20, 30)], vec![(5, 25)], vec![(0, 30)]]);
+        assert_eq!(over(&looks), Range { lower: 10, upper: 30 });
+    }
+
+    #[test]
+    fn another_user_of_it_is_left_alone() {
+        let sys = tempfile::tempdir().unwrap();
+        let refused = |may| format!("{:#}", check(sys.path(), may).unwrap_err());
+        assert!(refused(false).contains("no DAMON"));
+        let kdamonds = sys.path().join("kernel/mm/damon/admin/kdamonds");
+        fs::create_dir_all(&kdamonds).unwrap();
+        fs::write(kdamonds.join("nr_kdamonds"), "1\n").unwrap();
+        assert!(refused(true).contains("somebody else"));
+        let intervals = kdamonds.join("0/contexts/0/monitoring_attrs/intervals");
+        fs::create_dir_all(&intervals).unwrap();
+        fs::write(intervals.join("update_us"), format!("{UPDATE_US}\n")).unwrap();
+        check(sys.path(), false).unwrap();
+        let stat = sys.path().join("module/damon_stat/parameters");
+        fs::create_dir_all(&stat).unwrap();
+        fs::write(stat.join("enabled"), "Y\n").unwrap();
+        assert!(refused(false).contains("damon_stat"));
+        check(sys.path(), true).unwrap();
+    }
+}

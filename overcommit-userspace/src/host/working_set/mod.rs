@@ -1,0 +1,203 @@
+//! How much of its memory does a VM use?
+//!
+//! By the best source that this kernel has and that sees what a guest touches through
+//! its own page tables (EPT, NPT): `damon`, else `page_idle`. `clear_refs` does not see
+//! that, and is for VMs that run without such tables. Where nothing can be asked, what
+//! is resident bounds it (`bounds`).
+
+pub mod clear_refs;
+pub mod damon;
+pub mod follow;
+pub mod page_idle;
+pub mod regions;
+
+use crate::host::overcommit::Range;
+use crate::vm::Vm;
+use crate::vm::memory::Backing;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// What the user wants to measure with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wanted {
+    /// The best source that changes nothing
+    #[default]
+    Auto,
+    /// DAMON; stops the kernel's own use of it meanwhile
+    Damon,
+    /// Idle page tracking
+    PageIdle,
+    /// Referenced bits of the page tables; for VMs under TCG, spoils reclaim's ageing
+    ClearRefs,
+    /// Nothing; what is resident bounds it
+    Bounds,
+}
+
+/// What measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// DAMON's regions of virtual addresses.
+    Damon,
+    /// Pages that were marked idle and are not any more.
+    PageIdle,
+    /// Pages whose referenced bit was cleared and is set again.
+    ClearRefs,
+    /// What is resident, and whether anything that was not is missed.
+    Bounds,
+}
+
+impl Source {
+    /// The word in files and views.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Damon => "damon",
+            Self::PageIdle => "page_idle",
+            Self::ClearRefs => "clear_refs",
+            Self::Bounds => "bounds",
+        }
+    }
+
+    /// What a file calls so.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let all = [Self::Damon, Self::PageIdle, Self::ClearRefs, Self::Bounds];
+        all.into_iter().find(|source| source.name() == name)
+    }
+}
+
+/// A VM's working set as measured last.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WorkingSet {
+    /// Over the last windows.
+    pub range: Range,
+    /// What measured.
+    pub source: Source,
+    /// Time in which memory must be touched to belong to it, in seconds.
+    pub window_s: f64,
+    /// CPU time that measuring this VM takes ÷ time.
+    pub cost: f64,
+}
+
+/// Share of a CPU that measuring all VMs may take.
+pub const COST_MAX: f64 = 0.02;
+/// Windows that the range is over.
+pub const WINDOWS: usize = 5;
+
+/// The last windows of a VM, each with its own range.
+#[derive(Debug, Default)]
+pub struct Windows(VecDeque<Range>);
+
+impl Windows {
+    /// Takes one more; the range over all once there are enough.
+    pub fn advance(&mut self, window: Range) -> Option<Range> {
+        self.0.push_back(window);
+        if self.0.len() > WINDOWS {
+            self.0.pop_front();
+        }
+        let lower = self.0.iter().map(|range| range.lower).min()?;
+        let upper = self.0.iter().map(|range| range.upper).max()?;
+        (self.0.len() == WINDOWS).then_some(Range { lower, upper })
+    }
+}
+
+/// What this host can measure with; why not, where it cannot.
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    /// DAMON of virtual addresses.
+    pub damon: Result<(), String>,
+    /// Idle page tracking.
+    pub page_idle: Result<(), String>,
+}
+
+/// What to measure a VM with; why with nothing.
+///
+/// # Errors
+/// Why it can only be bounded.
+pub fn choose(
+    wanted: Wanted,
+    host: &Capabilities,
+    vm: &Vm,
+    has_page_tables: bool,
+) -> Result<Source, String> {
+    let Some(backing) = vm.backing() else {
+        return Err("its memory is not known yet".to_owned());
+    };
+    if backing == Backing::Hugetlb {
+        return Err("huge pages of the pool are never reclaimed".to_owned());
+    }
+    let damon = || host.damon.clone().map(|()| Source::Damon);
+    let page_idle = || host.page_idle.clone().map(|()| Source::PageIdle);
+    match wanted {
+        Wanted::Bounds => Err("not asked for".to_owned()),
+        Wanted::Damon => damon(),
+        Wanted::PageIdle => page_idle(),
+        Wanted::ClearRefs if has_page_tables => {
+            Err("the guest runs on page tables of its own, which clear_refs does not see"
+                .to_owned())
+        }
+        Wanted::ClearRefs => Ok(Source::ClearRefs),
+        Wanted::Auto => damon().or_else(|no_damon| {
+            page_idle().map_err(|no_page_idle| format!("{no_damon}; {no_page_idle}"))
+        }),
+    }
+}
+
+/// Without a source: nothing that was not resident was missed, so it is no more than
+/// that; or else it is no less.
+pub fn bounds(resident: u64, configured: Option<u64>, is_missed: bool) -> Option<WorkingSet> {
+    let range = if is_missed {
+        Range { lower: resident, upper: configured?.max(resident) }
+    } else {
+        Range { lower: 0, upper: resident }
+    };
+    Some(WorkingSet { range, source: Source::Bounds, window_s: 10.0, cost: 0.0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::memory::Mapping;
+    use crate::vm::tests::vm;
+
+    fn mapped(backing: Backing) -> Vm {
+        Vm { mapping: Some(Mapping { backing, start: 0, end: 1 << 30 }), ..vm("a") }
+    }
+
+    #[test]
+    fn the_best_source_that_sees_is_taken() {
+        let no = |why: &str| Err(why.to_owned());
+        let all = Capabilities { damon: Ok(()), page_idle: Ok(()) };
+        let of = |wanted, host: &Capabilities, has_tables| {
+            choose(wanted, host, &mapped(Backing::Anonymous), has_tables)
+        };
+        assert_eq!(of(Wanted::Auto, &all, true), Ok(Source::Damon));
+        let without_damon = Capabilities { damon: no("no damon"), ..all.clone() };
+        assert_eq!(of(Wanted::Auto, &without_damon, true), Ok(Source::PageIdle));
+        let none = Capabilities { page_idle: no("no page_idle"), ..without_damon };
+        assert_eq!(of(Wanted::Auto, &none, true).unwrap_err(), "no damon; no page_idle");
+        assert_eq!(of(Wanted::ClearRefs, &none, false), Ok(Source::ClearRefs));
+        assert!(of(Wanted::ClearRefs, &all, true).unwrap_err().contains("does not see"));
+        assert!(of(Wanted::Damon, &none, true).is_err(), "never another one than was asked for");
+        assert!(choose(Wanted::Auto, &all, &mapped(Backing::Hugetlb), true).is_err());
+        assert!(choose(Wanted::Auto, &all, &vm("a"), true).is_err());
+    }
+
+    #[test]
+    fn the_range_is_over_the_last_windows() {
+        let mut windows = Windows::default();
+        let window = |lower, upper| Range { lower, upper };
+        for lower in [1, 5, 5, 5] {
+            assert_eq!(windows.advance(window(lower, 9)), None);
+        }
+        assert_eq!(windows.advance(window(5, 7)), Some(window(1, 9)));
+        assert_eq!(windows.advance(window(5, 12)), Some(window(5, 12)));
+    }
+
+    #[test]
+    fn without_a_source_it_is_bounded() {
+        let range = |missed| bounds(3, Some(8), missed).unwrap().range;
+        assert_eq!(range(false), Range { lower: 0, upper: 3 });
+        assert_eq!(range(true), Range { lower: 3, upper: 8 });
+        assert_eq!(bounds(3, None, true), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! Where can a QEMU be asked? Its monitors that speak QMP, from its command line.
+
+use crate::vm::cmdline::{pairs, value};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// A monitor that speaks QMP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// QEMU listens there, as it sees the file system.
+    Socket(PathBuf),
+    /// A descriptor that whoever started it holds, as libvirt does.
+    Held,
+}
+
+/// Collects them option by option: a character device may come after what uses it.
+#[derive(Default)]
+pub(super) struct Monitors {
+    devices: Vec<(Vec<u8>, Monitor)>,
+    /// Ids of those that speak QMP.
+    controls: Vec<Vec<u8>>,
+    found: Vec<Monitor>,
+}
+
+impl Monitors {
+    /// Takes an option with its argument.
+    pub(super) fn option(&mut self, option: &[u8], argument: &[u8]) {
+        match option {
+            b"chardev" => {
+                let pairs = pairs(argument, b"backend");
+                if value(&pairs, b"backend").is_some_and(|backend| backend == b"socket") {
+                    self.devices.extend(value(&pairs, b"id").zip(socket(&pairs)));
+                }
+            }
+            b"mon" => {
+                let pairs = pairs(argument, b"chardev");
+                if value(&pairs, b"mode").is_some_and(|mode| mode == b"control") {
+                    self.controls.extend(value(&pairs, b"chardev"));
+                }
+            }
+            // As `monitor_parse` and `qemu_chr_parse_compat` take it (system/vl.c,
+            // chardev/char.c).
+            b"qmp" | b"qmp-pretty" => {
+                if let Some(id) = argument.strip_prefix(b"chardev:") {
+                    self.controls.push(id.to_vec());
+                } else if let Some(rest) = argument.strip_prefix(b"unix:") {
+                    self.found.extend(socket(&pairs(rest, b"path")));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// All of them.
+    pub(super) fn found(mut self) -> Vec<Monitor> {
+        for id in &self.controls {
+            let devices = self.devices.iter().filter(|(device, _)| device == id);
+            self.found.extend(devices.map(|(_, monitor)| monitor.clone()));
+        }
+        self.found
+    }
+}
+
+/// One that QEMU listens on; it may also go out to its client.
+fn socket(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<Monitor> {
+    if value(pairs, b"fd").is_some() {
+        return Some(Monitor::Held);
+    }
+    let listens = value(pairs, b"server").is_some_and(|server| server == b"on");
+    let path = value(pairs, b"path").filter(|_| listens)?;
+    Some(Monitor::Socket(OsString::from_vec(path).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::cmdline::CommandLine;
+
+    fn monitors(words: &[&str]) -> Vec<Monitor> {
+        let program: &[u8] = b"qemu-system-x86_64";
+        let words = words.iter().map(|word| word.as_bytes());
+        CommandLine::parse([program].into_iter().chain(words)).monitors
+    }
+
+    #[test]
+    fn each_way_to_ask_for_one() {
+        let at = |path: &str| Monitor::Socket(path.into());
+        assert_eq!(monitors(&["-qmp", "unix:/run/a,,b,server=on,wait=off"]), [at("/run/a,b")]);
+        assert_eq!(monitors(&["-qmp", "unix:a,server,nowait"]), [at("a")]);
+        let late = ["-mon", "chardev=m,mode=control", "-chardev", "socket,id=m,path=/q,server=on"];
+        assert_eq!(monitors(&late), [at("/q")]);
+        let libvirt =
+            ["-chardev", "socket,id=charmonitor,fd=22,server=on,wait=off", "-mon"].into_iter();
+        let libvirt: Vec<_> =
+            libvirt.chain(["chardev=charmonitor,id=monitor,mode=control"]).collect();
+        assert_eq!(monitors(&libvirt), [Monitor::Held]);
+        for none in [
+            &["-qmp", "unix:/run/out"][..],
+            &["-qmp", "tcp:localhost:4444,server=on"],
+            &["-qmp", "stdio"],
+            &["-monitor", "unix:/run/hmp,server=on"],
+            &["-mon", "chardev=m", "-chardev", "socket,id=m,path=/hmp,server=on"],
+        ] {
+            assert_eq!(monitors(none), [], "{none:?}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What do VMs give back, hold and use?
+
+use crate::Tests;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{Setting, Tracefs};
+use testbed::qemu::{Config, Vm, stat_field};
+use testbed::record::Recording;
+use testbed::results::{json, rows, vm};
+
+pub(crate) const TESTS: Tests = &[
+    ("a_balloon_is_told_by_qemu_or_seen_by_the_kernel", balloon),
+    ("what_two_kvm_vms_share_is_held_once", shared_once),
+    ("a_working_set_is_measured_or_bounded", working_set),
+];
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const MIB: u64 = 1 << 20;
+/// Memory of the guest, and what its balloon takes.
+const MEMORY: u64 = 512;
+const BALLOONED: u64 = 256;
+
+/// A guest that frees 128 MiB when its shell starts, then waits. Its files are its memory.
+const SCRIPT: &str = "dd if=/dev/zero of=/root-of-guest bs=1M count=128 2>/dev/null
+rm /root-of-guest
+echo freed
+exec sleep 1000";
+
+type Row = HashMap<String, String>;
+
+fn last(folder: &Path, name: &str) -> Result<Option<Row>> {
+    Ok(rows(folder, "vms.csv")?.into_iter().rev().find(|row| row["vm"] == name))
+}
+
+fn bytes(row: &Row, column: &str) -> Option<u64> {
+    row[column].parse().ok()
+}
+
+/// Waits until the VM's last row shows something.
+fn await_row(folder: &Path, vm: &str, what: &str, is_it: impl Fn(&Row) -> bool) -> Result<Row> {
+    let found = await_some(what, PATIENCE, || Ok(last(folder, vm)?.filter(&is_it)));
+    found.with_context(|| format!("{:#?}", last(folder, vm)))
+}
+
+fn inflate(vm: &mut Vm, by_mib: u64) -> Result<()> {
+    let target = (MEMORY - by_mib) * MIB;
+    vm.execute("balloon", json!({ "value": target }))?;
+    await_some("balloon", PATIENCE, || {
+        let actual = vm.execute("query-balloon", json!({}))?["actual"].as_u64();
+        Ok((actual == Some(target)).then_some(()))
+    })
+}
+
+fn polling(vm: &mut Vm) -> Result<Value> {
+    let property = "guest-stats-polling-interval";
+    vm.execute("qom-get", json!({ "path": "/machine/peripheral/b0", "property": property }))
+}
+
+fn near(what: &str, seen: u64, truth: u64, percent: u64) -> Result<()> {
+    println!("{what}: {seen}, should be {truth}");
+    ensure!(seen.abs_diff(truth) * 100 <= truth * percent, "{what}: {seen}, should be {truth}");
+    Ok(())
+}
+
+fn balloon() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _small_pages = Setting::small_pages()?;
+    let _tracefs = Tracefs::mounted()?;
+    let more = [
+        "-device",
+        "virtio-balloon-pci,id=b0,free-page-reporting=on",
+        "-qmp",
+        "unix:DIR/free,server=on,wait=off",
+    ];
+    let config = Config { more: &more, ..Config::shell("web", MEMORY, SCRIPT) };
+    let mut guest = Vm::start(&config)?;
+    let free = guest.dir().join("free");
+    guest.await_text("freed")?;
+
+    // A monitor of its own is free.
+    let told = dir.path().join("told");
+    let recording = Recording::start(&told, ["--interval", "500ms", "--guest-stats"])?;
+    inflate(&mut guest, BALLOONED)?;
+    let row = await_row(&told, "web", "balloon told by QEMU", |row| {
+        bytes(row, "ballooned_bytes") == Some(BALLOONED * MIB)
+            && bytes(row, "guest_available_bytes").is_some_and(|free| free < BALLOONED * MIB)
+    })?;
+    ensure!(row["balloon_source"] == "qmp" && row["guest_is_stale"] == "false", "{row:#?}");
+    ensure!(bytes(&row, "configured_bytes") == Some(MEMORY * MIB), "{row:#?}");
+    ensure!(polling(&mut guest)? == 2, "the guest is not asked to report");
+    // A guest that stands still says nothing of now.
+    guest.stop()?;
+    await_row(&told, "web", "stale report", |row| row["guest_is_stale"] == "true")?;
+    guest.resume()?;
+    recording.end()?;
+    ensure!(polling(&mut guest)? == 0, "the guest's reports go on");
+    let memory = vm(&told, "web")?["memory"].clone();
+    ensure!(memory["ballooned_bytes"] == BALLOONED * MIB, "{memory:#}");
+
+    // Both are in use.
+    inflate(&mut guest, 0)?;
+    let _held = UnixStream::connect(free)?;
+    let seen = dir.path().join("seen");
+    let recording = Recording::start(&seen, ["--interval", "500ms"])?;
+    await_row(&seen, "web", "balloon seen", |row| row["balloon_source"] == "discards")?;
+    let run = json(&seen, "run.json")?;
+    let why = run["vms"][0]["balloon_unknown"].as_str().unwrap_or_default();
+    ensure!(why.contains("in use"), "{why}");
+    // What the guest just took from its balloon lies idle, and is reported as free.
+    let resident = || stat_field(guest.pid(), 24).map(|pages| pages * 4096);
+    await_some("free page reporting", PATIENCE, || {
+        Ok((resident()? < (MEMORY - BALLOONED) * MIB).then_some(()))
+    })?;
+    let row = last(&seen, "web")?.context("no row")?;
+    ensure!(bytes(&row, "ballooned_bytes") == Some(0), "free page reporting counts: {row:#?}");
+    inflate(&mut guest, BALLOONED)?;
+    let row = await_row(&seen, "web", "balloon", |row| {
+        bytes(row, "ballooned_bytes").is_some_and(|seen| seen * 100 > 95 * BALLOONED * MIB)
+    })?;
+    near("seen of the balloon", bytes(&row, "ballooned_bytes").unwrap_or(0), BALLOONED * MIB, 5)?;
+    inflate(&mut guest, 0)?;
+    await_row(&seen, "web", "deflation", |row| {
+        bytes(row, "ballooned_bytes").is_some_and(|seen| seen * 20 < BALLOONED * MIB)
+    })?;
+    recording.end()?;
+    Ok(())
+}
+
+/// Two VMs on one file of shared memory.
+fn shared_once() -> Result<()> {
+    const WALK: u64 = 192;
+    let dir = tempfile::tempdir_in("/dev/shm")?;
+    let file = dir.path().join("ram").display().to_string();
+    let backend =
+        format!("memory-backend-file,id=ram,share=on,size={}M,mem-path={file}", WALK + 64);
+    let more = ["-object", &backend, "-machine", "memory-backend=ram"];
+    let config = |name| Config { more: &more, ..Config::new(name, WALK) };
+    let mut one = Vm::start(&config("one"))?;
+    one.await_passes(1)?;
+    // Only one of them may use it at a time.
+    one.stop()?;
+    let _two = Vm::start(&Config { stopped: true, ..config("two") })?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, ["--interval", "200ms"])?;
+    let held = |name| -> Result<u64> {
+        let row = await_row(&folder, name, "memory", |row| !row["resident_bytes"].is_empty())?;
+        bytes(&row, "resident_bytes").context("not resident")
+    };
+    let sum = held("one")? + held("two")?;
+    let host = await_some("safe host", PATIENCE, || {
+        let looked = |row: &Row| !row["memory_total_bytes"].is_empty();
+        let last = rows(&folder, "host.csv")?.into_iter().rev().find(looked);
+        Ok(last.filter(|row| row["overcommit_state"] == "safe"))
+    })?;
+    recording.end()?;
+    // The guests' memory once, and what each QEMU has beside it.
+    println!("{} MiB of two VMs on {WALK} MiB", sum / MIB);
+    ensure!(sum > WALK * MIB && sum < (WALK + 150) * MIB, "{} MiB", sum / MIB);
+    let of = |column: &str| host[column].parse::<u64>().with_context(|| column.to_owned());
+    ensure!(of("configured_bytes")? == 2 * (WALK + 64) * MIB, "{host:#?}");
+    ensure!(of("physical_bytes")? <= of("memory_total_bytes")?, "{host:#?}");
+    let parts = sum + of("hugetlb_pools_bytes")? + of("zram_bytes")? + of("zswap_bytes")?;
+    ensure!(parts <= of("memory_total_bytes")?, "the parts are more than there is: {host:#?}");
+    let report = fs::read_to_string(folder.join("summary.json"))?;
+    ensure!(report.contains("\"can_grow_bytes\""), "{report}");
+    Ok(())
+}
+
+fn working_set() -> Result<()> {
+    const WALK: u64 = 256;
+    let dir = tempfile::tempdir()?;
+    let _small_pages = Setting::small_pages()?;
+    // Under emulation QEMU touches the guest's memory itself, which clear_refs sees.
+    let config = Config { accel: "tcg", ..Config::new("walker", WALK) };
+    let mut guest = Vm::start(&config)?;
+    guest.await_passes(2)?;
+    let measured = dir.path().join("measured");
+    let options = ["--interval", "500ms", "--working-set", "clear-refs"];
+    let recording = Recording::start(&measured, options)?;
+    let row = await_row(&measured, "walker", "working set", |row| {
+        row["working_set_source"] == "clear_refs"
+    })?;
+    recording.end()?;
+    let of = |row: &Row, end: &str| {
+        bytes(row, &format!("working_set_{end}_bytes")).context("no working set")
+    };
+    near("working set, at least", of(&row, "lower")?, WALK * MIB, 10)?;
+    near("working set, at most", of(&row, "upper")?, WALK * MIB, 10)?;
+    ensure!(!row["working_set_cost_share"].is_empty(), "{row:#?}");
+
+    let bounded = dir.path().join("bounded");
+    let recording = Recording::start(&bounded, ["--interval", "500ms", "--working-set", "bounds"])?;
+    let row = await_row(&bounded, "walker", "bounds", |row| row["working_set_source"] == "bounds")?;
+    recording.end()?;
+    ensure!(of(&row, "lower")? == 0 && of(&row, "upper")? >= WALK * MIB, "{row:#?}");
+    let why = json(&bounded, "run.json")?["vms"][0]["working_set_unknown"].clone();
+    ensure!(why == "not asked for", "{why}");
+    Ok(())
+}
