@@ -119,6 +119,14 @@ impl KernelLayout {
         u8::from(self.returns_bool("zswap_load"))
     }
 
+    /// Whether the page-table walk of the multi-generational LRU asks KVM what guests
+    /// touched. The change that brought it made `lru_gen_look_around` tell whether it
+    /// found something (mm/vmscan.c, 6.12); in 6.1 the walk sees next to nothing of a
+    /// guest.
+    pub fn mglru_sees_guests(&self) -> bool {
+        self.returns_bool("lru_gen_look_around")
+    }
+
     fn returns_bool(&self, function: &str) -> bool {
         let returned = || {
             let TypeVariant::Func(function) = self.0.from_id(self.0.id_of(function)?)? else {

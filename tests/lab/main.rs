@@ -9,6 +9,7 @@ mod swapins;
 mod taken;
 mod windows;
 mod witness;
+mod working_set;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         async_faults::scenarios(),
         host_changes::scenarios(),
         lifecycle::scenarios(),
+        working_set::scenarios(),
     ];
     let trials = scenarios.into_iter().flatten().map(trial).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

@@ -2,9 +2,10 @@
 # with none to come. With APF=1 too it is told of pages that the host has not, and halts
 # until they are there. With DEVICE=1 it reads a device's register for each page instead.
 #
-# The command line says how many MiB to walk, from 2 MiB on (`mib=64`). Each pass
-# adds to one word of every page, so a page is never zero and always dirty, and
-# ends with a dot on the serial line.
+# The command line says how many MiB to walk, from 2 MiB on, and how many of them, and
+# every how many pages, from the second pass on (`mib=64 hot=32 step=1`). Each pass adds
+# to one word of a page, so a page is never zero and always dirty, and ends with a dot on
+# the serial line.
 
     .set READY, 0x40                    # vector of "your page is there"
 
@@ -21,31 +22,23 @@ _start:
     movl $stack, %esp
     movl $0x200000, %ebp                # first byte walked
     movl 16(%ebx), %esi                 # multiboot_info.cmdline
-    xorl %eax, %eax
-    xorl %edx, %edx
-find_digit:
-    movb (%esi), %dl
-    testb %dl, %dl
-    jz parsed
-    incl %esi
-    cmpb $'=', %dl
-    jne find_digit
-digit:
-    movb (%esi), %dl
-    subb $'0', %dl
-    cmpb $9, %dl
-    ja parsed
-    imull $10, %eax
-    addl %edx, %eax
-    incl %esi
-    jmp digit
-parsed:
-    testl %eax, %eax
-    jnz sized
     movl $16, %eax
-sized:
+    call number
     shll $20, %eax
-    addl %ebp, %eax                     # end
+    addl %ebp, %eax
+    movl %eax, end
+    subl %ebp, %eax
+    shrl $20, %eax
+    call number
+    shll $20, %eax
+    addl %ebp, %eax
+    movl %eax, hot_end
+    movl $1, %eax
+    call number
+    shll $12, %eax
+    movl %eax, hot_step
+    movl $4096, step
+    movl end, %eax
     movl $1, %ecx
     .if STI
     pushl %eax
@@ -102,16 +95,40 @@ page:
     .else
     addl %ecx, (%edi)
     .endif
-    addl $4096, %edi
+    addl step, %edi
     cmpl %eax, %edi
     jb page
     incl %ecx
-    movl %eax, %ebx
     movw $0x3f8, %dx
     movb $'.', %al
     outb %al, %dx
-    movl %ebx, %eax
+    movl hot_step, %eax
+    movl %eax, step
+    movl hot_end, %eax
     jmp pass
+
+# The number behind the next `=` of the command line at %esi; without one %eax stays.
+number:
+    xorl %edx, %edx
+find_digit:
+    movb (%esi), %dl
+    testb %dl, %dl
+    jz parsed
+    incl %esi
+    cmpb $'=', %dl
+    jne find_digit
+    xorl %eax, %eax
+digit:
+    movb (%esi), %dl
+    subb $'0', %dl
+    cmpb $9, %dl
+    ja parsed
+    imull $10, %eax
+    addl %edx, %eax
+    incl %esi
+    jmp digit
+parsed:
+    ret
 
 # Makes the gate at %edi one for the interrupt handler at %eax, and goes to the next.
 set_gate:
@@ -172,6 +189,14 @@ idt_pointer:
     .long idt
 
     .section .bss
+end:
+    .skip 4
+step:
+    .skip 4
+hot_end:
+    .skip 4
+hot_step:
+    .skip 4
     .if APF
     .align 4096
 pages:

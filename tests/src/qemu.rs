@@ -36,6 +36,8 @@ pub struct Config<'a> {
     pub name: &'a str,
     /// MiB that the guest walks; Linux walks what its program was built for.
     pub walk: u64,
+    /// MiB of them, and every how many pages, that it walks from the second pass on.
+    pub hot: Option<(u64, u64)>,
     /// vCPUs; one walks.
     pub vcpus: u32,
     /// Whether threads carry telling names.
@@ -64,6 +66,7 @@ impl<'a> Config<'a> {
         Self {
             name,
             walk,
+            hot: None,
             vcpus: 1,
             debug_threads: true,
             accel: if kvm_works() { "kvm" } else { "tcg" },
@@ -115,7 +118,9 @@ impl<'a> Config<'a> {
             }
             Guest::Shell => self.share_root(&mut command, dir)?,
             _ => {
-                command.args(["-append", &format!("mib={}", self.walk)]);
+                let (hot, step) = self.hot.unwrap_or((self.walk, 1));
+                let line = format!("mib={} hot={hot} step={step}", self.walk);
+                command.args(["-append", &line]);
             }
         }
         if self.shared {

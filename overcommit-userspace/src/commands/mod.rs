@@ -107,11 +107,12 @@ struct HostArgs {
 }
 
 impl HostArgs {
-    fn read(&self) -> HostOptions {
+    fn read(&self, mglru_sees_guests: bool) -> HostOptions {
         HostOptions {
             monitors: self.monitor.clone(),
             guest_stats: self.guest_stats,
             working_set: self.working_set,
+            mglru_sees_guests,
         }
     }
 }

@@ -123,6 +123,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
     want.without.clone_from(&args.without);
     let roster = Roster::new(Discovery::new("/proc"), selection);
+    let host = args.host.read(kernel.layout.mglru_sees_guests());
     let attached = Session::attach(&kernel, decision, roster, want);
     // Some tens of MiB.
     drop(kernel);
@@ -150,7 +151,7 @@ async fn record(args: Args) -> Result<ExitCode> {
         return Ok(early);
     }
 
-    let mut session = session.record(folder, options(&args, &objectives), &args.host.read())?;
+    let mut session = session.record(folder, options(&args, &objectives), &host)?;
     if let Some(path) = &args.ready_file {
         ready(path, session.writer().folder().path())?;
     }

@@ -57,7 +57,9 @@ impl Hierarchy {
         // Below the root only: a name with `..` in it is none.
         let is_below = path.starts_with(&self.root) && !cgroup.split('/').any(|part| part == "..");
         let id = fs::metadata(path).ok()?.ino();
-        is_below.then(|| MemoryCgroup { path: path.to_owned(), version: self.version, id })
+        let name = path.strip_prefix(&self.root).ok()?.to_str()?;
+        let name = format!("/{name}");
+        is_below.then(|| MemoryCgroup { path: path.to_owned(), version: self.version, name, id })
     }
 }
 
@@ -66,6 +68,8 @@ impl Hierarchy {
 pub struct MemoryCgroup {
     path: PathBuf,
     version: Version,
+    /// Its path below the root of the hierarchy.
+    pub name: String,
     /// As the kernel numbers it (`kernfs_node::id`): the inode of its folder.
     pub id: u64,
 }

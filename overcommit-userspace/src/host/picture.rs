@@ -2,6 +2,7 @@
 
 use crate::host::balloon::state::{BalloonStates, Inflated};
 use crate::host::balloon::{Balloon, BalloonState, Source};
+use crate::host::memory_cgroup::MemoryCgroup;
 use crate::host::memory_use::{HostMemory, MemoryUse};
 use crate::host::overcommit::{Overcommit, VmMemory};
 use crate::host::survey::{Options, Survey, VmFound};
@@ -101,7 +102,10 @@ impl Host {
     /// (`CLOCK_MONOTONIC`).
     pub fn advance(&mut self, members: &[Member], samples: &[VmSample], now_ns: u64) -> HostSample {
         self.watch.advance(members, samples, now_ns);
-        self.survey.follow(samples.iter().map(|sample| target(&members[sample.member])).collect());
+        let targets = samples
+            .iter()
+            .map(|sample| target(&members[sample.member], self.watch.cgroup(sample.member)));
+        self.survey.follow(targets.collect());
         let found = self.survey.found();
         self.vms.retain(|member, _| samples.iter().any(|sample| sample.member == *member));
         for sample in samples {
@@ -144,9 +148,9 @@ impl Host {
         self.watch.sources(member)
     }
 
-    /// The memory cgroup that is a VM's own.
+    /// The id of the memory cgroup that is a VM's own.
     pub fn cgroup_id(&self, member: usize) -> Option<u64> {
-        self.watch.cgroup_id(member)
+        Some(self.watch.cgroup(member)?.id)
     }
 
     /// Why the host's counters could not be read, if so.
@@ -165,10 +169,11 @@ impl Host {
     }
 }
 
-fn target(member: &Member) -> Target {
+fn target(member: &Member, own: Option<&MemoryCgroup>) -> Target {
     let is_kvm = member.vm.accelerator.as_deref() == Some("kvm");
     let has_page_tables = is_kvm && member.exits_absent.as_deref() != Some(SILENT);
-    Target { vm: member.vm.clone(), has_page_tables }
+    let cgroup = own.map(|cgroup| cgroup.name.clone());
+    Target { vm: member.vm.clone(), has_page_tables, cgroup }
 }
 
 impl Followed {

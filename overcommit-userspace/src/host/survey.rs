@@ -38,6 +38,9 @@ pub struct Options {
     pub guest_stats: bool,
     /// `--working-set`
     pub working_set: Wanted,
+    /// Whether the multi-generational LRU sees what guests touch; see
+    /// [`crate::kernel_layout::KernelLayout::mglru_sees_guests`].
+    pub mglru_sees_guests: bool,
 }
 
 /// What was found of a VM.
@@ -125,7 +128,7 @@ impl Survey {
             turned: BTreeMap::new(),
             next_walk: Instant::now(),
         };
-        let mut follower = Follower::new(proc, sys, options.working_set);
+        let mut follower = Follower::new(proc, sys, options.working_set, options.mglru_sees_guests);
         let mut survey = Self { shared, threads: Vec::new() };
         survey.spawn("survey", move |shared| {
             loop {

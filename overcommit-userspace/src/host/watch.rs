@@ -206,8 +206,8 @@ impl Watch {
     }
 
     /// The memory cgroup that is a VM's own.
-    pub fn cgroup_id(&self, member: usize) -> Option<u64> {
-        Some(self.vms.get(&member)?.cgroup.as_ref()?.id)
+    pub fn cgroup(&self, member: usize) -> Option<&MemoryCgroup> {
+        self.vms.get(&member)?.cgroup.as_ref()
     }
 
     /// Why the host's counters could not be read, if so.

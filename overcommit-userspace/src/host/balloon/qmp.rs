@@ -194,7 +194,7 @@ mod tests {
                 }
             }
             // Open until the other side leaves.
-            let _ = requests.read_line(&mut String::new());
+            let _ = std::io::copy(&mut requests, &mut std::io::sink());
         });
         let pid = std::process::id().cast_signed();
         let looked = block_on(look(&path, pid, GuestPolling::TurnOn));

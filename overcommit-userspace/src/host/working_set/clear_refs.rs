@@ -2,7 +2,6 @@
 //! sees what QEMU touches itself, so a guest under TCG; and it makes reclaim forget
 //! which pages were in use.
 
-use crate::host::overcommit::Range;
 use crate::vm::memory::Mapping;
 use anyhow::{Context, Result};
 use procfs::process::Process;
@@ -21,13 +20,12 @@ pub fn clear(proc: &Path, pid: i32) -> Result<()> {
 ///
 /// # Errors
 /// The VM is gone.
-pub fn look(proc: &Path, pid: i32, memory: Mapping) -> Result<Range> {
+pub fn look(proc: &Path, pid: i32, memory: Mapping) -> Result<u64> {
     let maps = Process::new_with_root(proc.join(pid.to_string()))?.smaps()?;
     let of_guest =
         maps.iter().filter(|map| map.address.0 >= memory.start && map.address.1 <= memory.end);
     let referenced = |map: &procfs::process::MemoryMap| {
         map.extension.map.get("Referenced").copied().unwrap_or(0)
     };
-    let touched = of_guest.map(referenced).sum();
-    Ok(Range { lower: touched, upper: touched })
+    Ok(of_guest.map(referenced).sum())
 }

@@ -21,6 +21,9 @@ const SAMPLES: u64 = 20;
 pub const SAMPLE_US: u64 = 10_000;
 /// Never longer than this: what is seen less often is not told from what is not used.
 pub const SAMPLE_US_MAX: u64 = 500_000;
+/// Looks after which the regions have been split and joined often enough to follow what
+/// is touched.
+const SETTLING: usize = 6;
 /// Interval of updating the list of mappings, in microseconds: an odd figure, by which
 /// what an overcommit that was killed has left is known.
 const UPDATE_US: u64 = 60_000_007;
@@ -33,6 +36,8 @@ pub struct Damon {
     /// Put back at the end, if it was changed.
     stat: Option<PathBuf>,
     running: Vec<VmId>,
+    /// Looks since the start.
+    looked: usize,
     looks: BTreeMap<VmId, VecDeque<Vec<Interval>>>,
     /// In microseconds.
     sample_us: u64,
@@ -81,6 +86,7 @@ impl Damon {
             _lock: lock,
             stat: None,
             running: Vec::new(),
+            looked: 0,
             looks: BTreeMap::new(),
             sample_us: SAMPLE_US,
         };
@@ -156,6 +162,10 @@ impl Damon {
     /// A VM is left out before there were enough looks, or when it is gone.
     pub fn look(&mut self) -> BTreeMap<VmId, Range> {
         let mut ranges = BTreeMap::new();
+        self.looked += 1;
+        if self.looked <= SETTLING {
+            return ranges;
+        }
         for (number, id) in self.running.iter().enumerate() {
             let Ok(touched) = self.touched(number) else { continue };
             let looks = self.looks.entry(*id).or_default();
@@ -204,6 +214,7 @@ impl Damon {
     }
 
     fn stop(&mut self) -> Result<()> {
+        self.looked = 0;
         self.looks.clear();
         self.running.clear();
         let count: usize = read(&self.kdamonds.join("nr_kdamonds"))?.parse()?;

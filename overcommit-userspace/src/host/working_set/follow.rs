@@ -2,7 +2,7 @@
 
 use crate::host::overcommit::Range;
 use crate::host::working_set::damon::{self, Damon};
-use crate::host::working_set::page_idle::{self, PageIdle};
+use crate::host::working_set::mglru::{self, Aged, Mglru};
 use crate::host::working_set::{
     COST_MAX, Capabilities, Source, Wanted, Windows, WorkingSet, choose, clear_refs,
 };
@@ -26,6 +26,8 @@ pub struct Target {
     pub vm: Vm,
     /// Whether its guest runs on page tables of its own (EPT, NPT).
     pub has_page_tables: bool,
+    /// Path of its memory cgroup, if that is its own.
+    pub cgroup: Option<String>,
 }
 
 /// What a round gave: a working set, or why there is none. Neither is there before
@@ -37,10 +39,9 @@ pub struct Follower {
     proc: PathBuf,
     sys: PathBuf,
     wanted: Wanted,
-    page_size: u64,
     can: Capabilities,
     damon: Option<Damon>,
-    page_idle: Option<PageIdle>,
+    mglru: Mglru,
     windows: BTreeMap<VmId, Windows>,
     /// CPU time of the kernel's threads at the last look, in ticks, and when that was.
     spent: BTreeMap<VmId, (u64, Instant)>,
@@ -48,28 +49,32 @@ pub struct Follower {
 
 /// One that waits to be looked at.
 enum Waiting {
-    Idle(page_idle::Marked),
-    Cleared,
+    Aged(String, Aged),
+    Cleared(Mapping),
 }
 
 impl Follower {
     /// Looks at what this host can measure with.
-    pub fn new(proc: impl Into<PathBuf>, sys: impl Into<PathBuf>, wanted: Wanted) -> Self {
+    pub fn new(
+        proc: impl Into<PathBuf>,
+        sys: impl Into<PathBuf>,
+        wanted: Wanted,
+        mglru_sees_guests: bool,
+    ) -> Self {
         let (proc, sys) = (proc.into(), sys.into());
         let said = |checked: Result<()>| checked.map_err(|error| format!("{error:#}"));
         let can = Capabilities {
             damon: said(damon::check(&sys, wanted == Wanted::Damon)),
-            page_idle: said(page_idle::check(&sys)),
+            mglru: said(mglru::check(&sys, mglru_sees_guests)),
         };
-        let page_size = kernel::page_size();
+        let mglru = Mglru::new(&sys, kernel::page_size());
         Self {
             proc,
             sys,
             wanted,
-            page_size,
             can,
             damon: None,
-            page_idle: None,
+            mglru,
             windows: BTreeMap::new(),
             spent: BTreeMap::new(),
         }
@@ -83,15 +88,15 @@ impl Follower {
         let mut by_damon = Vec::new();
         let mut waiting = Vec::new();
         for target in targets {
-            let Target { vm, has_page_tables } = target;
-            let begun = choose(self.wanted, &self.can, vm, *has_page_tables).and_then(|source| {
+            let vm = &target.vm;
+            let begun = choose(self.wanted, &self.can, target).and_then(|source| {
                 let memory = vm.mapping.ok_or("its memory is not known yet")?;
                 if source == Source::Damon {
                     by_damon.push((vm.id, memory));
                     return Ok(());
                 }
-                let begun = self.begin(source, vm.id, memory);
-                waiting.push((vm.id, memory, begun.map_err(|error| format!("{error:#}"))?));
+                let begun = self.begin(source, target, memory);
+                waiting.push((vm.id, begun.map_err(|error| format!("{error:#}"))?));
                 Ok(())
             });
             if let Err(why) = begun {
@@ -105,8 +110,8 @@ impl Follower {
         }
         let window_s = start.elapsed().as_secs_f64();
         let mut found = BTreeMap::new();
-        for (id, memory, begun) in &waiting {
-            match self.end(*id, *memory, begun) {
+        for (id, begun) in &waiting {
+            match self.end(*id, begun) {
                 Ok((source, range)) => {
                     found.insert(*id, (source, range));
                 }
@@ -129,29 +134,24 @@ impl Follower {
         measured
     }
 
-    fn begin(&mut self, source: Source, id: VmId, memory: Mapping) -> Result<Waiting> {
+    fn begin(&self, source: Source, target: &Target, memory: Mapping) -> Result<Waiting> {
         if source == Source::ClearRefs {
-            clear_refs::clear(&self.proc, id.pid)?;
-            return Ok(Waiting::Cleared);
+            clear_refs::clear(&self.proc, target.vm.id.pid)?;
+            return Ok(Waiting::Cleared(memory));
         }
-        if self.page_idle.is_none() {
-            self.page_idle = Some(PageIdle::open(&self.proc, &self.sys)?);
-        }
-        let page_idle = self.page_idle.as_ref().context("idle page tracking is not open")?;
-        Ok(Waiting::Idle(page_idle.mark(&self.proc, id.pid, memory, self.page_size)?))
+        let cgroup = target.cgroup.clone().context("its memory cgroup is not its own")?;
+        let aged = self.mglru.age(&cgroup)?;
+        Ok(Waiting::Aged(cgroup, aged))
     }
 
-    fn end(&self, id: VmId, memory: Mapping, begun: &Waiting) -> Result<(Source, Range)> {
-        match begun {
-            Waiting::Cleared => {
-                Ok((Source::ClearRefs, clear_refs::look(&self.proc, id.pid, memory)?))
+    fn end(&self, id: VmId, begun: &Waiting) -> Result<(Source, Range)> {
+        let (source, touched) = match begun {
+            Waiting::Cleared(memory) => {
+                (Source::ClearRefs, clear_refs::look(&self.proc, id.pid, *memory)?)
             }
-            Waiting::Idle(marked) => {
-                let page_idle = self.page_idle.as_ref();
-                let page_idle = page_idle.context("idle page tracking is not open")?;
-                Ok((Source::PageIdle, page_idle.look(marked)?))
-            }
-        }
+            Waiting::Aged(cgroup, aged) => (Source::Mglru, self.mglru.touched(cgroup, aged)?),
+        };
+        Ok((source, Range { lower: touched, upper: touched }))
     }
 
     /// Has DAMON follow these VMs; gives the time of an aggregation.

@@ -1,18 +1,18 @@
 //! How much of its memory does a VM use?
 //!
 //! By the best source that this kernel has and that sees what a guest touches through
-//! its own page tables (EPT, NPT): `damon`, else `page_idle`. `clear_refs` does not see
-//! that, and is for VMs that run without such tables. Where nothing can be asked, what
+//! its own page tables (EPT, NPT): `damon`, else `mglru`. `clear_refs` does not see that,
+//! and is for VMs that run without such tables. Where nothing can be asked, what
 //! is resident bounds it (`bounds`).
 
 pub mod clear_refs;
 pub mod damon;
 pub mod follow;
-pub mod page_idle;
+pub mod mglru;
 pub mod regions;
 
 use crate::host::overcommit::Range;
-use crate::vm::Vm;
+use crate::host::working_set::follow::Target;
 use crate::vm::memory::Backing;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -25,8 +25,8 @@ pub enum Wanted {
     Auto,
     /// DAMON; stops the kernel's own use of it meanwhile
     Damon,
-    /// Idle page tracking
-    PageIdle,
+    /// The generations of the multi-generational LRU
+    Mglru,
     /// Referenced bits of the page tables; for VMs under TCG, spoils reclaim's ageing
     ClearRefs,
     /// Nothing; what is resident bounds it
@@ -39,8 +39,8 @@ pub enum Wanted {
 pub enum Source {
     /// DAMON's regions of virtual addresses.
     Damon,
-    /// Pages that were marked idle and are not any more.
-    PageIdle,
+    /// Pages of the generations since the last ageing.
+    Mglru,
     /// Pages whose referenced bit was cleared and is set again.
     ClearRefs,
     /// What is resident, and whether anything that was not is missed.
@@ -52,7 +52,7 @@ impl Source {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Damon => "damon",
-            Self::PageIdle => "page_idle",
+            Self::Mglru => "mglru",
             Self::ClearRefs => "clear_refs",
             Self::Bounds => "bounds",
         }
@@ -60,7 +60,7 @@ impl Source {
 
     /// What a file calls so.
     pub fn from_name(name: &str) -> Option<Self> {
-        let all = [Self::Damon, Self::PageIdle, Self::ClearRefs, Self::Bounds];
+        let all = [Self::Damon, Self::Mglru, Self::ClearRefs, Self::Bounds];
         all.into_iter().find(|source| source.name() == name)
     }
 }
@@ -105,40 +105,39 @@ impl Windows {
 pub struct Capabilities {
     /// DAMON of virtual addresses.
     pub damon: Result<(), String>,
-    /// Idle page tracking.
-    pub page_idle: Result<(), String>,
+    /// The multi-generational LRU.
+    pub mglru: Result<(), String>,
 }
 
 /// What to measure a VM with; why with nothing.
 ///
 /// # Errors
 /// Why it can only be bounded.
-pub fn choose(
-    wanted: Wanted,
-    host: &Capabilities,
-    vm: &Vm,
-    has_page_tables: bool,
-) -> Result<Source, String> {
-    let Some(backing) = vm.backing() else {
+pub fn choose(wanted: Wanted, host: &Capabilities, target: &Target) -> Result<Source, String> {
+    let Some(backing) = target.vm.backing() else {
         return Err("its memory is not known yet".to_owned());
     };
     if backing == Backing::Hugetlb {
         return Err("huge pages of the pool are never reclaimed".to_owned());
     }
     let damon = || host.damon.clone().map(|()| Source::Damon);
-    let page_idle = || host.page_idle.clone().map(|()| Source::PageIdle);
+    let mglru = || {
+        host.mglru.clone()?;
+        // Generations are a cgroup's.
+        let own = target.cgroup.as_ref().map(|_| Source::Mglru);
+        own.ok_or_else(|| "its memory cgroup is not its own".to_owned())
+    };
     match wanted {
         Wanted::Bounds => Err("not asked for".to_owned()),
         Wanted::Damon => damon(),
-        Wanted::PageIdle => page_idle(),
-        Wanted::ClearRefs if has_page_tables => {
+        Wanted::Mglru => mglru(),
+        Wanted::ClearRefs if target.has_page_tables => {
             Err("the guest runs on page tables of its own, which clear_refs does not see"
                 .to_owned())
         }
         Wanted::ClearRefs => Ok(Source::ClearRefs),
-        Wanted::Auto => damon().or_else(|no_damon| {
-            page_idle().map_err(|no_page_idle| format!("{no_damon}; {no_page_idle}"))
-        }),
+        Wanted::Auto => damon()
+            .or_else(|no_damon| mglru().map_err(|no_mglru| format!("{no_damon}; {no_mglru}"))),
     }
 }
 
@@ -156,30 +155,40 @@ pub fn bounds(resident: u64, configured: Option<u64>, is_missed: bool) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::Vm;
     use crate::vm::memory::Mapping;
     use crate::vm::tests::vm;
 
-    fn mapped(backing: Backing) -> Vm {
-        Vm { mapping: Some(Mapping { backing, start: 0, end: 1 << 30 }), ..vm("a") }
+    fn target(backing: Option<Backing>, has_page_tables: bool, cgroup: Option<&str>) -> Target {
+        let mapping = backing.map(|backing| Mapping { backing, start: 0, end: 1 << 30 });
+        let vm = Vm { mapping, ..vm("a") };
+        Target { vm, has_page_tables, cgroup: cgroup.map(str::to_owned) }
     }
 
     #[test]
     fn the_best_source_that_sees_is_taken() {
         let no = |why: &str| Err(why.to_owned());
-        let all = Capabilities { damon: Ok(()), page_idle: Ok(()) };
-        let of = |wanted, host: &Capabilities, has_tables| {
-            choose(wanted, host, &mapped(Backing::Anonymous), has_tables)
-        };
-        assert_eq!(of(Wanted::Auto, &all, true), Ok(Source::Damon));
+        let anonymous = Some(Backing::Anonymous);
+        let (guest, emulated) =
+            (target(anonymous, true, Some("/a")), target(anonymous, false, Some("/a")));
+        let all = Capabilities { damon: Ok(()), mglru: Ok(()) };
+        assert_eq!(choose(Wanted::Auto, &all, &guest), Ok(Source::Damon));
         let without_damon = Capabilities { damon: no("no damon"), ..all.clone() };
-        assert_eq!(of(Wanted::Auto, &without_damon, true), Ok(Source::PageIdle));
-        let none = Capabilities { page_idle: no("no page_idle"), ..without_damon };
-        assert_eq!(of(Wanted::Auto, &none, true).unwrap_err(), "no damon; no page_idle");
-        assert_eq!(of(Wanted::ClearRefs, &none, false), Ok(Source::ClearRefs));
-        assert!(of(Wanted::ClearRefs, &all, true).unwrap_err().contains("does not see"));
-        assert!(of(Wanted::Damon, &none, true).is_err(), "never another one than was asked for");
-        assert!(choose(Wanted::Auto, &all, &mapped(Backing::Hugetlb), true).is_err());
-        assert!(choose(Wanted::Auto, &all, &vm("a"), true).is_err());
+        assert_eq!(choose(Wanted::Auto, &without_damon, &guest), Ok(Source::Mglru));
+        let shares = target(anonymous, true, None);
+        let why = choose(Wanted::Auto, &without_damon, &shares).unwrap_err();
+        assert!(why.contains("not its own"), "{why}");
+        let none = Capabilities { mglru: no("no mglru"), ..without_damon };
+        let why = choose(Wanted::Auto, &none, &guest).unwrap_err();
+        assert_eq!(why, "no damon; no mglru");
+        assert_eq!(choose(Wanted::ClearRefs, &none, &emulated), Ok(Source::ClearRefs));
+        let why = choose(Wanted::ClearRefs, &all, &guest).unwrap_err();
+        assert!(why.contains("does not see"), "{why}");
+        let why = choose(Wanted::Damon, &none, &guest).unwrap_err();
+        assert_eq!(why, "no damon", "never another one than was asked for");
+        for unfit in [target(Some(Backing::Hugetlb), true, None), target(None, true, None)] {
+            assert!(choose(Wanted::Auto, &all, &unfit).is_err());
+        }
     }
 
     #[test]

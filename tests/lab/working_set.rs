@@ -1,0 +1,119 @@
+//! How much does a guest use that runs on page tables of its own?
+
+use crate::Scenario;
+use anyhow::{Context, Result, ensure};
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{MemoryCgroup, Setting, read};
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{json, rows};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        ("working_set_contiguous".to_owned(), Box::new(contiguous)),
+        ("working_set_scattered".to_owned(), Box::new(scattered)),
+    ]
+}
+
+const PATIENCE: Duration = Duration::from_secs(180);
+const MIB: u64 = 1 << 20;
+/// MiB that the guest fills, and that it goes on touching.
+const WALK: u64 = 96;
+const HOT: u64 = 64;
+const DAMON_STAT: &str = "/sys/module/damon_stat/parameters/enabled";
+
+type Row = HashMap<String, String>;
+
+/// A row in which the working set was measured.
+fn measured(folder: &Path, wanted: &str) -> Result<Row> {
+    let recording = Recording::start(folder, ["--working-set", wanted])?;
+    let found = await_some("working set", PATIENCE, || {
+        let row = rows(folder, "vms.csv")?.pop();
+        Ok(row.filter(|row| !["", "bounds"].contains(&row["working_set_source"].as_str())))
+    });
+    let folder = recording.end()?;
+    let why = json(&folder, "run.json")?["vms"][0]["working_set_unknown"].clone();
+    found.with_context(|| format!("{why}"))
+}
+
+fn ends(row: &Row) -> Result<(u64, u64)> {
+    let end = |end: &str| row[&format!("working_set_{end}_bytes")].parse::<u64>();
+    let ends = (end("lower")?, end("upper")?);
+    println!(
+        "{}: {:.1} to {:.1} MiB in {} s, {} of a CPU",
+        row["working_set_source"],
+        ends.0 as f64 / MIB as f64,
+        ends.1 as f64 / MIB as f64,
+        row["working_set_window_s"],
+        row["working_set_cost_share"]
+    );
+    Ok(ends)
+}
+
+/// Sources that this kernel has and that see: Linux 6.1 has generations too.
+fn sources() -> &'static [&'static str] {
+    if Path::new("/sys/kernel/mm/damon/admin").exists() { &["damon", "mglru"] } else { &[] }
+}
+
+fn contiguous(dir: &Path) -> Result<()> {
+    let _small_pages = Setting::small_pages()?;
+    let cgroup = MemoryCgroup::new("lab")?;
+    let config = Config { cgroup: Some(&cgroup), ..Config::new("vm", WALK) };
+    let mut guest = Vm::start(&Config { hot: Some((HOT, 1)), ..config })?;
+    guest.await_passes(3)?;
+    let sources = sources();
+    let stat = read(DAMON_STAT).ok();
+    for source in sources {
+        let row = measured(&dir.join(source), source)?;
+        let (lower, upper) = ends(&row)?;
+        for end in [lower, upper] {
+            ensure!(end.abs_diff(HOT * MIB) * 10 <= HOT * MIB, "{source}: {} MiB", end / MIB);
+        }
+        ensure!(read(DAMON_STAT).ok() == stat, "DAMON was not put back");
+    }
+    // The referenced bits of QEMU's own page tables tell nothing of the guest, nor do
+    // old kernels' generations.
+    let blind: &[&str] =
+        if sources.is_empty() { &["clear-refs", "mglru", "auto"] } else { &["clear-refs"] };
+    blind.iter().try_for_each(|source| refused(&dir.join(format!("blind-{source}")), source))
+}
+
+fn refused(folder: &Path, source: &str) -> Result<()> {
+    let switch = "/sys/kernel/mm/lru_gen/enabled";
+    let is_off = read(switch)?.trim() == "0x0000";
+    let _lru = is_off.then(|| Setting::new(switch, "0x0007")).transpose()?;
+    let recording = Recording::start(folder, ["--working-set", source])?;
+    await_some("refusal", PATIENCE, || {
+        let why = json(folder, "run.json")?["vms"][0]["working_set_unknown"].clone();
+        Ok(why.as_str().is_some_and(|why| why.contains("does not see")).then_some(()))
+    })?;
+    recording.end()?;
+    Ok(())
+}
+
+/// Every 64th page.
+fn scattered(dir: &Path) -> Result<()> {
+    let _small_pages = Setting::small_pages()?;
+    let cgroup = MemoryCgroup::new("lab")?;
+    let config = Config { cgroup: Some(&cgroup), ..Config::new("vm", WALK) };
+    let mut guest = Vm::start(&Config { hot: Some((WALK, 64)), ..config })?;
+    guest.await_passes(3)?;
+    let truth = WALK * MIB / 64;
+    if sources().is_empty() {
+        return Ok(());
+    }
+    // From Linux 7.x on the kernel uses DAMON itself, and is left alone.
+    let best = if Path::new(DAMON_STAT).exists() { "mglru" } else { "damon" };
+    for (asked, source) in [("auto", best), ("mglru", "mglru")] {
+        let row = measured(&dir.join(asked), asked)?;
+        let (lower, upper) = ends(&row)?;
+        // What the guest and its firmware touch beside.
+        let few = MIB;
+        ensure!(lower <= truth + few && upper >= truth, "{source}: {truth} is not in the range");
+        ensure!(row["working_set_source"] == source, "{row:#?}");
+    }
+    Ok(())
+}
