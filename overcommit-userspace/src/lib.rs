@@ -10,6 +10,7 @@
 pub mod boundary;
 pub mod clock;
 pub mod commands;
+pub mod compare;
 pub mod exit_reasons;
 pub mod export;
 pub mod host;

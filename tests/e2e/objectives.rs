@@ -17,6 +17,7 @@ pub(crate) const TESTS: Tests = &[
     ("objectives_decide_the_exit_code", objectives),
     ("marks_bound_what_is_reported", marks),
     ("export_writes_what_was_recorded", export),
+    ("what_is_too_short_is_compared_without_a_claim", compare),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -156,4 +157,29 @@ fn export() -> Result<()> {
     let exported = rows(&folder, "export/web-1/fault.minor.csv")?;
     ensure!(!exported.is_empty() && exported == of_minor(rows(&folder, "intervals.csv")?));
     expect(&run(["export", &text, "--format", "csv", "--vm", "db"])?, 1, "it has the VMs web-1")
+}
+
+/// The claims themselves are tried on simulated recordings.
+fn compare() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (folder, _) = record_a_start(dir.path(), &[])?;
+    let text = folder.to_string_lossy().into_owned();
+    let output = run(["compare", &text, &text, "--fail-on-regression"])?;
+    expect(&output, 0, "")?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(printed.contains("web-1: fault.minor p99"), "{printed}");
+    ensure!(printed.contains("s recorded, 600 s needed"), "{printed}");
+    // A folder with recordings in it is all of them.
+    let all = dir.path().to_string_lossy().into_owned();
+    let output = run(["compare", &all, &text, "--json"])?;
+    let compared: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(compared["compared"][0]["why_not"].is_string(), "{compared:#}");
+    expect(&run(["compare", "/proc", &text])?, 1, "is no recording, and holds none")?;
+    // Written by a version that is not there yet, and cut off in the middle.
+    let run_json = folder.join("run.json");
+    let newer = fs::read_to_string(&run_json)?.replace("overcommit.run/1", "overcommit.run/9");
+    fs::write(&run_json, &newer)?;
+    expect(&run(["compare", &text, &text])?, 1, "use the overcommit that recorded it")?;
+    fs::write(&run_json, &newer[..newer.len() / 2])?;
+    expect(&run(["compare", &text, &text])?, 1, "it is not a run.json")
 }

@@ -51,6 +51,9 @@ fn run_steps(args: &Args) -> Result<()> {
             show(cargo().args(["test", "--quiet", "--workspace", "--lib", "--bins"]))
         })?;
     }
+    if args.filter.is_none() {
+        steps.run("simulated recordings", simulation)?;
+    }
     steps.run("end-to-end tests", || end_to_end(args))?;
     if !args.native && args.filter.is_none() {
         steps.run("tests on other kernels", lab::all)?;
@@ -94,9 +97,14 @@ fn lint() -> Result<()> {
     let deny = ["--", "-D", "warnings"];
     show(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets"]).args(deny))?;
     // Left out there, as of every plain `cargo test`.
-    let lab = ["--package", "overcommit-tests", "--test", "lab"];
+    let lab = ["--package", "overcommit-tests", "--test", "lab", "--test", "simulation"];
     show(cargo().args(["clippy", "--quiet"]).args(lab).args(deny))?;
     show(build::cargo_ebpf("clippy")?.arg("--quiet").args(deny))
+}
+
+fn simulation() -> Result<()> {
+    let package = ["--package", "overcommit-tests", "--test", "simulation"];
+    show(cargo().args(["test", "--quiet", "--release"]).args(package).args(["--", "--nocapture"]))
 }
 
 fn end_to_end(args: &Args) -> Result<()> {

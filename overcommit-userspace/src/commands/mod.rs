@@ -1,6 +1,7 @@
 //! One file a subcommand; each only reads its options and prints.
 
 pub mod check;
+pub mod compare;
 pub mod export;
 pub mod list;
 pub mod mark;
@@ -38,6 +39,8 @@ enum Command {
     Record(record::Args),
     /// Print a recording, also one that was cut off
     Report(report::Args),
+    /// Compare two recordings, and say whether a difference is real
+    Compare(compare::Args),
     /// Write one file a VM and metric of a recording
     Export(export::Args),
     /// Note in a running recording that something begins
@@ -57,6 +60,7 @@ impl Cli {
         match self.command {
             Command::Record(args) => record::run(args),
             Command::Report(args) => report::run(&args),
+            Command::Compare(args) => compare::run(&args),
             Command::Export(args) => export::run(&args),
             Command::Mark(args) => mark::run(&args),
             Command::List(args) => list::run(&args),
