@@ -16,6 +16,7 @@ mod threads;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
+use testbed::scenario::{ALL, Scenario};
 use testbed::undo;
 
 /// Tests of a module by name.
@@ -54,7 +55,8 @@ fn main() -> ExitCode {
             println!("skipping {}: {reason}", test.name);
         }
     }
-    let trials = tests.into_iter().map(trial).collect();
+    let scenarios = ALL.into_iter().map(scenario);
+    let trials = tests.into_iter().map(trial).chain(scenarios).collect();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     let allowed = std::env::var_os("OVERCOMMIT_ALLOW_SKIPS").is_some();
     if conclusion.num_ignored > 0 && !allowed {
@@ -69,6 +71,16 @@ fn missing(name: &str) -> Option<String> {
     let needs_kvm = name.contains("kvm") || name.contains("shared") || name.contains("held");
     let kvm = testbed::qemu::kvm_works();
     (needs_kvm && !kvm).then(|| "/dev/kvm cannot be opened".to_owned())
+}
+
+/// What `cargo xtask scenario` shows.
+fn scenario(scenario: Scenario) -> Trial {
+    let outcome = move || {
+        let run = || (scenario.run)(tempfile::tempdir()?.path());
+        run().map_err(|error| Failed::from(format!("{error:#}")))
+    };
+    let is_missing = scenario.needs_kvm && !testbed::qemu::kvm_works();
+    Trial::test(format!("scenario_{}", scenario.name), outcome).with_ignored_flag(is_missing)
 }
 
 fn trial(test: Test) -> Trial {

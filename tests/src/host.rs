@@ -157,6 +157,21 @@ impl MemoryCgroup {
             (root, "memory.max")
         };
         let path = root.join(format!("overcommit-{name}-{}", std::process::id()));
+        Self::make(path, limit, controller)
+    }
+
+    /// One within it, without a limit of its own.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn child(&self, name: &str) -> Result<Self> {
+        if self.limit == "memory.max" {
+            write(self.path.join("cgroup.subtree_control"), "+memory")?;
+        }
+        Self::make(self.path.join(name), self.limit, None)
+    }
+
+    fn make(path: PathBuf, limit: &'static str, controller: Option<Undo>) -> Result<Self> {
         let undo = Undo::with("memory cgroup", {
             let path = path.clone();
             move || {
@@ -191,6 +206,19 @@ impl MemoryCgroup {
     /// The kernel refuses, or finds too little.
     pub fn reclaim(&self, mebibytes: u64) -> Result<()> {
         write(self.path.join("memory.reclaim"), &(mebibytes << 20).to_string())
+    }
+
+    /// Has the kernel take all of it away that it can, once.
+    ///
+    /// # Errors
+    /// The kernel has no such switch.
+    pub fn push_out(&self) -> Result<()> {
+        if self.limit == "memory.max" {
+            // Some of it cannot be taken, which is said as an error.
+            let _ = write(self.path.join("memory.reclaim"), &self.charged()?.to_string());
+            return Ok(());
+        }
+        write(self.path.join("memory.force_empty"), "0")
     }
 
     /// A counter of its memory.stat.

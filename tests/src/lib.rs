@@ -6,6 +6,7 @@ pub mod payload;
 pub mod qemu;
 pub mod record;
 pub mod results;
+pub mod scenario;
 pub mod squeeze;
 pub mod undo;
 

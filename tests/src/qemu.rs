@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a VM may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -83,7 +83,9 @@ impl<'a> Config<'a> {
     /// Linux under emulation, with that much memory, in MiB, and a script.
     pub fn shell(name: &'a str, memory: u64, script: &'a str) -> Self {
         let guest = Guest::Shell;
-        Self { guest, memory, script, accel: "tcg", ..Self::new(name, 0) }
+        // Code that is translated anew all the time would fill a gigabyte.
+        let accel = "tcg,tb-size=64";
+        Self { guest, memory, script, accel, ..Self::new(name, 0) }
     }
 
     /// The command line.
@@ -294,6 +296,16 @@ impl Vm {
     /// Its own folder, with what it shares.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Passes a second over that time.
+    ///
+    /// # Errors
+    /// The serial log cannot be read.
+    pub fn pace(&self, time: Duration) -> Result<f64> {
+        let (before, start) = (self.passes()?, Instant::now());
+        std::thread::sleep(time);
+        Ok((self.passes()? - before) as f64 / start.elapsed().as_secs_f64())
     }
 
     /// Passes so far.

@@ -86,6 +86,15 @@ impl Recording {
         Ok(self.child.wait()?)
     }
 
+    /// Ends it as Ctrl-C does, and gives how it ended.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn interrupted(mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGINT)?;
+        self.wait()
+    }
+
     /// Ends it as Ctrl-C does, and gives its folder.
     ///
     /// # Errors

@@ -10,21 +10,30 @@ const LIMIT: u64 = 48;
 
 /// A memory cgroup that swaps to compressed memory, page by page.
 pub struct Squeeze {
-    cgroup: MemoryCgroup,
+    /// Where the limit is.
+    pub cgroup: MemoryCgroup,
     _swap: ZramSwap,
     _settings: [Setting; 2],
 }
 
 impl Squeeze {
-    /// For one VM.
+    /// For one small VM.
+    ///
+    /// # Errors
+    /// As [`Self::to`].
+    pub fn new() -> Result<Self> {
+        Self::to(LIMIT)
+    }
+
+    /// To that many MiB.
     ///
     /// # Errors
     /// The host has no memory controller or zram, or refuses.
-    pub fn new() -> Result<Self> {
+    pub fn to(mebibytes: u64) -> Result<Self> {
         let settings = [Setting::small_pages()?, Setting::no_readahead()?];
-        let cgroup = MemoryCgroup::new("lab")?;
-        let swap = ZramSwap::new(512)?;
-        cgroup.limit(LIMIT)?;
+        let cgroup = MemoryCgroup::new("squeeze")?;
+        let swap = ZramSwap::new(1024)?;
+        cgroup.limit(mebibytes)?;
         Ok(Self { cgroup, _swap: swap, _settings: settings })
     }
 

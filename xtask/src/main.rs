@@ -4,6 +4,7 @@
 mod build;
 mod demo;
 mod lab;
+mod scenario;
 mod setup;
 mod test;
 
@@ -27,6 +28,8 @@ enum Command {
     Demo(demo::Args),
     /// Run the tests on other kernels, in an emulated host
     Lab(lab::Args),
+    /// Show a failure of the field on real VMs
+    Scenario(scenario::Args),
     /// Run every check and test
     Test(test::Args),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Build => build::all(),
         Command::Demo(args) => demo::run(&args),
         Command::Lab(args) => lab::run(&args),
+        Command::Scenario(args) => scenario::run(&args),
         Command::Test(args) => test::run(&args),
     };
     match done {

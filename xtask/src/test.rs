@@ -1,5 +1,6 @@
 //! Every check and test, in the order in which they are cheap.
 
+use crate::scenario::JAVA;
 use crate::setup::{
     TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, require_root, show,
 };
@@ -65,6 +66,7 @@ fn run_steps(args: &Args) -> Result<()> {
 fn set_up() -> Result<()> {
     install(&TESTBED)?;
     install(&READERS)?;
+    install(&JAVA)?;
     let mut probe = Command::new("python3");
     if testbed::run(probe.args(["-c", "import ensurepip"])).is_err() {
         install_packages(&["python3-venv"])?;
@@ -110,7 +112,7 @@ fn simulation() -> Result<()> {
 fn end_to_end(args: &Args) -> Result<()> {
     let mut cargo = cargo();
     cargo.args(["test", "--quiet", "--package", "overcommit-tests", "--test", "e2e", "--"]);
-    lab::for_guests(&mut cargo)?;
+    cargo.envs(lab::guest_files()?);
     // They share the host's swap and settings.
     cargo.arg("--test-threads=1").args(&args.filter);
     if args.allow_skips {

@@ -1,7 +1,7 @@
 //! How much memory does each VM hold, and what takes memory beside them? Each page
 //! counted once.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use procfs::Meminfo;
 use procfs::prelude::FromRead;
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, MountInfo, MountInfos, Process};
@@ -50,6 +50,8 @@ impl ProcessMemory {
         let dir = proc.join(pid.to_string());
         let process = Process::new_with_root(dir.clone())?;
         let maps = process.smaps()?;
+        // So it is while a process starts or ends.
+        ensure!(maps.iter().next().is_some(), "process {pid} has no memory");
         let mounts =
             MountInfos::from_file(dir.join("mountinfo")).map(|mounts| mounts.0).unwrap_or_default();
         let mut memory = Self::default();

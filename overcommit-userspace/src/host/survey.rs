@@ -126,7 +126,7 @@ impl Survey {
             silent: BTreeMap::new(),
             libvirt: Silence::default(),
             turned: BTreeMap::new(),
-            next_walk: Instant::now(),
+            walked: BTreeMap::new(),
         };
         let mut follower = Follower::new(proc, sys, options.working_set, options.mglru_sees_guests);
         let mut survey = Self { shared, threads: Vec::new() };
@@ -213,6 +213,12 @@ impl Silence {
     }
 }
 
+struct Walked {
+    memory: Option<ProcessMemory>,
+    next: Instant,
+    wait: Duration,
+}
+
 struct Surveyor {
     proc: PathBuf,
     sys: PathBuf,
@@ -222,7 +228,8 @@ struct Surveyor {
     libvirt: Silence,
     /// VMs whose guests report because we asked for it, and by which monitor.
     turned: BTreeMap<VmId, PathBuf>,
-    next_walk: Instant,
+    /// What the page tables of each told, and when they are walked again.
+    walked: BTreeMap<VmId, Walked>,
 }
 
 impl Surveyor {
@@ -230,20 +237,34 @@ impl Surveyor {
         let targets = shared.targets();
         let balloons = self.balloons(&targets).await;
         shared.note(balloons, |vm, balloon| vm.balloon = Some(balloon));
-        if Instant::now() < self.next_walk || targets.is_empty() {
-            return;
-        }
-        let start = Instant::now();
-        let processes = targets.iter().filter_map(|target| {
-            let id = target.vm.id;
-            Some((id, ProcessMemory::read(&self.proc, id.pid).ok()?))
-        });
-        let memory = divide(&processes.collect());
-        let walk = (start.elapsed() * WALK_SHARE).clamp(WALK.0, WALK.1);
-        self.next_walk = Instant::now() + walk;
+        let memory = self.walk(&targets);
         shared.note(memory, |vm, memory| vm.memory = Some(memory));
         let host = HostMemory::read(&self.proc, &self.sys, self.page_size).ok();
         shared.lock().found.host = host;
+    }
+
+    /// Walks the page tables of those whose turn it is: soon of a VM that is new, seldom
+    /// of one that is large.
+    fn walk(&mut self, targets: &[Target]) -> BTreeMap<VmId, MemoryUse> {
+        self.walked.retain(|id, _| targets.iter().any(|target| target.vm.id == *id));
+        for id in targets.iter().map(|target| target.vm.id) {
+            let start = Instant::now();
+            let walked = self.walked.entry(id);
+            let walked =
+                walked.or_insert(Walked { memory: None, next: start, wait: Duration::ZERO });
+            if start < walked.next {
+                continue;
+            }
+            if let Ok(memory) = ProcessMemory::read(&self.proc, id.pid) {
+                walked.memory = Some(memory);
+            }
+            walked.wait = (walked.wait * 2).clamp(LOOK, WALK.0);
+            let least = (start.elapsed() * WALK_SHARE).min(WALK.1);
+            walked.next = Instant::now() + walked.wait.max(least);
+        }
+        let known =
+            self.walked.iter().filter_map(|(id, walked)| Some((*id, walked.memory.clone()?)));
+        divide(&known.collect())
     }
 
     /// Asks every monitor at once, so that a hundred that hang take no longer than one.

@@ -199,20 +199,19 @@ fn prepare(series: Series, args: &Args, binary: &Path) -> Result<Lab> {
     Ok(Lab { series, image, unproven: packages.unproven, work, initramfs })
 }
 
-/// Kernel and initramfs of a Linux guest on this machine itself, which shares its root;
-/// in the environment of a command.
+/// Kernel and initramfs of a Linux guest on this machine itself, which shares its root,
+/// each with the variable of the environment that says where it is.
 ///
 /// # Errors
 /// The kernel cannot be had.
-pub(crate) fn for_guests(command: &mut Command) -> Result<()> {
+pub(crate) fn guest_files() -> Result<[(&'static str, PathBuf); 2]> {
     install(&LAB)?;
     let cache = cache()?;
     let image = image::unpack(&kernels::fetch(Series::Linux6_12, &cache)?, &cache)?;
     let work = target().join("guest");
     fs::create_dir_all(&work)?;
-    command.env(payload::LINUX_KERNEL, &image.kernel);
-    command.env(payload::SHELL_INITRAMFS, image::initramfs(&image, &work)?);
-    Ok(())
+    let initramfs = image::initramfs(&image, &work)?;
+    Ok([(payload::LINUX_KERNEL, image.kernel), (payload::SHELL_INITRAMFS, initramfs)])
 }
 
 fn quote(text: &str) -> String {

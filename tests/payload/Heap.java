@@ -1,0 +1,45 @@
+/**
+ * A service with a large heap that it hardly uses: many small linked objects that are old, and work
+ * that touches only young ones. A full collection now and then touches them all.
+ */
+public final class Heap {
+    static final class Node {
+        Node next;
+        long first;
+        long second;
+        long third;
+    }
+
+    /** What is old: chains, which a collection has to follow object by object. */
+    private static final Node[] OLD = new Node[1024];
+    /** What is young. */
+    private static final byte[][] YOUNG = new byte[256][];
+
+    public static void main(String[] args) {
+        long bytes = Long.parseLong(args[0]) << 20;
+        int collections = Integer.parseInt(args[1]);
+        long pause = Long.parseLong(args[2]) * 1000;
+        // A header of 12 bytes, a reference of 4.
+        for (long n = 0; n < bytes / 40; n++) {
+            Node node = new Node();
+            node.next = OLD[(int) (n % OLD.length)];
+            node.first = n;
+            OLD[(int) (n % OLD.length)] = node;
+        }
+        System.gc();
+        System.out.println("built");
+        for (int n = 0; n < collections; n++) {
+            work(pause);
+            System.gc();
+        }
+        work(pause);
+        System.out.println("finished");
+    }
+
+    private static void work(long milliseconds) {
+        long end = System.currentTimeMillis() + milliseconds;
+        for (int n = 0; System.currentTimeMillis() < end; n++) {
+            YOUNG[n % YOUNG.length] = new byte[4096];
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A JVM whose heap is far larger than what it uses from second to second: the host swaps
+//! out the rest, until a full collection touches all of it. Its log shows long pauses and
+//! no reason for them.
+
+use crate::qemu::{Config, Vm};
+use crate::record::Recording;
+use crate::results::{json, rows};
+use crate::scenario::{Row, figure, print_report};
+use crate::squeeze::Squeeze;
+use crate::{await_some, root, run as execute, target};
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// MiB of the guest, and of the objects that are old.
+const MEMORY: u64 = 512;
+const OLD: u64 = 128;
+/// Full collections, and the seconds between them.
+const COLLECTIONS: u64 = 4;
+const BETWEEN: u64 = 5;
+const PATIENCE: Duration = Duration::from_secs(240);
+/// Correlation that shows one in the other.
+const CORRELATED: f64 = 0.8;
+
+/// What was seen, second by second.
+struct Seen {
+    /// The longest pause, in milliseconds, by the JVM.
+    longest_ms: f64,
+    mean_ms: f64,
+    /// Correlation of the part of each second that the JVM paused with the stall share,
+    /// and with the p99 of major faults.
+    with_stall: f64,
+    with_p99: f64,
+    mean_stall: f64,
+    guest: String,
+    folder: PathBuf,
+}
+
+pub(super) fn run(dir: &Path) -> Result<()> {
+    let classes = compile()?;
+    let control = seen(&dir.join("roomy"), &classes, false)?;
+    let squeezed = seen(&dir.join("squeezed"), &classes, true)?;
+    print_report(&squeezed.folder)?;
+    println!("\n           guest saw                                 host saw");
+    println!(
+        "           longest GC pause  memory (free -m)         mean stall  r(GC, stall)  r(GC, p99)"
+    );
+    for (name, seen) in [("roomy", &control), ("squeezed", &squeezed)] {
+        println!(
+            "{name:<9}  {:>13.0} ms  {:<24} {:>8.1} %  {:>12.2}  {:>10.2}",
+            seen.longest_ms,
+            seen.guest,
+            seen.mean_stall * 100.0,
+            seen.with_stall,
+            seen.with_p99
+        );
+    }
+    ensure!(squeezed.with_stall >= CORRELATED, "r = {:.2} with the stall", squeezed.with_stall);
+    // The p99 need not: a page out of zram takes as long as ever, there are only more.
+    // Without a squeeze the same collections show in nothing that the host does.
+    ensure!(control.mean_stall < 0.02, "the control stalls: {:.3}", control.mean_stall);
+    ensure!(squeezed.mean_ms > 1.1 * control.mean_ms, "its pauses are no longer");
+    verdict(&control.folder, &["healthy"])?;
+    // By far not all of the time.
+    verdict(&squeezed.folder, &["pressure", "thrashing"])
+}
+
+fn compile() -> Result<PathBuf> {
+    let classes = target().join("java");
+    let source = root().join("tests/payload/Heap.java");
+    execute(Command::new("javac").arg("-d").arg(&classes).arg(source))?;
+    Ok(classes)
+}
+
+fn seen(folder: &Path, classes: &Path, is_squeezed: bool) -> Result<Seen> {
+    let squeeze = Squeeze::to(4096)?;
+    let heap = "-XX:+UseSerialGC -Xmx256m -Xmn16m -Xshare:off -Xlog:gc:stdout:tm";
+    let script = format!(
+        "echo clock $(date +%s%N)\njava {heap} -cp {} Heap {OLD} {COLLECTIONS} {BETWEEN}\n\
+         echo; echo memory: $(free -m | grep Mem:)\nsleep 1000",
+        classes.display()
+    );
+    let config = Config { cgroup: Some(&squeeze.cgroup), ..Config::shell("jvm", MEMORY, &script) };
+    let mut vm = Vm::start(&config)?;
+    let ahead_ms = clock_ahead_ms(&mut vm)?;
+    await_some("heap", PATIENCE, || Ok(vm.serial()?.contains("built").then_some(())))?;
+    let recording = Recording::start(folder, [""; 0])?;
+    let mut collections = 0;
+    await_some("end of the JVM", PATIENCE, || {
+        let serial = vm.serial()?;
+        let so_far = serial.matches("Pause Full").count();
+        // A host that runs short takes what a VM has not used for a while: here all, of
+        // which what is in use comes back at once.
+        if is_squeezed && so_far > std::mem::replace(&mut collections, so_far) {
+            squeeze.cgroup.push_out()?;
+        }
+        Ok(serial.contains("finished").then_some(()))
+    })?;
+    let folder = recording.end()?;
+    vm.await_text("memory:")?;
+    let serial = vm.serial()?;
+    let pauses = pauses(&serial, ahead_ms);
+    ensure!(pauses.len() as u64 > COLLECTIONS, "{} collections:\n{serial}", pauses.len());
+    // The first one was before anything was recorded.
+    let lengths: Vec<f64> = pauses[1..].iter().map(|(start, end)| end - start).collect();
+    let longest_ms = lengths.iter().copied().fold(0.0, f64::max);
+    let mean_ms = lengths.iter().sum::<f64>() / lengths.len() as f64;
+    let rows = rows(&folder, "vms.csv")?;
+    let paused: Vec<f64> = rows.iter().map(|row| paused(row, &pauses)).collect::<Result<_>>()?;
+    let stall: Vec<f64> =
+        rows.iter().map(|row| figure(row, "stall_share")).collect::<Result<_>>()?;
+    let guest = serial.lines().find_map(|line| line.strip_prefix("memory: Mem: "));
+    let figures: Vec<&str> = guest.unwrap_or_default().split_whitespace().collect();
+    let available = figures.last().context("the guest does not say what it has")?;
+    Ok(Seen {
+        longest_ms,
+        mean_ms,
+        with_stall: correlation(&paused, &stall),
+        with_p99: correlation(&paused, &p99(&folder, &rows)?),
+        mean_stall: stall.iter().sum::<f64>() / stall.len() as f64,
+        guest: format!("{available} of {} MiB available", figures[0]),
+        folder,
+    })
+}
+
+/// By how much the guest's clock is ahead of this host's, in milliseconds.
+fn clock_ahead_ms(vm: &mut Vm) -> Result<f64> {
+    vm.await_text("clock ")?;
+    let here = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() * 1e3;
+    let serial = vm.serial()?;
+    let line = serial.lines().find_map(|line| line.trim().strip_prefix("clock "));
+    let there: f64 = line.context("the guest has no clock")?.trim().parse()?;
+    Ok(there / 1e6 - here)
+}
+
+/// Start and end of each full collection, by this host's clock, in milliseconds.
+fn pauses(log: &str, ahead_ms: f64) -> Vec<(f64, f64)> {
+    let full = log.lines().filter(|line| line.contains("Pause Full"));
+    let pause = |line: &str| {
+        let end: f64 = line.split("ms]").next()?.split('[').nth(1)?.parse().ok()?;
+        let length: f64 = line.trim().rsplit(' ').next()?.strip_suffix("ms")?.parse().ok()?;
+        let end = end - ahead_ms;
+        Some((end - length, end))
+    };
+    full.filter_map(pause).collect()
+}
+
+/// The part of an interval in which the JVM paused.
+fn paused(row: &Row, pauses: &[(f64, f64)]) -> Result<f64> {
+    let start = figure(row, "start_unix_s")? * 1e3;
+    let length = figure(row, "length_s")? * 1e3;
+    let overlap = |(from, to): &(f64, f64)| (to.min(start + length) - from.max(start)).max(0.0);
+    Ok(pauses.iter().map(overlap).sum::<f64>() / length)
+}
+
+/// The p99 of major faults in each of the intervals; 0 where there were none.
+fn p99(folder: &Path, intervals: &[Row]) -> Result<Vec<f64>> {
+    let rows = rows(folder, "intervals.csv")?;
+    let of = |interval: &Row| {
+        let same =
+            |row: &&Row| row["metric"] == "fault.major" && row["interval"] == interval["interval"];
+        rows.iter().find(same).map_or(Ok(0.0), |row| figure(row, "p99_ns"))
+    };
+    intervals.iter().map(of).collect()
+}
+
+/// Pearson's; 0 where one of them does not change.
+fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    let product: f64 = a.iter().zip(b).map(|(a, b)| (a - mean_a) * (b - mean_b)).sum();
+    let square = |values: &[f64], mean: f64| values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+    let squares = square(a, mean_a) * square(b, mean_b);
+    if squares > 0.0 { product / squares.sqrt() } else { 0.0 }
+}
+
+/// The VM by its name, in one of the states.
+fn verdict(folder: &Path, states: &[&str]) -> Result<()> {
+    let summary = json(folder, "summary.json")?;
+    let vm = &summary["vms"][0];
+    let is_one = |swap: &serde_json::Value| states.iter().any(|state| swap["worst"] == *state);
+    ensure!(vm["vm"] == "jvm" && is_one(&vm["swap"]), "{vm:#}");
+    ensure!(is_one(&summary["host"]["swap"]), "{:#}", summary["host"]);
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! The cliff: a VM is fine as long as its working set fits, and stands still as soon as
+//! it does not.
+
+use crate::await_some;
+use crate::qemu::{Config, Vm};
+use crate::record::Recording;
+use crate::results::{json, rows};
+use crate::scenario::{Row, figure, median, print_report};
+use crate::squeeze::Squeeze;
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use std::time::Duration;
+
+/// MiB that the VM may hold.
+const LIMIT: u64 = 256;
+/// Working sets in per cent of that.
+const STEPS: [u64; 11] = [50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150];
+/// Share of its time that a VM waits from which it is over the cliff.
+const CLIFF: f64 = 0.10;
+/// Intervals of each step that are looked at.
+const INTERVALS: usize = 6;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What was seen of a step.
+struct Step {
+    percent: u64,
+    passes_per_s: f64,
+    stall: f64,
+    swapped_in: f64,
+}
+
+pub(super) fn run(dir: &Path) -> Result<()> {
+    let squeeze = Squeeze::to(LIMIT)?;
+    let folder = dir.join("thrash");
+    let recording = Recording::start(&folder, ["--interval", "500ms", "--slo", "stall.share<10%"])?;
+    let mut steps = Vec::new();
+    for percent in STEPS {
+        steps.push(step(&squeeze, &folder, percent)?);
+    }
+    // One was broken: the exit code says so.
+    let status = recording.interrupted()?;
+    print(&steps);
+    ensure!(status.code() == Some(3), "overcommit record ended with {status}");
+
+    let first = steps.iter().find(|step| step.stall > CLIFF).context("there is no cliff")?;
+    println!("the cliff is at {} % of the limit", first.percent);
+    ensure!((95..=115).contains(&first.percent), "the cliff is at {} %", first.percent);
+    verdict(&folder, first.percent)
+}
+
+/// A VM that walks so much, for some intervals after it has walked it twice.
+fn step(squeeze: &Squeeze, folder: &Path, percent: u64) -> Result<Step> {
+    let name = format!("db-{percent}");
+    let config =
+        Config { cgroup: Some(&squeeze.cgroup), ..Config::new(&name, LIMIT * percent / 100) };
+    let mut vm = Vm::start(&config)?;
+    vm.await_passes(2)?;
+    let of_vm = || -> Result<Vec<Row>> {
+        Ok(rows(folder, "vms.csv")?.into_iter().filter(|row| row["vm"] == name).collect())
+    };
+    let (before, passes, start) = (of_vm()?.len(), vm.passes()?, std::time::Instant::now());
+    let rows = await_some("intervals", PATIENCE, || {
+        // Without the one that was open meanwhile.
+        let rows = of_vm()?;
+        Ok((rows.len() > before + INTERVALS).then(|| rows[before + 1..].to_vec()))
+    })?;
+    let passes_per_s = (vm.passes()? - passes) as f64 / start.elapsed().as_secs_f64();
+    let each = |column: &str| rows.iter().map(|row| figure(row, column)).collect::<Result<_>>();
+    let looked: Vec<f64> = rows
+        .iter()
+        .filter(|row| !row["swapped_in_pages_per_s"].is_empty())
+        .map(|row| figure(row, "swapped_in_pages_per_s"))
+        .collect::<Result<_>>()?;
+    let (stall, swapped_in) = (median(each("stall_share")?), median(looked));
+    Ok(Step { percent, passes_per_s, stall, swapped_in })
+}
+
+fn print(steps: &[Step]) {
+    println!("\n               guest saw         host saw");
+    println!("working set    passes/s    stall    pages in/s");
+    for Step { percent, passes_per_s, stall, swapped_in } in steps {
+        let stall = stall * 100.0;
+        println!("{percent:>9} %  {passes_per_s:>10.1}  {stall:>6.1} %  {swapped_in:>10.0}");
+    }
+}
+
+/// The right VMs, by name, with the right state.
+fn verdict(folder: &Path, cliff: u64) -> Result<()> {
+    print_report(folder)?;
+    let summary = json(folder, "summary.json")?;
+    ensure!(summary["host"]["swap"]["worst"] == "thrashing", "{:#}", summary["host"]);
+    let judged = summary["objectives"].as_array().context("no objectives")?;
+    for (percent, judged) in STEPS.iter().zip(judged) {
+        ensure!(judged["vm"] == format!("db-{percent}"), "{judged:#}");
+        // Over the whole time a VM that fits holds it, but for its start.
+        ensure!(*percent < cliff || judged["verdict"] == "broken", "{judged:#}");
+    }
+    for vm in summary["vms"].as_array().context("no VMs")? {
+        let name = vm["vm"].as_str().unwrap_or_default();
+        let percent: u64 = name.trim_start_matches("db-").parse()?;
+        let in_from = vm["swapins"]["from_device"].as_object().map_or(0, |from| from.len());
+        let majors = crate::results::figure(vm, "fault.major", "count")?;
+        println!("{name}: {majors} major faults, swap devices named: {in_from}");
+        ensure!(percent < cliff || majors > 10_000, "{name} does not swap: {vm:#}");
+    }
+    Ok(())
+}
