@@ -1,6 +1,7 @@
 //! `overcommit check`
 
 use crate::commands::{print, require_root};
+use crate::host::working_set::{Capabilities, Source, Wanted as WantedSource};
 use crate::kernel;
 use crate::metrics::{self, MetricCoverage, Sight};
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
@@ -52,6 +53,15 @@ struct Report {
     /// What `--backend auto` takes.
     auto: Option<Backend>,
     coverage: Vec<MetricCoverage>,
+    /// What working sets can be measured with.
+    working_sets: [WorkingSetSource; 2],
+}
+
+#[derive(Serialize)]
+struct WorkingSetSource {
+    source: Source,
+    /// Why it cannot be used.
+    refused: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -121,7 +131,14 @@ fn look() -> Result<Report> {
         hooks: sight.hooks.clone(),
         preemption: host.preemption,
         coverage: metrics::declared(&sight),
+        working_sets: working_sets(kernel.is_ok_and(|kernel| kernel.layout.mglru_sees_guests())),
     })
+}
+
+fn working_sets(mglru_sees_guests: bool) -> [WorkingSetSource; 2] {
+    let can = Capabilities::probe(Path::new("/sys"), WantedSource::Auto, mglru_sees_guests);
+    [(Source::Damon, can.damon), (Source::Mglru, can.mglru)]
+        .map(|(source, can)| WorkingSetSource { source, refused: can.err() })
 }
 
 fn capabilities() -> Result<Vec<Capability>> {
@@ -182,6 +199,10 @@ fn text(report: &Report) -> String {
             (.., missing) => missing.clone().unwrap_or_default(),
         };
         let _ = writeln!(out, "  {:<16} {how}", hook.purpose.name());
+    }
+    let _ = writeln!(out, "\nWorking sets, bounded where neither can be used");
+    for source in &report.working_sets {
+        let _ = writeln!(out, "  {:<16} {}", source.source.name(), missing(&source.refused));
     }
     let _ = writeln!(out, "\nCoverage");
     for metric in &report.coverage {

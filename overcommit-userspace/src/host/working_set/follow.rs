@@ -2,7 +2,7 @@
 
 use crate::host::overcommit::Range;
 use crate::host::working_set::damon::{self, Damon};
-use crate::host::working_set::mglru::{self, Aged, Mglru};
+use crate::host::working_set::mglru::{Aged, Mglru};
 use crate::host::working_set::{
     COST_MAX, Capabilities, Source, Wanted, Windows, WorkingSet, choose, clear_refs,
 };
@@ -62,11 +62,7 @@ impl Follower {
         mglru_sees_guests: bool,
     ) -> Self {
         let (proc, sys) = (proc.into(), sys.into());
-        let said = |checked: Result<()>| checked.map_err(|error| format!("{error:#}"));
-        let can = Capabilities {
-            damon: said(damon::check(&sys, wanted == Wanted::Damon)),
-            mglru: said(mglru::check(&sys, mglru_sees_guests)),
-        };
+        let can = Capabilities::probe(&sys, wanted, mglru_sees_guests);
         let mglru = Mglru::new(&sys, kernel::page_size());
         Self {
             proc,

@@ -16,6 +16,7 @@ use crate::host::working_set::follow::Target;
 use crate::vm::memory::Backing;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::path::Path;
 
 /// What the user wants to measure with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -107,6 +108,17 @@ pub struct Capabilities {
     pub damon: Result<(), String>,
     /// The multi-generational LRU.
     pub mglru: Result<(), String>,
+}
+
+impl Capabilities {
+    /// Of the host that `sys` is of.
+    pub fn probe(sys: &Path, wanted: Wanted, mglru_sees_guests: bool) -> Self {
+        let said = |checked: anyhow::Result<()>| checked.map_err(|error| format!("{error:#}"));
+        Self {
+            damon: said(damon::check(sys, wanted == Wanted::Damon)),
+            mglru: said(mglru::check(sys, mglru_sees_guests)),
+        }
+    }
 }
 
 /// What to measure a VM with; why with nothing.
