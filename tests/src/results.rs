@@ -4,7 +4,7 @@ use crate::overcommit;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -57,13 +57,14 @@ pub fn lost(vm: &Value) -> u64 {
     counts.filter(|(cause, _)| *cause != "slow_dropped").filter_map(|(_, n)| n.as_u64()).sum()
 }
 
-/// Rows of a CSV file by column name.
+/// Rows of a CSV file by column name, as far as they are whole: it may be being written.
 ///
 /// # Errors
 /// The file is missing or malformed.
 pub fn rows(folder: &Path, name: &str) -> Result<Vec<HashMap<String, String>>> {
-    let file = File::open(folder.join(name))?;
-    Ok(csv::Reader::from_reader(file).deserialize().collect::<Result<_, _>>()?)
+    let file = fs::read(folder.join(name))?;
+    let end = file.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    Ok(csv::Reader::from_reader(&file[..end]).deserialize().collect::<Result<_, _>>()?)
 }
 
 /// Sum of what is not empty in a column, without the first.

@@ -74,7 +74,9 @@ pub struct Host {
 
 #[derive(Default)]
 struct Followed {
-    /// Bytes that it gave back and took again, as the kernel saw it.
+    /// Bytes that it had given back when somebody last said so; 0 before.
+    told: u64,
+    /// Bytes that it gave back and took again since then, as the kernel saw it.
     discarded: [u64; 2],
     missed_ns: Option<u64>,
     unknown: Unknown,
@@ -194,7 +196,10 @@ impl Followed {
         }
         let is_missed = self.missed_ns.is_some_and(|at| now_ns.saturating_sub(at) < MISSED_NS);
         let (balloon, why) = match found.balloon {
-            Some(Ok(balloon)) => (Some(balloon), None),
+            Some(Ok(balloon)) => {
+                (self.told, self.discarded) = (balloon.ballooned, [0; 2]);
+                (Some(balloon), None)
+            }
             Some(Err(why)) => (sees_discards.then(|| self.seen_from_outside()), Some(why)),
             None => (None, None),
         };
@@ -214,7 +219,7 @@ impl Followed {
     /// What the kernel saw, where nobody says it.
     fn seen_from_outside(&self) -> Balloon {
         let [given, taken] = self.discarded;
-        let ballooned = given.saturating_sub(taken);
+        let ballooned = (self.told + given).saturating_sub(taken);
         let source = Source::Discards;
         Balloon { configured: None, current: None, ballooned, source, guest: None }
     }

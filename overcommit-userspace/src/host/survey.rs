@@ -22,9 +22,10 @@ use tokio::task::JoinSet;
 const LOOK: Duration = Duration::from_secs(2);
 /// Longest time until a monitor that did not answer is asked again.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
-/// Time between two walks over page tables: at the least, and at the most.
+/// Time between two walks over the page tables of a VM that is no longer new, and the
+/// most that it becomes where walks take long.
 const WALK: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
-/// Share of the time that walks may take.
+/// Time between two walks, in times of what one takes.
 const WALK_SHARE: u32 = 100;
 /// Longest path of a socket (`UNIX_PATH_MAX` with its end).
 const SOCKET_PATH_MAX: usize = 107;
