@@ -4,13 +4,12 @@ use crate::Tests;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 use testbed::await_some;
+use testbed::host::Tracefs;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::json;
-use testbed::undo::Undo;
 
 pub(crate) const TESTS: Tests =
     &[("exits_of_a_kvm_vm_are_absent_with_the_reason", absent_with_the_reason)];
@@ -33,14 +32,9 @@ fn absent_with_the_reason() -> Result<()> {
     if !mounted {
         says(&record()?, "tracefs is not mounted")?;
     }
-    let undo = (!mounted).then(|| {
-        Undo::with("tracefs", || testbed::run(Command::new("umount").arg(TRACEFS)).map(drop))
-    });
-    if !mounted {
-        testbed::run(Command::new("mount").args(["-t", "tracefs", "nodev", TRACEFS]))?;
-    }
+    let tracefs = Tracefs::mounted()?;
     let run = record()?;
-    drop(undo);
+    drop(tracefs);
     // A KVM that runs guests on hardware does have exits.
     if !run["vms"][0]["vcpu_times"].as_array().is_none_or(Vec::is_empty) {
         return Ok(());

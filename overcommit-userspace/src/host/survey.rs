@@ -168,12 +168,7 @@ impl Survey {
         for id in ids {
             state.found.vms.entry(id).or_default();
         }
-        let is_new = state.targets.len() != targets.len();
         state.targets = targets;
-        drop(state);
-        if is_new {
-            self.shared.wake.notify_all();
-        }
     }
 
     /// What was found last.

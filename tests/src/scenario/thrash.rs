@@ -98,9 +98,7 @@ fn verdict(folder: &Path, cliff: u64) -> Result<()> {
     for vm in summary["vms"].as_array().context("no VMs")? {
         let name = vm["vm"].as_str().unwrap_or_default();
         let percent: u64 = name.trim_start_matches("db-").parse()?;
-        let in_from = vm["swapins"]["from_device"].as_object().map_or(0, |from| from.len());
         let majors = crate::results::figure(vm, "fault.major", "count")?;
-        println!("{name}: {majors} major faults, swap devices named: {in_from}");
         ensure!(percent < cliff || majors > 10_000, "{name} does not swap: {vm:#}");
     }
     Ok(())

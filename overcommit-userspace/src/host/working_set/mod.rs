@@ -58,12 +58,6 @@ impl Source {
             Self::Bounds => "bounds",
         }
     }
-
-    /// What a file calls so.
-    pub fn from_name(name: &str) -> Option<Self> {
-        let all = [Self::Damon, Self::Mglru, Self::ClearRefs, Self::Bounds];
-        all.into_iter().find(|source| source.name() == name)
-    }
 }
 
 /// A VM's working set as measured last.
