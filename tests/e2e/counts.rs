@@ -5,10 +5,11 @@ use anyhow::{Result, ensure};
 use std::process::Command;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::{Killed, StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
+use testbed::swap::ZramSwap;
 
 pub(crate) const TESTS: Tests = &[
     ("counts_agree_with_the_kernel_kvm", counts_agree_under_kvm),

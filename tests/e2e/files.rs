@@ -7,10 +7,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, rows, vm};
+use testbed::swap::ZramSwap;
 use testbed::{overcommit, root, run, target};
 
 pub(crate) const TESTS: Tests = &[

@@ -5,10 +5,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json as object};
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, only_vm};
+use testbed::swap::ZramSwap;
 
 pub(crate) const TESTS: Tests = &[
     ("stall_share_by_thread_names", || stall_share(true)),

@@ -7,11 +7,12 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{DiskSwap, MemoryCgroup, Setting, read};
+use testbed::host::{MemoryCgroup, Setting, read};
 use testbed::payload::{self, Guest};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, only_vm};
+use testbed::swap::DiskSwap;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();

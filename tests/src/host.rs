@@ -1,4 +1,4 @@
-//! Swap and memory limits on this host.
+//! Memory limits and settings of this host.
 
 use crate::undo::Undo;
 use crate::{await_some, run};
@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// How long the kernel may take to let go of a cgroup or a device.
-const RELEASE: Duration = Duration::from_secs(10);
+pub(crate) const RELEASE: Duration = Duration::from_secs(10);
 
 /// Writes a kernel file.
 ///
@@ -63,66 +63,6 @@ impl Tracefs {
         });
         run(Command::new("mount").args(["-t", "tracefs", "nodev", path]))?;
         Ok(Self { _undo: Some(undo) })
-    }
-}
-
-/// Compressed memory as swap, of its own.
-pub struct ZramSwap {
-    _undo: Undo,
-}
-
-impl ZramSwap {
-    /// Adds a zram device of that size and swaps to it.
-    ///
-    /// # Errors
-    /// The kernel has no zram, or refuses.
-    pub fn new(mebibytes: u64) -> Result<Self> {
-        if !Path::new("/sys/class/zram-control").exists() {
-            run(Command::new("modprobe").arg("zram"))?;
-        }
-        let number = read("/sys/class/zram-control/hot_add")?.trim().to_owned();
-        let device = format!("/dev/zram{number}");
-        let undo = Undo::with("zram swap", {
-            let device = device.clone();
-            move || {
-                if read("/proc/swaps")?.contains(&format!("{device} ")) {
-                    run(Command::new("swapoff").arg(&device))?;
-                }
-                write(format!("/sys/block/zram{number}/reset"), "1")?;
-                await_some("removal of the zram device", RELEASE, || {
-                    Ok(fs::write("/sys/class/zram-control/hot_remove", &number).ok())
-                })
-            }
-        });
-        let name = device.trim_start_matches("/dev/");
-        write(format!("/sys/block/{name}/disksize"), &format!("{mebibytes}M"))?;
-        run(Command::new("mkswap").arg(&device))?;
-        // Before any swap that the host has.
-        run(Command::new("swapon").args(["--priority", "32767"]).arg(&device))?;
-        Ok(Self { _undo: undo })
-    }
-}
-
-/// A disk as swap, which is read while others wait.
-pub struct DiskSwap {
-    _undo: Undo,
-}
-
-impl DiskSwap {
-    /// Swaps to the disk, whose content is lost.
-    ///
-    /// # Errors
-    /// There is none, or the kernel refuses.
-    pub fn new(device: &'static str) -> Result<Self> {
-        let undo = Undo::with("swap on a disk", move || {
-            if read("/proc/swaps")?.contains(&format!("{device} ")) {
-                run(Command::new("swapoff").arg(device))?;
-            }
-            Ok(())
-        });
-        run(Command::new("mkswap").arg(device))?;
-        run(Command::new("swapon").args(["--priority", "32767"]).arg(device))?;
-        Ok(Self { _undo: undo })
     }
 }
 
@@ -208,17 +148,19 @@ impl MemoryCgroup {
         write(self.path.join("memory.reclaim"), &(mebibytes << 20).to_string())
     }
 
-    /// Has the kernel take all of it away that it can, once.
+    /// Has the kernel take away what a process in it has not touched since [`forget_use`].
     ///
     /// # Errors
-    /// The kernel has no such switch.
-    pub fn push_out(&self) -> Result<()> {
-        if self.limit == "memory.max" {
-            // Some of it cannot be taken, which is said as an error.
-            let _ = write(self.path.join("memory.reclaim"), &self.charged()?.to_string());
-            return Ok(());
-        }
-        write(self.path.join("memory.force_empty"), "0")
+    /// The kernel refuses, or finds too little.
+    pub fn take_unused(&self, pid: u32) -> Result<()> {
+        let rollup = read(format!("/proc/{pid}/smaps_rollup"))?;
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Referenced:"));
+        let used = line.and_then(|text| text.split_whitespace().next());
+        let used: u64 = used.context("the kernel does not tell what is used")?.parse()?;
+        let limit = self.path.join(self.limit);
+        // The last of it is found by looking at what is in use, which then goes with it.
+        write(&limit, &((used + used / 8) << 10).to_string())?;
+        write(&limit, "-1")
     }
 
     /// A counter of its memory.stat.
@@ -233,6 +175,14 @@ impl MemoryCgroup {
     pub fn procs(&self) -> PathBuf {
         self.path.join("cgroup.procs")
     }
+}
+
+/// From now on what a process does not touch is unused.
+///
+/// # Errors
+/// There is no such process.
+pub fn forget_use(pid: u32) -> Result<()> {
+    write(format!("/proc/{pid}/clear_refs"), "1")
 }
 
 /// A setting of the kernel, put back when it is dropped.

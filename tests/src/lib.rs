@@ -8,6 +8,7 @@ pub mod record;
 pub mod results;
 pub mod scenario;
 pub mod squeeze;
+pub mod swap;
 pub mod undo;
 
 use anyhow::{Context, Result, ensure};

@@ -1,7 +1,8 @@
 //! Too little memory for a VM.
 
-use crate::host::{MemoryCgroup, Setting, ZramSwap};
+use crate::host::{MemoryCgroup, Setting};
 use crate::qemu::Config;
+use crate::swap::ZramSwap;
 use anyhow::Result;
 
 /// MiB that a squeezed guest walks, and may hold.

@@ -4,8 +4,9 @@ use crate::build;
 use crate::setup::{TESTBED, give_to_user_behind_sudo, install, require_root};
 use anyhow::Result;
 use std::ffi::OsStr;
-use testbed::host::{MemoryCgroup, Setting, ZramSwap};
+use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm};
+use testbed::swap::ZramSwap;
 use testbed::{record, root, undo};
 
 /// Options of `demo`.

@@ -1,0 +1,122 @@
+//! Swap of its own for a test.
+
+use crate::host::{RELEASE, read, write};
+use crate::undo::Undo;
+use crate::{await_some, run, target};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Compressed memory as swap, of its own.
+pub struct ZramSwap {
+    _undo: Undo,
+}
+
+impl ZramSwap {
+    /// Adds a zram device of that size and swaps to it.
+    ///
+    /// # Errors
+    /// The kernel has no zram, or refuses.
+    pub fn new(mebibytes: u64) -> Result<Self> {
+        if !Path::new("/sys/class/zram-control").exists() {
+            run(Command::new("modprobe").arg("zram"))?;
+        }
+        let number = read("/sys/class/zram-control/hot_add")?.trim().to_owned();
+        let device = format!("/dev/zram{number}");
+        let undo = Undo::with("zram swap", {
+            let device = device.clone();
+            move || {
+                if read("/proc/swaps")?.contains(&format!("{device} ")) {
+                    run(Command::new("swapoff").arg(&device))?;
+                }
+                write(format!("/sys/block/zram{number}/reset"), "1")?;
+                await_some("removal of the zram device", RELEASE, || {
+                    Ok(fs::write("/sys/class/zram-control/hot_remove", &number).ok())
+                })
+            }
+        });
+        let name = device.trim_start_matches("/dev/");
+        write(format!("/sys/block/{name}/disksize"), &format!("{mebibytes}M"))?;
+        run(Command::new("mkswap").arg(&device))?;
+        // Before any swap that the host has.
+        run(Command::new("swapon").args(["--priority", "32767"]).arg(&device))?;
+        Ok(Self { _undo: undo })
+    }
+}
+
+/// A disk as swap, which is read while others wait.
+pub struct DiskSwap {
+    _undo: Undo,
+}
+
+impl DiskSwap {
+    /// Swaps to the disk, whose content is lost.
+    ///
+    /// # Errors
+    /// There is none, or the kernel refuses.
+    pub fn new(device: &'static str) -> Result<Self> {
+        let undo = Undo::with("swap on a disk", move || {
+            if read("/proc/swaps")?.contains(&format!("{device} ")) {
+                run(Command::new("swapoff").arg(device))?;
+            }
+            Ok(())
+        });
+        run(Command::new("mkswap").arg(device))?;
+        run(Command::new("swapon").args(["--priority", "32767"]).arg(device))?;
+        Ok(Self { _undo: undo })
+    }
+}
+
+/// A file as a disk that serves few reads a second, as swap.
+pub struct SlowSwap {
+    _undo: Undo,
+}
+
+impl SlowSwap {
+    /// Swaps to a new file of that size, behind a loop device that the kernel throttles.
+    ///
+    /// # Errors
+    /// The host has no loop device or no blkio controller (cgroups version 1), or refuses.
+    pub fn new(mebibytes: u64, reads_per_second: u64) -> Result<Self> {
+        let file = target().join(format!("slow-swap-{}", std::process::id()));
+        let undo = Undo::with("swap on a slow disk", {
+            let file = file.clone();
+            move || {
+                if let Some(device) = loop_of(&file)? {
+                    if read("/proc/swaps")?.contains(&format!("{device} ")) {
+                        run(Command::new("swapoff").arg(&device))?;
+                    }
+                    throttle(&device, 0)?;
+                    run(Command::new("losetup").arg("--detach").arg(&device))?;
+                }
+                if file.exists() { Ok(fs::remove_file(&file)?) } else { Ok(()) }
+            }
+        });
+        // Swap may not have holes, and this one is written through the loop.
+        let length = format!("{mebibytes}M");
+        run(Command::new("fallocate").arg("--length").arg(&length).arg(&file))?;
+        run(Command::new("losetup").args(["--find", "--direct-io=on"]).arg(&file))?;
+        let device =
+            loop_of(&file)?.with_context(|| format!("no loop device has {}", file.display()))?;
+        run(Command::new("mkswap").arg(&device))?;
+        run(Command::new("swapon").args(["--priority", "32767"]).arg(&device))?;
+        throttle(&device, reads_per_second)?;
+        Ok(Self { _undo: undo })
+    }
+}
+
+/// The loop device that the file is behind.
+fn loop_of(file: &Path) -> Result<Option<String>> {
+    let list = run(Command::new("losetup")
+        .args(["--noheadings", "--output", "NAME", "--associated"])
+        .arg(file))?;
+    Ok(list.split_whitespace().next().map(str::to_owned))
+}
+
+/// Limits the reads of a block device, of all processes; 0 lifts the limit.
+fn throttle(device: &str, reads_per_second: u64) -> Result<()> {
+    let numbers = read(format!("/sys/block/{}/dev", device.trim_start_matches("/dev/")))?;
+    let limit = format!("{} {reads_per_second}", numbers.trim());
+    write("/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device", &limit)
+}
