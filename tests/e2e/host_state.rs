@@ -44,6 +44,15 @@ fn swap_states() -> Result<()> {
     let looked = hosts.iter().filter(|row| !row["swapped_in_pages_per_s"].is_empty()).count();
     ensure!(looked * 3 > hosts.len() && looked < hosts.len(), "{looked} of {}", hosts.len());
 
+    let limit = |name: &str| {
+        let all = rows(&folder, "vms.csv")?;
+        let last = all.into_iter().rev().find(|row| row["vm"] == name);
+        anyhow::Ok(last.map(|row| row["cgroup_limit_bytes"].clone()).unwrap_or_default())
+    };
+    ensure!(limit("squeezed")? == (48u64 << 20).to_string() && limit("calm")?.is_empty());
+    let left = squeezed["memory"]["cgroup_headroom_bytes"]["lower"].as_i64();
+    ensure!(left.is_some_and(|left| left < 0), "it needs no more than it may hold: {squeezed:#}");
+
     let run = json(&folder, "run.json")?;
     let sources = &run["vms"][0]["swap_sources"];
     ensure!(sources["swapped_in"] == "memory.stat pgmajfault", "{sources}");

@@ -17,6 +17,8 @@ use testbed::results::{json, rows, vm};
 pub(crate) const TESTS: Tests = &[
     ("a_balloon_is_told_by_qemu_or_seen_by_the_kernel", balloon),
     ("what_two_kvm_vms_share_is_held_once", shared_once),
+    ("huge_pages_are_a_memory_of_their_own_kvm", huge_pages),
+    ("what_twins_share_is_saved_once_kvm", twins),
     ("a_working_set_is_measured_or_bounded", working_set),
 ];
 
@@ -174,6 +176,85 @@ fn shared_once() -> Result<()> {
     ensure!(parts <= of("memory_total_bytes")?, "the parts are more than there is: {host:#?}");
     let report = fs::read_to_string(folder.join("summary.json"))?;
     ensure!(report.contains("\"can_grow_bytes\""), "{report}");
+
+    // One that is left out has its part of the host's memory all the same.
+    let alone = dir.path().join("alone");
+    let recording = Recording::start(&alone, ["--interval", "200ms", "--vm", "one"])?;
+    let both = (2 * (WALK + 64) * MIB).to_string();
+    await_host(&alone, "both VMs", |row| row["configured_bytes"] == both)?;
+    recording.end()?;
+    ensure!(rows(&alone, "vms.csv")?.iter().all(|row| row["vm"] == "one"));
+    Ok(())
+}
+
+/// Waits until the host's last row shows something.
+fn await_host(folder: &Path, what: &str, is_it: impl Fn(&Row) -> bool) -> Result<Row> {
+    let last = || Ok(rows(folder, "host.csv")?.pop());
+    let found = await_some(what, PATIENCE, || Ok(last()?.filter(&is_it)));
+    found.with_context(|| format!("{:#?}", last().ok().flatten()))
+}
+
+/// A VM in huge pages of the pool.
+fn huge_pages() -> Result<()> {
+    const WALK: u64 = 64;
+    let dir = tempfile::tempdir()?;
+    let pool = (WALK + 64) / 2;
+    let _pool = Setting::new("/proc/sys/vm/nr_hugepages", &pool.to_string())?;
+    let backend = format!("memory-backend-memfd,id=ram,hugetlb=on,size={}M", WALK + 64);
+    let more = ["-object", &backend, "-machine", "memory-backend=ram"];
+    let mut guest = Vm::start(&Config { more: &more, ..Config::new("huge", WALK) })?;
+    guest.await_passes(1)?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, ["--interval", "200ms"])?;
+    let row = await_row(&folder, "huge", "memory", |row| !row["resident_bytes"].is_empty())?;
+    let host = await_host(&folder, "overcommit", |row| {
+        !row["physical_bytes"].is_empty() && !row["memory_total_bytes"].is_empty()
+    })?;
+    recording.end()?;
+    // In the pool, and so neither resident nor of the memory that the others share.
+    ensure!(bytes(&row, "hugetlb_bytes") >= Some(WALK * MIB), "{row:#?}");
+    ensure!(bytes(&row, "resident_bytes") < Some(WALK * MIB), "{row:#?}");
+    ensure!(bytes(&host, "hugetlb_pools_bytes") == Some(pool * 2 * MIB), "{host:#?}");
+    let total = bytes(&host, "memory_total_bytes").context("no total")?;
+    ensure!(bytes(&host, "physical_bytes") == Some(total - pool * 2 * MIB), "{host:#?}");
+    ensure!(bytes(&host, "configured_bytes") == Some(0), "{host:#?}");
+    Ok(())
+}
+
+/// Two VMs of the same content, which the kernel merges.
+fn twins() -> Result<()> {
+    const WALK: u64 = 96;
+    const KSM: &str = "/sys/kernel/mm/ksm";
+    let dir = tempfile::tempdir()?;
+    let _small_pages = Setting::small_pages()?;
+    // Every page of it is the same from the first pass on, but for the first MiB.
+    let config = |name| Config { hot: Some((1, 1)), ..Config::new(name, WALK) };
+    let mut vms = [Vm::start(&config("one"))?, Vm::start(&config("two"))?];
+    for guest in &mut vms {
+        guest.await_passes(1)?;
+    }
+    let _ksm = [
+        Setting::new("/sys/kernel/mm/ksm/pages_to_scan", "20000")?,
+        Setting::new("/sys/kernel/mm/ksm/run", "1")?,
+    ];
+    let saved = || -> Result<u64> {
+        let pages: u64 = fs::read_to_string(format!("{KSM}/pages_sharing"))?.trim().parse()?;
+        Ok(pages * 4096)
+    };
+    await_some("merged pages", PATIENCE, || Ok((saved()? > 2 * (WALK - 8) * MIB).then_some(())))?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, ["--interval", "200ms"])?;
+    let held = |name| -> Result<u64> {
+        let row = await_row(&folder, name, "memory", |row| !row["resident_bytes"].is_empty())?;
+        bytes(&row, "resident_bytes").context("not resident")
+    };
+    let sum = held("one")? + held("two")?;
+    let host = await_host(&folder, "KSM", |row| !row["ksm_saved_bytes"].is_empty())?;
+    recording.end()?;
+    println!("{} MiB held of two VMs on {WALK} MiB, {} MiB saved", sum / MIB, saved()? / MIB);
+    // What is merged is in nobody's part twice, and taken off only once.
+    ensure!(sum < WALK * MIB + 48 * MIB, "{} MiB", sum / MIB);
+    ensure!(bytes(&host, "ksm_saved_bytes") > Some(2 * (WALK - 8) * MIB), "{host:#?}");
     Ok(())
 }
 

@@ -64,7 +64,10 @@ pub fn vm(text: &mut String, vm: &SummaryVm, name: &str) {
     }
     let memory = &vm.memory;
     let facts: Vec<String> =
-        [swapped(memory), ballooned(memory), working_set(memory)].into_iter().flatten().collect();
+        [swapped(memory), ballooned(memory), working_set(memory), cgroup(memory)]
+            .into_iter()
+            .flatten()
+            .collect();
     let Some(resident) = memory.resident_bytes else { return };
     let guest = guest(memory).map(|says| format!("guest: {says}; host: ")).unwrap_or_default();
     let facts = if facts.is_empty() { String::new() } else { format!(", {}", facts.join(", ")) };
@@ -97,6 +100,17 @@ fn working_set(memory: &VmFigures) -> Option<String> {
     let cost = memory.working_set_cost_share.filter(|cost| *cost > 0.0);
     let cost = cost.map(|cost| format!(", {} of a CPU", percent(cost))).unwrap_or_default();
     Some(format!("working set {} ({source}{cost})", range(set)))
+}
+
+fn cgroup(memory: &VmFigures) -> Option<String> {
+    let limit = readable(memory.cgroup_limit_bytes?);
+    let left = memory.cgroup_headroom_bytes?;
+    let left = if left.lower == left.upper {
+        signed(left.upper)
+    } else {
+        format!("{} to {}", signed(left.lower), signed(left.upper))
+    };
+    Some(format!("which leaves {left} of the {limit} that its cgroup may hold"))
 }
 
 /// Time in each state, the worst first.
@@ -174,6 +188,14 @@ mod tests {
         };
         assert_eq!(guest(&memory).unwrap(), "1.5 GiB available (9 s ago, stale)");
         assert_eq!(swapped(&memory).unwrap(), "38.0 % of it on swap");
+        let limited = VmFigures {
+            cgroup_limit_bytes: Some(GIB),
+            cgroup_headroom_bytes: Some(Headroom { lower: -(512 << 20), upper: 128 << 20 }),
+            ..VmFigures::default()
+        };
+        let said = "which leaves -512.0 MiB to 128.0 MiB of the 1.0 GiB that its cgroup may hold";
+        assert_eq!(cgroup(&limited).unwrap(), said);
+        assert_eq!(cgroup(&memory), None);
         assert_eq!(ballooned(&memory).unwrap(), "2.0 GiB of 4.0 GiB ballooned");
     }
 }

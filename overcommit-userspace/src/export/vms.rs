@@ -17,7 +17,7 @@ use overcommit_ebpf::layout::{Loss, Taker};
 const STALE_S: f64 = 2.0 * POLL_SECONDS as f64 + 1.0;
 
 /// The columns before the losses; only ever appended to.
-const COLUMNS: [&str; 43] = [
+const COLUMNS: [&str; 46] = [
     "start_unix_s",
     "length_s",
     "vm_id",
@@ -61,6 +61,9 @@ const COLUMNS: [&str; 43] = [
     "working_set_source",
     "working_set_window_s",
     "working_set_cost_share",
+    "cgroup_limit_bytes",
+    "cgroup_headroom_lower_bytes",
+    "cgroup_headroom_upper_bytes",
 ];
 
 /// All columns: one more for each cause of [`Loss`].
@@ -112,6 +115,10 @@ pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
         row.extend(memory(host));
         row.extend(guest(host.balloon.and_then(|balloon| balloon.guest), interval));
         row.extend(working_set(host.working_set));
+        row.push(optional(host.swap.limit));
+        let headroom = host.cgroup_headroom();
+        row.push(optional(headroom.map(|headroom| headroom.lower)));
+        row.push(optional(headroom.map(|headroom| headroom.upper)));
         row.extend(sample.not_counted.map(|count| count.to_string()));
         row
     });

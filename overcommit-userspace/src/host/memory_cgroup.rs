@@ -10,6 +10,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Version 1 says "no limit" by a number: `PAGE_COUNTER_MAX` pages,
+/// include/linux/page_counter.h.
+const UNLIMITED: u64 = 1 << 62;
+
 /// Version of the hierarchy that has the memory controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
@@ -121,6 +125,30 @@ impl MemoryCgroup {
         })
     }
 
+    /// The least limit, in bytes, of it and of those around it that are the process's own
+    /// too (libvirt limits the folder above): memory.limit_in_bytes, or memory.max and
+    /// memory.high. `None` if there is no limit.
+    pub fn limit(&self, proc: &Path, pid: i32) -> Option<u64> {
+        let around = self
+            .path
+            .ancestors()
+            .skip(1)
+            .map(|path| Self { path: path.to_owned(), ..self.clone() });
+        let own = around.take_while(|cgroup| {
+            cgroup.read().is_ok_and(|counters| cgroup.is_of(proc, pid, &counters))
+        });
+        let files: &[&str] = match self.version {
+            Version::One => &["memory.limit_in_bytes"],
+            Version::Two => &["memory.max", "memory.high"],
+        };
+        let limits = std::iter::once(self.clone()).chain(own).flat_map(|cgroup| {
+            files.iter().filter_map(move |file| {
+                fs::read_to_string(cgroup.path.join(file)).ok()?.trim().parse::<u64>().ok()
+            })
+        });
+        limits.filter(|limit| *limit < UNLIMITED).min()
+    }
+
     /// Whether what it counts is one process's, but for a tenth: that much the helpers
     /// of a container may have.
     pub fn is_of(&self, proc: &Path, pid: i32, counters: &CgroupCounters) -> bool {
@@ -191,6 +219,34 @@ mod tests {
         let counters = hierarchy.memory_cgroup("/vm").unwrap().read().unwrap();
         assert_eq!((counters.swapped_in, counters.swapped_out), (Some(7), Some(4)));
         assert_eq!(counters.charged, 200);
+    }
+
+    #[test]
+    fn the_least_limit_of_its_own_cgroups_holds() {
+        let root = tempfile::tempdir().unwrap();
+        let proc = root.path().join("proc");
+        let write = |cgroup: &str, file: &str, text: &str| {
+            fs::write(root.path().join(cgroup).join(file), text).unwrap();
+        };
+        make(root.path(), "all", "anon 10485760\n", "1\n2\n");
+        for cgroup in ["all/vm", "all/vm/libvirt"] {
+            make(root.path(), cgroup, "anon 10485760\n", "1\n");
+        }
+        write("all", "memory.max", "1000\n");
+        let hierarchy = Hierarchy { version: Version::Two, ..version_one(root.path()) };
+        let found = hierarchy.memory_cgroup("/all/vm/libvirt").unwrap();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        fs::create_dir_all(proc.join("2")).unwrap();
+        fs::write(proc.join("2/status"), status.replace("RssAnon:", "RssAnon:\t9999999 kB\nWas:"))
+            .unwrap();
+        write("all/vm/libvirt", "memory.max", "max\n");
+        assert_eq!(found.limit(&proc, 1), None, "others share that of all");
+        write("all/vm", "memory.max", "3000\n");
+        write("all/vm", "memory.high", "2000\n");
+        assert_eq!(found.limit(&proc, 1), Some(2000));
+        write("all/vm/libvirt", "memory.limit_in_bytes", "9223372036854771712\n");
+        let one = MemoryCgroup { version: Version::One, ..found };
+        assert_eq!(one.limit(&proc, 1), None);
     }
 
     #[test]

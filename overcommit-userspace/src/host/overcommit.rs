@@ -56,6 +56,14 @@ pub struct Headroom {
     pub upper: i64,
 }
 
+impl Headroom {
+    /// What working sets leave of the memory that they may have; `None` beyond 8 EiB.
+    pub fn of(memory: u64, sets: Range) -> Option<Self> {
+        let left = |need: u64| i64::try_from(i128::from(memory) - i128::from(need)).ok();
+        Some(Self { lower: left(sets.upper)?, upper: left(sets.lower)? })
+    }
+}
+
 /// What is known of a VM, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VmMemory {
@@ -99,7 +107,7 @@ const IN_USE_CRITICAL: f64 = 0.95;
 const GROWING: usize = 3;
 
 impl Overcommit {
-    /// Of a host and its VMs.
+    /// Of a host and all its VMs, recorded or not.
     pub fn of(host: &HostMemory, vms: &[VmMemory], swap: SwapState, balloon: BalloonState) -> Self {
         let small_pages = || vms.iter().filter(|vm| !vm.is_hugetlb);
         let physical = host.total.saturating_sub(host.hugetlb_pools);
@@ -155,9 +163,7 @@ impl Overcommit {
 
     /// What is left beside the working sets.
     pub fn headroom(&self) -> Option<Headroom> {
-        let (capacity, sets) = (self.capacity?, self.working_sets?);
-        let left = |need: u64| i64::try_from(i128::from(capacity) - i128::from(need)).ok();
-        Some(Headroom { lower: left(sets.upper)?, upper: left(sets.lower)? })
+        Headroom::of(self.capacity?, self.working_sets?)
     }
 }
 

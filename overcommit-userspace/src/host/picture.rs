@@ -4,15 +4,16 @@ use crate::host::balloon::state::{BalloonStates, Inflated};
 use crate::host::balloon::{Balloon, BalloonState, Source};
 use crate::host::memory_cgroup::MemoryCgroup;
 use crate::host::memory_use::{HostMemory, MemoryUse};
-use crate::host::overcommit::{Overcommit, VmMemory};
+use crate::host::overcommit::{Headroom, Overcommit, VmMemory};
 use crate::host::survey::{Options, Survey, VmFound};
-use crate::host::swap_state::RETURNS;
+use crate::host::swap_state::{RETURNS, SwapState};
 use crate::host::watch::{HostSwap, SwapSources, VmSwap, Watch};
 use crate::host::working_set::follow::Target;
 use crate::host::working_set::{WorkingSet, bounds};
 use crate::metrics::{SILENT, Sight};
 use crate::sampler::VmSample;
 use crate::sampler::roster::Member;
+use crate::vm::Vm;
 use crate::vm::memory::Backing;
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -51,6 +52,13 @@ pub struct VmHostSample {
     pub memory: Option<MemoryUse>,
     /// What it uses.
     pub working_set: Option<WorkingSet>,
+}
+
+impl VmHostSample {
+    /// What the limit of its cgroup leaves beside its working set.
+    pub fn cgroup_headroom(&self) -> Option<Headroom> {
+        Headroom::of(self.swap.limit?, self.working_set?.range)
+    }
 }
 
 /// Why something is not known of a VM.
@@ -128,7 +136,9 @@ impl Host {
             memory
         });
         let vms = self.vms.iter().map(|(member, vm)| vm.memory(&members[*member]));
-        let vms: Option<Vec<VmMemory>> = vms.collect();
+        let is_missed = swap.state >= SwapState::Pressure;
+        let others = found.others.iter().map(|(vm, memory)| Some(beside(vm, *memory, is_missed)));
+        let vms: Option<Vec<VmMemory>> = vms.chain(others).collect();
         let overcommit = memory.zip(vms);
         let overcommit =
             overcommit.map(|(host, vms)| Overcommit::of(&host, &vms, swap.state, balloon));
@@ -168,6 +178,17 @@ impl Host {
     /// Whether what VMs give back is counted from now on.
     pub fn sees_discards(&mut self, sees: bool) {
         self.sees_discards = sees;
+    }
+}
+
+/// A VM that is not recorded, by what can be told without asking it.
+fn beside(vm: &Vm, memory: MemoryUse, is_missed: bool) -> VmMemory {
+    VmMemory {
+        configured: vm.memory_bytes,
+        resident: memory.resident,
+        is_hugetlb: vm.backing() == Some(Backing::Hugetlb),
+        working_set: bounds(memory.resident, vm.memory_bytes, is_missed).map(|set| set.range),
+        swap: SwapState::Unknown,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::host::memory_use::{HostMemory, MemoryUse, ProcessMemory, divide};
 use crate::host::working_set::follow::{Follower, Measured, Target};
 use crate::host::working_set::{Wanted, WorkingSet};
 use crate::kernel;
+use crate::vm::discovery::Discovery;
 use crate::vm::monitor::Monitor;
 use crate::vm::{Pattern, Vm, VmId};
 use anyhow::{Context, Result, anyhow};
@@ -60,6 +61,8 @@ pub struct VmFound {
 pub struct Found {
     /// By VM.
     pub vms: BTreeMap<VmId, VmFound>,
+    /// VMs of the same host that are not followed, and what they hold.
+    pub others: Vec<(Vm, MemoryUse)>,
     /// What takes memory beside them.
     pub host: Option<HostMemory>,
 }
@@ -128,6 +131,8 @@ impl Survey {
             libvirt: Silence::default(),
             turned: BTreeMap::new(),
             walked: BTreeMap::new(),
+            discovery: Discovery::new(proc),
+            running: (Vec::new(), None),
         };
         let mut follower = Follower::new(proc, sys, options.working_set, options.mglru_sees_guests);
         let mut survey = Self { shared, threads: Vec::new() };
@@ -226,6 +231,9 @@ struct Surveyor {
     turned: BTreeMap<VmId, PathBuf>,
     /// What the page tables of each told, and when they are walked again.
     walked: BTreeMap<VmId, Walked>,
+    discovery: Discovery,
+    /// VMs that run, followed or not, and when that was looked up.
+    running: (Vec<Vm>, Option<Instant>),
 }
 
 impl Surveyor {
@@ -233,17 +241,34 @@ impl Surveyor {
         let targets = shared.targets();
         let balloons = self.balloons(&targets).await;
         shared.note(balloons, |vm, balloon| vm.balloon = Some(balloon));
-        let memory = self.walk(&targets);
-        shared.note(memory, |vm, memory| vm.memory = Some(memory));
+        let others = self.others(&targets);
+        let followed = targets.iter().map(|target| target.vm.id);
+        let memory = self.walk(&followed.chain(others.iter().map(|vm| vm.id)).collect());
+        let held = |vm: Vm| Some((memory.get(&vm.id).copied()?, vm));
+        let others = others.into_iter().filter_map(held).map(|(memory, vm)| (vm, memory)).collect();
         let host = HostMemory::read(&self.proc, &self.sys, self.page_size).ok();
-        shared.lock().found.host = host;
+        shared.note(memory, |vm, memory| vm.memory = Some(memory));
+        let mut state = shared.lock();
+        state.found.others = others;
+        state.found.host = host;
+    }
+
+    /// VMs that are not followed: they have their part in what the host has given away.
+    fn others(&mut self, targets: &[Target]) -> Vec<Vm> {
+        let (running, looked) = &mut self.running;
+        if looked.is_none_or(|time| time.elapsed() >= WALK.0) {
+            *running = self.discovery.scan().unwrap_or_default();
+            *looked = Some(Instant::now());
+        }
+        let is_followed = |vm: &Vm| targets.iter().any(|target| target.vm.id == vm.id);
+        running.iter().filter(|vm| !is_followed(vm)).cloned().collect()
     }
 
     /// Walks the page tables of those whose turn it is: soon of a VM that is new, seldom
     /// of one that is large.
-    fn walk(&mut self, targets: &[Target]) -> BTreeMap<VmId, MemoryUse> {
-        self.walked.retain(|id, _| targets.iter().any(|target| target.vm.id == *id));
-        for id in targets.iter().map(|target| target.vm.id) {
+    fn walk(&mut self, ids: &BTreeSet<VmId>) -> BTreeMap<VmId, MemoryUse> {
+        self.walked.retain(|id, _| ids.contains(id));
+        for id in ids.iter().copied() {
             let start = Instant::now();
             let walked = self.walked.entry(id);
             let walked =

@@ -35,6 +35,8 @@ pub struct VmSwap {
     pub state: SwapState,
     /// Since the look before; `None` if this interval had no look.
     pub rates: Option<Rates>,
+    /// What its cgroup may hold, in bytes, as of the last check; `None` without a limit.
+    pub limit: Option<u64>,
 }
 
 /// Where the rates of a VM come from, by name.
@@ -259,6 +261,7 @@ impl WatchedVm {
         };
         let own = own();
         self.is_checked = true;
+        self.now.limit = own.as_ref().and_then(|own| own.limit(proc, member.vm.id.pid));
         if own != self.cgroup {
             (self.cgroup, self.last) = (own, None);
         }
@@ -309,7 +312,8 @@ impl WatchedVm {
             io_wait: None,
             available: shared.available,
         };
-        self.now = VmSwap { state: self.states.advance(rates), rates: Some(rates) };
+        self.now.state = self.states.advance(rates);
+        self.now.rates = Some(rates);
     }
 }
 

@@ -102,6 +102,10 @@ pub struct VmFigures {
     pub working_set_source: Option<String>,
     /// CPU time that measuring took ÷ time.
     pub working_set_cost_share: Option<f64>,
+    /// What its cgroup may hold.
+    pub cgroup_limit_bytes: Option<u64>,
+    /// What that leaves beside its working set.
+    pub cgroup_headroom_bytes: Option<Headroom>,
 }
 
 impl VmFigures {
@@ -123,6 +127,8 @@ impl VmFigures {
         take(&mut self.working_set_bytes, &later.working_set_bytes);
         take(&mut self.working_set_source, &later.working_set_source);
         take(&mut self.working_set_cost_share, &later.working_set_cost_share);
+        take(&mut self.cgroup_limit_bytes, &later.cgroup_limit_bytes);
+        take(&mut self.cgroup_headroom_bytes, &later.cgroup_headroom_bytes);
     }
 }
 
@@ -189,6 +195,12 @@ impl Cells<'_> {
         let lower = self.known(&format!("{what}_lower_bytes"))?;
         let upper = self.known(&format!("{what}_upper_bytes"))?;
         Ok(lower.zip(upper).map(|(lower, upper)| Range { lower, upper }))
+    }
+
+    fn headroom(&self, what: &str) -> Result<Option<Headroom>> {
+        let lower = self.known(&format!("{what}_lower_bytes"))?;
+        let upper = self.known(&format!("{what}_upper_bytes"))?;
+        Ok(lower.zip(upper).map(|(lower, upper)| Headroom { lower, upper }))
     }
 
     fn vm(&self, indices: &HashMap<&str, usize>) -> Result<usize> {
@@ -270,18 +282,18 @@ fn vm_figures(cells: &Cells<'_>) -> Result<VmFigures> {
         working_set_bytes: cells.range("working_set")?,
         working_set_source: cells.known("working_set_source")?,
         working_set_cost_share: cells.known("working_set_cost_share")?,
+        cgroup_limit_bytes: cells.known("cgroup_limit_bytes")?,
+        cgroup_headroom_bytes: cells.headroom("cgroup_headroom")?,
     })
 }
 
 fn host_figures(cells: &Cells<'_>) -> Result<HostFigures> {
-    let worse = cells.known("headroom_lower_bytes")?;
-    let better = cells.known("headroom_upper_bytes")?;
     Ok(HostFigures {
         configured_bytes: cells.known("configured_bytes")?,
         physical_bytes: cells.known("physical_bytes")?,
         capacity_bytes: cells.known("capacity_bytes")?,
         working_sets_bytes: cells.range("working_sets")?,
-        headroom_bytes: worse.zip(better).map(|(lower, upper)| Headroom { lower, upper }),
+        headroom_bytes: cells.headroom("headroom")?,
         can_grow_bytes: cells.known("can_grow_bytes")?,
         ballooned_bytes: cells.known("ballooned_bytes")?,
     })
