@@ -135,6 +135,12 @@ impl Sight {
         self.hooks.iter().any(|hook| hook.purpose == Purpose::Swap && hook.missing.is_none())
     }
 
+    /// Why pages that reclaim drops without writing them are not seen, if so.
+    pub fn drops_absent(&self) -> Option<String> {
+        let hook = self.hooks.iter().find(|hook| hook.purpose == Purpose::Drop);
+        hook.map_or(Some(NO_HOOKS.to_owned()), |hook| hook.missing.clone())
+    }
+
     /// Nothing at all, for that reason.
     pub fn none(reason: &str) -> Self {
         Self {

@@ -3,13 +3,13 @@
 use crate::clock::Clocks;
 use crate::host::survey::Options as HostOptions;
 use crate::host::{Host, HostSample, VmHostSample};
-use crate::probes::decide::Decision;
+use crate::probes::decide::{Backend, Decision};
 use crate::probes::log::ProgramLog;
 use crate::probes::object::Sizes;
 use crate::probes::rings::{Events, SlowFaults};
 use crate::probes::{Kernel, Probes, Rings};
 use crate::recording::run_file::{
-    self, BackendChoice, HostState, NotCounted, Options, RunClocks, RunFile,
+    self, BackendChoice, EvictionSight, HostState, NotCounted, Options, RunClocks, RunFile,
 };
 use crate::recording::{Folder, Interval, Writer};
 use crate::sampler::roster::{Roster, Selection};
@@ -48,6 +48,7 @@ impl Session {
             slow_bytes: if want.slow_faults.is_some() { SLOW_BYTES } else { 4096 },
             slow_ns: want.slow_faults.map_or(u64::MAX, |least| least.as_nanos() as u64),
             follow_exec: want.follow_exec,
+            sees_drops: decision.backend != Backend::Perf,
             verbose: want.verbose,
         };
         let (probes, Rings { events, slow, log }) =
@@ -133,6 +134,10 @@ impl Session {
             coverage: metrics::declared(&sight),
             not_counted: NotCounted::default(),
             host_state: HostState::default(),
+            evictions: Some(EvictionSight {
+                written_absent: sight.swapouts_absent.clone(),
+                dropped_absent: sight.drops_absent(),
+            }),
         };
         let writer = Writer::create(folder, run)?;
         let start_us = start.realtime_ns / 1_000;
@@ -232,6 +237,7 @@ impl RunningSession {
             length_ns: now.monotonic_ns - self.last.monotonic_ns,
             partial: self.number == 0 || boundary_us.is_none(),
             vms,
+            evictions: self.session.sampler.evictions(),
             host,
             vm_hosts,
         };

@@ -4,6 +4,7 @@
 //! skip fails the run unless OVERCOMMIT_ALLOW_SKIPS is set.
 
 mod counts;
+mod evictions;
 mod exits;
 mod files;
 mod host_state;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     }
     let tests: Vec<Test> = [
         counts::TESTS,
+        evictions::TESTS,
         exits::TESTS,
         files::TESTS,
         host_state::TESTS,

@@ -189,7 +189,7 @@ fn shared_once() -> Result<()> {
 
 /// Waits until the host's last row shows something.
 fn await_host(folder: &Path, what: &str, is_it: impl Fn(&Row) -> bool) -> Result<Row> {
-    let last = || Ok(rows(folder, "host.csv")?.pop());
+    let last = || anyhow::Ok(rows(folder, "host.csv")?.pop());
     let found = await_some(what, PATIENCE, || Ok(last()?.filter(&is_it)));
     found.with_context(|| format!("{:#?}", last().ok().flatten()))
 }

@@ -145,6 +145,7 @@ fn run_file(start: Clocks) -> RunFile {
         coverage: Vec::new(),
         not_counted: NotCounted::default(),
         host_state: Default::default(),
+        evictions: None,
     }
 }
 
@@ -205,6 +206,7 @@ fn interval(number: u64, start: Clocks, latencies: Latencies) -> Interval {
         length_ns,
         partial: false,
         vms: vec![vm],
+        evictions: Vec::new(),
         host: HostSample::default(),
         vm_hosts: vec![VmHostSample::default()],
     }

@@ -1,8 +1,8 @@
 //! The eBPF programs: filter, measure, count.
 //!
 //! `perf` and `calls` follow a fault from start to completion, each by other hooks;
-//! `swapin` looks at the part of a fault that waits for swap, `swapout` at what reclaim
-//! writes there, `discards` at what a VM gives back, `exits` follows a vCPU out of its
+//! `swapin` looks at the part of a fault that waits for swap, `evictions` at what reclaim
+//! takes and for whom, `discards` at what a VM gives back, `exits` follows a vCPU out of its
 //! guest and back; `latency` counts it, `threads` remembers it meanwhile. `vms` keeps the
 //! table of VMs in step with processes, `maps` says what lies where.
 
@@ -14,13 +14,13 @@
 mod atomic;
 mod calls;
 mod discards;
+mod evictions;
 mod exits;
 mod kernel;
 mod latency;
 mod maps;
 mod perf;
 mod swapin;
-mod swapout;
 mod threads;
 mod trial;
 mod vms;

@@ -6,8 +6,8 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, Queue, RingBuf};
 use overcommit_ebpf::layout::{
-    Cpu, FolioOffsets, Histogram, KernelOffsets, KvmFields, Loss, Metric, SWAP_DEVICES_MAX,
-    SwapDevice, Thread, Vm, Word,
+    Cpu, Eviction, EvictionKey, FolioOffsets, Histogram, KernelOffsets, KvmFields, Loss, Metric,
+    SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word,
 };
 
 /// `mm_struct` address → slot. The filter of every fault on the host.
@@ -21,6 +21,30 @@ pub(crate) static TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(1 /* load
 /// Id of a memory cgroup → slot of the VM that it is of.
 #[map]
 pub(crate) static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader */, 0);
+
+/// Who takes pages of whom → entry of [`EVICTIONS`].
+#[map]
+pub(crate) static EVICTION_INDEX: HashMap<EvictionKey, u32> =
+    HashMap::with_max_entries(1 /* loader */, 0);
+
+/// The eviction matrix.
+#[map]
+pub(crate) static EVICTIONS: Array<Eviction> =
+    Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
+
+/// Entries of [`EVICTIONS`] that are free.
+#[map]
+pub(crate) static FREE_EVICTIONS: Queue<u32> = Queue::with_max_entries(1 /* loader */, 0);
+
+/// Address of a folio that was handed to swap, until it is dropped. What is never
+/// dropped makes way for what comes.
+#[map]
+pub(crate) static WRITTEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 16, 0);
+
+/// Thread id → the folio that it is about to drop: its entry of [`EVICTIONS`] (upper
+/// half) and its pages.
+#[map]
+pub(crate) static DROPPING: LruHashMap<u32, u64> = LruHashMap::with_max_entries(1 << 12, 0);
 
 /// Process ids that the loader wants a slot for.
 #[map]
@@ -155,6 +179,10 @@ pub(crate) static SWAP_TYPE: Global<u64> = Global::new(0);
 /// What zswap's load function returns when it had the page.
 #[unsafe(no_mangle)]
 pub(crate) static ZSWAP_LOADED: Global<u8> = Global::new(0);
+
+/// Whether dropped folios are counted, so that written ones are to be remembered.
+#[unsafe(no_mangle)]
+pub(crate) static SEES_DROPS: Global<u8> = Global::new(0);
 
 /// Where the pool of exits begins in [`HISTOGRAMS`].
 #[unsafe(no_mangle)]

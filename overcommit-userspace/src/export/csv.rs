@@ -39,6 +39,11 @@ pub fn text(cell: &str) -> String {
     }
 }
 
+/// The text that such a cell was made of.
+pub fn untext(cell: &str) -> &str {
+    cell.strip_prefix('\'').filter(|plain| text(plain) == cell).unwrap_or(cell)
+}
+
 /// A cell that is empty where nothing was measured.
 pub fn optional(value: Option<impl ToString>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()

@@ -2,6 +2,7 @@
 //! what the host knows.
 
 use crate::export::summary::{SummaryVm, percent};
+use crate::export::summary_evictions::SummaryEvictions;
 use crate::export::summary_host::{Moved, StateSummary, SummaryHost};
 use crate::host::State;
 use crate::host::SwapState;
@@ -61,6 +62,9 @@ fn host_memory(text: &mut String, memory: &HostFigures) -> Option<()> {
 pub fn vm(text: &mut String, vm: &SummaryVm, name: &str) {
     if vm.swap.worst == SwapState::Pressure.name() || vm.swap.worst == SwapState::Thrashing.name() {
         let _ = writeln!(text, "{name}: {}.", times("swap", &vm.swap));
+    }
+    if let Some(said) = vm.evictions.as_ref().and_then(SummaryEvictions::sentence) {
+        let _ = writeln!(text, "{name}: {said}.");
     }
     let memory = &vm.memory;
     let facts: Vec<String> =

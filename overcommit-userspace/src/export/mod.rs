@@ -1,6 +1,7 @@
 //! One file a format.
 
 pub mod csv;
+pub mod evictions;
 pub mod hgrm;
 pub mod hlog;
 pub mod host;
@@ -10,6 +11,7 @@ pub mod parts;
 pub mod progress;
 pub mod slow_faults;
 pub mod summary;
+pub mod summary_evictions;
 pub mod summary_host;
 pub mod table;
 pub mod vms;

@@ -1,6 +1,7 @@
 //! summary.json and summary.csv: the whole run, one entry a VM and metric.
 
 use crate::export::csv::{self, optional, text};
+use crate::export::summary_evictions::{self, SummaryEvictions};
 use crate::export::summary_host::{StateSummary, SummaryHost};
 use crate::metrics::MetricName;
 use crate::recording::Recording;
@@ -82,6 +83,8 @@ pub struct SummaryVm {
     pub taken_by: BTreeMap<&'static str, u64>,
     /// Where swapped pages came from.
     pub swapins: SwapinTotals,
+    /// Who took its pages; `null` where they cannot be told from others'.
+    pub evictions: Option<SummaryEvictions>,
     /// By cause.
     pub not_counted: BTreeMap<&'static str, u64>,
     /// Each metric.
@@ -134,12 +137,13 @@ impl Summary {
     /// Of a recording, held against objectives.
     pub fn of(recording: &Recording, objectives: Vec<Judged>) -> Self {
         let vms = recording.run.vms.iter().zip(&recording.vms);
+        let vms = vms.zip(summary_evictions::of(recording));
         Self {
             schema: "overcommit.summary/1",
             run_id: recording.run.run_id.clone(),
             intervals: recording.intervals,
             host: SummaryHost::of(recording),
-            vms: vms.map(|(vm, totals)| summary_vm(vm, totals)).collect(),
+            vms: vms.map(|((vm, totals), evictions)| summary_vm(vm, totals, evictions)).collect(),
             objectives,
         }
     }
@@ -166,7 +170,7 @@ impl Summary {
     }
 }
 
-fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
+fn summary_vm(vm: &RunVm, totals: &VmTotals, evictions: Option<SummaryEvictions>) -> SummaryVm {
     let stall = totals.stall.and_then(|stall| {
         Some(StallShare {
             share: stall.share()?,
@@ -189,6 +193,7 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals) -> SummaryVm {
         faults_by_others: totals.taken_by[Taker::Outside as usize],
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
         swapins: vm.swapins.clone(),
+        evictions,
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
         metrics: totals
             .metrics

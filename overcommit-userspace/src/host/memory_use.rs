@@ -4,7 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use procfs::Meminfo;
 use procfs::prelude::FromRead;
-use procfs::process::{MMPermissions, MMapPath, MemoryMap, MountInfo, MountInfos, Process};
+use procfs::process::{
+    MMPermissions, MMapPath, MemoryMap, MountInfo, MountInfos, Process, VmFlags,
+};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -74,6 +76,10 @@ impl ProcessMemory {
     ) {
         let bytes = |name: &str| map.extension.map.get(name).copied().unwrap_or(0);
         self.own.hugetlb += bytes("Private_Hugetlb") + bytes("Shared_Hugetlb");
+        // Neither resident nor swapped, and its file's blocks are the pool's.
+        if map.extension.vm_flags.contains(VmFlags::HT) {
+            return;
+        }
         if is_shared_memory(map, mounts) {
             let shared = self.shared.entry((map.dev.0, map.dev.1, map.inode));
             // `Swap` of shared memory is the object's, whoever maps it
@@ -244,15 +250,18 @@ mod tests {
     fn huge_pages_and_private_files_are_no_shared_memory() {
         let proc = tempfile::tempdir().unwrap();
         let smaps = map(
-            "7f0000000000-7f0040000000 rw-s 00000000 00:0f 9 /anon_hugepage (deleted)",
+            "7f0000000000-7f0040000000 rw-s 00000000 00:0f 9 /memfd:ram (deleted)",
             "Pss: 0 kB\nShared_Hugetlb: 1048576 kB\nSwap: 0 kB\n",
-        ) + &map(
-            "7f0050000000-7f0060000000 rw-p 00000000 00:19 5 /dev/shm/image",
-            "Pss: 1024 kB\nSwap: 0 kB\nSwapPss: 512 kB\n",
-        ) + &map(
-            "7f0070000000-7f0080000000 rw-s 00000000 00:19 6 /dev/shm/ram",
-            "Pss: 4096 kB\nSwap: 8192 kB\nSwapPss: 0 kB\n",
-        );
+        )
+        .replace(" ac ", " ac ht ")
+            + &map(
+                "7f0050000000-7f0060000000 rw-p 00000000 00:19 5 /dev/shm/image",
+                "Pss: 1024 kB\nSwap: 0 kB\nSwapPss: 512 kB\n",
+            )
+            + &map(
+                "7f0070000000-7f0080000000 rw-s 00000000 00:19 6 /dev/shm/ram",
+                "Pss: 4096 kB\nSwap: 8192 kB\nSwapPss: 0 kB\n",
+            );
         let memory = process(proc.path(), 1, &smaps);
         let own = MemoryUse { resident: MIB, swapped: MIB / 2, hugetlb: 1024 * MIB };
         assert_eq!((memory.own, memory.shared.len()), (own, 1));

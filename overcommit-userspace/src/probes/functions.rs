@@ -38,12 +38,15 @@ pub enum Purpose {
     SwapRead,
     /// Whether it came out of zswap.
     Zswap,
+    /// Pages that reclaim drops because a disk has their content.
+    Drop,
 }
 
 impl Purpose {
     /// Every hook, in the order in which they are attached: what marks a fault before
     /// what opens it.
-    const ALL: [Self; 5] = [Self::Zswap, Self::SwapRead, Self::SharedSwap, Self::Swap, Self::Fault];
+    const ALL: [Self; 6] =
+        [Self::Zswap, Self::SwapRead, Self::SharedSwap, Self::Swap, Self::Fault, Self::Drop];
 
     /// The name in all files, and the end of the names of its programs.
     pub const fn name(self) -> &'static str {
@@ -53,11 +56,13 @@ impl Purpose {
             Self::SharedSwap => "shared_swap",
             Self::SwapRead => "swap_read",
             Self::Zswap => "zswap",
+            Self::Drop => "drop",
         }
     }
 
     /// The functions that do it, the newest name first: mm/memory.c, mm/shmem.c,
-    /// mm/page_io.c (`swap_readpage` until 6.4), mm/zswap.c (mm/frontswap.c until 6.5).
+    /// mm/page_io.c (`swap_readpage` until 6.4), mm/zswap.c (mm/frontswap.c until 6.5),
+    /// mm/vmscan.c.
     pub const fn functions(self) -> &'static [&'static str] {
         match self {
             Self::Fault => &["handle_mm_fault"],
@@ -65,6 +70,7 @@ impl Purpose {
             Self::SharedSwap => &["shmem_swapin_folio"],
             Self::SwapRead => &["swap_read_folio", "swap_readpage"],
             Self::Zswap => &["zswap_load", "__frontswap_load"],
+            Self::Drop => &["__remove_mapping"],
         }
     }
 
@@ -72,7 +78,7 @@ impl Purpose {
     /// from its entry on can end.
     const fn ends(self) -> &'static [End] {
         match self {
-            Self::Fault | Self::Swap | Self::SharedSwap => &[End::Return, End::Entry],
+            Self::Fault | Self::Swap | Self::SharedSwap | Self::Drop => &[End::Return, End::Entry],
             Self::SwapRead => &[End::Entry],
             Self::Zswap => &[End::Return],
         }

@@ -3,6 +3,7 @@
 
 pub mod decide;
 pub mod discards;
+pub mod evictions;
 pub mod functions;
 pub mod host;
 pub mod kvm;

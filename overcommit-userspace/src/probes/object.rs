@@ -5,7 +5,7 @@ use crate::kernel_layout::SWAP_TYPE;
 use crate::probes::Kernel;
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use overcommit_ebpf::layout::{EXITS_PER_VM, Metric};
+use overcommit_ebpf::layout::{EVICTIONS_PER_VM, EXITS_PER_VM, Metric};
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
@@ -25,6 +25,8 @@ pub struct Sizes {
     pub slow_ns: u64,
     /// Whether hypervisors that start get a slot at once.
     pub follow_exec: bool,
+    /// Whether the backend sees pages that reclaim drops without writing them.
+    pub sees_drops: bool,
     /// Whether the programs log what they decide.
     pub verbose: bool,
 }
@@ -38,8 +40,14 @@ impl Sizes {
         slow_bytes: 4096,
         slow_ns: u64::MAX,
         follow_exec: false,
+        sees_drops: false,
         verbose: false,
     };
+
+    /// Entries of the eviction matrix.
+    pub const fn evictions(self) -> u32 {
+        self.vms * EVICTIONS_PER_VM
+    }
 
     /// Histograms of exits.
     pub const fn exits(self) -> u32 {
@@ -80,11 +88,15 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("SWAP_INFO_AT", &swap_info, true)
         .override_global("SWAP_TYPE", &SWAP_TYPE, true)
         .override_global("ZSWAP_LOADED", &zswap_loaded, true)
+        .override_global("SEES_DROPS", &u8::from(sizes.sees_drops), true)
         .override_global("POOL_AT", &sizes.pool_at(), true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .map_max_entries("MMS", sizes.vms)
         .map_max_entries("TGIDS", sizes.vms)
         .map_max_entries("CGROUPS", sizes.vms)
+        .map_max_entries("EVICTION_INDEX", sizes.evictions())
+        .map_max_entries("EVICTIONS", sizes.evictions())
+        .map_max_entries("FREE_EVICTIONS", sizes.evictions())
         .map_max_entries("FREE_VMS", sizes.vms)
         .map_max_entries("VMS", sizes.vms)
         .map_max_entries("HISTOGRAMS", sizes.histograms())

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use memmap2::{MmapOptions, MmapRaw};
-use overcommit_ebpf::layout::{Cpu, Histogram, KvmFields, SwapDevice, Thread, Vm, Word};
+use overcommit_ebpf::layout::{Cpu, Eviction, Histogram, KvmFields, SwapDevice, Thread, Vm, Word};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -28,6 +28,8 @@ unsafe impl Shared for KvmFields {}
 unsafe impl Shared for SwapDevice {}
 // SAFETY: as above.
 unsafe impl Shared for Word {}
+// SAFETY: as above.
+unsafe impl Shared for Eviction {}
 
 /// An array map in this process's memory.
 pub struct SharedArray<T> {

@@ -3,6 +3,7 @@
 use crate::exit_reasons;
 use crate::kernel::TICK_NS;
 use crate::metrics::MetricName;
+use crate::probes::evictions::EvictionTable;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
 use crate::vm::memory::Mapping;
@@ -40,6 +41,8 @@ pub struct Slots {
     pool_at: usize,
     exits: HashMap<MapData, u64, u32>,
     free_exits: Queue<MapData, u32>,
+    /// Who takes pages of whom.
+    pub evictions: EvictionTable,
     free_vms: Queue<MapData, u32>,
     free_threads: Queue<MapData, u32>,
 }
@@ -88,6 +91,7 @@ impl Slots {
             pool_at: sizes.pool_at() as usize,
             exits: HashMap::try_from(take(ebpf, "EXITS")?)?,
             free_exits,
+            evictions: EvictionTable::open(ebpf, sizes)?,
             free_vms,
             free_threads,
         })
@@ -226,6 +230,7 @@ impl Slots {
             }
             self.free_exits.push(place as u32, 0).context("cannot free a histogram")?;
         }
+        self.evictions.forget(slot)?;
         if let Some(vm) = self.vms.get(slot as usize) {
             vm.clear();
         }

@@ -16,6 +16,8 @@ pub const VMS: &str = "vms.csv";
 /// See [`RUN_FILE`].
 pub const HOST: &str = "host.csv";
 /// See [`RUN_FILE`].
+pub const EVICTIONS: &str = "evictions.csv";
+/// See [`RUN_FILE`].
 pub const SLOW_FAULTS: &str = "slow-faults.csv";
 /// See [`RUN_FILE`].
 pub const MARKS: &str = "marks.csv";

@@ -18,6 +18,7 @@ pub use writer::Writer;
 
 use crate::host::{HostSample, VmHostSample};
 use crate::sampler::VmSample;
+use crate::sampler::evictions::EvictionSample;
 
 /// What the sampler saw between two drains.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Interval {
     pub partial: bool,
     /// Each VM that was recorded.
     pub vms: Vec<VmSample>,
+    /// Who took pages of whom.
+    pub evictions: Vec<EvictionSample>,
     /// The host.
     pub host: HostSample,
     /// In the order of `vms`.

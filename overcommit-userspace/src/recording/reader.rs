@@ -4,9 +4,10 @@ use crate::export::hlog;
 use crate::host::SwapState;
 use crate::host::state::Times;
 use crate::metrics::MetricName;
-use crate::recording::folder::{Folder, HOST, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
+use crate::recording::folder::{EVICTIONS, Folder, HOST, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
 use crate::recording::rows::{
-    HostRow, Row, VmFigures, VmRow, host_row, row, rows, vm_row, whole_lines,
+    EvictionRow, HostRow, Row, VmFigures, VmRow, eviction_row, host_row, row, rows, vm_row,
+    whole_lines,
 };
 use crate::recording::run_file::{RunFile, RunVm};
 use crate::recording::span::Span;
@@ -72,6 +73,8 @@ struct Logs {
     vm_rows: Vec<VmRow>,
     /// Empty in recordings of a version before there was such a file.
     host_rows: Vec<HostRow>,
+    /// The same.
+    eviction_rows: Vec<EvictionRow>,
     /// Whole lines by VM and metric.
     lines: Vec<HashMap<MetricName, usize>>,
     /// Number of the first interval that is not complete.
@@ -107,6 +110,11 @@ impl Recording {
     /// The complete intervals of the host, in order.
     pub fn host_rows(&self) -> impl Iterator<Item = &HostRow> {
         self.logs.host_rows.iter().filter(|row| self.logs.selects_host(row))
+    }
+
+    /// Who took pages of whom, in order.
+    pub fn eviction_rows(&self) -> impl Iterator<Item = &EvictionRow> {
+        self.logs.eviction_rows.iter().filter(|row| self.logs.selects_eviction(row))
     }
 
     /// Hands out every line of the histogram logs with its row, VM by VM.
@@ -153,6 +161,13 @@ impl Logs {
                     .with_context(|| format!("cannot read {HOST}"))?,
                 false => Vec::new(),
             },
+            eviction_rows: match folder.file(EVICTIONS).exists() {
+                true => rows(&read_file(folder, EVICTIONS)?, run, |cells, end| {
+                    eviction_row(cells, end, &indices)
+                })
+                .with_context(|| format!("cannot read {EVICTIONS}"))?,
+                false => Vec::new(),
+            },
             lines: lines.collect::<Result<_>>()?,
             end: run.recorded.intervals,
             span,
@@ -168,6 +183,10 @@ impl Logs {
     }
 
     fn selects_host(&self, row: &HostRow) -> bool {
+        row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
+    }
+
+    fn selects_eviction(&self, row: &EvictionRow) -> bool {
         row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
     }
 
@@ -273,6 +292,9 @@ impl Logs {
         cut(folder, VMS, self.vm_rows.last().map(|row| row.end))?;
         if folder.file(HOST).exists() {
             cut(folder, HOST, self.host_rows.last().map(|row| row.end))?;
+        }
+        if folder.file(EVICTIONS).exists() {
+            cut(folder, EVICTIONS, self.eviction_rows.last().map(|row| row.end))?;
         }
         for (index, vm) in run.vms.iter().enumerate() {
             let rows = self.rows.iter().filter(|row| row.vm == index).count();

@@ -1,13 +1,15 @@
 //! The rows of a recording's CSV files, read back by column name.
 
-use crate::export::csv::{reader, units_of_seconds};
+use crate::export::csv::{reader, units_of_seconds, untext};
 use crate::export::vms;
 use crate::host::overcommit::{Headroom, Range};
 use crate::host::{BalloonState, OvercommitState, State, SwapState};
 use crate::metrics::MetricName;
+use crate::probes::evictions::EvictionCounts;
 use crate::recording::run_file::RunFile;
 use crate::sampler::Stall;
 use crate::sampler::coverage::{Coverage, Seen};
+use crate::sampler::evictions::{Aggressor, AggressorClass};
 use crate::sampler::stall::StallSource;
 use anyhow::{Context, Result};
 use overcommit_ebpf::layout::{Loss, Taker};
@@ -132,6 +134,22 @@ impl VmFigures {
     }
 }
 
+/// A row of evictions.csv.
+#[derive(Clone, Debug)]
+pub struct EvictionRow {
+    /// Number of the interval.
+    pub(super) interval: u64,
+    pub(super) start_us: u64,
+    pub(super) length_ns: u64,
+    /// Whose pages, as an index into [`RunFile::vms`]; `None` of other memory.
+    pub victim: Option<usize>,
+    /// Who took them.
+    pub aggressor: Aggressor,
+    /// How much.
+    pub counts: EvictionCounts,
+    pub(super) end: u64,
+}
+
 /// Memory of the host, in bytes; each where it was known.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct HostFigures {
@@ -203,8 +221,8 @@ impl Cells<'_> {
         Ok(lower.zip(upper).map(|(lower, upper)| Headroom { lower, upper }))
     }
 
-    fn vm(&self, indices: &HashMap<&str, usize>) -> Result<usize> {
-        let id = self.text("vm_id")?;
+    fn vm(&self, column: &str, indices: &HashMap<&str, usize>) -> Result<usize> {
+        let id = self.text(column)?;
         indices.get(id).copied().with_context(|| format!("run.json has no VM {id}"))
     }
 }
@@ -215,7 +233,7 @@ pub(super) fn row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>) -
         interval: cells.number("interval")?,
         start_us: cells.units("start_unix_s", 6)?,
         length_ns: cells.units("length_s", 9)?,
-        vm: cells.vm(indices)?,
+        vm: cells.vm("vm_id", indices)?,
         metric: MetricName::new(cells.text("metric")?),
         coverage: Coverage::from_name(coverage)
             .with_context(|| format!("coverage is {coverage:?}"))?,
@@ -231,7 +249,8 @@ pub(super) fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>
     let stall = cells.optional("stall_ns")?.zip(cells.optional("vcpu_ns")?).zip(source);
     let mut not_counted = [0; Loss::COUNT];
     for cause in Loss::ALL {
-        not_counted[cause as usize] = cells.number(&vms::lost(cause))?;
+        // An older version did not know every cause.
+        not_counted[cause as usize] = cells.known(&vms::lost(cause))?.unwrap_or(0);
     }
     let mut taken_by = [0; Taker::COUNT];
     for taker in Taker::ALL {
@@ -241,7 +260,7 @@ pub(super) fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>
         interval: cells.number("interval")?,
         start_us: cells.units("start_unix_s", 6)?,
         length_ns: cells.units("length_s", 9)?,
-        vm: cells.vm(indices)?,
+        vm: cells.vm("vm_id", indices)?,
         stall: stall.map(|((waited_ns, vcpu_ns), source)| Stall { waited_ns, vcpu_ns, source }),
         swap_state: cells.state("swap_state")?,
         memory: vm_figures(cells)?,
@@ -265,6 +284,34 @@ pub(super) fn host_row(cells: &Cells<'_>, end: u64) -> Result<HostRow> {
         balloon_state: cells.state("balloon_state")?,
         overcommit_state: cells.state("overcommit_state")?,
         memory: host_figures(cells)?,
+        end,
+    })
+}
+
+pub(super) fn eviction_row(
+    cells: &Cells<'_>,
+    end: u64,
+    indices: &HashMap<&str, usize>,
+) -> Result<EvictionRow> {
+    let class = cells.text("aggressor_kind")?;
+    let victim = cells.text("victim_id")?;
+    Ok(EvictionRow {
+        interval: cells.number("interval")?,
+        start_us: cells.units("start_unix_s", 6)?,
+        length_ns: cells.units("length_s", 9)?,
+        victim: if victim.is_empty() { None } else { Some(cells.vm("victim_id", indices)?) },
+        aggressor: Aggressor {
+            class: AggressorClass::from_name(class)
+                .with_context(|| format!("aggressor_kind is {class:?}"))?,
+            id: cells.text("aggressor_id")?.to_owned(),
+            name: untext(cells.text("aggressor")?).to_owned(),
+        },
+        counts: EvictionCounts {
+            written_folios: cells.number("written_folios")?,
+            written_pages: cells.number("written_pages")?,
+            dropped_folios: cells.known("dropped_folios")?.unwrap_or(0),
+            dropped_pages: cells.known("dropped_pages")?.unwrap_or(0),
+        },
         end,
     })
 }

@@ -53,6 +53,9 @@ pub struct RunFile {
     /// Where the state of the host comes from.
     #[serde(default)]
     pub host_state: HostState,
+    /// What is seen of evictions; `None` of a version that did not look.
+    #[serde(default)]
+    pub evictions: Option<EvictionSight>,
 }
 
 /// See [`RunFile::host_state`].
@@ -63,6 +66,15 @@ pub struct HostState {
     /// Why what VMs give back is not seen, where nobody says it.
     #[serde(default)]
     pub discards_absent: Option<String>,
+}
+
+/// See [`RunFile::evictions`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct EvictionSight {
+    /// Why written pages are not seen, if so.
+    pub written_absent: Option<String>,
+    /// Why pages that are dropped without being written are not seen, if so.
+    pub dropped_absent: Option<String>,
 }
 
 /// See [`RunFile::options`].
@@ -177,6 +189,9 @@ pub struct RunVm {
     /// Why its working set is not measured but bounded.
     #[serde(default)]
     pub working_set_unknown: Option<String>,
+    /// Why it is in the eviction matrix as an aggressor alone, if so.
+    #[serde(default)]
+    pub evictions_absent: Option<String>,
     /// Why nothing is known of the exits of a VM under KVM.
     #[serde(default)]
     pub exits_absent: Option<String>,
@@ -238,6 +253,11 @@ impl RunFile {
             ),
             None => bail!("its schema is {:?}, not {SCHEMA}/{MAJOR}", header.schema),
         }
+    }
+
+    /// Whether pages that are dropped without being written are seen.
+    pub fn sees_drops(&self) -> bool {
+        self.evictions.as_ref().is_some_and(|sight| sight.dropped_absent.is_none())
     }
 
     /// Whether the process that records still runs.

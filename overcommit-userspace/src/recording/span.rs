@@ -1,6 +1,6 @@
 //! A part of a recording, between two marks; and the marks.
 
-use crate::export::csv::{self, reader, seconds_of_us, text, units_of_seconds};
+use crate::export::csv::{self, reader, seconds_of_us, text, units_of_seconds, untext};
 use crate::recording::folder::{Folder, MARKS};
 use anyhow::{Context, Result, bail, ensure};
 
@@ -85,7 +85,7 @@ fn read(file: &[u8]) -> Result<Vec<Mark>> {
         let (time, cell) = (row.get(0).unwrap_or_default(), row.get(1).unwrap_or_default());
         let at_us = units_of_seconds(time, 6).with_context(|| format!("unix_s is {time:?}"))?;
         // As the user wrote it.
-        let plain = cell.strip_prefix('\'').filter(|plain| text(plain) == cell).unwrap_or(cell);
+        let plain = untext(cell);
         marks.push(Mark { at_us, text: plain.to_owned() });
     }
     Ok(marks)

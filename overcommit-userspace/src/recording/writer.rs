@@ -2,12 +2,12 @@
 
 use crate::clock::Clocks;
 use crate::export::slow_faults::{self, SlowRow};
-use crate::export::{csv, hlog, host, intervals, vms};
+use crate::export::{csv, evictions, hlog, host, intervals, vms};
 use crate::host::Host;
 use crate::host::watch::SwapSources;
 use crate::metrics::MetricCoverage;
 use crate::recording::folder::{
-    Folder, HOST, INTERVALS, LATENCY_LOG, MARKS, RUN_FILE, SLOW_FAULTS, VMS,
+    EVICTIONS, Folder, HOST, INTERVALS, LATENCY_LOG, MARKS, RUN_FILE, SLOW_FAULTS, VMS,
 };
 use crate::recording::run_file::{HostState, NotCounted, Recorded, RunFile, RunVm};
 use crate::recording::{Interval, span};
@@ -29,6 +29,7 @@ pub struct Writer {
     intervals: File,
     vms: File,
     host: File,
+    evictions: File,
     slow_faults: Option<File>,
     /// By VM; closed when it has ended.
     latency_logs: Vec<Option<File>>,
@@ -49,6 +50,8 @@ impl Writer {
         vms.write_all(&csv::header(&columns.iter().map(String::as_str).collect::<Vec<_>>()))?;
         let mut host = folder.append(HOST)?;
         host.write_all(&csv::header(&host::COLUMNS))?;
+        let mut evictions = folder.append(EVICTIONS)?;
+        evictions.write_all(&csv::header(&evictions::COLUMNS))?;
         folder.append(MARKS)?.write_all(&csv::header(&span::COLUMNS))?;
         let mut slow_faults = None;
         if run.options.slow_faults_ns.is_some() {
@@ -63,6 +66,7 @@ impl Writer {
             intervals,
             vms,
             host,
+            evictions,
             slow_faults,
             latency_logs: Vec::new(),
             folders: BTreeSet::new(),
@@ -121,6 +125,8 @@ impl Writer {
         self.vms.write_all(&rows).context("cannot write vms.csv")?;
         let rows = host::row(interval)?;
         self.host.write_all(&rows).context("cannot write host.csv")?;
+        let rows = evictions::rows(interval, &self.run.vms, self.run.sees_drops())?;
+        self.evictions.write_all(&rows).context("cannot write evictions.csv")?;
         let rows = intervals::rows(interval, &self.run.vms)?;
         self.intervals.write_all(&rows).context("cannot write intervals.csv")?;
         self.run.not_counted = not_counted;
@@ -165,6 +171,8 @@ impl Writer {
                 let unknown = host.unknown(member);
                 vm.balloon_unknown = unknown.balloon;
                 vm.working_set_unknown = unknown.working_set;
+                let shares = || "it has no memory cgroup of its own".to_owned();
+                vm.evictions_absent = host.cgroup_id(member).is_none().then(shares);
             }
         }
     }
@@ -270,6 +278,7 @@ fn run_vm(member: &Member, folder: String) -> RunVm {
         swap_sources: SwapSources::default(),
         balloon_unknown: None,
         working_set_unknown: None,
+        evictions_absent: None,
         seen: member.seen,
         coverage: Coverage::Full,
         not_counted: BTreeMap::new(),

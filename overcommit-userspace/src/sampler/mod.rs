@@ -1,6 +1,7 @@
 //! What happened in this interval?
 
 pub mod coverage;
+pub mod evictions;
 pub mod latencies;
 pub mod roster;
 pub mod stall;
@@ -15,6 +16,7 @@ use crate::probes::slots::{Holdings, Slots};
 use crate::vm::threads::VcpuThreads;
 use anyhow::Result;
 use coverage::{Coverage, Seen};
+use evictions::{EvictionSample, of_vm};
 use latencies::{Carry, Latencies};
 use overcommit_ebpf::layout::{self, Loss, Metric, Taker, Thread};
 use procfs::process::{Process, Stat};
@@ -148,6 +150,8 @@ pub struct Sampler {
     probes: Probes,
     roster: Roster,
     tracked: Vec<Tracked>,
+    /// As of the last drain.
+    evictions: Vec<EvictionSample>,
     /// Slots whose VM is gone, to be freed a while after the time beside them, in
     /// nanoseconds.
     closing: Vec<(u32, u64)>,
@@ -162,6 +166,7 @@ impl Sampler {
             probes,
             roster,
             tracked: Vec::new(),
+            evictions: Vec::new(),
             closing: Vec::new(),
             scans: 0,
             last_ns: now.monotonic_ns,
@@ -268,6 +273,7 @@ impl Sampler {
     pub fn drain(&mut self, now: &Clocks) -> Result<Vec<VmSample>> {
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
+        self.evictions = self.take_evictions()?;
         let host = HostView {
             declared: metrics::declared(&self.sight()),
             exits_absent: self.probes.exits_absent().map(str::to_owned),
@@ -297,6 +303,21 @@ impl Sampler {
         }
         self.last_ns = now.monotonic_ns;
         Ok(samples)
+    }
+
+    /// Who took pages of whom up to the last drain.
+    pub fn evictions(&mut self) -> Vec<EvictionSample> {
+        std::mem::take(&mut self.evictions)
+    }
+
+    fn take_evictions(&mut self) -> Result<Vec<EvictionSample>> {
+        let taken = self.probes.slots.evictions.take()?;
+        let member = |slot| {
+            let tracked = self.tracked.iter().find(|tracked| tracked.slot == slot)?;
+            Some((tracked.member, of_vm(&self.roster.members()[tracked.member].vm)))
+        };
+        let roster = &self.roster;
+        Ok(evictions::name(taken, member, |pid| roster.inspect(pid), |pid| roster.process(pid)))
     }
 
     /// Begins anew after a drain: what was counted before it, and the VMs that

@@ -91,6 +91,16 @@ impl Roster {
         }
     }
 
+    /// A process as a VM, whether it is meant or not.
+    pub(super) fn inspect(&self, pid: i32) -> Option<Vm> {
+        self.discovery.inspect(pid)
+    }
+
+    /// What a process is called.
+    pub(super) fn process(&self, pid: i32) -> Option<String> {
+        self.discovery.command(pid)
+    }
+
     /// All VMs so far, in the order in which they were found.
     pub fn members(&self) -> &[Member] {
         &self.members

@@ -96,6 +96,11 @@ impl Discovery {
         vm(&process, &process.stat().ok()?)
     }
 
+    /// What a process calls itself, as it may be shown.
+    pub fn command(&self, pid: i32) -> Option<String> {
+        Some(escape(self.process(pid).ok()?.stat().ok()?.comm.as_bytes()))
+    }
+
     /// The process described as a VM because the user says that it is one.
     ///
     /// # Errors

@@ -1,0 +1,188 @@
+//! Who takes pages of whom? Reclaim hands a folio to swap, or drops it because its content
+//! is on a disk already.
+
+use crate::atomic::{add, get, set};
+use crate::kernel::{Kernel, current_mm};
+use crate::maps::{
+    CGROUPS, DROPPING, EVICTION_INDEX, EVICTIONS, FOLIO_OFFSETS, FREE_EVICTIONS, MMS, SEES_DROPS,
+    VMS, WRITTEN, lose,
+};
+use crate::threads::known_thread;
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
+use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint};
+use aya_ebpf::programs::{
+    FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
+};
+use overcommit_ebpf::layout::{AggressorKind, Eviction, EvictionKey, Loss, NOBODY};
+
+/// Bits of `folio::memcg_data` that are no address: `__MEMCG_DATA_*`,
+/// include/linux/memcontrol.h.
+const FLAGS: u64 = 7;
+
+/// On `mm_vmscan_write_folio` (`pageout`, mm/vmscan.c): reclaim by whomever writes a
+/// folio out, to zswap too.
+#[raw_tracepoint(tracepoint = "mm_vmscan_write_folio")]
+pub(crate) fn swapout(ctx: RawTracePointContext) -> i32 {
+    let folio = Kernel(ctx.arg(0));
+    let victim = victim(folio);
+    let pages = pages(folio);
+    if let Some(vm) = VMS.get(victim) {
+        add(&vm.swapped_out, pages);
+    }
+    if let Some(eviction) = entry(victim).and_then(|index| EVICTIONS.get(index)) {
+        add(&eviction.written_pages, pages);
+        add(&eviction.written_folios, 1);
+        if SEES_DROPS.load() != 0 {
+            let _ = WRITTEN.insert(folio.0, 1, 0);
+        }
+    }
+    0
+}
+
+#[fentry]
+pub(crate) fn fentry_drop(ctx: FEntryContext) -> i32 {
+    begin_drop(ctx.arg(1), ctx.arg::<u64>(2) as u8);
+    0
+}
+
+#[kprobe]
+pub(crate) fn kprobe_drop(ctx: ProbeContext) -> u32 {
+    begin_drop(ctx.arg(1).unwrap_or(0), ctx.arg::<u64>(2).unwrap_or(0) as u8);
+    0
+}
+
+#[fexit]
+pub(crate) fn fexit_drop(ctx: FExitContext) -> i32 {
+    end_drop(ctx.ret::<u64>().is_ok_and(|returned| returned as u32 == 1));
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kretprobe_drop(ctx: RetProbeContext) -> u32 {
+    end_drop(ctx.ret::<u64>() as u32 == 1);
+    0
+}
+
+/// At the entry of `__remove_mapping` (mm/vmscan.c): by its return the folio may have
+/// lost its owner. It is called for other ends too, then without `reclaimed`.
+#[inline(always)]
+fn begin_drop(folio: u64, reclaimed: u8) {
+    if reclaimed == 0 {
+        return;
+    }
+    let victim = victim(Kernel(folio));
+    let Some(index) = entry(victim) else { return };
+    // One that was written is counted already.
+    // SAFETY: entries are only read and written as whole words.
+    if unsafe { WRITTEN.get(folio) }.is_some() {
+        let _ = WRITTEN.remove(folio);
+        return;
+    }
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let _ = DROPPING.insert(tid, u64::from(index) << 32 | pages(Kernel(folio)), 0);
+}
+
+#[inline(always)]
+fn end_drop(is_dropped: bool) {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    // SAFETY: as above.
+    let Some(dropping) = (unsafe { DROPPING.get(tid) }) else { return };
+    let (index, pages) = ((*dropping >> 32) as u32, *dropping & 0xffff_ffff);
+    let _ = DROPPING.remove(tid);
+    if is_dropped && let Some(eviction) = EVICTIONS.get(index) {
+        add(&eviction.dropped_pages, pages);
+        add(&eviction.dropped_folios, 1);
+    }
+}
+
+/// Slot of the VM whose cgroup the folio is charged to.
+#[inline(always)]
+fn victim(folio: Kernel) -> u32 {
+    let offsets = FOLIO_OFFSETS.load();
+    let owner = Kernel(folio.u64(offsets.memcg_data) & !FLAGS);
+    // A mem_cgroup up to Linux 6.x, an obj_cgroup in 7.3. Taken for the other one it
+    // leads to no cgroup that is looked for.
+    slot(owner).or_else(|| slot(owner.pointer(offsets.objcg_memcg))).unwrap_or(NOBODY)
+}
+
+/// The slot of the VM that a memory cgroup is of.
+#[inline(always)]
+fn slot(memcg: Kernel) -> Option<u32> {
+    let offsets = FOLIO_OFFSETS.load();
+    let node = memcg.pointer(offsets.memcg_cgroup).pointer(offsets.cgroup_kn);
+    let id = node.u64(offsets.kn_id);
+    // SAFETY: entries are only read and written as whole words.
+    unsafe { CGROUPS.get(id) }.copied()
+}
+
+#[inline(always)]
+fn pages(folio: Kernel) -> u64 {
+    let offsets = FOLIO_OFFSETS.load();
+    let is_large = folio.u64(offsets.flags) >> offsets.head_bit & 1 == 1;
+    u64::from(if is_large { folio.u32(offsets.pages) } else { 1 })
+}
+
+/// On whose behalf the current thread reclaims.
+#[inline(always)]
+fn aggressor() -> (AggressorKind, u32) {
+    // A worker that fills a VM's memory is in a fault of it.
+    if let Some(thread) = known_thread()
+        && get(&thread.since_ns) != 0
+    {
+        return (AggressorKind::Vm, get(&thread.vm) as u32);
+    }
+    let id = bpf_get_current_pid_tgid();
+    let mm = current_mm();
+    if mm == 0 {
+        let comm = bpf_get_current_comm().unwrap_or_default();
+        let by = if comm.starts_with(b"kworker") { 0 } else { id as u32 };
+        return (AggressorKind::Kernel, by);
+    }
+    // SAFETY: entries are only read and written as whole words.
+    match unsafe { MMS.get(mm) } {
+        Some(slot) => (AggressorKind::Vm, *slot),
+        None => (AggressorKind::Process, (id >> 32) as u32),
+    }
+}
+
+/// The entry of the matrix for this victim and the current thread; none where neither
+/// is a VM.
+#[inline(always)]
+fn entry(victim: u32) -> Option<u32> {
+    let (kind, by) = aggressor();
+    if victim == NOBODY && kind != AggressorKind::Vm {
+        return None;
+    }
+    let key = EvictionKey { victim, kind: kind as u32, by, reserved: 0 };
+    // SAFETY: entries are only read and written as whole words.
+    if let Some(index) = unsafe { EVICTION_INDEX.get(key) } {
+        return Some(*index);
+    }
+    let Ok(Some(index)) = FREE_EVICTIONS.pop() else {
+        if let Some(vm) = VMS.get(if victim == NOBODY { by } else { victim }) {
+            lose(vm, Loss::EvictionsFull);
+        }
+        return None;
+    };
+    // Another CPU may have been first.
+    if EVICTION_INDEX.insert(key, index, u64::from(BPF_NOEXIST)).is_err() {
+        let _ = FREE_EVICTIONS.push(index, 0);
+        // SAFETY: as above.
+        return unsafe { EVICTION_INDEX.get(key) }.copied();
+    }
+    mark(EVICTIONS.get(index)?, key);
+    Some(index)
+}
+
+/// Says in an entry whose it is.
+#[inline(always)]
+fn mark(eviction: &Eviction, key: EvictionKey) {
+    let comm = bpf_get_current_comm().unwrap_or_default();
+    let (first, second) = comm.split_at(8);
+    let word = |bytes: &[u8]| <[u8; 8]>::try_from(bytes).map_or(0, u64::from_ne_bytes);
+    set(&eviction.name[0], word(first));
+    set(&eviction.name[1], word(second));
+    set(&eviction.victim_kind, u64::from(key.victim) << 32 | u64::from(key.kind));
+    set(&eviction.by, u64::from(key.by) + 1);
+}

@@ -1,0 +1,163 @@
+//! The eviction matrix that the programs fill: who takes pages of whom.
+
+use crate::probes::object::Sizes;
+use crate::probes::shared::SharedArray;
+use anyhow::{Context, Result, anyhow};
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, Queue};
+use overcommit_ebpf::layout::{AggressorKind, Eviction, EvictionKey};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Looks without anything new after which an entry is given back: processes come and go.
+const IDLE_LOOKS: u32 = 60;
+
+/// Pages taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EvictionCounts {
+    /// Folios handed to swap.
+    pub written_folios: u64,
+    /// Their pages.
+    pub written_pages: u64,
+    /// Folios dropped that had not just been written.
+    pub dropped_folios: u64,
+    /// Their pages.
+    pub dropped_pages: u64,
+}
+
+/// What one took of another since the last look.
+#[derive(Debug)]
+pub struct Taken {
+    /// Who, of whom.
+    pub key: EvictionKey,
+    /// Name of the thread that did it first.
+    pub thread: String,
+    /// How much.
+    pub counts: EvictionCounts,
+}
+
+/// The matrix, and how its entries are found and given back.
+pub struct EvictionTable {
+    entries: SharedArray<Eviction>,
+    looks: Vec<Look>,
+    index: HashMap<MapData, [u32; 4], u32>,
+    free: Queue<MapData, u32>,
+}
+
+/// What was seen of an entry.
+#[derive(Clone, Copy, Default)]
+struct Look {
+    before: EvictionCounts,
+    idle: u32,
+    /// No program finds it any more.
+    is_closed: bool,
+}
+
+impl EvictionTable {
+    /// Takes the maps out of the object; every entry is free.
+    ///
+    /// # Errors
+    /// The kernel refuses to map or fill one of them.
+    pub fn open(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
+        let len = sizes.evictions();
+        let mut take =
+            |name| ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"));
+        let index = HashMap::try_from(take("EVICTION_INDEX")?)?;
+        let mut free = Queue::try_from(take("FREE_EVICTIONS")?)?;
+        for entry in 0..len {
+            free.push(entry, 0).context("cannot fill the list of free evictions")?;
+        }
+        let entries = SharedArray::open(ebpf, "EVICTIONS", len)?;
+        Ok(Self { entries, looks: vec![Look::default(); len as usize], index, free })
+    }
+
+    /// What was taken since the last look.
+    ///
+    /// # Errors
+    /// The kernel refuses to take back an entry.
+    pub fn take(&mut self) -> Result<Vec<Taken>> {
+        let mut taken = Vec::new();
+        for (place, (entry, look)) in self.entries.iter().zip(&mut self.looks).enumerate() {
+            let Some(key) = entry.key() else { continue };
+            let now = counts(entry);
+            let grown = now.since(look.before);
+            look.before = now;
+            if grown != EvictionCounts::default() {
+                look.idle = 0;
+                taken.push(Taken { key, thread: thread(entry), counts: grown });
+            } else if look.is_closed {
+                // A look ago it could not be found any more, so nobody adds to it now.
+                *look = Look::default();
+                entry.clear();
+                self.free.push(place as u32, 0).context("cannot free an eviction")?;
+            } else {
+                look.idle += 1;
+                if look.idle >= IDLE_LOOKS {
+                    let _ = self.index.remove(&words(key));
+                    look.is_closed = true;
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Forgets a VM's slot, which gets another VM.
+    ///
+    /// # Errors
+    /// The kernel refuses to take back an entry.
+    pub fn forget(&mut self, slot: u32) -> Result<()> {
+        for (place, (entry, look)) in self.entries.iter().zip(&mut self.looks).enumerate() {
+            let Some(key) = entry.key() else { continue };
+            let is_vm = key.kind == AggressorKind::Vm as u32;
+            if key.victim == slot || (is_vm && key.by == slot) {
+                let _ = self.index.remove(&words(key));
+                *look = Look::default();
+                entry.clear();
+                self.free.push(place as u32, 0).context("cannot free an eviction")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl EvictionCounts {
+    fn since(self, before: Self) -> Self {
+        Self {
+            written_folios: self.written_folios - before.written_folios,
+            written_pages: self.written_pages - before.written_pages,
+            dropped_folios: self.dropped_folios - before.dropped_folios,
+            dropped_pages: self.dropped_pages - before.dropped_pages,
+        }
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, other: Self) {
+        self.written_folios += other.written_folios;
+        self.written_pages += other.written_pages;
+        self.dropped_folios += other.dropped_folios;
+        self.dropped_pages += other.dropped_pages;
+    }
+
+    /// Pages in all.
+    pub fn pages(self) -> u64 {
+        self.written_pages + self.dropped_pages
+    }
+}
+
+fn counts(entry: &Eviction) -> EvictionCounts {
+    EvictionCounts {
+        written_folios: entry.written_folios.load(Relaxed),
+        written_pages: entry.written_pages.load(Relaxed),
+        dropped_folios: entry.dropped_folios.load(Relaxed),
+        dropped_pages: entry.dropped_pages.load(Relaxed),
+    }
+}
+
+fn words(key: EvictionKey) -> [u32; 4] {
+    [key.victim, key.kind, key.by, key.reserved]
+}
+
+fn thread(entry: &Eviction) -> String {
+    let bytes = entry.name.each_ref().map(|word| word.load(Relaxed).to_ne_bytes()).concat();
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    crate::vm::name::escape(name)
+}

@@ -1,0 +1,172 @@
+//! Who took pages of whom in an interval, by name.
+
+use crate::probes::evictions::{EvictionCounts, Taken};
+use crate::vm::Vm;
+use overcommit_ebpf::layout::AggressorKind;
+use serde::{Deserialize, Serialize};
+
+/// On whose behalf reclaim ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AggressorClass {
+    /// A VM: its threads, or workers that fill its memory.
+    Vm,
+    /// Another process.
+    Process,
+    /// The kernel's own reclaim, when the host as a whole runs short.
+    Kswapd,
+    /// DAMON's proactive reclaim.
+    Damon,
+    /// Another thread of the kernel.
+    Kernel,
+}
+
+impl AggressorClass {
+    const ALL: [Self; 5] = [Self::Vm, Self::Process, Self::Kswapd, Self::Damon, Self::Kernel];
+
+    /// The name in all files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vm => "vm",
+            Self::Process => "process",
+            Self::Kswapd => "kswapd",
+            Self::Damon => "damon",
+            Self::Kernel => "kernel",
+        }
+    }
+
+    /// The class of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == name)
+    }
+
+    /// Of a thread of the kernel by its name, which nobody else can give it.
+    fn of_thread(name: &str) -> Self {
+        if name.starts_with("kswapd") {
+            Self::Kswapd
+        } else if name.starts_with("kdamond") {
+            Self::Damon
+        } else {
+            Self::Kernel
+        }
+    }
+}
+
+/// Who runs reclaim.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Aggressor {
+    /// What it is.
+    pub class: AggressorClass,
+    /// PID-STARTTIME of a VM, else a process or thread id; empty of workers.
+    pub id: String,
+    /// What it is called, as it may be shown.
+    pub name: String,
+}
+
+/// What one took of another in an interval.
+#[derive(Clone, Debug)]
+pub struct EvictionSample {
+    /// Whose pages, as an index into the VMs of the recording; `None` of memory that is
+    /// no recorded VM's own.
+    pub victim: Option<usize>,
+    /// Who took them.
+    pub aggressor: Aggressor,
+    /// How much.
+    pub counts: EvictionCounts,
+}
+
+/// Puts names to what was taken. `member` knows the VM of a slot, `inspect` one that is
+/// not recorded, `process` what a process is called.
+pub fn name(
+    taken: Vec<Taken>,
+    member: impl Fn(u32) -> Option<(usize, Aggressor)>,
+    inspect: impl Fn(i32) -> Option<Vm>,
+    process: impl Fn(i32) -> Option<String>,
+) -> Vec<EvictionSample> {
+    let named = taken.into_iter().filter_map(|taken| {
+        let Taken { key, thread, counts } = taken;
+        let kind = AggressorKind::ALL.into_iter().find(|kind| *kind as u32 == key.kind)?;
+        let pid = key.by.cast_signed();
+        let aggressor = match kind {
+            AggressorKind::Vm => member(key.by)?.1,
+            AggressorKind::Process => match inspect(pid) {
+                Some(vm) => of_vm(&vm),
+                None => Aggressor {
+                    class: AggressorClass::Process,
+                    id: pid.to_string(),
+                    name: process(pid).unwrap_or(thread),
+                },
+            },
+            AggressorKind::Kernel if pid == 0 => Aggressor {
+                class: AggressorClass::Kernel,
+                id: String::new(),
+                name: "kworker".to_owned(),
+            },
+            AggressorKind::Kernel => Aggressor {
+                class: AggressorClass::of_thread(&thread),
+                id: pid.to_string(),
+                name: thread,
+            },
+        };
+        let victim = member(key.victim).map(|(member, _)| member);
+        Some(EvictionSample { victim, aggressor, counts })
+    });
+    named.collect()
+}
+
+/// A VM as an aggressor.
+pub fn of_vm(vm: &Vm) -> Aggressor {
+    Aggressor { class: AggressorClass::Vm, id: vm.id.to_string(), name: vm.name.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::tests::vm;
+    use overcommit_ebpf::layout::{EvictionKey, NOBODY};
+
+    fn taken(victim: u32, kind: AggressorKind, by: u32, thread: &str) -> Taken {
+        let key = EvictionKey { victim, kind: kind as u32, by, reserved: 0 };
+        let counts = EvictionCounts { written_pages: 5, written_folios: 5, ..Default::default() };
+        Taken { key, thread: thread.to_owned(), counts }
+    }
+
+    #[test]
+    fn each_kind_of_aggressor_has_its_name() {
+        let recorded = vm("web");
+        let left_out = vm("batch");
+        let all = vec![
+            taken(3, AggressorKind::Vm, 3, "CPU 0/KVM"),
+            taken(3, AggressorKind::Process, 8, "CPU 0/KVM"),
+            taken(3, AggressorKind::Process, 9, "worker-thread"),
+            taken(3, AggressorKind::Process, 10, "gone"),
+            taken(3, AggressorKind::Kernel, 60, "kswapd0"),
+            taken(3, AggressorKind::Kernel, 61, "kdamond.0"),
+            taken(3, AggressorKind::Kernel, 0, "kworker/u8:2"),
+            taken(NOBODY, AggressorKind::Vm, 3, "CPU 0/KVM"),
+            taken(3, AggressorKind::Vm, 4, "a VM that is not recorded any more"),
+        ];
+        let named = name(
+            all,
+            |slot| (slot == 3).then(|| (0, of_vm(&recorded))),
+            |pid| (pid == 8).then(|| left_out.clone()),
+            |pid| (pid == 9).then(|| "make".to_owned()),
+        );
+        let seen: Vec<_> = named
+            .iter()
+            .map(|sample| (sample.victim, sample.aggressor.class, sample.aggressor.name.as_str()))
+            .collect();
+        use AggressorClass::{Damon, Kernel, Kswapd, Process, Vm};
+        let expected = [
+            (Some(0), Vm, "web"),
+            (Some(0), Vm, "batch"),
+            (Some(0), Process, "make"),
+            (Some(0), Process, "gone"),
+            (Some(0), Kswapd, "kswapd0"),
+            (Some(0), Damon, "kdamond.0"),
+            (Some(0), Kernel, "kworker"),
+            (None, Vm, "web"),
+        ];
+        assert_eq!(seen, expected);
+    }
+}

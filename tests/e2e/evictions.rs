@@ -1,0 +1,141 @@
+//! Who takes pages of whom?
+
+use crate::Tests;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::Path;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{MemoryCgroup, Setting, counter};
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{json, rows, vm};
+use testbed::swap::ZramSwap;
+
+pub(crate) const TESTS: Tests = &[
+    ("a_growing_vm_is_named_as_the_aggressor_of_an_idle_one_kvm", idle_victim),
+    ("a_busy_victim_takes_its_own_part_kvm", busy_victim),
+];
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// MiB of the VM that is there first, of the one that grows, and of both together.
+const FIRST: u64 = 96;
+const GROWING: u64 = 224;
+const LIMIT: u64 = 256;
+
+/// What is taken of whom in a recording, with the pages that the kernel swapped out
+/// meanwhile.
+struct Taken {
+    first: Value,
+    growing: Value,
+    written: u64,
+    kernel: u64,
+}
+
+/// Two VMs in sibling cgroups below one limit. `hot` is what the first one goes on
+/// touching, in MiB.
+fn taken(folder: &Path, first: &str, growing: &str, hot: u64, pages: u64) -> Result<Taken> {
+    let _settings = [Setting::small_pages()?, Setting::no_readahead()?];
+    let parent = MemoryCgroup::new("matrix")?;
+    let _swap = ZramSwap::new(1024)?;
+    let (one, two) = (parent.child("first")?, parent.child("growing")?);
+    let config = Config::new(first, FIRST);
+    let mut victim = Vm::start(&Config { cgroup: Some(&one), hot: Some((hot, 1)), ..config })?;
+    victim.await_passes(1)?;
+    let config = Config::new(growing, GROWING);
+    let mut other = Vm::start(&Config { cgroup: Some(&two), stopped: true, ..config })?;
+    let recording = Recording::start(folder, ["--interval", "500ms"])?;
+    // By then the cgroups are known.
+    await_some("cgroups", PATIENCE, || {
+        let known = rows(folder, "vms.csv")?;
+        let of = |name: &str| {
+            let last = known.iter().rev().find(|row| row["vm"] == name);
+            last.is_some_and(|row| !row["swapped_out_pages_per_s"].is_empty())
+        };
+        Ok((of(first) && of(growing)).then_some(()))
+    })?;
+    // A page of zeros is not written, and counted apart.
+    let vmstat = Path::new("/proc/vmstat");
+    let swapped_out =
+        || anyhow::Ok(counter(vmstat, "pswpout")? + counter(vmstat, "swpout_zero").unwrap_or(0));
+    let before = swapped_out()?;
+    parent.limit(LIMIT)?;
+    other.resume()?;
+    let seen = || -> Result<u64> {
+        let rows = rows(folder, "evictions.csv")?;
+        let of = rows.iter().filter(|row| row["victim"] == first);
+        of.map(|row| Ok(row["written_pages"].parse::<u64>()?)).sum()
+    };
+    await_some("evictions", PATIENCE, || Ok((seen()? >= pages).then_some(())))?;
+    other.stop()?;
+    victim.stop()?;
+    let kernel = swapped_out()? - before;
+    recording.end()?;
+    let all = rows(folder, "evictions.csv")?;
+    let written: u64 =
+        all.iter().map(|row| Ok(row["written_pages"].parse::<u64>()?)).sum::<Result<_>>()?;
+    Ok(Taken { first: vm(folder, first)?, growing: vm(folder, growing)?, written, kernel })
+}
+
+/// The share that an aggressor has of what was taken of a VM.
+fn share(victim: &Value, aggressor: &str) -> f64 {
+    let by = victim["evictions"]["by"].as_array().into_iter().flatten();
+    let shares = by.filter(|by| by["name"] == aggressor).filter_map(|by| by["share"].as_f64());
+    shares.sum()
+}
+
+impl Taken {
+    fn check(&self, folder: &Path) -> Result<()> {
+        for vm in [&self.first, &self.growing] {
+            println!("{}: {}", vm["vm"], vm["evictions"]);
+        }
+        println!("{} pages in the matrix, {} by the kernel", self.written, self.kernel);
+        // Third parties are in it: DAMON's reclaim, where the host runs one.
+        ensure!(
+            self.written.abs_diff(self.kernel) * 50 <= self.kernel,
+            "{} pages, the kernel says {}",
+            self.written,
+            self.kernel
+        );
+        // It works at the host's swap tracepoint alone, so it must say what it cannot see.
+        let sight = &json(folder, "run.json")?["evictions"];
+        ensure!(
+            sight["written_absent"].is_null() && sight["dropped_absent"].is_string(),
+            "{sight}"
+        );
+        ensure!(self.first["evictions"]["dropped_pages"].is_null(), "{}", self.first);
+        Ok(())
+    }
+}
+
+fn idle_victim() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for (idle, growing) in [("calm", "greedy"), ("greedy", "calm")] {
+        let folder = dir.path().join(idle);
+        let taken = taken(&folder, idle, growing, 1, 10_000)?;
+        taken.check(&folder)?;
+        let seen = share(&taken.first, growing);
+        ensure!(seen >= 0.9, "{growing} took {seen:.3} of {idle}'s evictions");
+        let worst = &taken.first["evictions"]["by"][0];
+        ensure!(worst["name"] == growing && worst["class"] == "vm", "{worst}");
+        ensure!(worst["is_itself"] == false, "{worst}");
+        let text = testbed::results::run(["report", &folder.to_string_lossy()])?;
+        let text = String::from_utf8(text.stdout).context("no text")?;
+        let said = text
+            .lines()
+            .find(|line| line.starts_with(&format!("{idle}: ")) && line.contains("evicted"));
+        println!("{said:?}");
+        ensure!(said.is_some_and(|line| line.contains(&format!("% by {growing}"))), "{text}");
+    }
+    Ok(())
+}
+
+fn busy_victim() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("run");
+    let taken = taken(&folder, "busy", "growing", 64, 20_000)?;
+    taken.check(&folder)?;
+    let (other, own) = (share(&taken.first, "growing"), share(&taken.first, "busy"));
+    ensure!(other > own && own > 0.0, "growing took {other:.3}, busy itself {own:.3}");
+    Ok(())
+}
