@@ -3,6 +3,7 @@
 
 mod async_faults;
 mod counts;
+mod evictions;
 mod host_changes;
 mod lifecycle;
 mod swapins;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         host_changes::scenarios(),
         lifecycle::scenarios(),
         working_set::scenarios(),
+        evictions::scenarios(),
     ];
     let trials = scenarios.into_iter().flatten().map(trial).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

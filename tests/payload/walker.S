@@ -3,9 +3,9 @@
 # until they are there. With DEVICE=1 it reads a device's register for each page instead.
 #
 # The command line says how many MiB to walk, from 2 MiB on, and how many of them, and
-# every how many pages, from the second pass on (`mib=64 hot=32 step=1`). Each pass adds
-# to one word of a page, so a page is never zero and always dirty, and ends with a dot on
-# the serial line.
+# every how many pages, from the second pass on, and whether it only reads from then on
+# (`mib=64 hot=32 step=1 read=0`). Each other pass adds to one word of a page, so a page is
+# never zero and always dirty. A pass ends with a dot on the serial line.
 
     .set READY, 0x40                    # vector of "your page is there"
 
@@ -37,6 +37,9 @@ _start:
     call number
     shll $12, %eax
     movl %eax, hot_step
+    xorl %eax, %eax
+    call number
+    movl %eax, only_read
     movl $4096, step
     movl end, %eax
     movl $1, %ecx
@@ -99,13 +102,22 @@ page:
     cmpl %eax, %edi
     jb page
     incl %ecx
+passed:
     movw $0x3f8, %dx
     movb $'.', %al
     outb %al, %dx
     movl hot_step, %eax
     movl %eax, step
     movl hot_end, %eax
-    jmp pass
+    cmpl $0, only_read
+    je pass
+    movl %ebp, %edi
+read_page:
+    movl (%edi), %edx
+    addl step, %edi
+    cmpl %eax, %edi
+    jb read_page
+    jmp passed
 
 # The number behind the next `=` of the command line at %esi; without one %eax stays.
 number:
@@ -196,6 +208,8 @@ step:
 hot_end:
     .skip 4
 hot_step:
+    .skip 4
+only_read:
     .skip 4
     .if APF
     .align 4096

@@ -38,6 +38,8 @@ pub struct Config<'a> {
     pub walk: u64,
     /// MiB of them, and every how many pages, that it walks from the second pass on.
     pub hot: Option<(u64, u64)>,
+    /// Whether it only reads from then on.
+    pub reads: bool,
     /// vCPUs; one walks.
     pub vcpus: u32,
     /// Whether threads carry telling names.
@@ -67,6 +69,7 @@ impl<'a> Config<'a> {
             name,
             walk,
             hot: None,
+            reads: false,
             vcpus: 1,
             debug_threads: true,
             accel: if kvm_works() { "kvm" } else { "tcg" },
@@ -121,7 +124,8 @@ impl<'a> Config<'a> {
             Guest::Shell => self.share_root(&mut command, dir)?,
             _ => {
                 let (hot, step) = self.hot.unwrap_or((self.walk, 1));
-                let line = format!("mib={} hot={hot} step={step}", self.walk);
+                let read = u8::from(self.reads);
+                let line = format!("mib={} hot={hot} step={step} read={read}", self.walk);
                 command.args(["-append", &line]);
             }
         }
