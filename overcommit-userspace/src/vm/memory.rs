@@ -1,5 +1,6 @@
 //! What backs a guest's memory.
 
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, MountInfo, Process};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -62,7 +63,20 @@ pub fn mapping(process: &Process) -> Option<Mapping> {
     }
     let mounts = process.mountinfo().map(|mounts| mounts.0).unwrap_or_default();
     let (start, end) = largest.address;
-    Some(Mapping { backing: classify(largest, &mounts), start, end })
+    let mut backing = classify(largest, &mounts);
+    if backing == Backing::Memfd && is_hugetlb(process, largest) {
+        backing = Backing::Hugetlb;
+    }
+    Some(Mapping { backing, start, end })
+}
+
+/// Whether a memfd is of huge pages: its file system is in no list of mounts, and its path
+/// is that of any memfd.
+fn is_hugetlb(process: &Process, map: &MemoryMap) -> bool {
+    let (start, end) = map.address;
+    let file = process.open_relative(format!("map_files/{start:x}-{end:x}"));
+    let system = file.ok().and_then(|file| fstatfs(&file).ok());
+    system.is_some_and(|system| system.filesystem_type() == HUGETLBFS_MAGIC)
 }
 
 fn classify(map: &MemoryMap, mounts: &[MountInfo]) -> Backing {
