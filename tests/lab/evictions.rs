@@ -3,6 +3,7 @@
 use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
@@ -19,6 +20,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     };
     FUNCTION_BACKENDS.into_iter().map(of).collect()
 }
+
+type Row = HashMap<String, String>;
 
 const PATIENCE: Duration = Duration::from_secs(180);
 /// The lab's slow disk.
@@ -65,36 +68,47 @@ fn matrix(dir: &Path, backend: &str) -> Result<()> {
     for vm in &mut vms {
         vm.resume()?;
     }
-    let sum = |column: &str, of: Option<&str>| -> Result<u64> {
+    let sum = |column: &str, is_it: fn(&Row) -> bool| -> Result<u64> {
         let rows = rows(&folder, "evictions.csv")?;
-        let of = rows.iter().filter(|row| of.is_none_or(|name| row["victim"] == name));
+        let of = rows.iter().filter(|row| is_it(row));
         of.map(|row| row[column].parse::<u64>().with_context(|| column.to_owned())).sum()
     };
+    // The limit itself takes files that QEMU has read, and does so for this process.
+    let of_reader = |row: &Row| row["victim"] == "reader" && row["aggressor_kind"] == "vm";
     await_some("clean drops", PATIENCE, || {
-        Ok((sum("dropped_pages", Some("reader"))? >= DROPPED).then_some(()))
+        Ok((sum("dropped_pages", of_reader)? >= DROPPED).then_some(()))
     })?;
     for vm in &mut vms {
         vm.stop()?;
     }
     let (out, stolen) = (swapped_out() - out_before, parent.stat("pgsteal")? - stolen_before);
     recording.end()?;
-    let (written, dropped) = (sum("written_pages", None)?, sum("dropped_pages", None)?);
+    let (written, dropped) = (sum("written_pages", |_| true)?, sum("dropped_pages", |_| true)?);
     println!("{backend}: {written} written, {dropped} dropped; kernel: {out} out, {stolen} stolen");
     let (reader, writer) = (vm(&folder, "reader")?, vm(&folder, "writer")?);
     for vm in [&reader, &writer] {
         println!("{}: {}", vm["vm"], vm["evictions"]);
     }
-    ensure!(written.abs_diff(out) * 50 <= out, "{written} written, the kernel says {out}");
+    let run = json(&folder, "run.json")?;
+    // Where the kernel preempts such programs it leaves some out, and counts them.
+    let skipped = run["not_counted"]["programs_skipped"]["swapout"].as_u64().unwrap_or(0);
+    let seen = written + skipped;
+    println!("{skipped} were skipped");
+    ensure!(seen.abs_diff(out) * 50 <= out, "{written} and {skipped}, the kernel says {out}");
     // What is on its way to the disk is not stolen yet.
-    let all = written + dropped;
-    ensure!(all.abs_diff(stolen) * 20 <= stolen, "{all} taken, the kernel says {stolen}");
+    ensure!(
+        stolen * 98 <= (seen + dropped) * 100 && dropped <= stolen,
+        "{written} written, {dropped} dropped, the kernel says {stolen} taken"
+    );
+    let (clean, dirty) = (sum("dropped_pages", of_reader)?, sum("written_pages", of_reader)?);
+    println!("of the reader by VMs: {clean} dropped, {dirty} written");
     let pages = |vm: &Value, what: &str| vm["evictions"][what].as_u64().unwrap_or(0);
     // The writer's pages are never clean, but for those of its QEMU.
     ensure!(
         pages(&writer, "dropped_pages") * 10 <= pages(&writer, "written_pages"),
         "the writer's were dropped: {writer:#}"
     );
-    let sight = &json(&folder, "run.json")?["evictions"];
+    let sight = &run["evictions"];
     ensure!(sight["written_absent"].is_null() && sight["dropped_absent"].is_null(), "{sight}");
     Ok(())
 }

@@ -73,24 +73,23 @@ fn begin_drop(folio: u64, reclaimed: u8) {
     }
     let victim = victim(Kernel(folio));
     let Some(index) = entry(victim) else { return };
-    // One that was written is counted already.
-    // SAFETY: entries are only read and written as whole words.
-    if unsafe { WRITTEN.get(folio) }.is_some() {
-        let _ = WRITTEN.remove(folio);
-        return;
-    }
     let tid = bpf_get_current_pid_tgid() as u32;
-    let _ = DROPPING.insert(tid, u64::from(index) << 32 | pages(Kernel(folio)), 0);
+    let counted = u64::from(index) << 32 | pages(Kernel(folio));
+    let _ = DROPPING.insert(tid, [folio, counted], 0);
 }
 
 #[inline(always)]
 fn end_drop(is_dropped: bool) {
     let tid = bpf_get_current_pid_tgid() as u32;
-    // SAFETY: as above.
-    let Some(dropping) = (unsafe { DROPPING.get(tid) }) else { return };
-    let (index, pages) = ((*dropping >> 32) as u32, *dropping & 0xffff_ffff);
+    // SAFETY: the thread's own, and nobody else changes it.
+    let Some([folio, counted]) = (unsafe { DROPPING.get(tid) }).copied() else { return };
     let _ = DROPPING.remove(tid);
-    if is_dropped && let Some(eviction) = EVICTIONS.get(index) {
+    // One that was written is counted already.
+    if !is_dropped || WRITTEN.remove(folio).is_ok() {
+        return;
+    }
+    let (index, pages) = ((counted >> 32) as u32, counted & 0xffff_ffff);
+    if let Some(eviction) = EVICTIONS.get(index) {
         add(&eviction.dropped_pages, pages);
         add(&eviction.dropped_folios, 1);
     }

@@ -41,10 +41,10 @@ pub(crate) static FREE_EVICTIONS: Queue<u32> = Queue::with_max_entries(1 /* load
 #[map]
 pub(crate) static WRITTEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 16, 0);
 
-/// Thread id → the folio that it is about to drop: its entry of [`EVICTIONS`] (upper
-/// half) and its pages.
+/// Thread id → the folio that it is about to drop: its address, then its entry of
+/// [`EVICTIONS`] (upper half) and its pages.
 #[map]
-pub(crate) static DROPPING: LruHashMap<u32, u64> = LruHashMap::with_max_entries(1 << 12, 0);
+pub(crate) static DROPPING: LruHashMap<u32, [u64; 2]> = LruHashMap::with_max_entries(1 << 12, 0);
 
 /// Process ids that the loader wants a slot for.
 #[map]
