@@ -20,17 +20,20 @@ pub enum Metric {
     Idle = 4,
     /// An asynchronous page fault: not present → ready.
     Apf = 5,
+    /// Direct or memory cgroup reclaim, run by a thread of the VM or for its memory.
+    Reclaim = 6,
 }
 
 impl Metric {
     /// Every metric, in the order of the maps.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::FaultMinor,
         Self::FaultMajor,
         Self::Swapin,
         Self::StallMemory,
         Self::Idle,
         Self::Apf,
+        Self::Reclaim,
     ];
     /// The kernel's two kinds of fault.
     pub const FAULTS: [Self; 2] = [Self::FaultMinor, Self::FaultMajor];
@@ -46,6 +49,7 @@ impl Metric {
             Self::StallMemory => "stall.memory",
             Self::Idle => "idle",
             Self::Apf => "apf",
+            Self::Reclaim => "reclaim",
         }
     }
 }
@@ -163,6 +167,32 @@ impl Loss {
     }
 }
 
+/// What the time of a fault went into. The parts do not overlap; what is in none of them
+/// is the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Part {
+    /// The thread took pages away from somebody, to have one.
+    Reclaim = 0,
+    /// It waited for a page that was swapped out, reclaim within left out.
+    Swapin = 1,
+}
+
+impl Part {
+    /// Every part, in the order of [`Vm::parts_ns`].
+    pub const ALL: [Self; 2] = [Self::Reclaim, Self::Swapin];
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The name in all files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reclaim => "reclaim",
+            Self::Swapin => "swapin",
+        }
+    }
+}
+
 /// Who ran a fault, while it filled the VM's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -228,6 +258,8 @@ pub struct Vm {
     pub given_back: AtomicU64,
     /// Pages of it that were taken again likewise.
     pub taken_again: AtomicU64,
+    /// Time of the faults that have completed, by [`Part`], in nanoseconds.
+    pub parts_ns: [AtomicU64; Part::COUNT],
 }
 
 /// Numbers that swap devices can have: `MAX_SWAPFILES` is less on every kernel.
@@ -265,6 +297,7 @@ impl Vm {
         zero(&[&self.not_waited, &self.swapped_out]);
         zero(&[&self.memory_start, &self.memory_end, &self.given_back, &self.taken_again]);
         zero(&self.lost);
+        zero(&self.parts_ns);
         let swapin = &self.swapin;
         zero(&[&swapin.from_cache, &swapin.from_zswap, &swapin.without_fault]);
         zero(&swapin.from_device);
@@ -307,8 +340,16 @@ pub struct Thread {
     pub swapin_until_ns: AtomicU64,
     /// What KVM does with it, if it runs a vCPU.
     pub window: Window,
+    /// `CLOCK_MONOTONIC` at which it began to reclaim, in nanoseconds; 0 outside.
+    pub reclaim_since_ns: AtomicU64,
+    /// Time that it reclaimed in the fault that it is in, in nanoseconds.
+    pub reclaimed_ns: AtomicU64,
+    /// Of that, in its wait for a swapped page.
+    pub swapin_reclaimed_ns: AtomicU64,
+    /// Time of [`Part::Swapin`] in the fault that it is in, in nanoseconds.
+    pub swapin_ns: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 2],
+    pub reserved: [AtomicU64; 6],
 }
 
 /// A vCPU out of its guest: from kvm_exit to the next kvm_entry.
@@ -537,7 +578,7 @@ impl Thread {
     pub fn clear(&self) {
         zero(&[&self.id, &self.vm, &self.sequence, &self.since_ns]);
         zero(&[&self.address, &self.waited_ns, &self.is_vcpu]);
-        zero(&[&self.call, &self.mm, &self.swapin]);
+        zero(&[&self.call, &self.mm, &self.swapin, &self.reclaim_since_ns]);
         zero(&self.window.words());
     }
 }
@@ -757,8 +798,8 @@ impl FolioOffsets {
 
 const _: () = {
     assert!(size_of::<Histogram>() == 32 + 8 * BUCKETS);
-    assert!(size_of::<Vm>() == 528);
-    assert!(size_of::<Thread>() == 256);
+    assert!(size_of::<Vm>() == 544);
+    assert!(size_of::<Thread>() == 320);
     assert!(size_of::<KvmFields>() == 64);
     assert!(size_of::<Cpu>() == 64);
     assert!(size_of::<EvictionKey>() == 16);

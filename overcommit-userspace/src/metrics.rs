@@ -81,7 +81,7 @@ const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages fo
 const LOCK_WAIT: &str =
     "the wait for the mmap lock before handle_mm_fault is called for the first time";
 /// Families of the design that this version does not measure.
-const NOT_MEASURED: [&str; 3] = ["backing", "reclaim", "runq"];
+const NOT_MEASURED: [&str; 2] = ["backing", "runq"];
 /// Why those are absent.
 pub const NOT_IN_THIS_VERSION: &str = "not measured by this version";
 /// Why swap-ins are not seen.
@@ -127,6 +127,8 @@ pub struct Sight {
     pub has_apf: bool,
     /// Why swap-outs are not seen, if they are not.
     pub swapouts_absent: Option<String>,
+    /// Why reclaim is not seen, if it is not.
+    pub reclaim_absent: Option<String>,
 }
 
 impl Sight {
@@ -149,6 +151,7 @@ impl Sight {
             exits_absent: Some(reason.to_owned()),
             has_apf: false,
             swapouts_absent: Some(reason.to_owned()),
+            reclaim_absent: Some(reason.to_owned()),
         }
     }
 }
@@ -195,6 +198,10 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
         None => entry("apf", Coverage::Absent, &["this kernel's KVM has no such tracepoints"]),
     };
     let swapin = swapin(sight);
+    let reclaim = match &sight.reclaim_absent {
+        None => entry("reclaim", Coverage::Full, &[]),
+        Some(reason) => entry("reclaim", Coverage::Absent, &[reason]),
+    };
     let state = match &sight.swapouts_absent {
         None => entry("swap_state", Coverage::Full, &[SHARED_CGROUP]),
         Some(reason) => {
@@ -205,7 +212,7 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     let missing = NOT_MEASURED
         .into_iter()
         .map(|metric| entry(metric, Coverage::Absent, &[NOT_IN_THIS_VERSION]));
-    faults.chain([share]).chain(exits).chain([apf, swapin, state]).chain(missing).collect()
+    faults.chain([share]).chain(exits).chain([apf, swapin, reclaim, state]).chain(missing).collect()
 }
 
 /// Swap-ins need hooks of their own, some of which a kernel may lack.

@@ -3,6 +3,7 @@
 //! A test that cannot run here is skipped before it starts, with its reason; a
 //! skip fails the run unless OVERCOMMIT_ALLOW_SKIPS is set.
 
+mod causes;
 mod counts;
 mod evictions;
 mod exits;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let tests: Vec<Test> = [
+        causes::TESTS,
         counts::TESTS,
         evictions::TESTS,
         exits::TESTS,

@@ -39,7 +39,7 @@ const LIMIT: u64 = 48;
 /// MiB that it may hold if it is Linux, which has some of its own.
 const LINUX_LIMIT: u64 = 90;
 /// Majors that make a share worth a look.
-const MAJORS: u64 = 600;
+const MAJORS: u64 = 1_200;
 /// Majors after which QEMU has its own memory back.
 const WARM: u64 = 300;
 
@@ -160,14 +160,15 @@ fn workers_count(dir: &Path, backend: &str) -> Result<()> {
             && by_memcg * 100 <= (outside + by_qemu) * 101,
         "memcg counts {by_memcg}, workers {outside}, QEMU {by_qemu}"
     );
-    ensure!(by_qemu * 10 < majors, "QEMU's own stat has {by_qemu} of {majors}");
-    ensure!(outside * 10 > majors * 9, "{outside} of {majors} majors by workers");
+    // QEMU's own: what it has of its own memory on swap and needs to answer its monitor.
+    ensure!(by_qemu * 4 < majors, "QEMU's own stat has {by_qemu} of {majors}");
+    ensure!(outside * 4 > majors * 3, "{outside} of {majors} majors by workers");
     Ok(())
 }
 
 /// A guest that sleeps until its page is there halts, and is not idle.
 fn halts_wait(dir: &Path, guest: Guest) -> Result<()> {
-    let seen = watch(dir, guest, &[], MAJORS / 2)?;
+    let seen = watch(dir, guest, &[], MAJORS / 4)?;
     let run = json(&seen.folder, "run.json")?;
     let vcpu = &run["vms"][0]["vcpu_times"][0];
     let number = |key: &str| vcpu[key].as_u64().with_context(|| format!("no {key} in {vcpu}"));
@@ -175,7 +176,7 @@ fn halts_wait(dir: &Path, guest: Guest) -> Result<()> {
     let halts = figure(&seen.summary, "exit.hlt", "count")?;
     let apf = seen.apf();
     println!("{apf} asynchronous page faults, {halts} halts; {vcpu}; {}", seen.summary["stall"]);
-    ensure!(apf > MAJORS / 4 && halts > MAJORS / 4, "{halts} halts in {apf} waits are too few");
+    ensure!(apf > MAJORS / 8 && halts > MAJORS / 8, "{halts} halts in {apf} waits are too few");
     ensure!(idle * 10 < halted, "idle {idle} ns, waited for pages {halted} ns");
     let waited = seen.summary["stall"]["waited_ns"].as_u64().context("no stall")?;
     ensure!(waited >= halted, "{waited} ns waited, {halted} ns of it in halts");
@@ -184,11 +185,11 @@ fn halts_wait(dir: &Path, guest: Guest) -> Result<()> {
 
 fn control(dir: &Path) -> Result<()> {
     // memcg and the fault's own rule differ by a few.
-    let seen = watch(dir, Guest::Walker, &[], MAJORS * 3 / 5)?;
+    let seen = watch(dir, Guest::Walker, &[], MAJORS * 3 / 10)?;
     let (apf, outside) = (seen.apf(), seen.outside()?);
     ensure!(seen.begun == 0 && apf == 0, "{apf} asynchronous page faults");
     let majors = figure(&seen.summary, "fault.major", "count")?;
     println!("no asynchronous page faults in {majors} majors, {outside} from outside");
-    ensure!(majors >= MAJORS / 2 && outside * 10 <= majors, "{outside} of {majors} from outside");
+    ensure!(majors >= MAJORS / 4 && outside * 10 <= majors, "{outside} of {majors} from outside");
     Ok(())
 }

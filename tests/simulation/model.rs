@@ -120,6 +120,7 @@ fn sight() -> Sight {
         exits_absent: None,
         has_apf: false,
         swapouts_absent: None,
+        reclaim_absent: None,
     }
 }
 
@@ -197,6 +198,7 @@ fn interval(number: u64, start: Clocks, latencies: Latencies) -> Interval {
         swapins: SwapinCounts::default(),
         swapped_out: 0,
         discards: [0; 2],
+        parts_ns: [0; 2],
         not_counted: [0; Loss::COUNT],
     };
     Interval {

@@ -148,6 +148,14 @@ impl MemoryCgroup {
         write(self.path.join("memory.reclaim"), &(mebibytes << 20).to_string())
     }
 
+    /// Has the kernel take all of it away that it can, once (v1).
+    ///
+    /// # Errors
+    /// The kernel has no such switch.
+    pub fn push_out(&self) -> Result<()> {
+        write(self.path.join("memory.force_empty"), "0")
+    }
+
     /// Has the kernel take away what a process in it has not touched since [`forget_use`].
     ///
     /// # Errors

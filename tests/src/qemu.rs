@@ -16,6 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a VM may take for anything.
+/// How [`Vm::explain`] begins where a guest never left its firmware, as nested in an
+/// emulated host happens now and then.
+pub const IN_FIRMWARE: &str = "the guest is still in its firmware";
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The emulator.
@@ -273,7 +277,9 @@ impl Vm {
                 .map_or_else(|error| format!("{error:#}"), |text| text.to_string())
         };
         outcome.map_err(|error| {
-            error.context(format!("{} {}", ask("info status"), ask("info registers")))
+            let registers = ask("info registers");
+            let place = if is_in_firmware(&registers) { IN_FIRMWARE } else { "the guest runs" };
+            error.context(format!("{place}: {} {registers}", ask("info status")))
         })
     }
 
@@ -343,6 +349,12 @@ impl Vm {
         self.qmp.read_line(&mut line)?;
         Ok(serde_json::from_str(&line)?)
     }
+}
+
+/// Whether the vCPU is below 1 MiB, where no guest of ours is.
+fn is_in_firmware(registers: &str) -> bool {
+    let place = registers.split("IP=").nth(1).and_then(|rest| rest.split_whitespace().next());
+    place.is_some_and(|place| u64::from_str_radix(place, 16).is_ok_and(|place| place < 1 << 20))
 }
 
 /// A field of /proc/PID/stat, counted from 1 as in proc(5).

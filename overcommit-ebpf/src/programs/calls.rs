@@ -144,6 +144,6 @@ fn leave(returned: u32) {
     // The rule of mm_account_fault.
     let is_major = returned & reason::MAJOR != 0 || call & flag::TRIED != 0;
     let metric = if is_major { Metric::FaultMajor } else { Metric::FaultMinor };
-    complete(vm, slot, thread, metric, now);
     swapin::finish(thread);
+    complete(vm, slot, thread, metric, now);
 }

@@ -5,7 +5,7 @@ use crate::maps::{SLOW, SLOW_NS, histogram, lose};
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use overcommit_ebpf::bucket;
-use overcommit_ebpf::layout::{Histogram, Loss, Metric, SlowFault, Taker, Thread, Vm};
+use overcommit_ebpf::layout::{Histogram, Loss, Metric, Part, SlowFault, Taker, Thread, Vm};
 
 /// How often a lost race for the maximum is tried again. A reader bounds the
 /// maximum by the last bucket in use, so giving up costs 1/128 at worst.
@@ -24,6 +24,14 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
     close(thread, latency);
     if let Some(histogram) = histogram(slot, metric) {
         record(histogram, latency);
+    }
+    let reclaimed = get(&thread.reclaimed_ns);
+    if reclaimed != 0 {
+        add(&vm.parts_ns[Part::Reclaim as usize], reclaimed);
+    }
+    let swapin = get(&thread.swapin_ns);
+    if swapin != 0 {
+        add(&vm.parts_ns[Part::Swapin as usize], swapin);
     }
     let taker = if get(&thread.id) >> 32 != get(&vm.tgid) {
         Taker::Outside

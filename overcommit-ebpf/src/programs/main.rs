@@ -2,7 +2,7 @@
 //!
 //! `perf` and `calls` follow a fault from start to completion, each by other hooks;
 //! `swapin` looks at the part of a fault that waits for swap, `evictions` at what reclaim
-//! takes and for whom, `discards` at what a VM gives back, `exits` follows a vCPU out of its
+//! takes and for whom, `reclaim` at the time of those who do it, `discards` at what a VM gives back, `exits` follows a vCPU out of its
 //! guest and back; `latency` counts it, `threads` remembers it meanwhile. `vms` keeps the
 //! table of VMs in step with processes, `maps` says what lies where.
 
@@ -20,6 +20,7 @@ mod kernel;
 mod latency;
 mod maps;
 mod perf;
+mod reclaim;
 mod swapin;
 mod threads;
 mod trial;

@@ -202,6 +202,9 @@ pub(crate) fn finish(thread: &Thread) {
     if let Some(histogram) = histogram(slot, Metric::Swapin) {
         record(histogram, latency);
     }
+    let own = latency.saturating_sub(get(&thread.swapin_reclaimed_ns));
+    set(&thread.swapin_ns, get(&thread.swapin_ns) + own);
+    set(&thread.swapin_reclaimed_ns, 0);
     let number = (swapin & (SWAP_DEVICES_MAX as u64 - 1)) as usize;
     if swapin & ZSWAP != 0 {
         add(&vm.swapin.from_zswap, 1);
@@ -211,6 +214,12 @@ pub(crate) fn finish(thread: &Thread) {
         add(count, 1);
         name_device(number as u32);
     }
+}
+
+/// Whether the thread waits for a swapped page.
+#[inline(always)]
+pub(crate) fn is_open(thread: &Thread) -> bool {
+    get(&thread.swapin) & OPEN != 0
 }
 
 /// Forgets the wait of a fault that will not complete.

@@ -42,6 +42,9 @@ pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
     }
     set(&thread.vm, u64::from(slot));
     set(&thread.address, address);
+    set(&thread.reclaimed_ns, 0);
+    set(&thread.swapin_reclaimed_ns, 0);
+    set(&thread.swapin_ns, 0);
     // SAFETY: the helper has no precondition.
     set(&thread.since_ns, unsafe { bpf_ktime_get_ns() });
 }

@@ -1,8 +1,8 @@
 //! The memory of the host and its VMs as people read it: what the guest says beside
 //! what the host knows.
 
+use crate::export::sentence;
 use crate::export::summary::{SummaryVm, percent};
-use crate::export::summary_evictions::SummaryEvictions;
 use crate::export::summary_host::{Moved, StateSummary, SummaryHost};
 use crate::host::State;
 use crate::host::SwapState;
@@ -63,7 +63,7 @@ pub fn vm(text: &mut String, vm: &SummaryVm, name: &str) {
     if vm.swap.worst == SwapState::Pressure.name() || vm.swap.worst == SwapState::Thrashing.name() {
         let _ = writeln!(text, "{name}: {}.", times("swap", &vm.swap));
     }
-    if let Some(said) = vm.evictions.as_ref().and_then(SummaryEvictions::sentence) {
+    if let Some(said) = sentence::of(vm) {
         let _ = writeln!(text, "{name}: {said}.");
     }
     let memory = &vm.memory;

@@ -9,6 +9,7 @@ pub mod intervals;
 pub mod memory_text;
 pub mod parts;
 pub mod progress;
+pub mod sentence;
 pub mod slow_faults;
 pub mod summary;
 pub mod summary_evictions;

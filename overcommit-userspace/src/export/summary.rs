@@ -6,7 +6,7 @@ use crate::export::summary_host::{StateSummary, SummaryHost};
 use crate::metrics::MetricName;
 use crate::recording::Recording;
 use crate::recording::reader::{MetricTotals, VmTotals};
-use crate::recording::rows::VmFigures;
+use crate::recording::rows::{FaultTime, VmFigures};
 use crate::recording::run_file::RunVm;
 use crate::sampler::coverage::Coverage;
 use crate::sampler::latencies::Latencies;
@@ -83,6 +83,8 @@ pub struct SummaryVm {
     pub taken_by: BTreeMap<&'static str, u64>,
     /// Where swapped pages came from.
     pub swapins: SwapinTotals,
+    /// What the time of its faults went into.
+    pub fault_time: FaultTime,
     /// Who took its pages; `null` where they cannot be told from others'.
     pub evictions: Option<SummaryEvictions>,
     /// By cause.
@@ -193,6 +195,7 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals, evictions: Option<SummaryEvictions>
         faults_by_others: totals.taken_by[Taker::Outside as usize],
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
         swapins: vm.swapins.clone(),
+        fault_time: totals.fault_time,
         evictions,
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
         metrics: totals

@@ -8,16 +8,18 @@ use crate::host::VmHostSample;
 use crate::host::balloon::GuestMemory;
 use crate::host::balloon::qmp::POLL_SECONDS;
 use crate::host::working_set::WorkingSet;
+use crate::metrics::{MetricCoverage, MetricName, coverage_of};
 use crate::recording::Interval;
 use crate::recording::run_file::RunVm;
+use crate::sampler::coverage::Coverage;
 use anyhow::Result;
-use overcommit_ebpf::layout::{Loss, Taker};
+use overcommit_ebpf::layout::{Loss, Part, Taker};
 
 /// Age of a guest's report from which it says nothing of now, in seconds.
 const STALE_S: f64 = 2.0 * POLL_SECONDS as f64 + 1.0;
 
 /// The columns before the losses; only ever appended to.
-const COLUMNS: [&str; 46] = [
+const COLUMNS: [&str; 49] = [
     "start_unix_s",
     "length_s",
     "vm_id",
@@ -64,6 +66,9 @@ const COLUMNS: [&str; 46] = [
     "cgroup_limit_bytes",
     "cgroup_headroom_lower_bytes",
     "cgroup_headroom_upper_bytes",
+    "fault_ns",
+    "fault_reclaim_ns",
+    "fault_swapin_ns",
 ];
 
 /// All columns: one more for each cause of [`Loss`].
@@ -86,11 +91,11 @@ pub const fn taken_by(taker: Taker) -> &'static str {
     }
 }
 
-/// The interval's rows.
+/// The interval's rows. Of what is absent by `coverage` nothing is said.
 ///
 /// # Errors
 /// See [`csv::rows`].
-pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
+pub fn rows(interval: &Interval, vms: &[RunVm], coverage: &[MetricCoverage]) -> Result<Vec<u8>> {
     let rows = interval.vms.iter().zip(&interval.vm_hosts).map(|(sample, host)| {
         let mut row = identity(interval, &vms[sample.member]);
         let share = sample.stall.and_then(|stall| stall.share());
@@ -119,6 +124,11 @@ pub fn rows(interval: &Interval, vms: &[RunVm]) -> Result<Vec<u8>> {
         let headroom = host.cgroup_headroom();
         row.push(optional(headroom.map(|headroom| headroom.lower)));
         row.push(optional(headroom.map(|headroom| headroom.upper)));
+        row.push(sample.fault_ns().to_string());
+        row.extend(Part::ALL.map(|part| {
+            let is_seen = coverage_of(coverage, &MetricName::new(part.name())) != Coverage::Absent;
+            optional(is_seen.then(|| sample.parts_ns[part as usize]))
+        }));
         row.extend(sample.not_counted.map(|count| count.to_string()));
         row
     });

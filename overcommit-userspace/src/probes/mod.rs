@@ -10,6 +10,7 @@ pub mod kvm;
 pub mod log;
 pub mod object;
 pub mod perf;
+pub mod raw;
 pub mod rings;
 pub mod shared;
 pub mod slots;
@@ -18,8 +19,7 @@ pub mod tracefs;
 use crate::kernel::Symbols;
 use crate::kernel_layout::{KernelLayout, VMLINUX_BTF};
 use crate::metrics::Sight;
-use anyhow::{Context, Result, anyhow};
-use aya::programs::RawTracePoint;
+use anyhow::{Context, Result};
 use aya::{Btf, Ebpf};
 use decide::Backend;
 use discards::Discards;
@@ -29,6 +29,7 @@ use log::ProgramLog;
 use object::Sizes;
 use overcommit_ebpf::layout::{Cpu, HotProgram};
 use perf::PerfEvents;
+use raw::Optional;
 use rings::{Events, SlowFaults};
 use shared::SharedArray;
 use slots::Slots;
@@ -38,8 +39,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Tracepoints that keep the table of VMs in step with processes, and their
 /// programs.
-const LIFECYCLE: [(&str, &str); 2] =
-    [("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
+const LIFECYCLE: &[(&str, &str)] =
+    &[("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
 
 /// What the running kernel says about itself.
 pub struct Kernel {
@@ -67,9 +68,6 @@ impl Kernel {
     }
 }
 
-/// What is written out by reclaim, and its program.
-const SWAPOUT: (&str, &str) = ("swapout", "mm_vmscan_write_folio");
-
 /// The attached programs. Dropping it detaches everything.
 pub struct Probes {
     ebpf: Ebpf,
@@ -78,8 +76,8 @@ pub struct Probes {
     kvm: KvmTracepoints,
     discards: Discards,
     cpus: SharedArray<Cpu>,
-    /// Why swap-outs are not seen, if they are not.
-    swapouts_absent: Option<String>,
+    swapouts: Optional,
+    reclaim: Optional,
     /// Who has a slot.
     pub slots: Slots,
 }
@@ -124,10 +122,7 @@ impl Probes {
         // A program is loaded while its maps' descriptors are open, and attached
         // when the maps are ready.
         slots::load_iterator(&mut ebpf, &kernel.btf)?;
-        for (program, tracepoint) in LIFECYCLE {
-            let refused = || refuses(tracepoint);
-            raw_tracepoint(&mut ebpf, program)?.load().with_context(refused)?;
-        }
+        raw::load(&mut ebpf, LIFECYCLE)?;
         let mut source = match backend {
             Backend::Fentry | Backend::Kprobe => {
                 Source::Functions(FunctionHooks::load(&mut ebpf, kernel, backend, without)?)
@@ -136,9 +131,9 @@ impl Probes {
         };
         let kvm = KvmTracepoints::load(&mut ebpf)?;
         let discards = Discards::load(&mut ebpf)?;
-        let swapouts = kernel.layout.folio_offsets().and_then(|_| {
-            raw_tracepoint(&mut ebpf, SWAPOUT.0)?.load().with_context(|| refuses(SWAPOUT.1))
-        });
+        let has_cgroups = kernel.layout.folio_offsets().map(drop);
+        let mut swapouts = Optional::load(&mut ebpf, raw::SWAPOUTS, has_cgroups);
+        let mut reclaim = Optional::load(&mut ebpf, raw::RECLAIM, Ok(()));
         let slots = Slots::open(&mut ebpf, sizes)?;
         let cpus = SharedArray::open(&mut ebpf, "CPUS", sizes.cpus)?;
         let rings = Rings {
@@ -146,19 +141,13 @@ impl Probes {
             slow: SlowFaults::open(&mut ebpf)?,
             log: sizes.verbose.then(|| ProgramLog::open(&mut ebpf)).transpose()?,
         };
-        for (program, tracepoint) in LIFECYCLE {
-            let refused = || refuses(tracepoint);
-            raw_tracepoint(&mut ebpf, program)?.attach(tracepoint).with_context(refused)?;
-        }
+        raw::attach(&mut ebpf, LIFECYCLE)?;
         source.attach(&mut ebpf)?;
-        let swapouts = swapouts.and_then(|()| {
-            let refused = || refuses(SWAPOUT.1);
-            raw_tracepoint(&mut ebpf, SWAPOUT.0)?.attach(SWAPOUT.1).with_context(refused)
-        });
-        let swapouts_absent = swapouts.err().map(|error| format!("{error:#}"));
+        swapouts.attach(&mut ebpf);
+        reclaim.attach(&mut ebpf);
         let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
         kvm.follow();
-        Ok((Self { ebpf, backend, source, kvm, discards, cpus, swapouts_absent, slots }, rings))
+        Ok((Self { ebpf, backend, source, kvm, discards, cpus, swapouts, reclaim, slots }, rings))
     }
 
     /// Asks for slots, see [`Slots::adopt`].
@@ -192,7 +181,8 @@ impl Probes {
             },
             exits_absent: self.exits_absent().map(str::to_owned),
             has_apf: self.kvm.has_apf(),
-            swapouts_absent: self.swapouts_absent.clone(),
+            swapouts_absent: self.swapouts.absent().map(str::to_owned),
+            reclaim_absent: self.reclaim.absent().map(str::to_owned),
         }
     }
 
@@ -234,7 +224,8 @@ impl Probes {
             }
             Source::Functions(hooks) => hooks.missed(&mut self.ebpf, || runs(&self.cpus)),
         };
-        let others = LIFECYCLE.into_iter().chain([SWAPOUT]).map(|(program, _)| program);
+        let others = [LIFECYCLE, raw::SWAPOUTS, raw::RECLAIM].concat();
+        let others = others.into_iter().map(|(program, _)| program);
         let others = others.chain(kvm::programs()).chain([discards::PROGRAM]);
         for program in others {
             if let Some(misses) = functions::recursion_misses(&mut self.ebpf, program) {
@@ -249,13 +240,4 @@ impl Probes {
 fn runs(cpus: &SharedArray<Cpu>) -> [u64; HotProgram::COUNT] {
     HotProgram::ALL
         .map(|program| cpus.iter().map(|cpu| cpu.runs[program as usize].load(Relaxed)).sum())
-}
-
-fn raw_tracepoint<'a>(ebpf: &'a mut Ebpf, program: &str) -> Result<&'a mut RawTracePoint> {
-    let found = ebpf.program_mut(program).ok_or_else(|| anyhow!("no program {program}"))?;
-    Ok(found.try_into()?)
-}
-
-fn refuses(tracepoint: &str) -> String {
-    format!("the kernel refuses the tracepoint {tracepoint}")
 }

@@ -6,8 +6,8 @@ use crate::host::state::Times;
 use crate::metrics::MetricName;
 use crate::recording::folder::{EVICTIONS, Folder, HOST, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
 use crate::recording::rows::{
-    EvictionRow, HostRow, Row, VmFigures, VmRow, eviction_row, host_row, row, rows, vm_row,
-    whole_lines,
+    EvictionRow, FaultTime, HostRow, Row, VmFigures, VmRow, eviction_row, host_row, row, rows,
+    vm_row, whole_lines,
 };
 use crate::recording::run_file::{RunFile, RunVm};
 use crate::recording::span::Span;
@@ -37,6 +37,8 @@ pub struct VmTotals {
     pub swap_states: Times<SwapState>,
     /// Its memory as of the last interval that knew each figure.
     pub memory: VmFigures,
+    /// What the time of its faults went into.
+    pub fault_time: FaultTime,
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
 }
@@ -329,6 +331,7 @@ impl VmTotals {
             stall: None,
             swap_states: Times::new(),
             memory: VmFigures::default(),
+            fault_time: FaultTime::default(),
             not_counted: [0; Loss::COUNT],
         }
     }
@@ -338,6 +341,7 @@ impl VmTotals {
         self.seen.merge(row.seen);
         *self.swap_states.entry(row.swap_state).or_default() += row.length_ns;
         self.memory.update(&row.memory);
+        self.fault_time.add(row.fault_time);
         for (total, count) in self.taken_by.iter_mut().zip(row.taken_by) {
             *total += count;
         }

@@ -53,6 +53,7 @@ pub struct VmRow {
     pub swap_state: SwapState,
     /// Its memory.
     pub memory: VmFigures,
+    pub(super) fault_time: FaultTime,
     pub(super) seen: Seen,
     pub(super) taken_by: [u64; Taker::COUNT],
     pub(super) not_counted: [u64; Loss::COUNT],
@@ -131,6 +132,33 @@ impl VmFigures {
         take(&mut self.working_set_cost_share, &later.working_set_cost_share);
         take(&mut self.cgroup_limit_bytes, &later.cgroup_limit_bytes);
         take(&mut self.cgroup_headroom_bytes, &later.cgroup_headroom_bytes);
+    }
+}
+
+/// What the time of a VM's faults went into, in nanoseconds; a part that was not seen is
+/// `None`. Parts do not overlap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FaultTime {
+    /// Of all faults that completed, of all threads.
+    pub total_ns: u64,
+    /// Direct and memory cgroup reclaim.
+    pub reclaim_ns: Option<u64>,
+    /// Waits for swapped pages, reclaim within left out.
+    pub swapin_ns: Option<u64>,
+}
+
+impl FaultTime {
+    /// Adds another time.
+    pub(super) fn add(&mut self, other: Self) {
+        let add = |sum: &mut Option<u64>, more: Option<u64>| {
+            *sum = match (*sum, more) {
+                (Some(sum), Some(more)) => Some(sum + more),
+                (sum, more) => sum.or(more),
+            };
+        };
+        self.total_ns += other.total_ns;
+        add(&mut self.reclaim_ns, other.reclaim_ns);
+        add(&mut self.swapin_ns, other.swapin_ns);
     }
 }
 
@@ -264,6 +292,11 @@ pub(super) fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>
         stall: stall.map(|((waited_ns, vcpu_ns), source)| Stall { waited_ns, vcpu_ns, source }),
         swap_state: cells.state("swap_state")?,
         memory: vm_figures(cells)?,
+        fault_time: FaultTime {
+            total_ns: cells.known("fault_ns")?.unwrap_or(0),
+            reclaim_ns: cells.known("fault_reclaim_ns")?,
+            swapin_ns: cells.known("fault_swapin_ns")?,
+        },
         seen: Seen {
             counted: cells.number("faults_counted")?,
             kernel: cells.number("faults_kernel")?,

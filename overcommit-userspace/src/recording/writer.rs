@@ -121,7 +121,7 @@ impl Writer {
                 *vm.not_counted.entry(cause.name().to_owned()).or_default() += count;
             }
         }
-        let rows = vms::rows(interval, &self.run.vms)?;
+        let rows = vms::rows(interval, &self.run.vms, &self.run.coverage)?;
         self.vms.write_all(&rows).context("cannot write vms.csv")?;
         let rows = host::row(interval)?;
         self.host.write_all(&rows).context("cannot write host.csv")?;

@@ -4,137 +4,36 @@ pub mod coverage;
 pub mod evictions;
 pub mod latencies;
 pub mod roster;
+pub mod sample;
 pub mod stall;
 pub mod swapins;
+mod tracked;
 pub mod vcpus;
 
 use crate::clock::Clocks;
-use crate::metrics::{self, MetricCoverage, MetricName, SILENT, Sight, coverage_of};
+use crate::metrics::{self, MetricCoverage, SILENT, Sight, coverage_of};
 use crate::probes::Probes;
 use crate::probes::rings::Event;
-use crate::probes::slots::{Holdings, Slots};
-use crate::vm::threads::VcpuThreads;
+use crate::probes::slots::Holdings;
 use anyhow::Result;
-use coverage::{Coverage, Seen};
 use evictions::{EvictionSample, of_vm};
-use latencies::{Carry, Latencies};
-use overcommit_ebpf::layout::{self, Loss, Metric, Taker, Thread};
-use procfs::process::{Process, Stat};
+use overcommit_ebpf::layout::{Metric, Thread};
+use procfs::process::Process;
 use roster::{Member, Roster};
-use serde::{Deserialize, Serialize};
-use stall::{StallSource, Waits};
-use std::collections::{BTreeMap, HashMap};
+pub use sample::{MetricSample, Stall, VmSample};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use swapins::{SwapinCounts, SwapinReader};
-use vcpus::VcpuTimes;
+use tracked::{Tracked, faults, stall};
 
 /// Scans of /proc between two looks for entries of threads that are gone.
 const REAP_EVERY: u32 = 10;
-
-/// CPU time after which a vCPU must have left its guest at least once: a tenth of a
-/// second. In ticks.
-const BUSY_TICKS: u64 = 10;
 
 /// Time after which no program can still be using a slot that was closed.
 const QUIET_NS: u64 = 100_000_000;
 
 /// The kernel's own counts of minor and major faults.
 pub type FaultCounts = [u64; Metric::FAULTS.len()];
-
-/// Time that the vCPUs of a VM waited for memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stall {
-    /// Summed over the vCPUs, in nanoseconds.
-    pub waited_ns: u64,
-    /// vCPUs × time, in nanoseconds.
-    pub vcpu_ns: u64,
-    /// Where the waiting was seen.
-    pub source: StallSource,
-}
-
-impl Stall {
-    /// `stall.share`, from 0 to 1; `None` of no time.
-    pub fn share(self) -> Option<f64> {
-        (self.vcpu_ns > 0).then(|| self.waited_ns as f64 / self.vcpu_ns as f64)
-    }
-}
-
-/// What an interval held for one VM.
-#[derive(Debug)]
-pub struct VmSample {
-    /// Which, as an index into [`Sampler::members`].
-    pub member: usize,
-    /// What was counted, by metric; `fault.*` also where it is nothing.
-    pub metrics: Vec<MetricSample>,
-    /// Faults counted against the kernel's counters.
-    pub seen: Seen,
-    /// Faults by who took them, by [`Taker`].
-    pub taken_by: [u64; Taker::COUNT],
-    /// `None` while its vCPU threads are not known.
-    pub stall: Option<Stall>,
-    /// Where swapped pages came from.
-    pub swapins: SwapinCounts,
-    /// Pages of its memory cgroup that reclaim wrote out, if that is being counted; see
-    /// [`Sampler::count_swapouts`].
-    pub swapped_out: u64,
-    /// Pages of its guest's memory that it gave back one by one, and those that it took
-    /// again, if that is being counted; see [`Sampler::see_discards`].
-    pub discards: [u64; 2],
-    /// By [`Loss`].
-    pub not_counted: [u64; Loss::COUNT],
-}
-
-impl VmSample {
-    /// The latencies of a metric, if there were any.
-    pub fn latencies(&self, metric: Metric) -> Option<&Latencies> {
-        let found = self.metrics.iter().find(|sample| sample.name.as_str() == metric.name());
-        found.map(|sample| &sample.latencies)
-    }
-
-    /// How much of `fault.*` was seen since the start of the recording.
-    pub fn coverage(&self) -> Coverage {
-        self.metrics.first().map_or(Coverage::Full, |sample| sample.coverage)
-    }
-}
-
-/// What an interval held of one metric.
-#[derive(Debug)]
-pub struct MetricSample {
-    /// Which.
-    pub name: MetricName,
-    /// How much of it is seen; of `fault.*` measured since the start of the
-    /// recording, because an interval alone says little.
-    pub coverage: Coverage,
-    /// What was counted.
-    pub latencies: Latencies,
-}
-
-/// A VM whose slot is drained.
-struct Tracked {
-    member: usize,
-    slot: u32,
-    /// `None` for a VM that was gone before it could be looked at.
-    process: Option<Process>,
-    vcpus: VcpuThreads,
-    /// By index of the shared histogram.
-    carries: HashMap<usize, Carry>,
-    waits: Waits,
-    times: VcpuTimes,
-    swapins: SwapinReader,
-    /// CPU time of its process when it was found, in ticks.
-    cpu_before: u64,
-    /// Kernel's fault counter at the last drain.
-    kernel_faults: u64,
-    taken_by: [u64; Taker::COUNT],
-    lost: [u64; Loss::COUNT],
-    /// Its memory cgroup, if that is its own.
-    cgroup: Option<u64>,
-    swapped_out: [u64; 1],
-    discards: [u64; 2],
-    since_ns: u64,
-}
 
 /// What is the same for every VM at a drain.
 struct HostView<'a> {
@@ -401,25 +300,7 @@ impl Sampler {
         before: FaultCounts,
         now: &Clocks,
     ) {
-        let stat = process.as_ref().and_then(|process| process.stat().ok());
-        self.tracked.push(Tracked {
-            member,
-            slot,
-            cpu_before: stat.as_ref().map_or(0, cpu_ticks),
-            process,
-            vcpus: VcpuThreads::default(),
-            carries: HashMap::new(),
-            waits: Waits::default(),
-            times: VcpuTimes::default(),
-            swapins: SwapinReader::default(),
-            kernel_faults: before.iter().sum(),
-            taken_by: [0; Taker::COUNT],
-            lost: [0; Loss::COUNT],
-            cgroup: None,
-            swapped_out: [0],
-            discards: [0; 2],
-            since_ns: now.monotonic_ns,
-        });
+        self.tracked.push(Tracked::new(member, slot, process, before, now.monotonic_ns));
     }
 
     /// One VM's interval. `ended_ns` is 0 while it runs.
@@ -491,122 +372,4 @@ impl Sampler {
         }
         Ok(())
     }
-}
-
-impl Tracked {
-    /// Whether its vCPUs have run without a single exit.
-    fn is_silent(&self, stat: Option<&Stat>) -> bool {
-        let used = stat.map_or(0, cpu_ticks).saturating_sub(self.cpu_before);
-        self.times.is_empty() && used >= BUSY_TICKS
-    }
-
-    /// Takes what the shared histograms hold.
-    fn take(&mut self, slots: &Slots, held: &Holdings) -> Vec<MetricSample> {
-        let mut metrics = Vec::new();
-        for (index, name) in slots.histograms_of(self.slot, held) {
-            let Some(histogram) = slots.histograms.get(index) else { continue };
-            let latencies = self.carries.entry(index).or_default().take(histogram);
-            if latencies.count() > 0 || name.is_always_written() {
-                metrics.push(MetricSample { name, coverage: Coverage::Full, latencies });
-            }
-        }
-        metrics
-    }
-
-    /// Faults that the VM's own threads took: counted, and by the kernel; by what the
-    /// programs added up if it does not run any more.
-    fn seen(
-        &mut self,
-        shared: &layout::Vm,
-        metrics: &[MetricSample],
-        running: Option<&Stat>,
-    ) -> Seen {
-        let at_end = || shared.faults_at_end.iter().map(|count| count.load(SeqCst)).sum();
-        let kernel: u64 = running.map_or_else(at_end, |stat| faults(stat).iter().sum());
-        let faults = metrics.iter().filter(|sample| sample.name.is_always_written());
-        let counted: u64 = faults.map(|sample| sample.latencies.count()).sum();
-        let outside = shared.taken_by[Taker::Outside as usize].load(SeqCst)
-            - self.taken_by[Taker::Outside as usize];
-        let seen = Seen {
-            counted: counted.saturating_sub(outside),
-            kernel: kernel.saturating_sub(self.kernel_faults),
-        };
-        self.kernel_faults = kernel.max(self.kernel_faults);
-        seen
-    }
-
-    fn sample(
-        &mut self,
-        shared: &layout::Vm,
-        metrics: Vec<MetricSample>,
-        seen: Seen,
-        stall: Option<Stall>,
-        swapins: SwapinCounts,
-    ) -> VmSample {
-        VmSample {
-            member: self.member,
-            metrics,
-            seen,
-            taken_by: grown(shared.taken_by.each_ref(), &mut self.taken_by),
-            stall,
-            swapins,
-            swapped_out: grown([&shared.swapped_out], &mut self.swapped_out)[0],
-            discards: grown([&shared.given_back, &shared.taken_again], &mut self.discards),
-            not_counted: grown(shared.lost.each_ref(), &mut self.lost),
-        }
-    }
-}
-
-/// What counters have grown by since they were last read.
-fn grown<const N: usize>(counters: [&AtomicU64; N], before: &mut [u64; N]) -> [u64; N] {
-    let now = counters.map(|count| count.load(SeqCst));
-    let mut grown = now;
-    for (grown, before) in grown.iter_mut().zip(std::mem::replace(before, now)) {
-        *grown -= before;
-    }
-    grown
-}
-
-/// Adds up the waiting of the vCPU threads; learns which they are on the way.
-fn stall(
-    tracked: &mut Tracked,
-    threads: &[&Thread],
-    vcpus: Option<u32>,
-    until_ns: u64,
-    length_ns: u64,
-) -> Option<Stall> {
-    threads.iter().for_each(|thread| tracked.times.see(thread));
-    let (source, other) = if !tracked.times.is_empty() {
-        (StallSource::Windows, StallSource::Faults)
-    } else {
-        (StallSource::Faults, StallSource::Windows)
-    };
-    let mut waited_ns = 0;
-    for thread in threads {
-        let tid = thread.tid();
-        if thread.is_vcpu.load(SeqCst) != 0 {
-            tracked.vcpus.saw_in_kvm_run(tid);
-        }
-        if tracked.vcpus.tids().contains(&tid) {
-            // One that is known by its name alone, for the programs.
-            thread.is_vcpu.store(1, SeqCst);
-            let waits = &mut tracked.waits;
-            waited_ns += waits.advance(thread, source, until_ns, length_ns, stall::is_waiting);
-            waits.skip(thread, other, until_ns);
-        } else {
-            tracked.waits.skip(thread, source, until_ns);
-        }
-    }
-    tracked.vcpus.known_by()?;
-    Some(Stall { waited_ns, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns, source })
-}
-
-/// min_flt and maj_flt of the whole process.
-fn faults(stat: &Stat) -> FaultCounts {
-    [stat.minflt, stat.majflt]
-}
-
-/// CPU time of the whole process, in ticks.
-fn cpu_ticks(stat: &Stat) -> u64 {
-    stat.utime + stat.stime
 }

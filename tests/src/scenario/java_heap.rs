@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// MiB of the guest, and of the objects that are old.
 const MEMORY: u64 = 640;
-const OLD: u64 = 32;
+const OLD: u64 = 40;
 /// MiB of swap, and how many reads a second it serves: a page in 60 waits for a slice of
 /// the throttle, 0.1 s.
 const SWAP: u64 = 1024;

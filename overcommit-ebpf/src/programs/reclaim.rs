@@ -1,0 +1,86 @@
+//! Time that threads spend in taking memory away from others, or from themselves, because
+//! they need some and nobody has freed it in time: direct reclaim where the host runs
+//! short, memory cgroup reclaim at a limit (`try_to_free_pages` and
+//! `try_to_free_mem_cgroup_pages`, mm/vmscan.c, 6.1 to 7.3). One never runs within another.
+
+use crate::atomic::{get, set};
+use crate::kernel::current_mm;
+use crate::latency::record;
+use crate::maps::{MMS, histogram};
+use crate::swapin;
+use crate::threads::{known_thread, thread_entry};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use overcommit_ebpf::layout::{Metric, Thread};
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_begin")]
+pub(crate) fn direct_reclaim_begin(_ctx: RawTracePointContext) -> i32 {
+    begin();
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_end")]
+pub(crate) fn direct_reclaim_end(_ctx: RawTracePointContext) -> i32 {
+    end();
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_begin")]
+pub(crate) fn memcg_reclaim_begin(_ctx: RawTracePointContext) -> i32 {
+    begin();
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_end")]
+pub(crate) fn memcg_reclaim_end(_ctx: RawTracePointContext) -> i32 {
+    end();
+    0
+}
+
+#[inline(always)]
+fn begin() {
+    if let Some((thread, _)) = served() {
+        // SAFETY: the helper has no precondition.
+        set(&thread.reclaim_since_ns, unsafe { bpf_ktime_get_ns() });
+    }
+}
+
+#[inline(always)]
+fn end() {
+    let Some((thread, slot)) = served() else { return };
+    let since = get(&thread.reclaim_since_ns);
+    set(&thread.reclaim_since_ns, 0);
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if since == 0 || now < since {
+        return;
+    }
+    let latency = now - since;
+    if let Some(histogram) = histogram(slot, Metric::Reclaim) {
+        record(histogram, latency);
+    }
+    // Outside a fault it is nobody's part: memory.high makes a thread reclaim on its way
+    // back to user mode.
+    if get(&thread.since_ns) == 0 {
+        return;
+    }
+    set(&thread.reclaimed_ns, get(&thread.reclaimed_ns) + latency);
+    if swapin::is_open(thread) {
+        set(&thread.swapin_reclaimed_ns, get(&thread.swapin_reclaimed_ns) + latency);
+    }
+}
+
+/// The current thread, and the VM for which it works: the one in whose memory it has a
+/// fault open, else its own.
+#[inline(always)]
+fn served() -> Option<(&'static Thread, u32)> {
+    if let Some(thread) = known_thread()
+        && get(&thread.since_ns) != 0
+    {
+        return Some((thread, get(&thread.vm) as u32));
+    }
+    // SAFETY: entries are only read and written as whole words.
+    let slot = unsafe { MMS.get(current_mm()) }.copied()?;
+    Some((thread_entry(slot)?, slot))
+}

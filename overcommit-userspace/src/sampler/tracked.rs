@@ -1,0 +1,196 @@
+//! A VM's slot from drain to drain.
+
+use crate::probes::slots::{Holdings, Slots};
+use crate::sampler::FaultCounts;
+use crate::sampler::coverage::{Coverage, Seen};
+use crate::sampler::latencies::Carry;
+use crate::sampler::sample::{MetricSample, Stall, VmSample};
+use crate::sampler::stall::{self, StallSource, Waits};
+use crate::sampler::swapins::{SwapinCounts, SwapinReader};
+use crate::sampler::vcpus::VcpuTimes;
+use crate::vm::threads::VcpuThreads;
+use overcommit_ebpf::layout::{self, Loss, Part, Taker, Thread};
+use procfs::process::{Process, Stat};
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
+
+/// CPU time after which a vCPU must have left its guest at least once: a tenth of a
+/// second. In ticks.
+const BUSY_TICKS: u64 = 10;
+
+/// A VM whose slot is drained.
+pub(super) struct Tracked {
+    pub(super) member: usize,
+    pub(super) slot: u32,
+    /// `None` for a VM that was gone before it could be looked at.
+    pub(super) process: Option<Process>,
+    pub(super) vcpus: VcpuThreads,
+    /// By index of the shared histogram.
+    pub(super) carries: HashMap<usize, Carry>,
+    pub(super) waits: Waits,
+    pub(super) times: VcpuTimes,
+    pub(super) swapins: SwapinReader,
+    /// CPU time of its process when it was found, in ticks.
+    pub(super) cpu_before: u64,
+    /// Kernel's fault counter at the last drain.
+    pub(super) kernel_faults: u64,
+    pub(super) taken_by: [u64; Taker::COUNT],
+    pub(super) lost: [u64; Loss::COUNT],
+    pub(super) parts_ns: [u64; Part::COUNT],
+    /// Its memory cgroup, if that is its own.
+    pub(super) cgroup: Option<u64>,
+    pub(super) swapped_out: [u64; 1],
+    pub(super) discards: [u64; 2],
+    pub(super) since_ns: u64,
+}
+
+impl Tracked {
+    /// A VM that is followed from `since_ns` on; the kernel had counted that many faults
+    /// of it before.
+    pub(super) fn new(
+        member: usize,
+        slot: u32,
+        process: Option<Process>,
+        before: FaultCounts,
+        since_ns: u64,
+    ) -> Self {
+        let stat = process.as_ref().and_then(|process| process.stat().ok());
+        Self {
+            member,
+            slot,
+            cpu_before: stat.as_ref().map_or(0, cpu_ticks),
+            process,
+            vcpus: VcpuThreads::default(),
+            carries: HashMap::new(),
+            waits: Waits::default(),
+            times: VcpuTimes::default(),
+            swapins: SwapinReader::default(),
+            kernel_faults: before.iter().sum(),
+            taken_by: [0; Taker::COUNT],
+            lost: [0; Loss::COUNT],
+            parts_ns: [0; Part::COUNT],
+            cgroup: None,
+            swapped_out: [0],
+            discards: [0; 2],
+            since_ns,
+        }
+    }
+
+    /// Whether its vCPUs have run without a single exit.
+    pub(super) fn is_silent(&self, stat: Option<&Stat>) -> bool {
+        let used = stat.map_or(0, cpu_ticks).saturating_sub(self.cpu_before);
+        self.times.is_empty() && used >= BUSY_TICKS
+    }
+
+    /// Takes what the shared histograms hold.
+    pub(super) fn take(&mut self, slots: &Slots, held: &Holdings) -> Vec<MetricSample> {
+        let mut metrics = Vec::new();
+        for (index, name) in slots.histograms_of(self.slot, held) {
+            let Some(histogram) = slots.histograms.get(index) else { continue };
+            let latencies = self.carries.entry(index).or_default().take(histogram);
+            if latencies.count() > 0 || name.is_always_written() {
+                metrics.push(MetricSample { name, coverage: Coverage::Full, latencies });
+            }
+        }
+        metrics
+    }
+
+    /// Faults that the VM's own threads took: counted, and by the kernel; by what the
+    /// programs added up if it does not run any more.
+    pub(super) fn seen(
+        &mut self,
+        shared: &layout::Vm,
+        metrics: &[MetricSample],
+        running: Option<&Stat>,
+    ) -> Seen {
+        let at_end = || shared.faults_at_end.iter().map(|count| count.load(SeqCst)).sum();
+        let kernel: u64 = running.map_or_else(at_end, |stat| faults(stat).iter().sum());
+        let faults = metrics.iter().filter(|sample| sample.name.is_always_written());
+        let counted: u64 = faults.map(|sample| sample.latencies.count()).sum();
+        let outside = shared.taken_by[Taker::Outside as usize].load(SeqCst)
+            - self.taken_by[Taker::Outside as usize];
+        let seen = Seen {
+            counted: counted.saturating_sub(outside),
+            kernel: kernel.saturating_sub(self.kernel_faults),
+        };
+        self.kernel_faults = kernel.max(self.kernel_faults);
+        seen
+    }
+
+    pub(super) fn sample(
+        &mut self,
+        shared: &layout::Vm,
+        metrics: Vec<MetricSample>,
+        seen: Seen,
+        stall: Option<Stall>,
+        swapins: SwapinCounts,
+    ) -> VmSample {
+        VmSample {
+            member: self.member,
+            metrics,
+            seen,
+            taken_by: grown(shared.taken_by.each_ref(), &mut self.taken_by),
+            stall,
+            swapins,
+            swapped_out: grown([&shared.swapped_out], &mut self.swapped_out)[0],
+            discards: grown([&shared.given_back, &shared.taken_again], &mut self.discards),
+            parts_ns: grown(shared.parts_ns.each_ref(), &mut self.parts_ns),
+            not_counted: grown(shared.lost.each_ref(), &mut self.lost),
+        }
+    }
+}
+
+/// What counters have grown by since they were last read.
+fn grown<const N: usize>(counters: [&AtomicU64; N], before: &mut [u64; N]) -> [u64; N] {
+    let now = counters.map(|count| count.load(SeqCst));
+    let mut grown = now;
+    for (grown, before) in grown.iter_mut().zip(std::mem::replace(before, now)) {
+        *grown -= before;
+    }
+    grown
+}
+
+/// Adds up the waiting of the vCPU threads; learns which they are on the way.
+pub(super) fn stall(
+    tracked: &mut Tracked,
+    threads: &[&Thread],
+    vcpus: Option<u32>,
+    until_ns: u64,
+    length_ns: u64,
+) -> Option<Stall> {
+    threads.iter().for_each(|thread| tracked.times.see(thread));
+    let (source, other) = if !tracked.times.is_empty() {
+        (StallSource::Windows, StallSource::Faults)
+    } else {
+        (StallSource::Faults, StallSource::Windows)
+    };
+    let mut waited_ns = 0;
+    for thread in threads {
+        let tid = thread.tid();
+        if thread.is_vcpu.load(SeqCst) != 0 {
+            tracked.vcpus.saw_in_kvm_run(tid);
+        }
+        if tracked.vcpus.tids().contains(&tid) {
+            // One that is known by its name alone, for the programs.
+            thread.is_vcpu.store(1, SeqCst);
+            let waits = &mut tracked.waits;
+            waited_ns += waits.advance(thread, source, until_ns, length_ns, stall::is_waiting);
+            waits.skip(thread, other, until_ns);
+        } else {
+            tracked.waits.skip(thread, source, until_ns);
+        }
+    }
+    tracked.vcpus.known_by()?;
+    Some(Stall { waited_ns, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns, source })
+}
+
+/// min_flt and maj_flt of the whole process.
+pub(super) fn faults(stat: &Stat) -> FaultCounts {
+    [stat.minflt, stat.majflt]
+}
+
+/// CPU time of the whole process, in ticks.
+fn cpu_ticks(stat: &Stat) -> u64 {
+    stat.utime + stat.stime
+}
