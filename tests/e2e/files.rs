@@ -55,7 +55,7 @@ fn foreign_readers() -> Result<()> {
     ];
     for answer in answers {
         let answer: Value = serde_json::from_str(&answer)?;
-        for metric in ["fault.minor", "fault.major"] {
+        for metric in ["fault.minor", "fault.major", "reclaim"] {
             let read = &answer[metric];
             ensure!(read["count"] == figure(&summary, metric, "count")?, "{metric}: {answer:#}");
             let max = figure(&summary, metric, "max_ns").unwrap_or(0);
@@ -69,7 +69,10 @@ fn foreign_readers() -> Result<()> {
             }
         }
         let lines = rows(&folder, "vms.csv")?.len() as u64;
-        ensure!(answer["intervals"] == 2 * lines, "a line for every interval: {answer:#}");
+        let all = rows(&folder, "intervals.csv")?;
+        ensure!(answer["intervals"] == all.len(), "a line for every row: {answer:#}");
+        let faults = all.iter().filter(|row| row["metric"].starts_with("fault.")).count() as u64;
+        ensure!(faults == 2 * lines, "{faults} lines of faults in {lines} intervals");
     }
     hgrm(&folder.join("vms").join(vm_folder), &summary)
 }

@@ -166,8 +166,7 @@ impl MemoryCgroup {
         let used = line.and_then(|text| text.split_whitespace().next());
         let used: u64 = used.context("the kernel does not tell what is used")?.parse()?;
         let limit = self.path.join(self.limit);
-        // The last of it is found by looking at what is in use, which then goes with it.
-        write(&limit, &((used + used / 8) << 10).to_string())?;
+        write(&limit, &(used << 10).to_string())?;
         write(&limit, "-1")
     }
 

@@ -23,7 +23,9 @@ pub fn of(vm: &SummaryVm) -> Option<String> {
 /// What the time of faults went into, the most first, and the rest.
 fn parts(time: FaultTime, swapins: &SwapinTotals) -> Option<String> {
     let all = time.total_ns.max(1) as f64;
-    let device = swapins.from_device.iter().max_by_key(|(_, pages)| **pages);
+    let devices = swapins.from_device.iter().map(|(name, pages)| (name.as_str(), *pages));
+    let sources = devices.chain([("zswap", swapins.from_zswap)]).filter(|(_, pages)| *pages > 0);
+    let device = sources.max_by_key(|(_, pages)| *pages);
     let device = device.map(|(name, _)| format!(" from {name}")).unwrap_or_default();
     let parts =
         [(format!("swap-in{device}"), time.swapin_ns), ("reclaim".to_owned(), time.reclaim_ns)];
@@ -51,6 +53,8 @@ mod tests {
         let time = FaultTime { total_ns: 1_000, reclaim_ns: Some(220), swapin_ns: Some(710) };
         let said = "71.0 % swap-in from zram0, 22.0 % reclaim, 7.0 % the rest";
         assert_eq!(parts(time, &swapins).unwrap(), said);
+        swapins.from_zswap = 10;
+        assert!(parts(time, &swapins).unwrap().contains("swap-in from zswap"));
         let blind = FaultTime { swapin_ns: None, ..time };
         let said = "22.0 % reclaim, 78.0 % the rest, swap-in among it";
         assert_eq!(parts(blind, &SwapinTotals::default()).unwrap(), said);
