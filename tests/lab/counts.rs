@@ -18,7 +18,7 @@ use testbed::squeeze::Squeeze;
 const MAJORS: u64 = 5_000;
 /// Windows that make their order worth a look.
 const WINDOWS: u64 = 10_000;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();
