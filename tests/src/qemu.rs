@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a VM may take for anything.
 /// How [`Vm::explain`] begins where a guest never left its firmware, as nested in an
 /// emulated host happens now and then.
 pub const IN_FIRMWARE: &str = "the guest is still in its firmware";
 
+/// How long a VM may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The emulator.
