@@ -6,10 +6,10 @@ use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, counter};
+use testbed::host::{MemoryCgroup, Setting, swapped_out};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{json, rows, vm};
+use testbed::results::{await_cgroups, json, rows, vm};
 use testbed::swap::ZramSwap;
 
 pub(crate) const TESTS: Tests = &[
@@ -46,18 +46,7 @@ fn taken(folder: &Path, first: &str, growing: &str, hot: u64, pages: u64) -> Res
     let mut other = Vm::start(&Config { cgroup: Some(&two), stopped: true, ..config })?;
     let recording = Recording::start(folder, ["--interval", "500ms"])?;
     // By then the cgroups are known.
-    await_some("cgroups", PATIENCE, || {
-        let known = rows(folder, "vms.csv")?;
-        let of = |name: &str| {
-            let last = known.iter().rev().find(|row| row["vm"] == name);
-            last.is_some_and(|row| !row["swapped_out_pages_per_s"].is_empty())
-        };
-        Ok((of(first) && of(growing)).then_some(()))
-    })?;
-    // A page of zeros is not written, and counted apart.
-    let vmstat = Path::new("/proc/vmstat");
-    let swapped_out =
-        || anyhow::Ok(counter(vmstat, "pswpout")? + counter(vmstat, "swpout_zero").unwrap_or(0));
+    await_cgroups(folder, [first, growing], PATIENCE)?;
     let before = swapped_out()?;
     parent.limit(LIMIT)?;
     other.resume()?;

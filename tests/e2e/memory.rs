@@ -50,6 +50,12 @@ fn await_row(folder: &Path, vm: &str, what: &str, is_it: impl Fn(&Row) -> bool) 
     found.with_context(|| format!("{:#?}", last(folder, vm)))
 }
 
+/// What the VM has in RAM, once that is known.
+fn held(folder: &Path, name: &str) -> Result<u64> {
+    let row = await_row(folder, name, "memory", |row| !row["resident_bytes"].is_empty())?;
+    bytes(&row, "resident_bytes").context("not resident")
+}
+
 fn inflate(vm: &mut Vm, by_mib: u64) -> Result<()> {
     let target = (MEMORY - by_mib) * MIB;
     vm.execute("balloon", json!({ "value": target }))?;
@@ -155,11 +161,7 @@ fn shared_once() -> Result<()> {
     let _two = Vm::start(&Config { stopped: true, ..config("two") })?;
     let folder = dir.path().join("run");
     let recording = Recording::start(&folder, ["--interval", "200ms"])?;
-    let held = |name| -> Result<u64> {
-        let row = await_row(&folder, name, "memory", |row| !row["resident_bytes"].is_empty())?;
-        bytes(&row, "resident_bytes").context("not resident")
-    };
-    let sum = held("one")? + held("two")?;
+    let sum = held(&folder, "one")? + held(&folder, "two")?;
     let host = await_some("safe host", PATIENCE, || {
         let looked = |row: &Row| !row["memory_total_bytes"].is_empty();
         let last = rows(&folder, "host.csv")?.into_iter().rev().find(looked);
@@ -244,11 +246,7 @@ fn twins() -> Result<()> {
     await_some("merged pages", PATIENCE, || Ok((saved()? > 2 * (WALK - 8) * MIB).then_some(())))?;
     let folder = dir.path().join("run");
     let recording = Recording::start(&folder, ["--interval", "200ms"])?;
-    let held = |name| -> Result<u64> {
-        let row = await_row(&folder, name, "memory", |row| !row["resident_bytes"].is_empty())?;
-        bytes(&row, "resident_bytes").context("not resident")
-    };
-    let sum = held("one")? + held("two")?;
+    let sum = held(&folder, "one")? + held(&folder, "two")?;
     let host = await_host(&folder, "KSM", |row| !row["ksm_saved_bytes"].is_empty())?;
     recording.end()?;
     println!("{} MiB held of two VMs on {WALK} MiB, {} MiB saved", sum / MIB, saved()? / MIB);

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
-use testbed::host::{MemoryCgroup, Setting, counter};
+use testbed::host::{MemoryCgroup, Setting, swapped_out};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{json, rows, vm};
+use testbed::results::{await_cgroups, json, rows, vm};
 use testbed::swap::DiskSwap;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -51,17 +51,8 @@ fn matrix(dir: &Path, backend: &str) -> Result<()> {
     }
     let folder = dir.join("run");
     let recording = Recording::start(&folder, ["--interval", "500ms", "--backend", backend])?;
-    await_some("cgroups", PATIENCE, || {
-        let known = rows(&folder, "vms.csv")?;
-        let of = |name: &str| {
-            let last = known.iter().rev().find(|row| row["vm"] == name);
-            last.is_some_and(|row| !row["swapped_out_pages_per_s"].is_empty())
-        };
-        Ok((of("reader") && of("writer")).then_some(()))
-    })?;
-    let vmstat = |name| counter(Path::new("/proc/vmstat"), name).unwrap_or(0);
-    let swapped_out = || vmstat("pswpout") + vmstat("swpout_zero");
-    let (out_before, stolen_before) = (swapped_out(), parent.stat("pgsteal")?);
+    await_cgroups(&folder, ["reader", "writer"], PATIENCE)?;
+    let (out_before, stolen_before) = (swapped_out()?, parent.stat("pgsteal")?);
     // Some of it cannot be taken, which is said as an error.
     let _ = parent.reclaim((parent.charged()? >> 20).saturating_sub(LIMIT));
     parent.limit(LIMIT)?;
@@ -81,7 +72,7 @@ fn matrix(dir: &Path, backend: &str) -> Result<()> {
     for vm in &mut vms {
         vm.stop()?;
     }
-    let (out, stolen) = (swapped_out() - out_before, parent.stat("pgsteal")? - stolen_before);
+    let (out, stolen) = (swapped_out()? - out_before, parent.stat("pgsteal")? - stolen_before);
     recording.end()?;
     let (written, dropped) = (sum("written_pages", |_| true)?, sum("dropped_pages", |_| true)?);
     println!("{backend}: {written} written, {dropped} dropped; kernel: {out} out, {stolen} stolen");

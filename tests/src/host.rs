@@ -40,6 +40,15 @@ pub fn counter(path: &Path, name: &str) -> Result<u64> {
     Ok(value.trim().parse()?)
 }
 
+/// Pages that the host has swapped out. One of zeros is not written, and counted apart.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn swapped_out() -> Result<u64> {
+    let vmstat = Path::new("/proc/vmstat");
+    Ok(counter(vmstat, "pswpout")? + counter(vmstat, "swpout_zero").unwrap_or(0))
+}
+
 /// tracefs, mounted where it is looked for first.
 pub struct Tracefs {
     _undo: Option<Undo>,

@@ -1,6 +1,6 @@
 //! What a recording says, and what a stand-in says.
 
-use crate::overcommit;
+use crate::{await_some, overcommit};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
 /// A JSON file of a recording.
 ///
@@ -65,6 +66,21 @@ pub fn rows(folder: &Path, name: &str) -> Result<Vec<HashMap<String, String>>> {
     let file = fs::read(folder.join(name))?;
     let end = file.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     Ok(csv::Reader::from_reader(&file[..end]).deserialize().collect::<Result<_, _>>()?)
+}
+
+/// Waits until a recording counts what is swapped out of the cgroups of these VMs.
+///
+/// # Errors
+/// It does not come so far, or a cgroup is not its VM's own.
+pub fn await_cgroups(folder: &Path, vms: [&str; 2], limit: Duration) -> Result<()> {
+    await_some("cgroups", limit, || {
+        let known = rows(folder, "vms.csv")?;
+        let is_known = |name: &str| {
+            let last = known.iter().rev().find(|row| row["vm"] == name);
+            last.is_some_and(|row| !row["swapped_out_pages_per_s"].is_empty())
+        };
+        Ok(vms.iter().all(|name| is_known(name)).then_some(()))
+    })
 }
 
 /// Sum of what is not empty in a column, without the first.

@@ -27,9 +27,7 @@ impl ZramSwap {
         let undo = Undo::with("zram swap", {
             let device = device.clone();
             move || {
-                if read("/proc/swaps")?.contains(&format!("{device} ")) {
-                    run(Command::new("swapoff").arg(&device))?;
-                }
+                swap_off(&device)?;
                 write(format!("/sys/block/zram{number}/reset"), "1")?;
                 await_some("removal of the zram device", RELEASE, || {
                     Ok(fs::write("/sys/class/zram-control/hot_remove", &number).ok())
@@ -38,9 +36,7 @@ impl ZramSwap {
         });
         let name = device.trim_start_matches("/dev/");
         write(format!("/sys/block/{name}/disksize"), &format!("{mebibytes}M"))?;
-        run(Command::new("mkswap").arg(&device))?;
-        // Before any swap that the host has.
-        run(Command::new("swapon").args(["--priority", "32767"]).arg(&device))?;
+        swap_on(&device)?;
         Ok(Self { _undo: undo })
     }
 }
@@ -56,14 +52,8 @@ impl DiskSwap {
     /// # Errors
     /// There is none, or the kernel refuses.
     pub fn new(device: &'static str) -> Result<Self> {
-        let undo = Undo::with("swap on a disk", move || {
-            if read("/proc/swaps")?.contains(&format!("{device} ")) {
-                run(Command::new("swapoff").arg(device))?;
-            }
-            Ok(())
-        });
-        run(Command::new("mkswap").arg(device))?;
-        run(Command::new("swapon").args(["--priority", "32767"]).arg(device))?;
+        let undo = Undo::with("swap on a disk", move || swap_off(device));
+        swap_on(device)?;
         Ok(Self { _undo: undo })
     }
 }
@@ -84,9 +74,7 @@ impl SlowSwap {
             let file = file.clone();
             move || {
                 if let Some(device) = loop_of(&file)? {
-                    if read("/proc/swaps")?.contains(&format!("{device} ")) {
-                        run(Command::new("swapoff").arg(&device))?;
-                    }
+                    swap_off(&device)?;
                     throttle(&device, 0)?;
                     run(Command::new("losetup").arg("--detach").arg(&device))?;
                 }
@@ -99,11 +87,25 @@ impl SlowSwap {
         run(Command::new("losetup").args(["--find", "--direct-io=on"]).arg(&file))?;
         let device =
             loop_of(&file)?.with_context(|| format!("no loop device has {}", file.display()))?;
-        run(Command::new("mkswap").arg(&device))?;
-        run(Command::new("swapon").args(["--priority", "32767"]).arg(&device))?;
+        swap_on(&device)?;
         throttle(&device, reads_per_second)?;
         Ok(Self { _undo: undo })
     }
+}
+
+/// Swaps to a device, before any other that the host has.
+fn swap_on(device: &str) -> Result<()> {
+    run(Command::new("mkswap").arg(device))?;
+    run(Command::new("swapon").args(["--priority", "32767"]).arg(device))?;
+    Ok(())
+}
+
+/// Does not any more, if it did.
+fn swap_off(device: &str) -> Result<()> {
+    if read("/proc/swaps")?.contains(&format!("{device} ")) {
+        run(Command::new("swapoff").arg(device))?;
+    }
+    Ok(())
 }
 
 /// The loop device that the file is behind.

@@ -86,9 +86,7 @@ impl EvictionTable {
                 taken.push(Taken { key, thread: thread(entry), counts: grown });
             } else if look.is_closed {
                 // A look ago it could not be found any more, so nobody adds to it now.
-                *look = Look::default();
-                entry.clear();
-                self.free.push(place as u32, 0).context("cannot free an eviction")?;
+                give_back(&mut self.free, place, entry, look)?;
             } else {
                 look.idle += 1;
                 if look.idle >= IDLE_LOOKS {
@@ -110,13 +108,23 @@ impl EvictionTable {
             let is_vm = key.kind == AggressorKind::Vm as u32;
             if key.victim == slot || (is_vm && key.by == slot) {
                 let _ = self.index.remove(&words(key));
-                *look = Look::default();
-                entry.clear();
-                self.free.push(place as u32, 0).context("cannot free an eviction")?;
+                give_back(&mut self.free, place, entry, look)?;
             }
         }
         Ok(())
     }
+}
+
+/// Empties an entry that no program finds any more, for whoever needs one next.
+fn give_back(
+    free: &mut Queue<MapData, u32>,
+    place: usize,
+    entry: &Eviction,
+    look: &mut Look,
+) -> Result<()> {
+    *look = Look::default();
+    entry.clear();
+    free.push(place as u32, 0).context("cannot free an eviction")
 }
 
 impl EvictionCounts {

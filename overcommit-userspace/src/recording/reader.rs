@@ -106,17 +106,26 @@ impl Recording {
 
     /// The complete intervals of all VMs, in order.
     pub fn vm_rows(&self) -> impl Iterator<Item = &VmRow> {
-        self.logs.vm_rows.iter().filter(|row| self.logs.selects_vm(row))
+        self.logs
+            .vm_rows
+            .iter()
+            .filter(|row| self.logs.selects(row.interval, row.start_us, row.length_ns))
     }
 
     /// The complete intervals of the host, in order.
     pub fn host_rows(&self) -> impl Iterator<Item = &HostRow> {
-        self.logs.host_rows.iter().filter(|row| self.logs.selects_host(row))
+        self.logs
+            .host_rows
+            .iter()
+            .filter(|row| self.logs.selects(row.interval, row.start_us, row.length_ns))
     }
 
     /// Who took pages of whom, in order.
     pub fn eviction_rows(&self) -> impl Iterator<Item = &EvictionRow> {
-        self.logs.eviction_rows.iter().filter(|row| self.logs.selects_eviction(row))
+        self.logs
+            .eviction_rows
+            .iter()
+            .filter(|row| self.logs.selects(row.interval, row.start_us, row.length_ns))
     }
 
     /// Hands out every line of the histogram logs with its row, VM by VM.
@@ -176,24 +185,15 @@ impl Logs {
         })
     }
 
-    fn selects(&self, row: &Row) -> bool {
-        row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
-    }
-
-    fn selects_vm(&self, row: &VmRow) -> bool {
-        row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
-    }
-
-    fn selects_host(&self, row: &HostRow) -> bool {
-        row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
-    }
-
-    fn selects_eviction(&self, row: &EvictionRow) -> bool {
-        row.interval < self.end && self.span.holds(row.start_us, row.length_ns)
+    fn selects(&self, interval: u64, start_us: u64, length_ns: u64) -> bool {
+        interval < self.end && self.span.holds(start_us, length_ns)
     }
 
     fn selected_intervals(&self) -> u64 {
-        let rows = self.vm_rows.iter().filter(|row| self.selects_vm(row));
+        let rows = self
+            .vm_rows
+            .iter()
+            .filter(|row| self.selects(row.interval, row.start_us, row.length_ns));
         rows.map(|row| row.interval).collect::<BTreeSet<u64>>().len() as u64
     }
 
@@ -225,7 +225,9 @@ impl Logs {
             let log = read_file(folder, &name)?;
             for (metric, line) in hlog::lines(&log) {
                 let row = rows.get_mut(&metric).and_then(VecDeque::pop_front);
-                if let Some(row) = row.filter(|row| self.selects(row)) {
+                if let Some(row) =
+                    row.filter(|row| self.selects(row.interval, row.start_us, row.length_ns))
+                {
                     take(row, line).with_context(|| format!("cannot read {name}"))?;
                 }
             }
@@ -260,10 +262,16 @@ impl Logs {
 
     fn totals(&self, folder: &Folder, run: &RunFile) -> Result<Vec<VmTotals>> {
         let mut totals: Vec<VmTotals> = run.vms.iter().map(|_| VmTotals::none()).collect();
-        for row in self.vm_rows.iter().filter(|row| self.selects_vm(row)) {
+        for row in self
+            .vm_rows
+            .iter()
+            .filter(|row| self.selects(row.interval, row.start_us, row.length_ns))
+        {
             totals[row.vm].add(row);
         }
-        for row in self.rows.iter().filter(|row| self.selects(row)) {
+        for row in
+            self.rows.iter().filter(|row| self.selects(row.interval, row.start_us, row.length_ns))
+        {
             let metric = totals[row.vm].metrics.entry(row.metric.clone());
             let metric = metric.or_insert_with(MetricTotals::none);
             metric.coverage = metric.coverage.max(row.coverage);
