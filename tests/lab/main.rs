@@ -16,12 +16,16 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 use testbed::qemu::IN_FIRMWARE;
 use testbed::undo;
 
 /// A scenario by name; it is given a folder for its recordings.
 type Scenario = (String, Box<dyn Fn(&Path) -> Result<()> + Send>);
+
+/// Time after which a scenario is said to hang.
+const LONG: Duration = Duration::from_secs(240);
 
 /// Backends that see every fault, whoever takes it.
 const FUNCTION_BACKENDS: [&str; 2] = ["fentry", "kprobe"];
@@ -49,7 +53,16 @@ fn main() -> ExitCode {
 fn trial((name, run): Scenario) -> Trial {
     let for_folder = name.clone();
     Trial::test(name, move || {
+        // Ends the line, so that one who waits sees what for.
+        println!("begins");
         let start = Instant::now();
+        let (_ends, end) = channel::<()>();
+        std::thread::spawn(move || {
+            if end.recv_timeout(LONG) == Err(RecvTimeoutError::Timeout) {
+                println!("still running after {LONG:?}; who waits where:");
+                say_who_waits();
+            }
+        });
         let mut outcome = in_a_folder(&for_folder, &run);
         // A vCPU that hangs before our guest begins is the emulation's, and once enough.
         if outcome.as_ref().is_err_and(|error| format!("{error:#}").contains(IN_FIRMWARE)) {
@@ -60,6 +73,18 @@ fn trial((name, run): Scenario) -> Trial {
         println!("took {:.1} s", start.elapsed().as_secs_f64());
         outcome
     })
+}
+
+/// Prints each thread of a process, with its stack in the kernel.
+fn say_who_waits() {
+    let threads = glob::glob("/proc/[0-9]*/task/[0-9]*").into_iter().flatten().flatten();
+    for thread in threads {
+        let read = |file| std::fs::read_to_string(thread.join(file)).unwrap_or_default();
+        // Threads of the kernel run nothing that could be read.
+        if !read("cmdline").is_empty() {
+            println!("{} {}\n{}", thread.display(), read("comm").trim(), read("stack"));
+        }
+    }
 }
 
 /// Runs a scenario in a folder of its own, which stays if `lab --keep` says where.

@@ -1,3 +1,5 @@
+import java.io.File;
+
 /**
  * A service with a large heap that it hardly uses: many small linked objects that are old, and work
  * that touches only young ones. A full collection touches them all.
@@ -27,6 +29,10 @@ public final class Heap {
         }
         System.gc();
         System.out.println("built");
+        File go = new File(args[2]);
+        while (!go.exists()) {
+            work(500);
+        }
         work(length);
         System.gc();
         work(length / 2);

@@ -3,8 +3,8 @@
 # until they are there. With DEVICE=1 it reads a device's register for each page instead.
 #
 # The command line says how many MiB to walk, from 2 MiB on, and how many of them, and
-# every how many pages, from the second pass on, and whether it only reads from then on
-# (`mib=64 hot=32 step=1 read=0`). Each other pass adds to one word of a page, so a page is
+# every how many pages, from the second pass on, and how many of the first passes only read
+# (`mib=64 hot=32 step=1 reads=0`). Each other pass adds to one word of a page, so a page is
 # never zero and always dirty. A pass ends with a dot on the serial line.
 
     .set READY, 0x40                    # vector of "your page is there"
@@ -39,7 +39,7 @@ _start:
     movl %eax, hot_step
     xorl %eax, %eax
     call number
-    movl %eax, only_read
+    movl %eax, reads
     movl $4096, step
     movl end, %eax
     movl $1, %ecx
@@ -92,6 +92,8 @@ map:
     .endif
 pass:
     movl %ebp, %edi
+    cmpl $0, reads
+    jne read_page
 page:
     .if DEVICE
     movl 0xfed000f0, %edx               # main counter of the HPET, which QEMU emulates
@@ -109,14 +111,13 @@ passed:
     movl hot_step, %eax
     movl %eax, step
     movl hot_end, %eax
-    cmpl $0, only_read
-    je pass
-    movl %ebp, %edi
+    jmp pass
 read_page:
     movl (%edi), %edx
     addl step, %edi
     cmpl %eax, %edi
     jb read_page
+    decl reads
     jmp passed
 
 # The number behind the next `=` of the command line at %esi; without one %eax stays.
@@ -209,7 +210,7 @@ hot_end:
     .skip 4
 hot_step:
     .skip 4
-only_read:
+reads:
     .skip 4
     .if APF
     .align 4096

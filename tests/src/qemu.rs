@@ -42,8 +42,8 @@ pub struct Config<'a> {
     pub walk: u64,
     /// MiB of them, and every how many pages, that it walks from the second pass on.
     pub hot: Option<(u64, u64)>,
-    /// Whether it only reads from then on.
-    pub reads: bool,
+    /// How many of the first passes only read.
+    pub reads: u32,
     /// vCPUs; one walks.
     pub vcpus: u32,
     /// Whether threads carry telling names.
@@ -73,7 +73,7 @@ impl<'a> Config<'a> {
             name,
             walk,
             hot: None,
-            reads: false,
+            reads: 0,
             vcpus: 1,
             debug_threads: true,
             accel: if kvm_works() { "kvm" } else { "tcg" },
@@ -128,8 +128,8 @@ impl<'a> Config<'a> {
             Guest::Shell => self.share_root(&mut command, dir)?,
             _ => {
                 let (hot, step) = self.hot.unwrap_or((self.walk, 1));
-                let read = u8::from(self.reads);
-                let line = format!("mib={} hot={hot} step={step} read={read}", self.walk);
+                let reads = self.reads;
+                let line = format!("mib={} hot={hot} step={step} reads={reads}", self.walk);
                 command.args(["-append", &line]);
             }
         }

@@ -23,8 +23,10 @@ const SWAP: u64 = 1024;
 const READS: u64 = 600;
 /// How long a page is not used before the host takes it.
 const UNUSED: Duration = Duration::from_secs(8);
-/// Seconds of work before the full collection; half as many after it.
-const WORK: u64 = 24;
+/// Seconds of work that are recorded before the full collection; half as many after it.
+const WORK: u64 = 16;
+/// A file in the guest's folder, and there: the recording has begun.
+const GO: [&str; 2] = ["results/go", "/run/results/go"];
 const PATIENCE: Duration = Duration::from_secs(240);
 /// Correlations that show one in the other: 0.83 to 0.94 with the stall was seen, 0.70 to
 /// 0.86 with the p99, which a few slow faults in a second make as high as many.
@@ -87,9 +89,10 @@ fn seen(folder: &Path, classes: &Path, is_squeezed: bool) -> Result<Seen> {
     let _swap = SlowSwap::new(SWAP, READS)?;
     let heap = "-XX:+UseSerialGC -Xmx256m -Xmn16m -Xshare:off -Xlog:gc:stdout:tm";
     let script = format!(
-        "echo clock $(date +%s%N)\njava {heap} -cp {} Heap {OLD} {WORK}\n\
+        "echo clock $(date +%s%N)\njava {heap} -cp {} Heap {OLD} {WORK} {}\n\
          echo; echo memory: $(free -m | grep Mem:)\nsleep 1000",
-        classes.display()
+        classes.display(),
+        GO[1]
     );
     let config = Config { cgroup: Some(&cgroup), ..Config::shell("jvm", MEMORY, &script) };
     let mut vm = Vm::start(&config)?;
@@ -104,6 +107,7 @@ fn seen(folder: &Path, classes: &Path, is_squeezed: bool) -> Result<Seen> {
         calm(&vm)?;
     }
     let recording = Recording::start(folder, [""; 0])?;
+    std::fs::write(vm.dir().join(GO[0]), "")?;
     await_some("end of the JVM", PATIENCE, || Ok(vm.serial()?.contains("finished").then_some(())))?;
     let folder = recording.end()?;
     vm.await_text("memory:")?;
