@@ -115,7 +115,7 @@ pub enum Loss {
     ExitWithoutEntry = 8,
     /// A kvm_entry came without a kvm_exit before it.
     EntryWithoutExit = 9,
-    /// Every histogram of exits was taken.
+    /// An exit, while every histogram of the pool was taken.
     ExitsFull = 10,
     /// An asynchronous page fault was never reported ready.
     ApfUnfinished = 11,
@@ -123,11 +123,13 @@ pub enum Loss {
     ApfWithoutStart = 12,
     /// A page was taken away, and every entry of the eviction matrix was in use.
     EvictionsFull = 13,
+    /// A fault, while every histogram of the pool was taken: it is in `fault.*` and in no `backing.*`.
+    BackingFull = 14,
 }
 
 impl Loss {
     /// Every cause, in the order of [`Vm::lost`].
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::EndWithoutStart,
         Self::StartWithoutEnd,
         Self::ThreadExit,
@@ -142,6 +144,7 @@ impl Loss {
         Self::ApfUnfinished,
         Self::ApfWithoutStart,
         Self::EvictionsFull,
+        Self::BackingFull,
     ];
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
@@ -163,6 +166,7 @@ impl Loss {
             Self::ApfUnfinished => "apf_unfinished",
             Self::ApfWithoutStart => "apf_without_start",
             Self::EvictionsFull => "evictions_full",
+            Self::BackingFull => "backing_full",
         }
     }
 }
@@ -189,6 +193,59 @@ impl Part {
         match self {
             Self::Reclaim => "reclaim",
             Self::Swapin => "swapin",
+        }
+    }
+}
+
+/// What a fault took: of a VM, each fault counts for one. A later one replaces an earlier
+/// one that a fault goes through on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum FaultBacking {
+    /// A new page, of zeros or part of a huge one.
+    Anon = 1,
+    /// A page of a file.
+    File = 2,
+    /// A page of shared memory that is in no file of a disk.
+    Shmem = 3,
+    /// A page of the pool of huge pages.
+    Hugetlb = 4,
+    /// A copy of its own of a page that others see too: of a file, of KSM.
+    Cow = 5,
+    /// A page that the kernel had marked to see which node uses it.
+    Numa = 6,
+    /// A page that was swapped out.
+    Swap = 7,
+    /// A page that another process brings: a migration by postcopy, a snapshot pager.
+    Userfault = 8,
+}
+
+impl FaultBacking {
+    /// Every kind, in the order of their numbers, which begin with 1.
+    pub const ALL: [Self; 8] = [
+        Self::Anon,
+        Self::File,
+        Self::Shmem,
+        Self::Hugetlb,
+        Self::Cow,
+        Self::Numa,
+        Self::Swap,
+        Self::Userfault,
+    ];
+    /// Histograms that a VM may have for its faults: two of each kind.
+    pub const HISTOGRAMS: usize = Self::ALL.len() * Metric::FAULTS.len();
+
+    /// The name of the metric.
+    pub const fn metric(self) -> &'static str {
+        match self {
+            Self::Anon => "backing.anon",
+            Self::File => "backing.file",
+            Self::Shmem => "backing.shmem",
+            Self::Hugetlb => "backing.hugetlb",
+            Self::Cow => "backing.cow",
+            Self::Numa => "backing.numa",
+            Self::Swap => "backing.swap",
+            Self::Userfault => "backing.userfault",
         }
     }
 }
@@ -260,6 +317,9 @@ pub struct Vm {
     pub taken_again: AtomicU64,
     /// Time of the faults that have completed, by [`Part`], in nanoseconds.
     pub parts_ns: [AtomicU64; Part::COUNT],
+    /// Places in the pool, plus 1, of the histograms of its faults: of minor ones and major
+    /// ones of each [`FaultBacking`]; 0 while there was none.
+    pub fault_places: [AtomicU64; FaultBacking::HISTOGRAMS],
 }
 
 /// Numbers that swap devices can have: `MAX_SWAPFILES` is less on every kernel.
@@ -298,6 +358,7 @@ impl Vm {
         zero(&[&self.memory_start, &self.memory_end, &self.given_back, &self.taken_again]);
         zero(&self.lost);
         zero(&self.parts_ns);
+        zero(&self.fault_places);
         let swapin = &self.swapin;
         zero(&[&swapin.from_cache, &swapin.from_zswap, &swapin.without_fault]);
         zero(&swapin.from_device);
@@ -348,8 +409,11 @@ pub struct Thread {
     pub swapin_reclaimed_ns: AtomicU64,
     /// Time of [`Part::Swapin`] in the fault that it is in, in nanoseconds.
     pub swapin_ns: AtomicU64,
+    /// Backends on `handle_mm_fault`: [`FaultBacking`] of the fault that it is in; 0 if the
+    /// backend does not tell.
+    pub backing: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 6],
+    pub reserved: [AtomicU64; 5],
 }
 
 /// A vCPU out of its guest: from kvm_exit to the next kvm_entry.
@@ -450,9 +514,25 @@ pub const fn exit_key(isa: u32, reason: u32) -> u32 {
     isa << 24 | (reason & 0xff_ffff)
 }
 
-/// Histograms of exits that a host has for each slot: a VM rarely has more than a
-/// dozen reasons, and takes them from one pool.
-pub const EXITS_PER_VM: u32 = 16;
+/// In place of an `isa`: the faults of a [`FaultBacking`].
+const ISA_FAULT: u32 = 0x7f;
+
+/// One number for the faults of a place in [`Vm::fault_places`].
+pub const fn fault_key(place: u32) -> u32 {
+    exit_key(ISA_FAULT, place)
+}
+
+/// The kind that a key of the pool is of, and whether of majors; `None` of an exit.
+pub fn fault_of_key(key: u32) -> Option<(FaultBacking, bool)> {
+    let number = (key & 0xff_ffff) as usize;
+    let backing = FaultBacking::ALL.get(number >> 1).filter(|_| key >> 24 == ISA_FAULT)?;
+    Some((*backing, number & 1 != 0))
+}
+
+/// Histograms that a host has for each slot beside those of [`Metric`]: a VM rarely has
+/// more than a dozen reasons of exits and half a dozen kinds of faults, and takes them
+/// from one pool.
+pub const POOLED_PER_VM: u32 = 24;
 
 /// Where the records of KVM's tracepoints keep their fields, in bytes from the start
 /// of the record. The loader writes them when it has found the tracepoints.
@@ -578,7 +658,7 @@ impl Thread {
     pub fn clear(&self) {
         zero(&[&self.id, &self.vm, &self.sequence, &self.since_ns]);
         zero(&[&self.address, &self.waited_ns, &self.is_vcpu]);
-        zero(&[&self.call, &self.mm, &self.swapin, &self.reclaim_since_ns]);
+        zero(&[&self.call, &self.mm, &self.swapin, &self.reclaim_since_ns, &self.backing]);
         zero(&self.window.words());
     }
 }
@@ -717,6 +797,16 @@ pub struct KernelOffsets {
     pub regs_second_argument: u32,
     /// `vm_area_struct::vm_mm`
     pub vma_mm: u32,
+    /// `vm_area_struct::vm_flags`
+    pub vma_flags: u32,
+    /// `vm_area_struct::vm_file`
+    pub vma_file: u32,
+    /// `file::f_inode`
+    pub file_inode: u32,
+    /// `inode::i_sb`
+    pub inode_sb: u32,
+    /// `super_block::s_magic`
+    pub sb_magic: u32,
     /// `vm_fault::vma`
     pub fault_vma: u32,
     /// `vm_fault::orig_pte`
@@ -731,7 +821,7 @@ pub struct KernelOffsets {
 
 impl KernelOffsets {
     /// The offsets in the order of the fields, as they lie in memory.
-    pub const fn words(&self) -> [u32; 21] {
+    pub const fn words(&self) -> [u32; 26] {
         [
             self.task_mm,
             self.task_pid,
@@ -749,6 +839,11 @@ impl KernelOffsets {
             self.regs_syscall,
             self.regs_second_argument,
             self.vma_mm,
+            self.vma_flags,
+            self.vma_file,
+            self.file_inode,
+            self.inode_sb,
+            self.sb_magic,
             self.fault_vma,
             self.fault_orig_pte,
             self.swap_info_bdev,
@@ -798,7 +893,7 @@ impl FolioOffsets {
 
 const _: () = {
     assert!(size_of::<Histogram>() == 32 + 8 * BUCKETS);
-    assert!(size_of::<Vm>() == 544);
+    assert!(size_of::<Vm>() == 680);
     assert!(size_of::<Thread>() == 320);
     assert!(size_of::<KvmFields>() == 64);
     assert!(size_of::<Cpu>() == 64);
@@ -806,6 +901,6 @@ const _: () = {
     assert!(size_of::<Eviction>() == 64);
     assert!(size_of::<Lifecycle>() == 16);
     assert!(size_of::<SlowFault>() == 56);
-    assert!(size_of::<KernelOffsets>() == 21 * 4);
+    assert!(size_of::<KernelOffsets>() == 26 * 4);
     assert!(size_of::<FolioOffsets>() == 8 * 4);
 };

@@ -3,7 +3,7 @@
 use crate::probes::decide::Backend;
 use crate::probes::functions::{HookState, Purpose};
 use crate::sampler::coverage::Coverage;
-use overcommit_ebpf::layout::Metric;
+use overcommit_ebpf::layout::{FaultBacking, Metric};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -45,11 +45,22 @@ impl MetricName {
         Metric::FAULTS.iter().any(|metric| metric.name() == self.as_str())
     }
 
-    /// Place among the families: those that every VM has in their own order, then
-    /// the exits.
+    /// Place among the families: those that every VM has in their own order, but what
+    /// faults took behind the faults; then the exits.
     fn rank(&self) -> usize {
+        let faults = Metric::FAULTS.len();
+        if self.is_in(BACKING) {
+            return faults;
+        }
         let place = Metric::ALL.iter().position(|metric| metric.name() == self.as_str());
-        place.unwrap_or(Metric::COUNT)
+        let place = place.unwrap_or(Metric::COUNT);
+        if place < faults { place } else { place + 1 }
+    }
+}
+
+impl From<FaultBacking> for MetricName {
+    fn from(backing: FaultBacking) -> Self {
+        Self(Cow::Borrowed(backing.metric()))
     }
 }
 
@@ -80,12 +91,16 @@ const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages fo
 /// What is not seen of `fault.*` by hooks on handle_mm_fault.
 const LOCK_WAIT: &str =
     "the wait for the mmap lock before handle_mm_fault is called for the first time";
+/// The family of what faults took.
+const BACKING: &str = "backing";
 /// Families of the design that this version does not measure.
-const NOT_MEASURED: [&str; 2] = ["backing", "runq"];
+const NOT_MEASURED: [&str; 1] = ["runq"];
 /// Why those are absent.
 pub const NOT_IN_THIS_VERSION: &str = "not measured by this version";
 /// Why swap-ins are not seen.
 const NO_HOOKS: &str = "it needs hooks on the kernel's functions";
+/// What `backing` does not tell on any kernel.
+const HUGE_COPIES: &str = "copies of huge pages, which count as anon";
 /// What `swapin` leaves out on any kernel.
 const OUTSIDE_SWAPINS: &str = "pages that khugepaged swaps in, which nobody waits for, and \
     reads of shared memory by system calls";
@@ -137,6 +152,12 @@ impl Sight {
         self.hooks.iter().any(|hook| hook.purpose == Purpose::Swap && hook.missing.is_none())
     }
 
+    /// Why a hook is missing, if it is.
+    fn missing(&self, purpose: Purpose) -> Option<&str> {
+        let hook = self.hooks.iter().find(|hook| hook.purpose == purpose);
+        hook.and_then(|hook| hook.missing.as_deref())
+    }
+
     /// Why pages that reclaim drops without writing them are not seen, if so.
     pub fn drops_absent(&self) -> Option<String> {
         let hook = self.hooks.iter().find(|hook| hook.purpose == Purpose::Drop);
@@ -160,6 +181,7 @@ impl Sight {
 pub fn is_known(name: &str) -> bool {
     let name = MetricName::new(name);
     Metric::ALL.iter().any(|metric| metric.name() == name.as_str())
+        || FaultBacking::ALL.iter().any(|backing| backing.metric() == name.as_str())
         || (name.is_in("exit") && name.as_str().len() > "exit.".len())
         || NOT_MEASURED.iter().any(|family| name.is_in(family))
 }
@@ -197,7 +219,7 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
         None if sight.has_apf => entry("apf", Coverage::Full, &[]),
         None => entry("apf", Coverage::Absent, &["this kernel's KVM has no such tracepoints"]),
     };
-    let swapin = swapin(sight);
+    let (swapin, backing) = (swapin(sight), backing(sight));
     let reclaim = match &sight.reclaim_absent {
         None => entry("reclaim", Coverage::Full, &[]),
         Some(reason) => entry("reclaim", Coverage::Absent, &[reason]),
@@ -212,19 +234,44 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     let missing = NOT_MEASURED
         .into_iter()
         .map(|metric| entry(metric, Coverage::Absent, &[NOT_IN_THIS_VERSION]));
-    faults.chain([share]).chain(exits).chain([apf, swapin, reclaim, state]).chain(missing).collect()
+    faults
+        .chain([backing, share])
+        .chain(exits)
+        .chain([apf, swapin, reclaim, state])
+        .chain(missing)
+        .collect()
+}
+
+/// What faults took, which functions on their way tell.
+fn backing(sight: &Sight) -> MetricCoverage {
+    if sight.hooks.is_empty() {
+        return entry(BACKING, Coverage::Absent, &[NO_HOOKS]);
+    }
+    let notes = [
+        (Purpose::Swap, "swapped anonymous memory, which counts as anon"),
+        (Purpose::SharedSwap, "swapped shared memory, which counts as shmem"),
+        (Purpose::Write, "copies of pages of KSM, which count as anon"),
+        (Purpose::Numa, "faults of NUMA balancing, which count by their memory"),
+        (Purpose::Userfault, "faults that another process serves, which count by their memory"),
+    ];
+    let mut notes = missing(sight, &notes);
+    let coverage = if notes.is_empty() { Coverage::Full } else { Coverage::Partial };
+    notes.push(HUGE_COPIES.to_owned());
+    MetricCoverage { metric: BACKING.to_owned(), coverage, not_seen: notes }
+}
+
+/// What is not seen for want of a hook, with the reason.
+fn missing(sight: &Sight, notes: &[(Purpose, &str)]) -> Vec<String> {
+    let why = |purpose: Purpose| sight.missing(purpose);
+    notes.iter().filter_map(|(purpose, what)| Some(format!("{what}: {}", why(*purpose)?))).collect()
 }
 
 /// Swap-ins need hooks of their own, some of which a kernel may lack.
 fn swapin(sight: &Sight) -> MetricCoverage {
-    let missing = |purpose: Purpose| {
-        let hook = sight.hooks.iter().find(|hook| hook.purpose == purpose);
-        hook.and_then(|hook| hook.missing.as_deref())
-    };
     if sight.hooks.is_empty() {
         return entry("swapin", Coverage::Absent, &[NO_HOOKS]);
     }
-    let (anonymous, shared) = (missing(Purpose::Swap), missing(Purpose::SharedSwap));
+    let (anonymous, shared) = (sight.missing(Purpose::Swap), sight.missing(Purpose::SharedSwap));
     let coverage = match (anonymous, shared) {
         (None, None) => Coverage::Full,
         (Some(_), Some(_)) => Coverage::Absent,
@@ -236,13 +283,9 @@ fn swapin(sight: &Sight) -> MetricCoverage {
         (Purpose::SwapRead, "whether a page was in the swap cache"),
         (Purpose::Zswap, "whether a page came from zswap"),
     ];
-    let mut notes: Vec<String> = notes
-        .into_iter()
-        .filter_map(|(purpose, what)| Some(format!("{what}: {}", missing(purpose)?)))
-        .collect();
+    let mut notes = missing(sight, &notes);
     notes.push(OUTSIDE_SWAPINS.to_owned());
-    let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
-    entry("swapin", coverage, &notes)
+    MetricCoverage { metric: "swapin".to_owned(), coverage, not_seen: notes }
 }
 
 fn entry(metric: &str, coverage: Coverage, not_seen: &[&str]) -> MetricCoverage {

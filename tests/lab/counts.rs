@@ -1,6 +1,7 @@
 //! Every fault is counted, once, for the right VM, by every backend.
 
 use crate::Scenario;
+use crate::taken::add_up;
 use crate::witness::{Histogram, exit_names};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -108,6 +109,9 @@ fn counts_agree(dir: &Path, backend: &str, shared: bool) -> Result<()> {
         within_a_percent(&what, counted, kernel, lost(&summary))?;
     }
     swapins_agree(&summary, after.swapins - before.swapins)?;
+    add_up(&summary)?;
+    let swapped = figure(&summary, "backing.swap", "count")?;
+    within_a_percent("faults for swap", swapped, figure(&summary, "swapin", "count")?, 0)?;
     parts_make_up_the_whole(&summary)?;
     ensure!(figure(&summary, "fault.major", "count")? >= MAJORS);
     ensure!(summary["metrics"][0]["coverage"] == "full", "{summary:#}");

@@ -2,9 +2,10 @@
 //! sleep in faults at once.
 
 use crate::{FUNCTION_BACKENDS, Scenario};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
+use testbed::host::Setting;
 use testbed::qemu::stat_field;
 use testbed::record::Recording;
 use testbed::results::{StandIn, figure, json, only_vm, vm, within_a_percent};
@@ -16,6 +17,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenarios.push((format!("outside_writes_{backend}"), Box::new(outside)));
         scenarios
             .push((format!("asleep_{backend}"), Box::new(move |dir: &Path| asleep(dir, backend))));
+        let kinds = move |dir: &Path| kinds_count(dir, backend);
+        scenarios.push((format!("backing_{backend}"), Box::new(kinds)));
     }
     scenarios
 }
@@ -33,6 +36,58 @@ fn outside_writes_count(dir: &Path, backend: &str) -> Result<()> {
     let outside = summary["taken_by"]["outside"].as_u64().context("nobody took any")?;
     within_a_percent("written from outside", outside, WRITTEN, 0)?;
     ensure!(summary["metrics"][0]["coverage"] == "full", "{summary:#}");
+    Ok(())
+}
+
+/// Faults of each kind, and what the process takes beside.
+const OF_EACH: u64 = 120;
+const BESIDE: u64 = 60;
+
+/// Each fault counts for what it took.
+fn kinds_count(dir: &Path, backend: &str) -> Result<()> {
+    let _pool = Setting::new("/proc/sys/vm/nr_hugepages", "2")?;
+    let mut stand_in = StandIn::start(["kinds", &OF_EACH.to_string()])?;
+    let pattern = format!("stand-in-{}", stand_in.pid());
+    let options = ["--backend", backend, "--vm", &pattern];
+    let recording = Recording::start(&dir.join("run"), options)?;
+    let done = stand_in.work()?;
+    let done: Vec<u64> =
+        done.split(' ').map(str::parse).collect::<Result<_, _>>().with_context(|| done.clone())?;
+    let [windows, waited_for] = done[..] else { bail!("the stand-in says {done:?}") };
+    let folder = recording.end()?;
+    let summary = only_vm(&folder)?;
+    let count = |kind: &str| figure(&summary, &format!("backing.{kind}"), "count");
+    for (kind, least) in [
+        ("anon", OF_EACH),
+        ("shmem", OF_EACH),
+        ("cow", 2 * OF_EACH),
+        ("file", windows),
+        ("hugetlb", 1),
+        ("userfault", waited_for),
+    ] {
+        let counted = count(kind)?;
+        println!("{backend}: {kind}: {counted} of {least}");
+        ensure!((least..=least + BESIDE).contains(&counted), "{kind}: {counted} of {least}");
+    }
+    ensure!(count("swap").is_err() && count("numa").is_err(), "{summary:#}");
+    let files = &json(&folder, "run.json")?["vms"][0]["file_faults"];
+    let [cached, read] = ["cached", "read"].map(|key| files[key].as_u64().unwrap_or(0));
+    ensure!(cached + read == count("file")?, "{files}");
+    add_up(&summary)
+}
+
+/// What faults took makes up all of them, to the nanosecond.
+pub(crate) fn add_up(summary: &Value) -> Result<()> {
+    for key in ["count", "sum_ns"] {
+        let sum = |family: &str| -> u64 {
+            let metrics = summary["metrics"].as_array().into_iter().flatten();
+            let of =
+                metrics.filter(|entry| entry["metric"].as_str().unwrap_or("").starts_with(family));
+            of.filter_map(|entry| entry[key].as_u64()).sum()
+        };
+        let (parts, all) = (sum("backing."), sum("fault."));
+        ensure!(parts == all, "{key}: {parts} in the parts, {all} in all: {summary:#}");
+    }
     Ok(())
 }
 

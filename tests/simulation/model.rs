@@ -7,6 +7,7 @@ use overcommit::metrics::{self, Sight};
 use overcommit::probes::decide::Backend;
 use overcommit::recording::run_file::{BackendChoice, NotCounted, Options, RunClocks, RunFile};
 use overcommit::recording::{Folder, Interval, Writer};
+use overcommit::sampler::FileFaults;
 use overcommit::sampler::coverage::{Coverage, Seen};
 use overcommit::sampler::latencies::Latencies;
 use overcommit::sampler::roster::Member;
@@ -172,6 +173,7 @@ fn member(start: Clocks) -> Member {
         vcpus_known_by: None,
         vcpu_times: Vec::new(),
         swapins: SwapinTotals::default(),
+        file_faults: FileFaults::default(),
         exits_absent: None,
     }
 }

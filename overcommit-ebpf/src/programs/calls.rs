@@ -7,6 +7,7 @@
 //! guest's faults; the memory is that of the area's `mm`, whoever runs.
 
 use crate::atomic::{add, get, set};
+use crate::backing;
 use crate::kernel::Kernel;
 use crate::latency::complete;
 use crate::maps::{MMS, OFFSETS, VMS, lose};
@@ -41,7 +42,7 @@ pub(crate) fn fentry_fault(ctx: FEntryContext) -> i32 {
     // SAFETY: the argument is a live area, and the offset is vm_area_struct::vm_mm of
     // this kernel's BTF; the verifier checks both.
     let mm = unsafe { *vma.add(OFFSETS.load().vma_mm as usize).cast::<u64>() };
-    enter(mm, ctx.arg(1), ctx.arg(2));
+    enter(Kernel(vma as u64), mm, ctx.arg(1), ctx.arg(2));
     0
 }
 
@@ -56,7 +57,8 @@ pub(crate) fn fexit_fault(ctx: FExitContext) -> i32 {
 pub(crate) fn kprobe_fault(ctx: ProbeContext) -> u32 {
     ran(HotProgram::CallEntry);
     let vma = Kernel(ctx.arg(0).unwrap_or(0));
-    enter(vma.u64(OFFSETS.load().vma_mm), ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0));
+    let mm = vma.u64(OFFSETS.load().vma_mm);
+    enter(vma, mm, ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0));
     0
 }
 
@@ -68,7 +70,7 @@ pub(crate) fn kretprobe_fault(ctx: RetProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn enter(mm: u64, address: u64, flags: u32) {
+fn enter(vma: Kernel, mm: u64, address: u64, flags: u32) {
     // SAFETY: entries are only read and written as whole words.
     let Some(slot) = (unsafe { MMS.get(mm) }) else {
         return;
@@ -88,6 +90,7 @@ fn enter(mm: u64, address: u64, flags: u32) {
         lose(vm, if waited { Loss::Abandoned } else { Loss::StartWithoutEnd });
     }
     swapin::forget(thread);
+    set(&thread.backing, backing::of_area(vma, flags) as u64);
     set(&thread.mm, mm);
     set(&thread.call, flags | IN_CALL);
     start(thread, *slot, address);

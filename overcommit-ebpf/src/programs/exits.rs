@@ -8,19 +8,17 @@
 use crate::atomic::{add, get, set};
 use crate::kernel::current_mm;
 use crate::latency::record;
-use crate::maps::{
-    APFS, EXIT_OWNERS, EXITS, FREE_EXITS, KVM_FIELDS, MMS, VMS, histogram, lose, pool_histogram,
-};
+use crate::maps::{APFS, KVM_FIELDS, MMS, VMS, histogram, lose};
+use crate::pool;
 use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::layout::{
-    APF, HALT, Histogram, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY, MMIO, Metric,
-    PAUSED, REASON_MMIO, Thread, Vm, Window, exit_key,
+    APF, HALT, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY, MMIO, Metric, PAUSED,
+    REASON_MMIO, Thread, Vm, Window, exit_key,
 };
 
 /// Exits that mean something to us: svm.h, vmx.h (arch/x86/include/uapi/asm) and
@@ -224,7 +222,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     }
     let device = reason & (MEMORY | MMIO) == MEMORY | MMIO;
     let key = if device { exit_key(0, REASON_MMIO) } else { reason as u32 };
-    match exit_histogram(slot, key) {
+    match pool::place(slot, key).and_then(pool::histogram) {
         Some(histogram) => record(histogram, active),
         None => lose(vm, Loss::ExitsFull),
     }
@@ -234,26 +232,6 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
 #[inline(always)]
 fn count(total: &AtomicU64, n: u64) {
     set(total, get(total) + n);
-}
-
-/// The histogram of an exit reason; the first exit takes a free one.
-#[inline(always)]
-fn exit_histogram(slot: u32, key: u32) -> Option<&'static Histogram> {
-    let key = u64::from(slot) << 32 | u64::from(key);
-    // SAFETY: entries are only read and written as whole words.
-    if let Some(place) = unsafe { EXITS.get(key) } {
-        return pool_histogram(*place);
-    }
-    let place = FREE_EXITS.pop().ok()??;
-    // Another vCPU of the VM may have been faster.
-    if EXITS.insert(key, place, u64::from(BPF_NOEXIST)).is_err() {
-        let _ = FREE_EXITS.push(place, 0);
-        // SAFETY: as above.
-        let place = unsafe { EXITS.get(key) }?;
-        return pool_histogram(*place);
-    }
-    set(&EXIT_OWNERS.get(place)?.0, key + 1);
-    pool_histogram(place)
 }
 
 #[tracepoint]

@@ -1,7 +1,8 @@
 //! What has been measured goes into the VM's histograms.
 
 use crate::atomic::{add, get, replace, set};
-use crate::maps::{SLOW, SLOW_NS, histogram, lose};
+use crate::backing;
+use crate::maps::{SLOW, SLOW_NS, lose};
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use overcommit_ebpf::bucket;
@@ -22,7 +23,7 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
         return;
     };
     close(thread, latency);
-    if let Some(histogram) = histogram(slot, metric) {
+    if let Some(histogram) = backing::histogram_of(vm, slot, thread, metric) {
         record(histogram, latency);
     }
     let reclaimed = get(&thread.reclaimed_ns);

@@ -1,10 +1,12 @@
 //! The eBPF programs: filter, measure, count.
 //!
 //! `perf` and `calls` follow a fault from start to completion, each by other hooks;
-//! `swapin` looks at the part of a fault that waits for swap, `evictions` at what reclaim
-//! takes and for whom, `reclaim` at the time of those who do it, `discards` at what a VM gives back, `exits` follows a vCPU out of its
-//! guest and back; `latency` counts it, `threads` remembers it meanwhile. `vms` keeps the
-//! table of VMs in step with processes, `maps` says what lies where.
+//! `backing` says what it took, `swapin` looks at the part of it that waits for swap,
+//! `evictions` at what reclaim takes and for whom, `reclaim` at the time of those who do it,
+//! `discards` at what a VM gives back, `exits` follows a vCPU out of its guest and back;
+//! `latency` counts it, in histograms of the VM's own or of the `pool`, `threads` remembers
+//! it meanwhile. `vms` keeps the table of VMs in step with processes, `maps` says what lies
+//! where.
 
 #![no_std]
 #![no_main]
@@ -12,6 +14,7 @@
 #![expect(internal_features, reason = "core has no atomic addition for BPF, see `atomic`")]
 
 mod atomic;
+mod backing;
 mod calls;
 mod discards;
 mod evictions;
@@ -20,6 +23,7 @@ mod kernel;
 mod latency;
 mod maps;
 mod perf;
+mod pool;
 mod reclaim;
 mod swapin;
 mod threads;

@@ -58,24 +58,24 @@ pub(crate) static FREE_VMS: Queue<u32> = Queue::with_max_entries(1 /* loader */,
 #[map]
 pub(crate) static VMS: Array<Vm> = Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
-/// Slot × [`Metric::COUNT`] + metric → latencies; behind them the pool of exits.
+/// Slot × [`Metric::COUNT`] + metric → latencies; behind them the pool.
 #[map]
 pub(crate) static HISTOGRAMS: Array<Histogram> =
     Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
-/// Slot (upper half) and [`exit_key`](overcommit_ebpf::layout::exit_key) → its
-/// place in the pool.
+/// Slot (upper half) and [`exit_key`](overcommit_ebpf::layout::exit_key) or
+/// [`fault_key`](overcommit_ebpf::layout::fault_key) → its place in the pool.
 #[map]
-pub(crate) static EXITS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader */, 0);
+pub(crate) static POOLED: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader */, 0);
 
-/// Place in the pool → key in [`EXITS`] plus 1; 0 for one that no VM has.
+/// Place in the pool → key in [`POOLED`] plus 1; 0 for one that no VM has.
 #[map]
-pub(crate) static EXIT_OWNERS: Array<Word> =
+pub(crate) static POOL_OWNERS: Array<Word> =
     Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
 /// Places in the pool that no VM has.
 #[map]
-pub(crate) static FREE_EXITS: Queue<u32> = Queue::with_max_entries(1 /* loader */, 0);
+pub(crate) static FREE_POOLED: Queue<u32> = Queue::with_max_entries(1 /* loader */, 0);
 
 /// Thread id (upper half) and token → `CLOCK_MONOTONIC` at which the asynchronous
 /// page fault began. What is never reported ready makes way for what comes.
@@ -135,6 +135,11 @@ pub(crate) static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     regs_syscall: 0,
     regs_second_argument: 0,
     vma_mm: 0,
+    vma_flags: 0,
+    vma_file: 0,
+    file_inode: 0,
+    inode_sb: 0,
+    sb_magic: 0,
     fault_vma: 0,
     fault_orig_pte: 0,
     swap_info_bdev: 0,
@@ -184,7 +189,7 @@ pub(crate) static ZSWAP_LOADED: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static SEES_DROPS: Global<u8> = Global::new(0);
 
-/// Where the pool of exits begins in [`HISTOGRAMS`].
+/// Where the pool begins in [`HISTOGRAMS`].
 #[unsafe(no_mangle)]
 pub(crate) static POOL_AT: Global<u32> = Global::new(0);
 
@@ -196,12 +201,6 @@ pub(crate) static FOLLOW_EXEC: Global<u8> = Global::new(0);
 #[inline(always)]
 pub(crate) fn lose(vm: &Vm, loss: Loss) {
     add(&vm.lost[loss as usize], 1);
-}
-
-/// A histogram of the pool.
-#[inline(always)]
-pub(crate) fn pool_histogram(place: u32) -> Option<&'static Histogram> {
-    HISTOGRAMS.get(POOL_AT.load() + place)
 }
 
 /// The histogram of a VM and metric.

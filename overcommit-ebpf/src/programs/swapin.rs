@@ -7,6 +7,7 @@
 //! stands in the entry that the page table keeps in its place.
 
 use crate::atomic::{add, get, set};
+use crate::backing;
 use crate::kernel::Kernel;
 use crate::latency::record;
 use crate::maps::{
@@ -17,7 +18,7 @@ use crate::threads::known_thread;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel_str_bytes};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
-use overcommit_ebpf::layout::{IN_CALL, Metric, SWAP_DEVICES_MAX, Thread};
+use overcommit_ebpf::layout::{FaultBacking, IN_CALL, Metric, SWAP_DEVICES_MAX, Thread};
 
 /// In [`Thread::swapin`]: a wait is open. Its low byte is the number of the device.
 const OPEN: u64 = 1 << 8;
@@ -160,6 +161,7 @@ fn enter(device: u64) -> bool {
         // SAFETY: the helper has no precondition.
         set(&thread.swapin_since_ns, unsafe { bpf_ktime_get_ns() });
         set(&thread.swapin, device | OPEN);
+        backing::takes(thread, FaultBacking::Swap);
     }
     true
 }

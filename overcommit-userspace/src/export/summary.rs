@@ -8,6 +8,7 @@ use crate::recording::Recording;
 use crate::recording::reader::{MetricTotals, VmTotals};
 use crate::recording::rows::{FaultTime, VmFigures};
 use crate::recording::run_file::RunVm;
+use crate::sampler::FileFaults;
 use crate::sampler::coverage::Coverage;
 use crate::sampler::latencies::Latencies;
 use crate::sampler::swapins::SwapinTotals;
@@ -83,6 +84,8 @@ pub struct SummaryVm {
     pub taken_by: BTreeMap<&'static str, u64>,
     /// Where swapped pages came from.
     pub swapins: SwapinTotals,
+    /// Where pages of files came from.
+    pub file_faults: FileFaults,
     /// What the time of its faults went into.
     pub fault_time: FaultTime,
     /// Who took its pages; `null` where they cannot be told from others'.
@@ -195,6 +198,7 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals, evictions: Option<SummaryEvictions>
         faults_by_others: totals.taken_by[Taker::Outside as usize],
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
         swapins: vm.swapins.clone(),
+        file_faults: vm.file_faults,
         fault_time: totals.fault_time,
         evictions,
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),

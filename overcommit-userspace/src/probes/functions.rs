@@ -40,13 +40,28 @@ pub enum Purpose {
     Zswap,
     /// Pages that reclaim drops because a disk has their content.
     Drop,
+    /// Faults in pages that are there and may not be written.
+    Write,
+    /// Faults by which the kernel sees which node uses a page.
+    Numa,
+    /// Faults that another process serves.
+    Userfault,
 }
 
 impl Purpose {
     /// Every hook, in the order in which they are attached: what marks a fault before
     /// what opens it.
-    const ALL: [Self; 6] =
-        [Self::Zswap, Self::SwapRead, Self::SharedSwap, Self::Swap, Self::Fault, Self::Drop];
+    const ALL: [Self; 9] = [
+        Self::Zswap,
+        Self::SwapRead,
+        Self::SharedSwap,
+        Self::Swap,
+        Self::Write,
+        Self::Numa,
+        Self::Userfault,
+        Self::Fault,
+        Self::Drop,
+    ];
 
     /// The name in all files, and the end of the names of its programs.
     pub const fn name(self) -> &'static str {
@@ -57,12 +72,15 @@ impl Purpose {
             Self::SwapRead => "swap_read",
             Self::Zswap => "zswap",
             Self::Drop => "drop",
+            Self::Write => "write",
+            Self::Numa => "numa",
+            Self::Userfault => "userfault",
         }
     }
 
     /// The functions that do it, the newest name first: mm/memory.c, mm/shmem.c,
     /// mm/page_io.c (`swap_readpage` until 6.4), mm/zswap.c (mm/frontswap.c until 6.5),
-    /// mm/vmscan.c.
+    /// mm/vmscan.c, kernel/sched/fair.c, fs/userfaultfd.c.
     pub const fn functions(self) -> &'static [&'static str] {
         match self {
             Self::Fault => &["handle_mm_fault"],
@@ -71,6 +89,9 @@ impl Purpose {
             Self::SwapRead => &["swap_read_folio", "swap_readpage"],
             Self::Zswap => &["zswap_load", "__frontswap_load"],
             Self::Drop => &["__remove_mapping"],
+            Self::Write => &["do_wp_page"],
+            Self::Numa => &["task_numa_fault"],
+            Self::Userfault => &["handle_userfault"],
         }
     }
 
@@ -79,7 +100,7 @@ impl Purpose {
     const fn ends(self) -> &'static [End] {
         match self {
             Self::Fault | Self::Swap | Self::SharedSwap | Self::Drop => &[End::Return, End::Entry],
-            Self::SwapRead => &[End::Entry],
+            Self::SwapRead | Self::Write | Self::Numa | Self::Userfault => &[End::Entry],
             Self::Zswap => &[End::Return],
         }
     }

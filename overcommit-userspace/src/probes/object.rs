@@ -5,7 +5,7 @@ use crate::kernel_layout::SWAP_TYPE;
 use crate::probes::Kernel;
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use overcommit_ebpf::layout::{EVICTIONS_PER_VM, EXITS_PER_VM, Metric};
+use overcommit_ebpf::layout::{EVICTIONS_PER_VM, Metric, POOLED_PER_VM};
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
@@ -49,9 +49,9 @@ impl Sizes {
         self.vms * EVICTIONS_PER_VM
     }
 
-    /// Histograms of exits.
-    pub const fn exits(self) -> u32 {
-        self.vms * EXITS_PER_VM
+    /// Histograms that not every VM needs.
+    pub const fn pooled(self) -> u32 {
+        self.vms * POOLED_PER_VM
     }
 
     /// Where they begin among all histograms.
@@ -61,7 +61,7 @@ impl Sizes {
 
     /// All histograms.
     pub const fn histograms(self) -> u32 {
-        self.pool_at() + self.exits()
+        self.pool_at() + self.pooled()
     }
 }
 
@@ -100,9 +100,9 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("FREE_VMS", sizes.vms)
         .map_max_entries("VMS", sizes.vms)
         .map_max_entries("HISTOGRAMS", sizes.histograms())
-        .map_max_entries("EXITS", sizes.exits())
-        .map_max_entries("EXIT_OWNERS", sizes.exits())
-        .map_max_entries("FREE_EXITS", sizes.exits())
+        .map_max_entries("POOLED", sizes.pooled())
+        .map_max_entries("POOL_OWNERS", sizes.pooled())
+        .map_max_entries("FREE_POOLED", sizes.pooled())
         .map_max_entries("TIDS", sizes.threads)
         .map_max_entries("FREE_THREADS", sizes.threads)
         .map_max_entries("THREADS", sizes.threads)

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, anyhow};
 use aya::maps::{HashMap, MapData, Queue};
 use aya::programs::Iter;
 use aya::{Btf, Ebpf};
-use overcommit_ebpf::layout::{Histogram, Metric, SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word};
+use overcommit_ebpf::layout::{
+    FaultBacking, Histogram, Metric, SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word, fault_of_key,
+};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -36,11 +38,11 @@ pub struct Slots {
     swap_devices: SharedArray<SwapDevice>,
     /// What each was called when that was last told.
     swap_names: BTreeMap<usize, String>,
-    /// Place in the pool of exits → its owner.
-    exit_owners: SharedArray<Word>,
+    /// Place in the pool → its owner.
+    pool_owners: SharedArray<Word>,
     pool_at: usize,
-    exits: HashMap<MapData, u64, u32>,
-    free_exits: Queue<MapData, u32>,
+    pooled: HashMap<MapData, u64, u32>,
+    free_pooled: Queue<MapData, u32>,
     /// Who takes pages of whom.
     pub evictions: EvictionTable,
     free_vms: Queue<MapData, u32>,
@@ -52,8 +54,38 @@ pub struct Slots {
 pub struct Holdings {
     /// Entries of its threads.
     pub threads: Vec<u32>,
-    /// Its histograms in the pool of exits: place and key.
-    exits: Vec<(usize, u64)>,
+    /// Its histograms in the pool: place and key.
+    pooled: Vec<(usize, u64)>,
+}
+
+/// What the latencies of a histogram are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A metric that every VM has.
+    Own(Metric),
+    /// Exits for a reason, by its key.
+    Exit(u32),
+    /// Faults that took that: a metric of their own, and minor or major.
+    Fault(FaultBacking, bool),
+}
+
+impl Kind {
+    fn of_key(key: u32) -> Self {
+        fault_of_key(key)
+            .map_or(Self::Exit(key), |(backing, is_major)| Self::Fault(backing, is_major))
+    }
+
+    /// The metrics in which they count.
+    pub fn metrics(self) -> Vec<MetricName> {
+        match self {
+            Self::Own(metric) => vec![metric.into()],
+            Self::Exit(key) => vec![MetricName::exit(&exit_reasons::name(key))],
+            Self::Fault(backing, is_major) => {
+                let fault = if is_major { Metric::FaultMajor } else { Metric::FaultMinor };
+                vec![fault.into(), backing.into()]
+            }
+        }
+    }
 }
 
 impl Slots {
@@ -63,9 +95,9 @@ impl Slots {
     /// The kernel refuses to map or fill one of them.
     pub fn open(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
         let Sizes { vms, threads, .. } = sizes;
-        let mut free_exits = Queue::try_from(take(ebpf, "FREE_EXITS")?)?;
-        for place in 0..sizes.exits() {
-            free_exits.push(place, 0).context("cannot fill the list of free histograms")?;
+        let mut free_pooled = Queue::try_from(take(ebpf, "FREE_POOLED")?)?;
+        for place in 0..sizes.pooled() {
+            free_pooled.push(place, 0).context("cannot fill the list of free histograms")?;
         }
         let mut free_vms = Queue::try_from(take(ebpf, "FREE_VMS")?)?;
         for slot in 0..vms {
@@ -87,10 +119,10 @@ impl Slots {
             wanted: HashMap::try_from(take(ebpf, "WANTED")?)?,
             swap_devices: SharedArray::open(ebpf, "SWAP_DEVICES", SWAP_DEVICES_MAX as u32)?,
             swap_names: BTreeMap::new(),
-            exit_owners: SharedArray::open(ebpf, "EXIT_OWNERS", sizes.exits())?,
+            pool_owners: SharedArray::open(ebpf, "POOL_OWNERS", sizes.pooled())?,
             pool_at: sizes.pool_at() as usize,
-            exits: HashMap::try_from(take(ebpf, "EXITS")?)?,
-            free_exits,
+            pooled: HashMap::try_from(take(ebpf, "POOLED")?)?,
+            free_pooled,
             evictions: EvictionTable::open(ebpf, sizes)?,
             free_vms,
             free_threads,
@@ -127,29 +159,29 @@ impl Slots {
         (runs && vm.start_boottime_ns.load(Relaxed) / TICK_NS == start_ticks).then_some(slot)
     }
 
-    /// What each slot holds, in one pass over the host's threads and exits.
+    /// What each slot holds, in one pass over the host's threads and the pool.
     pub fn holdings(&self) -> BTreeMap<u32, Holdings> {
         let mut holdings: BTreeMap<u32, Holdings> = BTreeMap::new();
         for (index, thread) in self.used_threads() {
             let slot = thread.vm.load(SeqCst) as u32;
             holdings.entry(slot).or_default().threads.push(index);
         }
-        for (place, owner) in self.exit_owners.iter().enumerate() {
+        for (place, owner) in self.pool_owners.iter().enumerate() {
             if let Some(key) = owner.0.load(Relaxed).checked_sub(1) {
-                holdings.entry((key >> 32) as u32).or_default().exits.push((place, key));
+                holdings.entry((key >> 32) as u32).or_default().pooled.push((place, key));
             }
         }
         holdings
     }
 
-    /// The histograms of a slot: where, and of which metric.
-    pub fn histograms_of(&self, slot: u32, held: &Holdings) -> Vec<(usize, MetricName)> {
+    /// The histograms of a slot: where, and of what.
+    pub fn histograms_of(&self, slot: u32, held: &Holdings) -> Vec<(usize, Kind)> {
         let first = slot as usize * Metric::COUNT;
-        let own = Metric::ALL.into_iter().map(|metric| (first + metric as usize, metric.into()));
-        let exits = held.exits.iter().map(|(place, key)| {
-            (self.pool_at + place, MetricName::exit(&exit_reasons::name(*key as u32)))
-        });
-        own.chain(exits).collect()
+        let own =
+            Metric::ALL.into_iter().map(|metric| (first + metric as usize, Kind::Own(metric)));
+        let pooled = held.pooled.iter();
+        let pooled = pooled.map(|(place, key)| (self.pool_at + place, Kind::of_key(*key as u32)));
+        own.chain(pooled).collect()
     }
 
     /// What the swap device of that number is called, `swap-NUMBER` if the kernel did
@@ -223,12 +255,12 @@ impl Slots {
                 histogram.clear();
             }
         }
-        for (place, key) in held.exits {
-            let _ = self.exits.remove(&key);
-            if let Some(owner) = self.exit_owners.get(place) {
+        for (place, key) in held.pooled {
+            let _ = self.pooled.remove(&key);
+            if let Some(owner) = self.pool_owners.get(place) {
                 owner.0.store(0, Relaxed);
             }
-            self.free_exits.push(place as u32, 0).context("cannot free a histogram")?;
+            self.free_pooled.push(place as u32, 0).context("cannot free a histogram")?;
         }
         self.evictions.forget(slot)?;
         if let Some(vm) = self.vms.get(slot as usize) {

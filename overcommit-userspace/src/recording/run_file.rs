@@ -4,6 +4,7 @@ use crate::clock::Clocks;
 use crate::host::watch::SwapSources;
 use crate::metrics::MetricCoverage;
 use crate::probes::functions::HookState;
+use crate::sampler::FileFaults;
 use crate::sampler::coverage::{Coverage, Seen};
 use crate::sampler::swapins::SwapinTotals;
 use crate::sampler::vcpus::VcpuTime;
@@ -180,6 +181,9 @@ pub struct RunVm {
     /// Where swapped pages came from.
     #[serde(default)]
     pub swapins: SwapinTotals,
+    /// Where pages of files came from.
+    #[serde(default)]
+    pub file_faults: FileFaults,
     /// Where its rates of swapping come from.
     #[serde(default)]
     pub swap_sources: SwapSources,

@@ -11,6 +11,7 @@ use crate::recording::folder::{
 };
 use crate::recording::run_file::{HostState, NotCounted, Recorded, RunFile, RunVm};
 use crate::recording::{Interval, span};
+use crate::sampler::FileFaults;
 use crate::sampler::coverage::Coverage;
 use crate::sampler::roster::Member;
 use crate::sampler::swapins::SwapinTotals;
@@ -210,6 +211,7 @@ impl Writer {
             vm.vcpu_times.clone_from(&member.vcpu_times);
             vm.exits_absent.clone_from(&member.exits_absent);
             vm.swapins.clone_from(&member.swapins);
+            vm.file_faults = member.file_faults;
             vm.seen = member.seen;
             vm.coverage = member.seen.coverage();
             vm.accelerator.clone_from(&member.vm.accelerator);
@@ -274,6 +276,7 @@ fn run_vm(member: &Member, folder: String) -> RunVm {
         vcpus_known_by: None,
         vcpu_times: Vec::new(),
         swapins: SwapinTotals::default(),
+        file_faults: FileFaults::default(),
         exits_absent: None,
         swap_sources: SwapSources::default(),
         balloon_unknown: None,

@@ -47,6 +47,14 @@ impl Latencies {
         }
     }
 
+    /// Adds others, of the same interval.
+    pub fn merge(&mut self, other: &Self) {
+        self.add(&other.histogram);
+        self.sum_ns += other.sum_ns;
+        self.max_ns = self.max_ns.max(other.max_ns);
+        self.over_range += other.over_range;
+    }
+
     fn record(&mut self, value: u64, count: u64) {
         // Values come from buckets, so they are in range.
         self.histogram.saturating_record_n(value, count);

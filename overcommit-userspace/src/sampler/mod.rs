@@ -20,7 +20,7 @@ use evictions::{EvictionSample, of_vm};
 use overcommit_ebpf::layout::{Metric, Thread};
 use procfs::process::Process;
 use roster::{Member, Roster};
-pub use sample::{MetricSample, Stall, VmSample};
+pub use sample::{FileFaults, MetricSample, Stall, VmSample};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -313,7 +313,7 @@ impl Sampler {
     ) -> Option<VmSample> {
         let slots = &self.probes.slots;
         let shared = slots.vms.get(tracked.slot as usize)?;
-        let mut metrics = tracked.take(slots, held);
+        let (mut metrics, files) = tracked.take(slots, held);
         let until_ns = if ended_ns == 0 { host.now.monotonic_ns } else { ended_ns };
         let length_ns = until_ns.saturating_sub(self.last_ns.max(tracked.since_ns));
         let vcpus = self.roster.members()[tracked.member].vm.vcpus;
@@ -334,6 +334,7 @@ impl Sampler {
                 if is_fault { coverage } else { coverage_of(&host.declared, &sample.name) };
         }
         self.roster.swapped_in(tracked.member, &swapins, &self.probes.slots);
+        self.roster.took_of_files(tracked.member, files);
         self.roster.spent(tracked.member, tracked.times.totals());
         let is_silent = || tracked.is_silent(stat.as_ref()).then(|| SILENT.to_owned());
         self.roster.exits_absent(tracked.member, host.exits_absent.clone().or_else(is_silent));

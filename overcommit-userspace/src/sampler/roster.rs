@@ -6,6 +6,7 @@ use crate::kernel::TICK_NS;
 use crate::probes::slots::Slots;
 use crate::sampler::FaultCounts;
 use crate::sampler::coverage::Seen;
+use crate::sampler::sample::FileFaults;
 use crate::sampler::swapins::{SwapinCounts, SwapinTotals};
 use crate::sampler::vcpus::VcpuTime;
 use crate::vm::{Discovery, Name, NamedBy, Pattern, Vm, VmId};
@@ -59,6 +60,8 @@ pub struct Member {
     pub vcpu_times: Vec<VcpuTime>,
     /// Where swapped pages came from.
     pub swapins: SwapinTotals,
+    /// Where pages of files came from.
+    pub file_faults: FileFaults,
     /// Why nothing is known of its exits; `None` if they are seen, or it does not run
     /// under KVM.
     pub exits_absent: Option<String>,
@@ -186,6 +189,7 @@ impl Roster {
             member.first_seen_ns = now.realtime_ns;
             member.seen = Seen::default();
             member.swapins = SwapinTotals::default();
+            member.file_faults = FileFaults::default();
         }
         self.missed = 0;
     }
@@ -211,6 +215,7 @@ impl Roster {
             vcpus_known_by: None,
             vcpu_times: Vec::new(),
             swapins: SwapinTotals::default(),
+            file_faults: FileFaults::default(),
             exits_absent: None,
         });
         self.members.len() - 1
@@ -234,6 +239,10 @@ impl Roster {
         for (number, count) in counts.from_device.iter().enumerate().filter(|(_, n)| **n > 0) {
             *totals.from_device.entry(slots.swap_device(number)).or_default() += count;
         }
+    }
+
+    pub(super) fn took_of_files(&mut self, member: usize, files: FileFaults) {
+        self.members[member].file_faults.add(files);
     }
 
     pub(super) fn exits_absent(&mut self, member: usize, why: Option<String>) {

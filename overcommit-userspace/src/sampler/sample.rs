@@ -26,6 +26,23 @@ impl Stall {
     }
 }
 
+/// Faults that took pages of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFaults {
+    /// The page was in the page cache.
+    pub cached: u64,
+    /// It had to be read.
+    pub read: u64,
+}
+
+impl FileFaults {
+    /// Adds others.
+    pub fn add(&mut self, other: Self) {
+        self.cached += other.cached;
+        self.read += other.read;
+    }
+}
+
 /// What an interval held for one VM.
 #[derive(Debug)]
 pub struct VmSample {

@@ -1,17 +1,18 @@
 //! A VM's slot from drain to drain.
 
-use crate::probes::slots::{Holdings, Slots};
+use crate::metrics::MetricName;
+use crate::probes::slots::{Holdings, Kind, Slots};
 use crate::sampler::FaultCounts;
 use crate::sampler::coverage::{Coverage, Seen};
-use crate::sampler::latencies::Carry;
-use crate::sampler::sample::{MetricSample, Stall, VmSample};
+use crate::sampler::latencies::{Carry, Latencies};
+use crate::sampler::sample::{FileFaults, MetricSample, Stall, VmSample};
 use crate::sampler::stall::{self, StallSource, Waits};
 use crate::sampler::swapins::{SwapinCounts, SwapinReader};
 use crate::sampler::vcpus::VcpuTimes;
 use crate::vm::threads::VcpuThreads;
-use overcommit_ebpf::layout::{self, Loss, Part, Taker, Thread};
+use overcommit_ebpf::layout::{self, FaultBacking, Loss, Part, Taker, Thread};
 use procfs::process::{Process, Stat};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -83,17 +84,30 @@ impl Tracked {
         self.times.is_empty() && used >= BUSY_TICKS
     }
 
-    /// Takes what the shared histograms hold.
-    pub(super) fn take(&mut self, slots: &Slots, held: &Holdings) -> Vec<MetricSample> {
-        let mut metrics = Vec::new();
-        for (index, name) in slots.histograms_of(self.slot, held) {
+    /// Takes what the shared histograms hold, with the pages of files among it.
+    pub(super) fn take(
+        &mut self,
+        slots: &Slots,
+        held: &Holdings,
+    ) -> (Vec<MetricSample>, FileFaults) {
+        let mut metrics: BTreeMap<MetricName, Latencies> = BTreeMap::new();
+        let mut files = FileFaults::default();
+        for (index, kind) in slots.histograms_of(self.slot, held) {
             let Some(histogram) = slots.histograms.get(index) else { continue };
             let latencies = self.carries.entry(index).or_default().take(histogram);
-            if latencies.count() > 0 || name.is_always_written() {
-                metrics.push(MetricSample { name, coverage: Coverage::Full, latencies });
+            match kind {
+                Kind::Fault(FaultBacking::File, true) => files.read += latencies.count(),
+                Kind::Fault(FaultBacking::File, false) => files.cached += latencies.count(),
+                _ => {}
+            }
+            for name in kind.metrics() {
+                if latencies.count() > 0 || name.is_always_written() {
+                    metrics.entry(name).or_insert_with(Latencies::empty).merge(&latencies);
+                }
             }
         }
-        metrics
+        let sample = |(name, latencies)| MetricSample { name, coverage: Coverage::Full, latencies };
+        (metrics.into_iter().map(sample).collect(), files)
     }
 
     /// Faults that the VM's own threads took: counted, and by the kernel; by what the

@@ -32,6 +32,8 @@ fn main() -> Result<()> {
             touch(memory(number as usize)?, number as usize);
             Ok("touched".to_owned())
         }),
+        // So many faults of each kind, but for those that need a pool or a helper.
+        "kinds" => with_kvm(|| kinds(number as usize)),
         // So many threads sleep in a fault at once, on one CPU; a line wakes them. Then
         // once more without waiting, and so on.
         "asleep" => with_kvm(|| asleep(number as usize)),
@@ -58,13 +60,19 @@ fn with_kvm(work: impl FnOnce() -> Result<String>) -> Result<()> {
 
 /// Fresh memory of that many small pages.
 fn memory(pages: usize) -> Result<*mut u8> {
-    let (protection, flags) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping of the kernel's choice touches nothing else.
-    let address = unsafe { libc::mmap(ptr::null_mut(), pages * PAGE, protection, flags, -1, 0) };
-    ensure!(address != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+    let address = map(pages * PAGE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)?;
     // SAFETY: the range is the mapping just made.
-    unsafe { libc::madvise(address, pages * PAGE, libc::MADV_NOHUGEPAGE) };
+    unsafe { libc::madvise(address.cast(), pages * PAGE, libc::MADV_NOHUGEPAGE) };
+    Ok(address)
+}
+
+/// A new mapping, of a file or of none.
+fn map(bytes: usize, flags: i32, file: Option<&File>) -> Result<*mut u8> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let file = file.map_or(-1, AsRawFd::as_raw_fd);
+    // SAFETY: a new mapping of the kernel's choice touches nothing else.
+    let address = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, file, 0) };
+    ensure!(address != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
     Ok(address.cast())
 }
 
@@ -74,6 +82,61 @@ fn touch(memory: *mut u8, pages: usize) {
         unsafe { memory.add(page * PAGE).write_volatile(1) };
     }
 }
+
+/// Bytes that the kernel maps around a page of a file that is read (`fault_around_bytes`,
+/// mm/memory.c), and those of a huge page.
+const AROUND: usize = 16 * PAGE;
+const HUGE: usize = 2 << 20;
+
+/// Anonymous, shared and file pages; copies of the pages of a file and of another process;
+/// a huge page, and pages that wait for us. Says how many of a file were read, and how many
+/// waited.
+fn kinds(pages: usize) -> Result<String> {
+    let anonymous = memory(pages)?;
+    touch(anonymous, pages);
+    // SAFETY: the call takes a name and flags, and gives a descriptor or an error.
+    let shared = unsafe { libc::memfd_create(c"shared".as_ptr(), libc::MFD_CLOEXEC) };
+    ensure!(shared >= 0, "memfd_create: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just given it to us.
+    let shared = unsafe { File::from_raw_fd(shared) };
+    shared.set_len((pages * PAGE) as u64)?;
+    touch(map(pages * PAGE, libc::MAP_SHARED, Some(&shared))?, pages);
+    let file = File::open(std::env::current_exe()?)?;
+    let length = file.metadata()?.len() as usize;
+    let read = map(length, libc::MAP_PRIVATE, Some(&file))?;
+    let windows = length / AROUND;
+    for window in 0..windows {
+        // SAFETY: the mapping has that many bytes.
+        unsafe { read.add(window * AROUND).read_volatile() };
+    }
+    ensure!(length >= pages * PAGE, "the file is too short");
+    touch(map(length, libc::MAP_PRIVATE, Some(&file))?, pages);
+    // SAFETY: the child does nothing but wait for its end.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Child => loop {
+            nix::unistd::pause();
+        },
+        nix::unistd::ForkResult::Parent { child } => {
+            touch(anonymous, pages);
+            nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL)?;
+            waitpid(child, None)?;
+        }
+    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+    touch(map(HUGE, flags, None)?, 1);
+    for _ in 0..WAITED_FOR {
+        let page = Faultable::new(1)?;
+        let address = page.memory as usize;
+        let waiting = std::thread::spawn(move || touch(address as *mut u8, 1));
+        page.await_fault()?;
+        page.resolve(1)?;
+        ensure!(waiting.join().is_ok(), "a thread failed");
+    }
+    Ok(format!("{windows} {WAITED_FOR}"))
+}
+
+/// Faults that wait for us.
+const WAITED_FOR: usize = 20;
 
 fn bystander(time: Duration) -> Result<()> {
     let end = Instant::now() + time;

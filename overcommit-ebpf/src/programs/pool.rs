@@ -1,0 +1,32 @@
+//! Histograms that not every VM needs, such as that of an exit reason: the first latency of
+//! its kind takes a free one.
+
+use crate::atomic::set;
+use crate::maps::{FREE_POOLED, HISTOGRAMS, POOL_AT, POOL_OWNERS, POOLED};
+use aya_ebpf::bindings::BPF_NOEXIST;
+use overcommit_ebpf::layout::Histogram;
+
+/// The place of a slot's histogram; `None` if all are taken.
+#[inline(always)]
+pub(crate) fn place(slot: u32, key: u32) -> Option<u32> {
+    let key = u64::from(slot) << 32 | u64::from(key);
+    // SAFETY: entries are only read and written as whole words.
+    if let Some(place) = unsafe { POOLED.get(key) } {
+        return Some(*place);
+    }
+    let place = FREE_POOLED.pop().ok()??;
+    // Another thread of the VM may have been faster.
+    if POOLED.insert(key, place, u64::from(BPF_NOEXIST)).is_err() {
+        let _ = FREE_POOLED.push(place, 0);
+        // SAFETY: as above.
+        return unsafe { POOLED.get(key) }.copied();
+    }
+    set(&POOL_OWNERS.get(place)?.0, key + 1);
+    Some(place)
+}
+
+/// The histogram at a place.
+#[inline(always)]
+pub(crate) fn histogram(place: u32) -> Option<&'static Histogram> {
+    HISTOGRAMS.get(POOL_AT.load() + place)
+}
