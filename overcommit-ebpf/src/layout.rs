@@ -22,11 +22,15 @@ pub enum Metric {
     Apf = 5,
     /// Direct or memory cgroup reclaim, run by a thread of the VM or for its memory.
     Reclaim = 6,
+    /// A vCPU that could run waits for a CPU.
+    Runq = 7,
+    /// A thread is held back because its memory cgroup holds more than its `memory.high`.
+    MemoryHigh = 8,
 }
 
 impl Metric {
     /// Every metric, in the order of the maps.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::FaultMinor,
         Self::FaultMajor,
         Self::Swapin,
@@ -34,6 +38,8 @@ impl Metric {
         Self::Idle,
         Self::Apf,
         Self::Reclaim,
+        Self::Runq,
+        Self::MemoryHigh,
     ];
     /// The kernel's two kinds of fault.
     pub const FAULTS: [Self; 2] = [Self::FaultMinor, Self::FaultMajor];
@@ -50,6 +56,8 @@ impl Metric {
             Self::Idle => "idle",
             Self::Apf => "apf",
             Self::Reclaim => "reclaim",
+            Self::Runq => "runq",
+            Self::MemoryHigh => "memory.high",
         }
     }
 }
@@ -125,11 +133,14 @@ pub enum Loss {
     EvictionsFull = 13,
     /// A fault, while every histogram of the pool was taken: it is in `fault.*` and in no `backing.*`.
     BackingFull = 14,
+    /// A slow fault came after [`SLOW_PER_SECOND`] others of the VM in its second. It is in
+    /// the histogram.
+    SlowLimited = 15,
 }
 
 impl Loss {
     /// Every cause, in the order of [`Vm::lost`].
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::EndWithoutStart,
         Self::StartWithoutEnd,
         Self::ThreadExit,
@@ -145,6 +156,7 @@ impl Loss {
         Self::ApfWithoutStart,
         Self::EvictionsFull,
         Self::BackingFull,
+        Self::SlowLimited,
     ];
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
@@ -167,6 +179,7 @@ impl Loss {
             Self::ApfWithoutStart => "apf_without_start",
             Self::EvictionsFull => "evictions_full",
             Self::BackingFull => "backing_full",
+            Self::SlowLimited => "slow_limited",
         }
     }
 }
@@ -178,13 +191,37 @@ impl Loss {
 pub enum Part {
     /// The thread took pages away from somebody, to have one.
     Reclaim = 0,
-    /// It waited for a page that was swapped out, reclaim within left out.
+    /// It brought a page that was swapped out.
     Swapin = 1,
+    /// It moved pages together, to have a large one.
+    Compaction = 2,
+    /// It waited for the lock of the VM's address space, `mmap_lock`.
+    Lock = 3,
+    /// It waited for another process to bring the page.
+    Userfault = 4,
+    /// It waited for a CPU.
+    Runq = 5,
+    /// It slept until a device had read, outside of a swap-in.
+    Io = 6,
+    /// It slept for something else.
+    Sleep = 7,
+    /// It slept in a swap-in until the device had read.
+    SwapinIo = 8,
 }
 
 impl Part {
     /// Every part, in the order of [`Vm::parts_ns`].
-    pub const ALL: [Self; 2] = [Self::Reclaim, Self::Swapin];
+    pub const ALL: [Self; 9] = [
+        Self::Reclaim,
+        Self::Swapin,
+        Self::Compaction,
+        Self::Lock,
+        Self::Userfault,
+        Self::Runq,
+        Self::Io,
+        Self::Sleep,
+        Self::SwapinIo,
+    ];
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
 
@@ -193,6 +230,13 @@ impl Part {
         match self {
             Self::Reclaim => "reclaim",
             Self::Swapin => "swapin",
+            Self::Compaction => "compaction",
+            Self::Lock => "lock",
+            Self::Userfault => "userfault",
+            Self::Runq => "runq",
+            Self::Io => "io",
+            Self::Sleep => "sleep",
+            Self::SwapinIo => "swapin_io",
         }
     }
 }
@@ -235,17 +279,17 @@ impl FaultBacking {
     /// Histograms that a VM may have for its faults: two of each kind.
     pub const HISTOGRAMS: usize = Self::ALL.len() * Metric::FAULTS.len();
 
-    /// The name of the metric.
-    pub const fn metric(self) -> &'static str {
+    /// The name in all files.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Anon => "backing.anon",
-            Self::File => "backing.file",
-            Self::Shmem => "backing.shmem",
-            Self::Hugetlb => "backing.hugetlb",
-            Self::Cow => "backing.cow",
-            Self::Numa => "backing.numa",
-            Self::Swap => "backing.swap",
-            Self::Userfault => "backing.userfault",
+            Self::Anon => "anon",
+            Self::File => "file",
+            Self::Shmem => "shmem",
+            Self::Hugetlb => "hugetlb",
+            Self::Cow => "cow",
+            Self::Numa => "numa",
+            Self::Swap => "swap",
+            Self::Userfault => "userfault",
         }
     }
 }
@@ -317,6 +361,10 @@ pub struct Vm {
     pub taken_again: AtomicU64,
     /// Time of the faults that have completed, by [`Part`], in nanoseconds.
     pub parts_ns: [AtomicU64; Part::COUNT],
+    /// The second of `CLOCK_MONOTONIC` in which its last slow fault ended.
+    pub slow_second: AtomicU64,
+    /// Slow faults in it.
+    pub slow_in_second: AtomicU64,
     /// Places in the pool, plus 1, of the histograms of its faults: of minor ones and major
     /// ones of each [`FaultBacking`]; 0 while there was none.
     pub fault_places: [AtomicU64; FaultBacking::HISTOGRAMS],
@@ -359,6 +407,7 @@ impl Vm {
         zero(&self.lost);
         zero(&self.parts_ns);
         zero(&self.fault_places);
+        zero(&[&self.slow_second, &self.slow_in_second]);
         let swapin = &self.swapin;
         zero(&[&swapin.from_cache, &swapin.from_zswap, &swapin.without_fault]);
         zero(&swapin.from_device);
@@ -403,17 +452,41 @@ pub struct Thread {
     pub window: Window,
     /// `CLOCK_MONOTONIC` at which it began to reclaim, in nanoseconds; 0 outside.
     pub reclaim_since_ns: AtomicU64,
-    /// Time that it reclaimed in the fault that it is in, in nanoseconds.
-    pub reclaimed_ns: AtomicU64,
-    /// Of that, in its wait for a swapped page.
-    pub swapin_reclaimed_ns: AtomicU64,
-    /// Time of [`Part::Swapin`] in the fault that it is in, in nanoseconds.
-    pub swapin_ns: AtomicU64,
+    /// Parts that are open in the fault that it is in, a byte each, the innermost in the
+    /// lowest: [`Part`] plus 1.
+    pub parts_open: AtomicU64,
+    /// `CLOCK_MONOTONIC` of the last turn, at which a part began or ended, in nanoseconds.
+    pub turned_ns: AtomicU64,
+    /// Its `sched_info::run_delay` then, in nanoseconds.
+    pub run_delay_ns: AtomicU64,
+    /// Wait for the lock of the VM's address space before the next fault, in nanoseconds.
+    pub lock_before_ns: AtomicU64,
+    /// `CLOCK_MONOTONIC` at which that wait began, in nanoseconds; 0 outside.
+    pub lock_since_ns: AtomicU64,
+    /// 1 while it sleeps in a fault, if that is being seen.
+    pub sleeps: AtomicU64,
+    /// Where in the kernel it fell asleep last: number of the stack plus 1; 0 if that was
+    /// not taken.
+    pub stack: AtomicU64,
+    /// `CLOCK_MONOTONIC` at which it began to be held back at `memory.high`, in nanoseconds; 0
+    /// outside.
+    pub high_since_ns: AtomicU64,
+    /// Its longest sleep in the fault that it is in, in nanoseconds.
+    pub longest_sleep_ns: AtomicU64,
+    /// [`Self::stack`] of that.
+    pub longest_stack: AtomicU64,
+    /// Number of the device that it read a swapped page from in the fault that it is in,
+    /// plus 1; 0 for none.
+    pub swap_device: AtomicU64,
+    /// 1 if anything is in `parts_ns`.
+    pub has_parts: AtomicU64,
+    /// Time of the fault that it is in by [`Part`], in nanoseconds.
+    pub parts_ns: [AtomicU64; Part::COUNT],
     /// Backends on `handle_mm_fault`: [`FaultBacking`] of the fault that it is in; 0 if the
     /// backend does not tell.
     pub backing: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 5],
+    pub reserved: [AtomicU64; 2],
 }
 
 /// A vCPU out of its guest: from kvm_exit to the next kvm_entry.
@@ -461,10 +534,12 @@ pub struct Window {
     pub stalls: AtomicU64,
     /// Those in which more time passed in faults than in the window.
     pub stalls_inverted: AtomicU64,
+    /// The thread's `sched_info::run_delay` at its last entry, in nanoseconds.
+    pub run_delay_ns: AtomicU64,
 }
 
 impl Window {
-    fn words(&self) -> [&AtomicU64; 18] {
+    fn words(&self) -> [&AtomicU64; 19] {
         [
             &self.exit_ns,
             &self.reason,
@@ -484,6 +559,7 @@ impl Window {
             &self.stall_halted_ns,
             &self.stalls,
             &self.stalls_inverted,
+            &self.run_delay_ns,
         ]
     }
 }
@@ -659,6 +735,8 @@ impl Thread {
         zero(&[&self.id, &self.vm, &self.sequence, &self.since_ns]);
         zero(&[&self.address, &self.waited_ns, &self.is_vcpu]);
         zero(&[&self.call, &self.mm, &self.swapin, &self.reclaim_since_ns, &self.backing]);
+        zero(&[&self.high_since_ns]);
+        zero(&[&self.parts_open, &self.lock_before_ns, &self.lock_since_ns, &self.sleeps]);
         zero(&self.window.words());
     }
 }
@@ -708,7 +786,7 @@ pub struct Cpu {
     /// Runs of each [`HotProgram`], to be held against its event's own counter.
     pub runs: [AtomicU64; HotProgram::COUNT],
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 3],
+    pub reserved: [AtomicU64; 2],
 }
 
 /// What happened to a VM's process, as one record of the `EVENTS` ring buffer:
@@ -737,6 +815,14 @@ pub enum LifecycleKind {
     NoSlot = 3,
 }
 
+/// Slow faults of a VM that are sent one by one in a second, unless every fault is.
+pub const SLOW_PER_SECOND: u64 = 1_000;
+
+/// Stacks that are kept, and addresses in one at most.
+pub const STACKS: u32 = 1024;
+/// See [`STACKS`].
+pub const STACK_DEPTH: usize = 127;
+
 /// A fault of at least the length asked for, as one record of the `SLOW` ring
 /// buffer: the fields in this order, native byte order.
 #[repr(C)]
@@ -757,6 +843,16 @@ pub struct SlowFault {
     pub metric: u32,
     /// The thread's name, up to the first NUL.
     pub comm: [u8; 16],
+    /// What its time went into, by [`Part`], in nanoseconds.
+    pub parts_ns: [u64; Part::COUNT],
+    /// [`FaultBacking`]; 0 if it is not known.
+    pub backing: u32,
+    /// Number of the device that it read a swapped page from, plus 1; 0 for none.
+    pub swap_device: u32,
+    /// Number of the stack of its longest sleep, plus 1; 0 if that was not taken.
+    pub stack: u32,
+    /// Explicit padding.
+    pub reserved: u32,
 }
 
 /// Offsets into kernel structures, in bytes, from the BTF of the running kernel.
@@ -777,6 +873,16 @@ pub struct KernelOffsets {
     pub task_min_flt: u32,
     /// `task_struct::maj_flt`
     pub task_maj_flt: u32,
+    /// `task_struct::sched_info.run_delay`; 0 if this kernel does not keep it
+    pub task_run_delay: u32,
+    /// Byte of `task_struct::in_iowait`
+    pub task_in_iowait: u32,
+    /// Its bit there
+    pub in_iowait_bit: u32,
+    /// `task_struct::memcg_nr_pages_over_high`; 0 if this kernel does not keep it
+    pub task_over_high: u32,
+    /// `mm_struct::mmap_lock`
+    pub mm_mmap_lock: u32,
     /// `task_struct::signal`
     pub task_signal: u32,
     /// `signal_struct::live`
@@ -821,7 +927,7 @@ pub struct KernelOffsets {
 
 impl KernelOffsets {
     /// The offsets in the order of the fields, as they lie in memory.
-    pub const fn words(&self) -> [u32; 26] {
+    pub const fn words(&self) -> [u32; 31] {
         [
             self.task_mm,
             self.task_pid,
@@ -829,6 +935,11 @@ impl KernelOffsets {
             self.task_start_boottime,
             self.task_min_flt,
             self.task_maj_flt,
+            self.task_run_delay,
+            self.task_in_iowait,
+            self.in_iowait_bit,
+            self.task_over_high,
+            self.mm_mmap_lock,
             self.task_signal,
             self.signal_live,
             self.signal_min_flt,
@@ -893,14 +1004,14 @@ impl FolioOffsets {
 
 const _: () = {
     assert!(size_of::<Histogram>() == 32 + 8 * BUCKETS);
-    assert!(size_of::<Vm>() == 680);
-    assert!(size_of::<Thread>() == 320);
+    assert!(size_of::<Vm>() == 760);
+    assert!(size_of::<Thread>() == 448);
     assert!(size_of::<KvmFields>() == 64);
     assert!(size_of::<Cpu>() == 64);
     assert!(size_of::<EvictionKey>() == 16);
     assert!(size_of::<Eviction>() == 64);
     assert!(size_of::<Lifecycle>() == 16);
-    assert!(size_of::<SlowFault>() == 56);
-    assert!(size_of::<KernelOffsets>() == 26 * 4);
+    assert!(size_of::<SlowFault>() == 144);
+    assert!(size_of::<KernelOffsets>() == 31 * 4);
     assert!(size_of::<FolioOffsets>() == 8 * 4);
 };

@@ -66,6 +66,37 @@ impl Symbols {
     }
 }
 
+/// Every function of the kernel and its modules, by address.
+pub struct Functions(Vec<(u64, String)>);
+
+impl Functions {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// /proc/kallsyms cannot be read.
+    pub fn read() -> Result<Self> {
+        Ok(Self::of(&Symbols::read()?.0))
+    }
+
+    fn of(symbols: &str) -> Self {
+        let function = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            let is_function = words.next()?.eq_ignore_ascii_case("t");
+            (is_function && address != 0).then_some((address, words.next()?.to_owned()))
+        };
+        let mut functions: Vec<_> = symbols.lines().filter_map(function).collect();
+        functions.sort_unstable();
+        Self(functions)
+    }
+
+    /// The function in which an address lies.
+    pub fn name(&self, address: u64) -> Option<&str> {
+        let behind = self.0.partition_point(|(start, _)| *start <= address);
+        Some(&self.0.get(behind.checked_sub(1)?)?.1)
+    }
+}
+
 /// Whether this process has every right of root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -85,5 +116,16 @@ mod tests {
         assert_eq!(symbols.address("late"), None);
         assert_eq!(symbols.address("kvm_mmu_page_fault"), None);
         assert_eq!(symbols.address("nr_swapfiles"), Some(0), "hidden");
+    }
+
+    #[test]
+    fn an_address_lies_in_the_function_before_it() {
+        let text = "ffffffff81000040 t later\nffffffff81000000 T earlier\n\
+            ffffffff81000050 d data\nffffffffc0000000 t in_a_module\t[kvm]\n";
+        let functions = Functions::of(text);
+        assert_eq!(functions.name(0xffff_ffff_8100_003f), Some("earlier"));
+        assert_eq!(functions.name(0xffff_ffff_8100_0060), Some("later"));
+        assert_eq!(functions.name(0xffff_ffff_c000_0010), Some("in_a_module"));
+        assert_eq!(functions.name(0x1000), None);
     }
 }

@@ -76,6 +76,24 @@ impl KernelLayout {
         }
     }
 
+    /// Offset of a field of one bit, in bits.
+    ///
+    /// # Errors
+    /// This kernel has no such field.
+    fn bit(&self, structure: &str, field: &str) -> Result<u32> {
+        let missing = || anyhow!("this kernel's BTF has no bit {structure}::{field}");
+        let id = self.0.id_of(structure).ok_or_else(missing)?;
+        match self.0.offset_of(id, field) {
+            Ok((_, Offset::BitOffsetAndSize(offset, 1))) => Ok(offset),
+            _ => Err(missing()),
+        }
+    }
+
+    /// Whether the kernel keeps account of how long each thread waits for a CPU.
+    pub fn has_run_delay(&self) -> bool {
+        self.offset("task_struct", "sched_info.run_delay").is_ok()
+    }
+
     /// The value of a name in an enumeration.
     ///
     /// # Errors
@@ -156,6 +174,11 @@ impl KernelLayout {
             task_start_boottime: task("start_boottime")?,
             task_min_flt: task("min_flt")?,
             task_maj_flt: task("maj_flt")?,
+            task_run_delay: task("sched_info.run_delay").unwrap_or(0),
+            task_in_iowait: self.bit("task_struct", "in_iowait")? / 8,
+            in_iowait_bit: self.bit("task_struct", "in_iowait")? % 8,
+            task_over_high: task("memcg_nr_pages_over_high").unwrap_or(0),
+            mm_mmap_lock: self.offset("mm_struct", "mmap_lock")?,
             task_signal: task("signal")?,
             signal_live: signal("live")?,
             signal_min_flt: signal("min_flt")?,

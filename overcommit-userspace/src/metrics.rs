@@ -2,8 +2,9 @@
 
 use crate::probes::decide::Backend;
 use crate::probes::functions::{HookState, Purpose};
+use crate::probes::raw::{Absent, Group};
 use crate::sampler::coverage::Coverage;
-use overcommit_ebpf::layout::{FaultBacking, Metric};
+use overcommit_ebpf::layout::{FaultBacking, Metric, Part};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -37,7 +38,7 @@ impl MetricName {
 
     /// Whether it comes from KVM's tracepoints.
     pub fn is_of_exits(&self) -> bool {
-        ["exit", "idle", "stall.memory", "apf"].iter().any(|family| self.is_in(family))
+        ["exit", "idle", "stall.memory", "apf", "runq"].iter().any(|family| self.is_in(family))
     }
 
     /// Whether every interval and VM has it, counted or not.
@@ -60,7 +61,7 @@ impl MetricName {
 
 impl From<FaultBacking> for MetricName {
     fn from(backing: FaultBacking) -> Self {
-        Self(Cow::Borrowed(backing.metric()))
+        Self(Cow::Owned(format!("{BACKING}.{}", backing.name())))
     }
 }
 
@@ -91,12 +92,12 @@ const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages fo
 /// What is not seen of `fault.*` by hooks on handle_mm_fault.
 const LOCK_WAIT: &str =
     "the wait for the mmap lock before handle_mm_fault is called for the first time";
+/// What the parts of the faults' time stand for among the metrics.
+pub const FAULT_TIME: &str = "fault_time";
 /// The family of what faults took.
 const BACKING: &str = "backing";
-/// Families of the design that this version does not measure.
-const NOT_MEASURED: [&str; 1] = ["runq"];
-/// Why those are absent.
-pub const NOT_IN_THIS_VERSION: &str = "not measured by this version";
+/// Why waits for a CPU are not told.
+const NO_RUN_DELAY: &str = "this kernel keeps no account of waits for a CPU (SCHED_INFO)";
 /// Why swap-ins are not seen.
 const NO_HOOKS: &str = "it needs hooks on the kernel's functions";
 /// What `backing` does not tell on any kernel.
@@ -140,10 +141,10 @@ pub struct Sight {
     pub exits_absent: Option<String>,
     /// Whether asynchronous page faults are told.
     pub has_apf: bool,
-    /// Why swap-outs are not seen, if they are not.
-    pub swapouts_absent: Option<String>,
-    /// Why reclaim is not seen, if it is not.
-    pub reclaim_absent: Option<String>,
+    /// Why which tracepoints are not seen.
+    pub absent: Absent,
+    /// Whether the kernel tells how long threads wait for a CPU.
+    pub has_run_delay: bool,
 }
 
 impl Sight {
@@ -152,10 +153,20 @@ impl Sight {
         self.hooks.iter().any(|hook| hook.purpose == Purpose::Swap && hook.missing.is_none())
     }
 
+    /// Why tracepoints are not seen, if so.
+    pub fn absent(&self, group: Group) -> Option<&str> {
+        self.absent.get(&group).map(String::as_str)
+    }
+
     /// Why a hook is missing, if it is.
     fn missing(&self, purpose: Purpose) -> Option<&str> {
         let hook = self.hooks.iter().find(|hook| hook.purpose == purpose);
         hook.and_then(|hook| hook.missing.as_deref())
+    }
+
+    /// The same, also where the backend hooks no functions.
+    fn unhooked(&self, purpose: Purpose) -> Option<&str> {
+        if self.hooks.is_empty() { Some(NO_HOOKS) } else { self.missing(purpose) }
     }
 
     /// Why pages that reclaim drops without writing them are not seen, if so.
@@ -171,8 +182,8 @@ impl Sight {
             hooks: Vec::new(),
             exits_absent: Some(reason.to_owned()),
             has_apf: false,
-            swapouts_absent: Some(reason.to_owned()),
-            reclaim_absent: Some(reason.to_owned()),
+            absent: Group::ALL.map(|group| (group, reason.to_owned())).into(),
+            has_run_delay: false,
         }
     }
 }
@@ -181,9 +192,8 @@ impl Sight {
 pub fn is_known(name: &str) -> bool {
     let name = MetricName::new(name);
     Metric::ALL.iter().any(|metric| metric.name() == name.as_str())
-        || FaultBacking::ALL.iter().any(|backing| backing.metric() == name.as_str())
+        || FaultBacking::ALL.into_iter().any(|backing| MetricName::from(backing) == name)
         || (name.is_in("exit") && name.as_str().len() > "exit.".len())
-        || NOT_MEASURED.iter().any(|family| name.is_in(family))
 }
 
 /// How much of a metric is seen, by what was declared for it or its family.
@@ -200,7 +210,8 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     let faults = Metric::FAULTS.into_iter().map(|metric| match sight.backend {
         Some(Backend::Perf) => entry(metric.name(), Coverage::Full, &[OUTSIDERS, GET_USER_PAGES]),
         Some(Backend::Fentry | Backend::Kprobe) => {
-            entry(metric.name(), Coverage::Full, &[LOCK_WAIT])
+            let unseen = sight.absent(Group::Locks).map(|_| LOCK_WAIT);
+            entry(metric.name(), Coverage::Full, unseen.as_slice())
         }
         None => entry(metric.name(), Coverage::Absent, &[NO_BACKEND]),
     });
@@ -220,26 +231,58 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
         None => entry("apf", Coverage::Absent, &["this kernel's KVM has no such tracepoints"]),
     };
     let (swapin, backing) = (swapin(sight), backing(sight));
-    let reclaim = match &sight.reclaim_absent {
-        None => entry("reclaim", Coverage::Full, &[]),
-        Some(reason) => entry("reclaim", Coverage::Absent, &[reason]),
+    let reclaim = seen_unless("reclaim", sight.absent(Group::Reclaim));
+    let runq = match &sight.exits_absent {
+        None if !sight.has_run_delay => Some(NO_RUN_DELAY),
+        reason => reason.as_deref(),
     };
-    let state = match &sight.swapouts_absent {
+    let runq = seen_unless("runq", runq);
+    let held_back = seen_unless(Metric::MemoryHigh.name(), sight.unhooked(Purpose::High));
+    let state = match sight.absent(Group::Swapouts) {
         None => entry("swap_state", Coverage::Full, &[SHARED_CGROUP]),
         Some(reason) => {
             let why = format!("swap-outs, without which no VM is thrashing: {reason}");
             entry("swap_state", Coverage::Partial, &[&why, SHARED_CGROUP])
         }
     };
-    let missing = NOT_MEASURED
-        .into_iter()
-        .map(|metric| entry(metric, Coverage::Absent, &[NOT_IN_THIS_VERSION]));
+    let parts = Part::ALL.map(|part| seen_unless(&part_of_faults(part), part_absent(sight, part)));
     faults
         .chain([backing, share])
         .chain(exits)
-        .chain([apf, swapin, reclaim, state])
-        .chain(missing)
+        .chain([apf, swapin, reclaim, runq, held_back, state])
+        .chain(parts)
         .collect()
+}
+
+/// What stands for a part of the faults' time among the metrics.
+fn part_of_faults(part: Part) -> String {
+    format!("{FAULT_TIME}.{}", part.name())
+}
+
+/// Whether a part of the faults' time is seen, by what was declared.
+pub fn is_part_seen(declared: &[MetricCoverage], part: Part) -> bool {
+    coverage_of(declared, &MetricName::new(&part_of_faults(part))) != Coverage::Absent
+}
+
+/// Why a part of the faults' time is not seen, if so.
+fn part_absent(sight: &Sight, part: Part) -> Option<&str> {
+    match part {
+        Part::Reclaim => sight.absent(Group::Reclaim),
+        Part::Compaction => sight.absent(Group::Compaction),
+        Part::Lock => sight.absent(Group::Locks),
+        Part::Runq => (!sight.has_run_delay).then_some(NO_RUN_DELAY),
+        Part::Io | Part::Sleep => sight.absent(Group::Sleeps),
+        Part::Swapin => sight.unhooked(Purpose::Swap),
+        Part::Userfault => sight.unhooked(Purpose::Userfault),
+        Part::SwapinIo => sight.unhooked(Purpose::Swap).or_else(|| sight.absent(Group::Sleeps)),
+    }
+}
+
+fn seen_unless(metric: &str, absent: Option<&str>) -> MetricCoverage {
+    match absent {
+        None => entry(metric, Coverage::Full, &[]),
+        Some(reason) => entry(metric, Coverage::Absent, &[reason]),
+    }
 }
 
 /// What faults took, which functions on their way tell.

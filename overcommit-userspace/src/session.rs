@@ -1,12 +1,15 @@
 //! One recording: attach, drain once an interval, write, detach.
 
 use crate::clock::Clocks;
+use crate::export::slow_faults::SlowFault;
 use crate::host::survey::Options as HostOptions;
 use crate::host::{Host, HostSample, VmHostSample};
 use crate::probes::decide::{Backend, Decision};
 use crate::probes::log::ProgramLog;
 use crate::probes::object::Sizes;
+use crate::probes::raw::Group;
 use crate::probes::rings::{Events, SlowFaults};
+use crate::probes::stacks::Stacks;
 use crate::probes::{Kernel, Probes, Rings};
 use crate::recording::run_file::{
     self, BackendChoice, EvictionSight, HostState, NotCounted, Options, RunClocks, RunFile,
@@ -30,6 +33,7 @@ const SLOW_BYTES: u32 = 16 << 20;
 pub struct Session {
     sampler: Sampler,
     slow: SlowFaults,
+    stacks: Stacks,
     events: Events,
     log: Option<ProgramLog>,
     decision: Decision,
@@ -48,15 +52,16 @@ impl Session {
             slow_bytes: if want.slow_faults.is_some() { SLOW_BYTES } else { 4096 },
             slow_ns: want.slow_faults.map_or(u64::MAX, |least| least.as_nanos() as u64),
             follow_exec: want.follow_exec,
-            sees_drops: decision.backend != Backend::Perf,
+            hooks_calls: decision.backend != Backend::Perf,
+            sees_sleeps: want.causes || want.slow_faults.is_some(),
             verbose: want.verbose,
         };
-        let (probes, Rings { events, slow, log }) =
+        let (probes, Rings { events, slow, stacks, log }) =
             Probes::attach(kernel, decision.backend, &want.without, sizes)?;
         let now = Clocks::now()?;
         let mut sampler = Sampler::new(probes, roster, &now);
         sampler.rescan(&now)?;
-        Ok(Self { sampler, slow, events, log, decision })
+        Ok(Self { sampler, slow, stacks, events, log, decision })
     }
 
     /// Where VMs that start and end are announced.
@@ -135,7 +140,7 @@ impl Session {
             not_counted: NotCounted::default(),
             host_state: HostState::default(),
             evictions: Some(EvictionSight {
-                written_absent: sight.swapouts_absent.clone(),
+                written_absent: sight.absent(Group::Swapouts).map(str::to_owned),
                 dropped_absent: sight.drops_absent(),
             }),
         };
@@ -152,6 +157,8 @@ pub struct Want {
     pub running_vms: u32,
     /// `--slow-faults`
     pub slow_faults: Option<Duration>,
+    /// `--causes`
+    pub causes: bool,
     /// Whether VMs that start later can be meant.
     pub follow_exec: bool,
     /// `--verbose`
@@ -167,6 +174,7 @@ impl Want {
         Self {
             running_vms,
             slow_faults: None,
+            causes: false,
             follow_exec: selection.is_open(),
             verbose: false,
             without: Vec::new(),
@@ -211,8 +219,18 @@ impl RunningSession {
         if faults.is_empty() {
             return Ok(());
         }
-        let members = self.session.sampler.members();
-        self.writer.write_slow_faults(members, faults, &Clocks::now()?)
+        let Session { sampler, stacks, .. } = &mut self.session;
+        let mut told = Vec::with_capacity(faults.len());
+        for (metric, fault) in faults {
+            let stack = fault.stack.checked_sub(1).map(|number| stacks.folded(number));
+            told.push(SlowFault {
+                metric,
+                device: fault.swap_device.checked_sub(1).map(|device| sampler.swap_device(device)),
+                stack: stack.transpose()?.map(str::to_owned),
+                fault,
+            });
+        }
+        self.writer.write_slow_faults(sampler.members(), told, &Clocks::now()?)
     }
 
     /// Ends the interval at a boundary, in Unix microseconds, and begins the next

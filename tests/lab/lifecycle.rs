@@ -8,7 +8,6 @@ use overcommit::probes::decide::Backend;
 use overcommit::probes::object::Sizes;
 use overcommit::probes::{Kernel, Probes};
 use overcommit::sampler::coverage::Coverage;
-use overcommit_ebpf::layout::Metric;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
@@ -125,14 +124,10 @@ fn attach_in_a_storm(_dir: &Path) -> Result<()> {
         let (mut probes, _rings) = Probes::attach(&kernel, backend, &[], sizes)?;
         probes.adopt(&[pid])?;
         let slot = probes.slots.find(pid, started).context("the VM has no slot")?;
-        let place = slot as usize * Metric::COUNT + Metric::FaultMajor as usize;
-        let majors = probes.slots.histograms.get(place).context("no histogram")?;
-        await_some(
-            "major faults",
-            PATIENCE,
-            || Ok((majors.sum_ns.load(Relaxed) > 0).then_some(())),
-        )
-        .with_context(|| format!("round {round}"))?;
+        let vm = probes.slots.vms.get(slot as usize).context("no slot")?;
+        let faults = || vm.taken_by.iter().map(|count| count.load(Relaxed)).sum::<u64>();
+        await_some("faults", PATIENCE, || Ok((faults() > 0).then_some(())))
+            .with_context(|| format!("round {round}"))?;
         if round % 10 == 9 {
             println!("attached {} times", round + 1);
         }

@@ -2,6 +2,7 @@
 //! which `cargo xtask lab` boots.
 
 mod async_faults;
+mod causes;
 mod counts;
 mod evictions;
 mod host_changes;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         lifecycle::scenarios(),
         working_set::scenarios(),
         evictions::scenarios(),
+        causes::scenarios(),
     ];
     let trials = scenarios.into_iter().flatten().map(trial).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

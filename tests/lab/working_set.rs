@@ -115,14 +115,15 @@ fn scattered(dir: &Path) -> Result<()> {
         return Ok(());
     }
     // From Linux 7.x on the kernel uses DAMON itself, and is left alone.
-    let best = if Path::new(DAMON_STAT).exists() { "mglru" } else { "damon" };
-    for (asked, source) in [("auto", best), ("mglru", "mglru")] {
+    let both = [("auto", "damon"), ("mglru", "mglru")];
+    let wanted = if Path::new(DAMON_STAT).exists() { &[("auto", "mglru")] } else { &both[..] };
+    for (asked, source) in wanted {
         let row = measured(&dir.join(asked), asked, |_| true)?;
         let (lower, upper) = ends(&row)?;
         // What the guest and its firmware touch beside.
         let few = MIB;
         ensure!(lower <= truth + few && upper >= truth, "{source}: {truth} is not in the range");
-        ensure!(row["working_set_source"] == source, "{row:#?}");
+        ensure!(row["working_set_source"] == *source, "{row:#?}");
     }
     Ok(())
 }

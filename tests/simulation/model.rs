@@ -15,7 +15,7 @@ use overcommit::sampler::stall::StallSource;
 use overcommit::sampler::swapins::{SwapinCounts, SwapinTotals};
 use overcommit::sampler::{MetricSample, Stall, VmSample};
 use overcommit::vm::{Name, NamedBy, Vm, VmId};
-use overcommit_ebpf::layout::{Loss, Metric, Taker};
+use overcommit_ebpf::layout::{Loss, Metric, Part, Taker};
 use std::path::Path;
 
 /// How a load changes by itself.
@@ -120,8 +120,8 @@ fn sight() -> Sight {
         hooks: Vec::new(),
         exits_absent: None,
         has_apf: false,
-        swapouts_absent: None,
-        reclaim_absent: None,
+        absent: Default::default(),
+        has_run_delay: false,
     }
 }
 
@@ -200,7 +200,7 @@ fn interval(number: u64, start: Clocks, latencies: Latencies) -> Interval {
         swapins: SwapinCounts::default(),
         swapped_out: 0,
         discards: [0; 2],
-        parts_ns: [0; 2],
+        parts_ns: [0; Part::COUNT],
         not_counted: [0; Loss::COUNT],
     };
     Interval {

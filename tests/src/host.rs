@@ -141,6 +141,14 @@ impl MemoryCgroup {
         write(self.path.join(self.limit), &(mebibytes << 20).to_string())
     }
 
+    /// Holds back what needs more than that (v2).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn hold_back(&self, mebibytes: u64) -> Result<()> {
+        write(self.path.join("memory.high"), &(mebibytes << 20).to_string())
+    }
+
     /// Bytes that it holds (v2).
     ///
     /// # Errors

@@ -52,10 +52,28 @@ pub fn figure(vm: &Value, metric: &str, figure: &str) -> Result<u64> {
     entry[figure].as_u64().with_context(|| format!("no {metric} {figure} in {vm:#}"))
 }
 
+/// The share that a part has of the time of a VM's faults, whose parts make up the whole.
+///
+/// # Errors
+/// They do not, or that one was not seen.
+pub fn fault_share(vm: &Value, part: &str) -> Result<f64> {
+    let time = &vm["fault_time"];
+    println!("{part} of {time}");
+    let of = |part: &str| time[format!("{part}_ns")].as_u64();
+    let all = of("total").context("no time")?;
+    let sums = ["fault.minor", "fault.major"].map(|fault| figure(vm, fault, "sum_ns"));
+    let sums: u64 = sums.into_iter().sum::<Result<u64>>()?;
+    ensure!(all == sums, "{all} of {sums} ns");
+    let parts = ["reclaim", "swapin", "compaction", "lock", "userfault", "runq", "io", "sleep"];
+    let seen: u64 = parts.iter().chain(&["rest"]).filter_map(|part| of(part)).sum();
+    ensure!(seen == all, "the parts are {seen} of {all} ns: {time}");
+    Ok(of(part).with_context(|| format!("no {part} in {time}"))? as f64 / all.max(1) as f64)
+}
+
 /// What was not counted of a VM, slow faults left out: those are in the histogram.
 pub fn lost(vm: &Value) -> u64 {
     let counts = vm["not_counted"].as_object().into_iter().flatten();
-    counts.filter(|(cause, _)| *cause != "slow_dropped").filter_map(|(_, n)| n.as_u64()).sum()
+    counts.filter(|(cause, _)| !cause.starts_with("slow_")).filter_map(|(_, n)| n.as_u64()).sum()
 }
 
 /// Rows of a CSV file by column name, as far as they are whole: it may be being written.

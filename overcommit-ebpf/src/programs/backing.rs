@@ -8,12 +8,12 @@
 use crate::atomic::{get, set};
 use crate::kernel::Kernel;
 use crate::maps::{OFFSETS, histogram, lose};
-use crate::pool;
 use crate::threads::known_thread;
-use aya_ebpf::macros::{fentry, kprobe};
-use aya_ebpf::programs::{FEntryContext, ProbeContext};
+use crate::{parts, pool};
+use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
+use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
 use overcommit_ebpf::layout::{
-    FaultBacking, Histogram, IN_CALL, Loss, Metric, Thread, Vm, fault_key,
+    FaultBacking, Histogram, IN_CALL, Loss, Metric, Part, Thread, Vm, fault_key,
 };
 
 /// `VM_SHARED` and `VM_HUGETLB`, include/linux/mm.h; the same from 6.1 to 7.3.
@@ -26,13 +26,25 @@ const TMPFS: u64 = 0x0102_1994;
 
 #[fentry]
 pub(crate) fn fentry_userfault(_ctx: FEntryContext) -> i32 {
-    passes(FaultBacking::Userfault);
+    begins_to_wait();
     0
 }
 
 #[kprobe]
 pub(crate) fn kprobe_userfault(_ctx: ProbeContext) -> u32 {
-    passes(FaultBacking::Userfault);
+    begins_to_wait();
+    0
+}
+
+#[fexit]
+pub(crate) fn fexit_userfault(_ctx: FExitContext) -> i32 {
+    has_waited();
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kretprobe_userfault(_ctx: RetProbeContext) -> u32 {
+    has_waited();
     0
 }
 
@@ -58,6 +70,21 @@ pub(crate) fn fentry_write(_ctx: FEntryContext) -> i32 {
 pub(crate) fn kprobe_write(_ctx: ProbeContext) -> u32 {
     passes(FaultBacking::Cow);
     0
+}
+
+#[inline(always)]
+fn begins_to_wait() {
+    passes(FaultBacking::Userfault);
+    if let Some(thread) = known_thread() {
+        parts::enter(thread, Part::Userfault);
+    }
+}
+
+#[inline(always)]
+fn has_waited() {
+    if let Some(thread) = known_thread() {
+        parts::leave(thread, Part::Userfault);
+    }
 }
 
 /// What a fault in an area takes if nothing else is seen.

@@ -6,7 +6,7 @@
 //! the window ends or the thread leaves once more.
 
 use crate::atomic::{add, get, set};
-use crate::kernel::current_mm;
+use crate::kernel::{current_mm, current_run_delay};
 use crate::latency::record;
 use crate::maps::{APFS, KVM_FIELDS, MMS, VMS, histogram, lose};
 use crate::pool;
@@ -164,6 +164,7 @@ pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
     let window = &thread.window;
     let slot = get(&thread.vm) as u32;
     let Some(vm) = VMS.get(slot) else { return 0 };
+    count_wait_for_cpu(slot, window);
     let exit_ns = get(&window.exit_ns);
     if exit_ns == 0 {
         // The first entry of a vCPU is no loss.
@@ -182,6 +183,21 @@ pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
     come_back(window, now);
     end_window(vm, slot, thread, length);
     0
+}
+
+/// What the vCPU waited for a CPU since its last entry: KVM tells its guest the same
+/// number as steal (`record_steal_time`, arch/x86/kvm/x86.c).
+#[inline(always)]
+fn count_wait_for_cpu(slot: u32, window: &Window) {
+    let delay = current_run_delay();
+    let before = get(&window.run_delay_ns);
+    set(&window.run_delay_ns, delay);
+    if before != 0
+        && delay > before
+        && let Some(histogram) = histogram(slot, Metric::Runq)
+    {
+        record(histogram, delay - before);
+    }
 }
 
 #[inline(always)]

@@ -46,20 +46,60 @@ pub(crate) fn current_mm() -> u64 {
     unsafe { *task.add(OFFSETS.load().task_mm as usize).cast::<u64>() }
 }
 
-/// Whether the current thread is inside the system call by which it runs a vCPU.
+/// Time for which the current thread could run and had no CPU, in nanoseconds, as far as
+/// the kernel has added it up: up to its last arrival at one. 0 where the kernel keeps no
+/// such account.
 #[inline(always)]
-pub(crate) fn in_kvm_run() -> bool {
+pub(crate) fn current_run_delay() -> u64 {
+    let offset = OFFSETS.load().task_run_delay;
+    if offset == 0 {
+        return 0;
+    }
+    // SAFETY: as in `current_mm`.
+    let task = unsafe { bpf_get_current_task_btf() } as *const u8;
+    // SAFETY: the offset is task_struct::sched_info.run_delay of this kernel's BTF.
+    unsafe { *task.add(offset as usize).cast::<u64>() }
+}
+
+/// Whether the current thread, which is about to sleep, waits for a device
+/// (`io_schedule_prepare`, kernel/sched/core.c).
+#[inline(always)]
+pub(crate) fn current_waits_for_io() -> bool {
+    let offsets = OFFSETS.load();
+    // SAFETY: the helper has no precondition.
+    let task = Kernel(unsafe { bpf_get_current_task_btf() } as u64);
+    let byte: u8 = task.read(offsets.task_in_iowait);
+    byte >> (offsets.in_iowait_bit & 7) & 1 != 0
+}
+
+/// What the current thread entered the kernel with: the second argument of a system call,
+/// and its number, which is negative in a handler.
+#[inline(always)]
+fn entered_with() -> (u64, u32) {
     let offsets = OFFSETS.load();
     // SAFETY: the helpers have no precondition; the registers are those that the
     // thread entered the kernel with, on its own stack.
     let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8;
     // SAFETY: the offsets are fields of pt_regs by this kernel's BTF; the verifier
     // checks them.
-    let (argument, syscall) = unsafe {
+    unsafe {
         (
             *registers.add(offsets.regs_second_argument as usize).cast::<u64>(),
             *registers.add(offsets.regs_syscall as usize).cast::<u32>(),
         )
-    };
+    }
+}
+
+/// Whether the current thread is inside the system call by which it runs a vCPU.
+#[inline(always)]
+pub(crate) fn in_kvm_run() -> bool {
+    let (argument, syscall) = entered_with();
     argument == KVM_RUN && syscall == IOCTL.load()
+}
+
+/// Whether the current thread came into the kernel by a fault of its own
+/// (`do_user_addr_fault`, arch/x86/mm/fault.c).
+#[inline(always)]
+pub(crate) fn in_fault_handler() -> bool {
+    entered_with().1.cast_signed() < 0
 }

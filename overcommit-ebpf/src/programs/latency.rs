@@ -3,10 +3,13 @@
 use crate::atomic::{add, get, replace, set};
 use crate::backing;
 use crate::maps::{SLOW, SLOW_NS, lose};
+use crate::parts;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use overcommit_ebpf::bucket;
-use overcommit_ebpf::layout::{Histogram, Loss, Metric, Part, SlowFault, Taker, Thread, Vm};
+use overcommit_ebpf::layout::{
+    Histogram, Loss, Metric, SLOW_PER_SECOND, SlowFault, Taker, Thread, Vm,
+};
 
 /// How often a lost race for the maximum is tried again. A reader bounds the
 /// maximum by the last bucket in use, so giving up costs 1/128 at worst.
@@ -26,14 +29,7 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
     if let Some(histogram) = backing::histogram_of(vm, slot, thread, metric) {
         record(histogram, latency);
     }
-    let reclaimed = get(&thread.reclaimed_ns);
-    if reclaimed != 0 {
-        add(&vm.parts_ns[Part::Reclaim as usize], reclaimed);
-    }
-    let swapin = get(&thread.swapin_ns);
-    if swapin != 0 {
-        add(&vm.parts_ns[Part::Swapin as usize], swapin);
-    }
+    parts::close(vm, thread, now);
     let taker = if get(&thread.id) >> 32 != get(&vm.tgid) {
         Taker::Outside
     } else if get(&thread.is_vcpu) != 0 {
@@ -42,7 +38,7 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
         Taker::VmThread
     };
     add(&vm.taken_by[taker as usize], 1);
-    if latency >= SLOW_NS.load() {
+    if latency >= SLOW_NS.load() && has_room(vm, now) {
         send(vm, slot, metric, thread, now, latency);
     }
 }
@@ -77,6 +73,26 @@ pub(crate) fn record(histogram: &Histogram, latency: u64) {
     }
 }
 
+/// Whether one more slow fault of the VM may be sent in this second.
+#[inline(always)]
+fn has_room(vm: &Vm, now: u64) -> bool {
+    if SLOW_NS.load() == 0 {
+        return true;
+    }
+    let second = now / 1_000_000_000;
+    // Two threads may both begin a second; that lets a few more through.
+    if get(&vm.slow_second) != second {
+        set(&vm.slow_second, second);
+        set(&vm.slow_in_second, 0);
+    }
+    if get(&vm.slow_in_second) >= SLOW_PER_SECOND {
+        lose(vm, Loss::SlowLimited);
+        return false;
+    }
+    add(&vm.slow_in_second, 1);
+    true
+}
+
 #[inline(always)]
 fn send(vm: &Vm, slot: u32, metric: Metric, thread: &Thread, end_ns: u64, latency_ns: u64) {
     let Some(mut entry) = SLOW.reserve::<SlowFault>(0) else {
@@ -92,6 +108,11 @@ fn send(vm: &Vm, slot: u32, metric: Metric, thread: &Thread, end_ns: u64, latenc
         tid: get(&thread.id) as u32,
         metric: metric as u32,
         comm: bpf_get_current_comm().unwrap_or_default(),
+        parts_ns: thread.parts_ns.each_ref().map(get),
+        backing: get(&thread.backing) as u32,
+        swap_device: get(&thread.swap_device) as u32,
+        stack: get(&thread.longest_stack) as u32,
+        reserved: 0,
     });
     // The loader looks in by itself; a wake-up a fault would cost it more.
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));

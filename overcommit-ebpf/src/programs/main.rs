@@ -3,7 +3,9 @@
 //! `perf` and `calls` follow a fault from start to completion, each by other hooks;
 //! `backing` says what it took, `swapin` looks at the part of it that waits for swap,
 //! `evictions` at what reclaim takes and for whom, `reclaim` at the time of those who do it,
-//! `discards` at what a VM gives back, `exits` follows a vCPU out of its guest and back;
+//! `locks` and `sleeps` at what else threads wait for, and `parts` splits the fault's time
+//! among all those; `high` follows those who are held back after a fault, `discards` what a VM gives back, `exits` follows a vCPU out of
+//! its guest and back;
 //! `latency` counts it, in histograms of the VM's own or of the `pool`, `threads` remembers
 //! it meanwhile. `vms` keeps the table of VMs in step with processes, `maps` says what lies
 //! where.
@@ -19,12 +21,16 @@ mod calls;
 mod discards;
 mod evictions;
 mod exits;
+mod high;
 mod kernel;
 mod latency;
+mod locks;
 mod maps;
+mod parts;
 mod perf;
 mod pool;
 mod reclaim;
+mod sleeps;
 mod swapin;
 mod threads;
 mod trial;

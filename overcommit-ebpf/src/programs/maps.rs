@@ -4,7 +4,7 @@ use crate::atomic::add;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, Queue, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, Queue, RingBuf, StackTrace};
 use overcommit_ebpf::layout::{
     Cpu, Eviction, EvictionKey, FolioOffsets, Histogram, KernelOffsets, KvmFields, Loss, Metric,
     SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word,
@@ -116,6 +116,10 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 #[map]
 pub(crate) static SLOW: RingBuf = RingBuf::with_byte_size(4096 /* loader */, 0);
 
+/// Where threads slept in faults.
+#[map]
+pub(crate) static STACKS: StackTrace = StackTrace::with_max_entries(1 /* loader */, 0);
+
 /// Where the running kernel keeps what.
 #[unsafe(no_mangle)]
 pub(crate) static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
@@ -125,6 +129,11 @@ pub(crate) static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     task_start_boottime: 0,
     task_min_flt: 0,
     task_maj_flt: 0,
+    task_run_delay: 0,
+    task_in_iowait: 0,
+    in_iowait_bit: 0,
+    task_over_high: 0,
+    mm_mmap_lock: 0,
     task_signal: 0,
     signal_live: 0,
     signal_min_flt: 0,
@@ -163,6 +172,15 @@ pub(crate) static FOLIO_OFFSETS: Global<FolioOffsets> = Global::new(FolioOffsets
 /// Latency from which a fault is sent to [`SLOW`], in nanoseconds.
 #[unsafe(no_mangle)]
 pub(crate) static SLOW_NS: Global<u64> = Global::new(u64::MAX);
+
+/// Whether the stacks of those who sleep in faults are taken.
+#[unsafe(no_mangle)]
+pub(crate) static TAKES_STACKS: Global<u8> = Global::new(0);
+
+/// Whether the backend begins a fault where `handle_mm_fault` is called, so that the wait
+/// for the lock before it is to be added.
+#[unsafe(no_mangle)]
+pub(crate) static BEGINS_AT_CALL: Global<u8> = Global::new(0);
 
 /// Number of the system call `ioctl` on this architecture.
 #[unsafe(no_mangle)]

@@ -7,12 +7,12 @@ use crate::atomic::{get, set};
 use crate::kernel::current_mm;
 use crate::latency::record;
 use crate::maps::{MMS, histogram};
-use crate::swapin;
+use crate::parts;
 use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
-use overcommit_ebpf::layout::{Metric, Thread};
+use overcommit_ebpf::layout::{Metric, Part, Thread};
 
 #[raw_tracepoint(tracepoint = "mm_vmscan_direct_reclaim_begin")]
 pub(crate) fn direct_reclaim_begin(_ctx: RawTracePointContext) -> i32 {
@@ -43,12 +43,16 @@ fn begin() {
     if let Some((thread, _)) = served() {
         // SAFETY: the helper has no precondition.
         set(&thread.reclaim_since_ns, unsafe { bpf_ktime_get_ns() });
+        // Outside a fault it is nobody's part: memory.high makes a thread reclaim on its way
+        // back to user mode.
+        parts::enter(thread, Part::Reclaim);
     }
 }
 
 #[inline(always)]
 fn end() {
     let Some((thread, slot)) = served() else { return };
+    parts::leave(thread, Part::Reclaim);
     let since = get(&thread.reclaim_since_ns);
     set(&thread.reclaim_since_ns, 0);
     // SAFETY: the helper has no precondition.
@@ -56,19 +60,27 @@ fn end() {
     if since == 0 || now < since {
         return;
     }
-    let latency = now - since;
     if let Some(histogram) = histogram(slot, Metric::Reclaim) {
-        record(histogram, latency);
+        record(histogram, now - since);
     }
-    // Outside a fault it is nobody's part: memory.high makes a thread reclaim on its way
-    // back to user mode.
-    if get(&thread.since_ns) == 0 {
-        return;
+}
+
+/// On `mm_compaction_begin` and `…_end` (`compact_zone`, mm/compaction.c): a thread of ours
+/// compacts where it needs a large page.
+#[raw_tracepoint(tracepoint = "mm_compaction_begin")]
+pub(crate) fn compaction_begin(_ctx: RawTracePointContext) -> i32 {
+    if let Some(thread) = known_thread() {
+        parts::enter(thread, Part::Compaction);
     }
-    set(&thread.reclaimed_ns, get(&thread.reclaimed_ns) + latency);
-    if swapin::is_open(thread) {
-        set(&thread.swapin_reclaimed_ns, get(&thread.swapin_reclaimed_ns) + latency);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_compaction_end")]
+pub(crate) fn compaction_end(_ctx: RawTracePointContext) -> i32 {
+    if let Some(thread) = known_thread() {
+        parts::leave(thread, Part::Compaction);
     }
+    0
 }
 
 /// The current thread, and the VM for which it works: the one in whose memory it has a

@@ -14,11 +14,12 @@ use crate::maps::{
     MMS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_INFO_AT, SWAP_TYPE, VMS, ZSWAP_LOADED,
     histogram,
 };
+use crate::parts;
 use crate::threads::known_thread;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel_str_bytes};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
-use overcommit_ebpf::layout::{FaultBacking, IN_CALL, Metric, SWAP_DEVICES_MAX, Thread};
+use overcommit_ebpf::layout::{FaultBacking, IN_CALL, Metric, Part, SWAP_DEVICES_MAX, Thread};
 
 /// In [`Thread::swapin`]: a wait is open. Its low byte is the number of the device.
 const OPEN: u64 = 1 << 8;
@@ -157,6 +158,9 @@ fn enter(device: u64) -> bool {
     if get(&thread.call) & IN_CALL == 0 {
         return false;
     }
+    if !parts::is_in(thread, Some(Part::Swapin)) {
+        parts::enter(thread, Part::Swapin);
+    }
     if get(&thread.swapin) & OPEN == 0 {
         // SAFETY: the helper has no precondition.
         set(&thread.swapin_since_ns, unsafe { bpf_ktime_get_ns() });
@@ -182,6 +186,7 @@ fn leave(done: bool) {
     if get(&thread.swapin) & OPEN == 0 {
         return;
     }
+    parts::leave(thread, Part::Swapin);
     // SAFETY: the helper has no precondition.
     set(&thread.swapin_until_ns, unsafe { bpf_ktime_get_ns() });
     if done {
@@ -204,9 +209,6 @@ pub(crate) fn finish(thread: &Thread) {
     if let Some(histogram) = histogram(slot, Metric::Swapin) {
         record(histogram, latency);
     }
-    let own = latency.saturating_sub(get(&thread.swapin_reclaimed_ns));
-    set(&thread.swapin_ns, get(&thread.swapin_ns) + own);
-    set(&thread.swapin_reclaimed_ns, 0);
     let number = (swapin & (SWAP_DEVICES_MAX as u64 - 1)) as usize;
     if swapin & ZSWAP != 0 {
         add(&vm.swapin.from_zswap, 1);
@@ -214,14 +216,9 @@ pub(crate) fn finish(thread: &Thread) {
         add(&vm.swapin.from_cache, 1);
     } else if let Some(count) = vm.swapin.from_device.get(number) {
         add(count, 1);
+        set(&thread.swap_device, number as u64 + 1);
         name_device(number as u32);
     }
-}
-
-/// Whether the thread waits for a swapped page.
-#[inline(always)]
-pub(crate) fn is_open(thread: &Thread) -> bool {
-    get(&thread.swapin) & OPEN != 0
 }
 
 /// Forgets the wait of a fault that will not complete.

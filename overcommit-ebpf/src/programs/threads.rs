@@ -3,6 +3,7 @@
 use crate::atomic::{get, set};
 use crate::kernel::in_kvm_run;
 use crate::maps::{CPUS, FREE_THREADS, THREADS, TIDS};
+use crate::parts;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use overcommit_ebpf::layout::{HotProgram, Thread};
 
@@ -34,7 +35,7 @@ pub(crate) fn thread_entry(slot: u32) -> Option<&'static Thread> {
     Some(thread)
 }
 
-/// Starts the clock of a fault.
+/// Starts the clock of a fault; a wait for the lock just before is part of it.
 #[inline(always)]
 pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
     if get(&thread.is_vcpu) == 0 && in_kvm_run() {
@@ -42,11 +43,13 @@ pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
     }
     set(&thread.vm, u64::from(slot));
     set(&thread.address, address);
-    set(&thread.reclaimed_ns, 0);
-    set(&thread.swapin_reclaimed_ns, 0);
-    set(&thread.swapin_ns, 0);
+    set(&thread.swap_device, 0);
+    let lock_before = get(&thread.lock_before_ns);
+    set(&thread.lock_before_ns, 0);
     // SAFETY: the helper has no precondition.
-    set(&thread.since_ns, unsafe { bpf_ktime_get_ns() });
+    let now = unsafe { bpf_ktime_get_ns() };
+    parts::open(thread, now, lock_before);
+    set(&thread.since_ns, now - lock_before);
 }
 
 /// Counts the run, so that the loader can tell how often the kernel skipped the

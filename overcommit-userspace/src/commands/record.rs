@@ -60,6 +60,9 @@ pub struct Args {
     /// Write each fault of at least D to slow-faults.csv
     #[arg(long, value_name = "D", value_parser = parse_duration)]
     slow_faults: Option<Duration>,
+    /// Also see sleep inside faults: a program at each switch of the host's threads
+    #[arg(long)]
+    causes: bool,
     #[command(flatten)]
     host: HostArgs,
     /// Note a fact about the run; may be repeated
@@ -121,6 +124,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     let folder = Folder::create(&out(&args)?, Owner::behind_sudo())?;
     let mut want = Want::new(&selection, vms);
     (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
+    want.causes = args.causes;
     want.without.clone_from(&args.without);
     let roster = Roster::new(Discovery::new("/proc"), selection);
     let host = args.host.read(kernel.layout.mglru_sees_guests());
@@ -270,6 +274,7 @@ fn options(args: &Args, objectives: &[Objective]) -> Options {
         backend: format!("{:?}", args.backend).to_lowercase(),
         pid: args.pid.clone(),
         slow_faults_ns: args.slow_faults.map(ns),
+        causes: args.causes,
         slo: objectives.iter().map(Objective::to_string).collect(),
         labels: BTreeMap::from_iter(args.label.iter().cloned()),
         command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),

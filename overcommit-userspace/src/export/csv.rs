@@ -18,7 +18,8 @@ pub fn rows<R: AsRef<[String]>>(rows: impl IntoIterator<Item = R>) -> Result<Vec
 }
 
 /// The header line of these columns.
-pub fn header(columns: &[&str]) -> Vec<u8> {
+pub fn header(columns: &[impl AsRef<str>]) -> Vec<u8> {
+    let columns: Vec<&str> = columns.iter().map(AsRef::as_ref).collect();
     let mut line = columns.join(",").into_bytes();
     line.push(b'\n');
     line

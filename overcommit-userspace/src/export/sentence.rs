@@ -1,11 +1,23 @@
 //! What happened to a VM, in a sentence. Each number stands in summary.json too.
 
 use crate::export::summary::{SummaryVm, percent};
-use crate::recording::rows::FaultTime;
+use crate::sampler::fault_time::FaultTime;
 use crate::sampler::swapins::SwapinTotals;
+use overcommit_ebpf::layout::Part;
 
 /// Shares below this are not worth a word.
 const LEAST: f64 = 0.005;
+
+/// The words for parts of the faults' time; swap-ins have their device too.
+const SAID: [(Part, &str); 7] = [
+    (Part::Reclaim, "reclaim"),
+    (Part::Compaction, "compaction"),
+    (Part::Lock, "waits for the mmap lock"),
+    (Part::Userfault, "waits for another process (userfaultfd)"),
+    (Part::Runq, "waits for a CPU"),
+    (Part::Io, "waits for a device"),
+    (Part::Sleep, "other sleep"),
+];
 
 /// The sentence of a VM that lost something; `None` of any other.
 pub fn of(vm: &SummaryVm) -> Option<String> {
@@ -23,23 +35,32 @@ pub fn of(vm: &SummaryVm) -> Option<String> {
 /// What the time of faults went into, the most first, and the rest.
 fn parts(time: FaultTime, swapins: &SwapinTotals) -> Option<String> {
     let all = time.total_ns.max(1) as f64;
-    let devices = swapins.from_device.iter().map(|(name, pages)| (name.as_str(), *pages));
-    let sources = devices.chain([("zswap", swapins.from_zswap)]).filter(|(_, pages)| *pages > 0);
-    let device = sources.max_by_key(|(_, pages)| *pages);
-    let device = device.map(|(name, _)| format!(" from {name}")).unwrap_or_default();
-    let parts =
-        [(format!("swap-in{device}"), time.swapin_ns), ("reclaim".to_owned(), time.reclaim_ns)];
-    let seen: u64 = parts.iter().filter_map(|(_, part)| *part).sum();
-    let mut seen_parts: Vec<(String, u64)> =
-        parts.into_iter().filter_map(|(name, part)| Some((name, part?))).collect();
-    seen_parts.sort_by_key(|(_, part)| std::cmp::Reverse(*part));
-    let rest = if time.swapin_ns.is_none() { "the rest, swap-in among it" } else { "the rest" };
-    seen_parts.push((rest.to_owned(), time.total_ns.saturating_sub(seen)));
-    let said = seen_parts.into_iter().map(|(name, part)| (name, part as f64 / all));
+    let mut parts: Vec<(String, u64)> = SAID
+        .into_iter()
+        .filter_map(|(part, words)| Some((words.to_owned(), time.of(part)?)))
+        .chain(time.of(Part::Swapin).map(|swapin| (swap_in(swapins), swapin)))
+        .filter(|(_, part)| *part > 0)
+        .collect();
+    if parts.is_empty() {
+        return None;
+    }
+    parts.sort_by_key(|(_, part)| std::cmp::Reverse(*part));
+    let blind = time.of(Part::Swapin).is_none();
+    let rest = if blind { "the rest, swap-in among it" } else { "the rest" };
+    parts.push((rest.to_owned(), time.rest_ns()));
+    let said = parts.into_iter().map(|(name, part)| (name, part as f64 / all));
     let said = said.filter(|(_, share)| *share >= LEAST);
     let said: Vec<String> =
         said.map(|(name, share)| format!("{} {name}", percent(share))).collect();
-    (time.total_ns > 0 && seen > 0).then(|| said.join(", "))
+    Some(said.join(", "))
+}
+
+/// Where most pages came from, if that is known.
+fn swap_in(swapins: &SwapinTotals) -> String {
+    let devices = swapins.from_device.iter().map(|(name, pages)| (name.as_str(), *pages));
+    let sources = devices.chain([("zswap", swapins.from_zswap)]).filter(|(_, pages)| *pages > 0);
+    let most = sources.max_by_key(|(_, pages)| *pages);
+    most.map_or("swap-in".to_owned(), |(name, _)| format!("swap-in from {name}"))
 }
 
 #[cfg(test)]
@@ -50,13 +71,18 @@ mod tests {
     fn the_greatest_part_comes_first() {
         let mut swapins = SwapinTotals::default();
         swapins.from_device.extend([("zram0".to_owned(), 9), ("sda".to_owned(), 1)]);
-        let time = FaultTime { total_ns: 1_000, reclaim_ns: Some(220), swapin_ns: Some(710) };
+        let time = |parts: &[(Part, u64)]| {
+            let mut time = FaultTime { total_ns: 1_000, ..FaultTime::default() };
+            parts.iter().for_each(|(part, ns)| time.parts_ns[*part as usize] = Some(*ns));
+            time
+        };
+        let seen = time(&[(Part::Reclaim, 220), (Part::Swapin, 710), (Part::Lock, 0)]);
         let said = "71.0 % swap-in from zram0, 22.0 % reclaim, 7.0 % the rest";
-        assert_eq!(parts(time, &swapins).unwrap(), said);
+        assert_eq!(parts(seen, &swapins).unwrap(), said);
         swapins.from_zswap = 10;
-        assert!(parts(time, &swapins).unwrap().contains("swap-in from zswap"));
-        let blind = FaultTime { swapin_ns: None, ..time };
-        let said = "22.0 % reclaim, 78.0 % the rest, swap-in among it";
+        assert!(parts(seen, &swapins).unwrap().contains("swap-in from zswap"));
+        let blind = time(&[(Part::Reclaim, 220), (Part::Runq, 300)]);
+        let said = "30.0 % waits for a CPU, 22.0 % reclaim, 48.0 % the rest, swap-in among it";
         assert_eq!(parts(blind, &SwapinTotals::default()).unwrap(), said);
         assert_eq!(parts(FaultTime::default(), &swapins), None);
     }

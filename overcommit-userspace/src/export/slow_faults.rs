@@ -1,15 +1,17 @@
 //! slow-faults.csv: one row a fault above `--slow-faults`.
 
 use crate::clock::Clocks;
-use crate::export::csv::{self, text};
+use crate::export::csv::{self, optional, text};
 use crate::export::intervals::who;
+use crate::metrics::{MetricCoverage, is_part_seen};
 use crate::recording::run_file::RunVm;
+use crate::sampler::fault_time::FaultTime;
 use crate::vm::name::escape;
 use anyhow::Result;
-use overcommit_ebpf::layout::{Metric, SlowFault};
+use overcommit_ebpf::layout::{self, FaultBacking, Metric, Part};
 
-/// The columns; only ever appended to.
-pub const COLUMNS: [&str; 10] = [
+/// The columns before those of the parts of its time; only ever appended to.
+const COLUMNS: [&str; 13] = [
     "end_unix_s",
     "vm_id",
     "vm",
@@ -20,37 +22,65 @@ pub const COLUMNS: [&str; 10] = [
     "metric",
     "latency_ns",
     "address",
+    "backing",
+    "swap_device",
+    "stack",
 ];
+
+/// All columns: one more for each [`Part`] of its time.
+pub fn columns() -> Vec<String> {
+    let parts = Part::ALL.map(|part| format!("{}_ns", part.name()));
+    COLUMNS.into_iter().map(str::to_owned).chain(parts).collect()
+}
+
+/// A slow fault, with what the programs only number.
+pub struct SlowFault {
+    /// As the programs sent it.
+    pub fault: layout::SlowFault,
+    /// Minor or major.
+    pub metric: Metric,
+    /// The device from which it read a swapped page, if it did.
+    pub device: Option<String>,
+    /// Where in the kernel it slept longest: functions, the outermost first.
+    pub stack: Option<String>,
+}
 
 /// A slow fault and the VM that it belongs to.
 pub struct SlowRow<'a> {
-    /// As the programs sent it.
-    pub fault: SlowFault,
-    /// Minor or major.
-    pub metric: Metric,
+    /// Which.
+    pub told: SlowFault,
     /// Whose.
     pub vm: &'a RunVm,
 }
 
-/// The faults' rows. `now` turns their monotonic times into Unix times.
+/// The faults' rows, of parts that are not absent by `coverage`. `now` turns their monotonic
+/// times into Unix times.
 ///
 /// # Errors
 /// See [`csv::rows`].
-pub fn rows(faults: &[SlowRow<'_>], now: &Clocks) -> Result<Vec<u8>> {
-    csv::rows(faults.iter().map(|row| cells(row, now)))
+pub fn rows(faults: &[SlowRow<'_>], coverage: &[MetricCoverage], now: &Clocks) -> Result<Vec<u8>> {
+    let is_seen = |part| is_part_seen(coverage, part);
+    csv::rows(faults.iter().map(|row| cells(row, is_seen, now)))
 }
 
-fn cells(row: &SlowRow<'_>, now: &Clocks) -> Vec<String> {
-    let fault = &row.fault;
+fn cells(row: &SlowRow<'_>, is_seen: impl Fn(Part) -> bool, now: &Clocks) -> Vec<String> {
+    let fault = &row.told.fault;
+    let backing = (fault.backing as usize).checked_sub(1);
+    let backing = backing.and_then(|number| FaultBacking::ALL.get(number));
     let comm = fault.comm.split(|byte| *byte == 0).next().unwrap_or_default();
     let mut cells = vec![csv::seconds_of_ns(now.realtime_of(fault.end_ns))];
     cells.extend(who(row.vm));
     cells.extend([
         fault.tid.to_string(),
         text(&escape(comm)),
-        row.metric.name().to_owned(),
+        row.told.metric.name().to_owned(),
         fault.latency_ns.to_string(),
         format!("{:#x}", fault.address),
+        backing.map_or("", |backing| backing.name()).to_owned(),
+        optional(row.told.device.as_deref().map(text)),
+        optional(row.told.stack.as_deref().map(text)),
     ]);
+    let time = FaultTime::new(fault.latency_ns, fault.parts_ns, is_seen);
+    cells.extend(time.parts_ns.map(optional));
     cells
 }

@@ -3,7 +3,7 @@
 use crate::clock::readable;
 use crate::export::memory_text;
 use crate::export::summary::{Summary, SummaryMetric, SummaryVm, percent};
-use crate::metrics::NOT_IN_THIS_VERSION;
+use crate::metrics::{FAULT_TIME, MetricName};
 use crate::recording::run_file::RunFile;
 use crate::sampler::coverage::Coverage;
 use crate::slo::{Judged, Verdict};
@@ -174,10 +174,9 @@ fn not_counted(text: &mut String, run: &RunFile) {
 fn absent(run: &RunFile) -> Vec<(&str, Vec<&str>)> {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for entry in run.coverage.iter().filter(|entry| entry.coverage == Coverage::Absent) {
-        let Some(reason) = entry.not_seen.first().filter(|text| *text != NOT_IN_THIS_VERSION)
-        else {
-            continue;
-        };
+        // Parts are told where they were seen.
+        let is_part = MetricName::new(&entry.metric).is_in(FAULT_TIME);
+        let Some(reason) = entry.not_seen.first().filter(|_| !is_part) else { continue };
         match reasons.iter_mut().find(|(known, _)| known == reason) {
             Some((_, families)) => families.push(&entry.metric),
             None => reasons.push((reason, vec![&entry.metric])),

@@ -8,18 +8,18 @@ use crate::host::VmHostSample;
 use crate::host::balloon::GuestMemory;
 use crate::host::balloon::qmp::POLL_SECONDS;
 use crate::host::working_set::WorkingSet;
-use crate::metrics::{MetricCoverage, MetricName, coverage_of};
+use crate::metrics::{MetricCoverage, is_part_seen};
 use crate::recording::Interval;
 use crate::recording::run_file::RunVm;
-use crate::sampler::coverage::Coverage;
+use crate::sampler::fault_time::FaultTime;
 use anyhow::Result;
 use overcommit_ebpf::layout::{Loss, Part, Taker};
 
 /// Age of a guest's report from which it says nothing of now, in seconds.
 const STALE_S: f64 = 2.0 * POLL_SECONDS as f64 + 1.0;
 
-/// The columns before the losses; only ever appended to.
-const COLUMNS: [&str; 49] = [
+/// The columns before those; only ever appended to.
+const COLUMNS: [&str; 47] = [
     "start_unix_s",
     "length_s",
     "vm_id",
@@ -67,14 +67,17 @@ const COLUMNS: [&str; 49] = [
     "cgroup_headroom_lower_bytes",
     "cgroup_headroom_upper_bytes",
     "fault_ns",
-    "fault_reclaim_ns",
-    "fault_swapin_ns",
 ];
 
-/// All columns: one more for each cause of [`Loss`].
+/// All columns: one more for each [`Part`] of the faults' time and each cause of [`Loss`].
 pub fn columns() -> Vec<String> {
-    let losses = Loss::ALL.map(lost);
-    COLUMNS.into_iter().map(str::to_owned).chain(losses).collect()
+    let parts = Part::ALL.map(part);
+    COLUMNS.into_iter().map(str::to_owned).chain(parts).chain(Loss::ALL.map(lost)).collect()
+}
+
+/// The column of a part of the faults' time.
+pub fn part(part: Part) -> String {
+    format!("fault_{}_ns", part.name())
 }
 
 /// The column of a cause.
@@ -124,11 +127,10 @@ pub fn rows(interval: &Interval, vms: &[RunVm], coverage: &[MetricCoverage]) -> 
         let headroom = host.cgroup_headroom();
         row.push(optional(headroom.map(|headroom| headroom.lower)));
         row.push(optional(headroom.map(|headroom| headroom.upper)));
-        row.push(sample.fault_ns().to_string());
-        row.extend(Part::ALL.map(|part| {
-            let is_seen = coverage_of(coverage, &MetricName::new(part.name())) != Coverage::Absent;
-            optional(is_seen.then(|| sample.parts_ns[part as usize]))
-        }));
+        let is_seen = |part| is_part_seen(coverage, part);
+        let time = FaultTime::new(sample.fault_ns(), sample.parts_ns, is_seen);
+        row.push(time.total_ns.to_string());
+        row.extend(time.parts_ns.map(optional));
         row.extend(sample.not_counted.map(|count| count.to_string()));
         row
     });

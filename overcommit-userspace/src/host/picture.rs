@@ -11,6 +11,7 @@ use crate::host::watch::{HostSwap, SwapSources, VmSwap, Watch};
 use crate::host::working_set::follow::Target;
 use crate::host::working_set::{WorkingSet, bounds};
 use crate::metrics::{SILENT, Sight};
+use crate::probes::raw::Group;
 use crate::sampler::VmSample;
 use crate::sampler::roster::Member;
 use crate::vm::Vm;
@@ -98,7 +99,7 @@ impl Host {
     /// See [`Survey::start`].
     pub fn start(sight: &Sight, options: &Options) -> Result<Self> {
         let proc = Path::new("/proc");
-        let watch = Watch::new(proc, sight.sees_swapins(), sight.swapouts_absent.is_none());
+        let watch = Watch::new(proc, sight.sees_swapins(), sight.absent(Group::Swapouts).is_none());
         Ok(Self {
             watch,
             survey: Survey::start(proc, Path::new("/sys"), options)?,

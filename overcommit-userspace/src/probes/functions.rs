@@ -46,12 +46,14 @@ pub enum Purpose {
     Numa,
     /// Faults that another process serves.
     Userfault,
+    /// Holding back those whose cgroup is above its `memory.high`.
+    High,
 }
 
 impl Purpose {
     /// Every hook, in the order in which they are attached: what marks a fault before
     /// what opens it.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Zswap,
         Self::SwapRead,
         Self::SharedSwap,
@@ -59,6 +61,7 @@ impl Purpose {
         Self::Write,
         Self::Numa,
         Self::Userfault,
+        Self::High,
         Self::Fault,
         Self::Drop,
     ];
@@ -75,12 +78,14 @@ impl Purpose {
             Self::Write => "write",
             Self::Numa => "numa",
             Self::Userfault => "userfault",
+            Self::High => "high",
         }
     }
 
     /// The functions that do it, the newest name first: mm/memory.c, mm/shmem.c,
     /// mm/page_io.c (`swap_readpage` until 6.4), mm/zswap.c (mm/frontswap.c until 6.5),
-    /// mm/vmscan.c, kernel/sched/fair.c, fs/userfaultfd.c.
+    /// mm/vmscan.c, kernel/sched/fair.c, fs/userfaultfd.c, mm/memcontrol.c (with
+    /// underscores from 7.x on).
     pub const fn functions(self) -> &'static [&'static str] {
         match self {
             Self::Fault => &["handle_mm_fault"],
@@ -92,6 +97,7 @@ impl Purpose {
             Self::Write => &["do_wp_page"],
             Self::Numa => &["task_numa_fault"],
             Self::Userfault => &["handle_userfault"],
+            Self::High => &["__mem_cgroup_handle_over_high", "mem_cgroup_handle_over_high"],
         }
     }
 
@@ -99,9 +105,9 @@ impl Purpose {
     /// from its entry on can end.
     const fn ends(self) -> &'static [End] {
         match self {
-            Self::Fault | Self::Swap | Self::SharedSwap | Self::Drop => &[End::Return, End::Entry],
-            Self::SwapRead | Self::Write | Self::Numa | Self::Userfault => &[End::Entry],
+            Self::SwapRead | Self::Write | Self::Numa => &[End::Entry],
             Self::Zswap => &[End::Return],
+            _ => &[End::Return, End::Entry],
         }
     }
 }

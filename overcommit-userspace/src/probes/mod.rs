@@ -14,12 +14,13 @@ pub mod raw;
 pub mod rings;
 pub mod shared;
 pub mod slots;
+pub mod stacks;
 pub mod tracefs;
 
 use crate::kernel::Symbols;
 use crate::kernel_layout::{KernelLayout, VMLINUX_BTF};
 use crate::metrics::Sight;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::{Btf, Ebpf};
 use decide::Backend;
 use discards::Discards;
@@ -29,10 +30,11 @@ use log::ProgramLog;
 use object::Sizes;
 use overcommit_ebpf::layout::{Cpu, HotProgram};
 use perf::PerfEvents;
-use raw::Optional;
+use raw::{Group, Groups};
 use rings::{Events, SlowFaults};
 use shared::SharedArray;
 use slots::Slots;
+use stacks::Stacks;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,6 +43,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// programs.
 const LIFECYCLE: &[(&str, &str)] =
     &[("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
+
+/// Why sleep in faults is not seen.
+pub const NOT_ASKED_FOR: &str = "seen with --causes or --slow-faults";
 
 /// What the running kernel says about itself.
 pub struct Kernel {
@@ -76,8 +81,8 @@ pub struct Probes {
     kvm: KvmTracepoints,
     discards: Discards,
     cpus: SharedArray<Cpu>,
-    swapouts: Optional,
-    reclaim: Optional,
+    groups: Groups,
+    has_run_delay: bool,
     /// Who has a slot.
     pub slots: Slots,
 }
@@ -103,6 +108,8 @@ pub struct Rings {
     pub events: Events,
     /// Faults above the length asked for.
     pub slow: SlowFaults,
+    /// Where those slept.
+    pub stacks: Stacks,
     /// What the programs say about themselves, if they were asked to.
     pub log: Option<ProgramLog>,
 }
@@ -131,23 +138,31 @@ impl Probes {
         };
         let kvm = KvmTracepoints::load(&mut ebpf)?;
         let discards = Discards::load(&mut ebpf)?;
-        let has_cgroups = kernel.layout.folio_offsets().map(drop);
-        let mut swapouts = Optional::load(&mut ebpf, raw::SWAPOUTS, has_cgroups);
-        let mut reclaim = Optional::load(&mut ebpf, raw::RECLAIM, Ok(()));
+        let mut groups = Groups::load(&mut ebpf, |group| match group {
+            Group::Swapouts => kernel.layout.folio_offsets().map(drop),
+            Group::Sleeps => {
+                ensure!(sizes.sees_sleeps, NOT_ASKED_FOR);
+                Ok(())
+            }
+            _ => Ok(()),
+        });
         let slots = Slots::open(&mut ebpf, sizes)?;
         let cpus = SharedArray::open(&mut ebpf, "CPUS", sizes.cpus)?;
         let rings = Rings {
             events: Events::open(&mut ebpf)?,
             slow: SlowFaults::open(&mut ebpf)?,
+            stacks: Stacks::open(&mut ebpf)?,
             log: sizes.verbose.then(|| ProgramLog::open(&mut ebpf)).transpose()?,
         };
         raw::attach(&mut ebpf, LIFECYCLE)?;
         source.attach(&mut ebpf)?;
-        swapouts.attach(&mut ebpf);
-        reclaim.attach(&mut ebpf);
+        groups.attach(&mut ebpf);
         let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
         kvm.follow();
-        Ok((Self { ebpf, backend, source, kvm, discards, cpus, swapouts, reclaim, slots }, rings))
+        let has_run_delay = kernel.layout.has_run_delay();
+        let probes =
+            Self { ebpf, backend, source, kvm, discards, cpus, groups, has_run_delay, slots };
+        Ok((probes, rings))
     }
 
     /// Asks for slots, see [`Slots::adopt`].
@@ -181,8 +196,8 @@ impl Probes {
             },
             exits_absent: self.exits_absent().map(str::to_owned),
             has_apf: self.kvm.has_apf(),
-            swapouts_absent: self.swapouts.absent().map(str::to_owned),
-            reclaim_absent: self.reclaim.absent().map(str::to_owned),
+            absent: self.groups.absent().clone(),
+            has_run_delay: self.has_run_delay,
         }
     }
 
@@ -224,9 +239,9 @@ impl Probes {
             }
             Source::Functions(hooks) => hooks.missed(&mut self.ebpf, || runs(&self.cpus)),
         };
-        let others = [LIFECYCLE, raw::SWAPOUTS, raw::RECLAIM].concat();
-        let others = others.into_iter().map(|(program, _)| program);
-        let others = others.chain(kvm::programs()).chain([discards::PROGRAM]);
+        let others = LIFECYCLE.iter().map(|(program, _)| *program);
+        let others = others.chain(raw::programs()).chain(kvm::programs());
+        let others = others.chain([discards::PROGRAM]);
         for program in others {
             if let Some(misses) = functions::recursion_misses(&mut self.ebpf, program) {
                 skipped.insert(program.to_owned(), misses);

@@ -5,7 +5,7 @@ use crate::kernel_layout::SWAP_TYPE;
 use crate::probes::Kernel;
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use overcommit_ebpf::layout::{EVICTIONS_PER_VM, Metric, POOLED_PER_VM};
+use overcommit_ebpf::layout::{EVICTIONS_PER_VM, Metric, POOLED_PER_VM, STACKS};
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
@@ -25,8 +25,10 @@ pub struct Sizes {
     pub slow_ns: u64,
     /// Whether hypervisors that start get a slot at once.
     pub follow_exec: bool,
-    /// Whether the backend sees pages that reclaim drops without writing them.
-    pub sees_drops: bool,
+    /// Whether the backend hooks the kernel's functions.
+    pub hooks_calls: bool,
+    /// Whether threads that sleep in faults are seen.
+    pub sees_sleeps: bool,
     /// Whether the programs log what they decide.
     pub verbose: bool,
 }
@@ -40,7 +42,8 @@ impl Sizes {
         slow_bytes: 4096,
         slow_ns: u64::MAX,
         follow_exec: false,
-        sees_drops: false,
+        hooks_calls: false,
+        sees_sleeps: false,
         verbose: false,
     };
 
@@ -57,6 +60,11 @@ impl Sizes {
     /// Where they begin among all histograms.
     pub const fn pool_at(self) -> u32 {
         self.vms * Metric::COUNT as u32
+    }
+
+    /// Stacks of those who sleep in slow faults.
+    const fn stacks(self) -> u32 {
+        if self.slow_ns == u64::MAX { 1 } else { STACKS }
     }
 
     /// All histograms.
@@ -88,7 +96,9 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("SWAP_INFO_AT", &swap_info, true)
         .override_global("SWAP_TYPE", &SWAP_TYPE, true)
         .override_global("ZSWAP_LOADED", &zswap_loaded, true)
-        .override_global("SEES_DROPS", &u8::from(sizes.sees_drops), true)
+        .override_global("SEES_DROPS", &u8::from(sizes.hooks_calls), true)
+        .override_global("BEGINS_AT_CALL", &u8::from(sizes.hooks_calls), true)
+        .override_global("TAKES_STACKS", &u8::from(sizes.stacks() > 1), true)
         .override_global("POOL_AT", &sizes.pool_at(), true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .map_max_entries("MMS", sizes.vms)
@@ -108,6 +118,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("THREADS", sizes.threads)
         .map_max_entries("CPUS", sizes.cpus)
         .map_max_entries("SLOW", sizes.slow_bytes)
+        .map_max_entries("STACKS", sizes.stacks())
         .load(OBJECT)
         .context("the kernel refuses the maps of the eBPF programs; `overcommit check` says more")
 }

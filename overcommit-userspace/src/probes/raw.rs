@@ -3,47 +3,90 @@
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::programs::RawTracePoint;
-
-/// What is written out by reclaim, and its program.
-pub const SWAPOUTS: &[(&str, &str)] = &[("swapout", "mm_vmscan_write_folio")];
-
-/// Where threads reclaim themselves. The ends first: whatever is seen to begin can end.
-pub const RECLAIM: &[(&str, &str)] = &[
-    ("direct_reclaim_end", "mm_vmscan_direct_reclaim_end"),
-    ("memcg_reclaim_end", "mm_vmscan_memcg_reclaim_end"),
-    ("direct_reclaim_begin", "mm_vmscan_direct_reclaim_begin"),
-    ("memcg_reclaim_begin", "mm_vmscan_memcg_reclaim_begin"),
-];
+use std::collections::BTreeMap;
 
 /// Programs that belong together and that a recording can do without.
-pub struct Optional {
-    programs: &'static [(&'static str, &'static str)],
-    /// Why they do not run, if so.
-    absent: Option<String>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    /// What is written out by reclaim.
+    Swapouts,
+    /// Where threads reclaim themselves.
+    Reclaim,
+    /// Where they compact.
+    Compaction,
+    /// Where they wait for locks.
+    Locks,
+    /// Where they fall asleep.
+    Sleeps,
 }
 
-impl Optional {
-    /// Loads them, unless something that they need is missing.
-    pub fn load(
-        ebpf: &mut Ebpf,
-        programs: &'static [(&'static str, &'static str)],
-        needs: Result<()>,
-    ) -> Self {
-        let loaded = needs.and_then(|()| load(ebpf, programs));
-        Self { programs, absent: loaded.err().map(|error| format!("{error:#}")) }
+impl Group {
+    /// Every group.
+    pub const ALL: [Self; 5] =
+        [Self::Swapouts, Self::Reclaim, Self::Compaction, Self::Locks, Self::Sleeps];
+
+    /// Each program beside its tracepoint; the ends first: whatever is seen to begin can
+    /// end.
+    const fn programs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Swapouts => &[("swapout", "mm_vmscan_write_folio")],
+            Self::Reclaim => &[
+                ("direct_reclaim_end", "mm_vmscan_direct_reclaim_end"),
+                ("memcg_reclaim_end", "mm_vmscan_memcg_reclaim_end"),
+                ("direct_reclaim_begin", "mm_vmscan_direct_reclaim_begin"),
+                ("memcg_reclaim_begin", "mm_vmscan_memcg_reclaim_begin"),
+            ],
+            Self::Compaction => &[
+                ("compaction_end", "mm_compaction_end"),
+                ("compaction_begin", "mm_compaction_begin"),
+            ],
+            Self::Locks => {
+                &[("lock_wait_end", "contention_end"), ("lock_wait_begin", "contention_begin")]
+            }
+            Self::Sleeps => &[("wakeup", "sched_wakeup"), ("switch", "sched_switch")],
+        }
+    }
+}
+
+/// Why the programs of a group do not run; what is not in it does.
+pub type Absent = BTreeMap<Group, String>;
+
+/// The groups.
+#[derive(Default)]
+pub struct Groups(Absent);
+
+impl Groups {
+    /// Loads the programs of each group, unless something that it needs is missing.
+    pub fn load(ebpf: &mut Ebpf, needs: impl Fn(Group) -> Result<()>) -> Self {
+        let mut groups = Self::default();
+        for group in Group::ALL {
+            groups.note(group, needs(group).and_then(|()| load(ebpf, group.programs())));
+        }
+        groups
     }
 
     /// Attaches them.
     pub fn attach(&mut self, ebpf: &mut Ebpf) {
-        if self.absent.is_none() {
-            self.absent = attach(ebpf, self.programs).err().map(|error| format!("{error:#}"));
+        for group in Group::ALL {
+            if !self.0.contains_key(&group) {
+                self.note(group, attach(ebpf, group.programs()));
+            }
         }
     }
 
-    /// Why they do not run, if so.
-    pub fn absent(&self) -> Option<&str> {
-        self.absent.as_deref()
+    /// Why which do not run.
+    pub fn absent(&self) -> &Absent {
+        &self.0
     }
+
+    fn note(&mut self, group: Group, outcome: Result<()>) {
+        self.0.extend(outcome.err().map(|error| (group, format!("{error:#}"))));
+    }
+}
+
+/// The names of all programs.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    Group::ALL.into_iter().flat_map(Group::programs).map(|(program, _)| *program)
 }
 
 /// Loads programs, each beside its tracepoint.

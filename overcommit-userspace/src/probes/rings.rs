@@ -115,6 +115,11 @@ fn slow_fault(mut record: &[u8]) -> Option<(Metric, SlowFault)> {
             record.copy_to_slice(&mut comm);
             comm
         },
+        parts_ns: std::array::from_fn(|_| record.get_u64_ne()),
+        backing: record.get_u32_ne(),
+        swap_device: record.get_u32_ne(),
+        stack: record.get_u32_ne(),
+        reserved: 0,
     };
     Some((*Metric::ALL.get(fault.metric as usize)?, fault))
 }
@@ -123,6 +128,7 @@ fn slow_fault(mut record: &[u8]) -> Option<(Metric, SlowFault)> {
 mod tests {
     use super::*;
     use bytes::{BufMut, BytesMut};
+    use overcommit_ebpf::layout::Part;
 
     #[test]
     fn records_are_read_field_by_field() {
@@ -144,11 +150,17 @@ mod tests {
             record.put_u32_ne(word);
         }
         record.put_slice(b"CPU 0/KVM\0\0\0\0\0\0\0");
+        (0..Part::COUNT as u64).for_each(|part| record.put_u64_ne(part));
+        for word in [7u32, 1, 3, 0] {
+            record.put_u32_ne(word);
+        }
         let (metric, fault) = slow_fault(&record).unwrap();
         assert_eq!(metric, Metric::FaultMajor);
         assert_eq!((fault.end_ns, fault.latency_ns, fault.address), (100, 30, 0x7f00_1000));
         assert_eq!((fault.vm_tgid, fault.vm, fault.tid), (11, 1, 12));
         assert_eq!(&fault.comm[..10], b"CPU 0/KVM\0");
-        assert!(slow_fault(&record[..55]).is_none(), "cut off");
+        assert_eq!(fault.parts_ns.last(), Some(&(Part::COUNT as u64 - 1)));
+        assert_eq!((fault.backing, fault.swap_device, fault.stack), (7, 1, 3));
+        assert!(slow_fault(&record[..143]).is_none(), "cut off");
     }
 }

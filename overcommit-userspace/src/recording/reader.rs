@@ -6,13 +6,14 @@ use crate::host::state::Times;
 use crate::metrics::MetricName;
 use crate::recording::folder::{EVICTIONS, Folder, HOST, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
 use crate::recording::rows::{
-    EvictionRow, FaultTime, HostRow, Row, VmFigures, VmRow, eviction_row, host_row, row, rows,
-    vm_row, whole_lines,
+    EvictionRow, HostRow, Row, VmFigures, VmRow, eviction_row, host_row, row, rows, vm_row,
+    whole_lines,
 };
 use crate::recording::run_file::{RunFile, RunVm};
 use crate::recording::span::Span;
 use crate::sampler::Stall;
 use crate::sampler::coverage::{Coverage, Seen};
+use crate::sampler::fault_time::FaultTime;
 use crate::sampler::latencies::Latencies;
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;

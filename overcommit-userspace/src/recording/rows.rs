@@ -10,9 +10,10 @@ use crate::recording::run_file::RunFile;
 use crate::sampler::Stall;
 use crate::sampler::coverage::{Coverage, Seen};
 use crate::sampler::evictions::{Aggressor, AggressorClass};
+use crate::sampler::fault_time::FaultTime;
 use crate::sampler::stall::StallSource;
 use anyhow::{Context, Result};
-use overcommit_ebpf::layout::{Loss, Taker};
+use overcommit_ebpf::layout::{Loss, Part, Taker};
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -132,33 +133,6 @@ impl VmFigures {
         take(&mut self.working_set_cost_share, &later.working_set_cost_share);
         take(&mut self.cgroup_limit_bytes, &later.cgroup_limit_bytes);
         take(&mut self.cgroup_headroom_bytes, &later.cgroup_headroom_bytes);
-    }
-}
-
-/// What the time of a VM's faults went into, in nanoseconds; a part that was not seen is
-/// `None`. Parts do not overlap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct FaultTime {
-    /// Of all faults that completed, of all threads.
-    pub total_ns: u64,
-    /// Direct and memory cgroup reclaim.
-    pub reclaim_ns: Option<u64>,
-    /// Waits for swapped pages, reclaim within left out.
-    pub swapin_ns: Option<u64>,
-}
-
-impl FaultTime {
-    /// Adds another time.
-    pub(super) fn add(&mut self, other: Self) {
-        let add = |sum: &mut Option<u64>, more: Option<u64>| {
-            *sum = match (*sum, more) {
-                (Some(sum), Some(more)) => Some(sum + more),
-                (sum, more) => sum.or(more),
-            };
-        };
-        self.total_ns += other.total_ns;
-        add(&mut self.reclaim_ns, other.reclaim_ns);
-        add(&mut self.swapin_ns, other.swapin_ns);
     }
 }
 
@@ -292,11 +266,7 @@ pub(super) fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>
         stall: stall.map(|((waited_ns, vcpu_ns), source)| Stall { waited_ns, vcpu_ns, source }),
         swap_state: cells.state("swap_state")?,
         memory: vm_figures(cells)?,
-        fault_time: FaultTime {
-            total_ns: cells.known("fault_ns")?.unwrap_or(0),
-            reclaim_ns: cells.known("fault_reclaim_ns")?,
-            swapin_ns: cells.known("fault_swapin_ns")?,
-        },
+        fault_time: fault_time(cells)?,
         seen: Seen {
             counted: cells.number("faults_counted")?,
             kernel: cells.number("faults_kernel")?,
@@ -347,6 +317,15 @@ pub(super) fn eviction_row(
         },
         end,
     })
+}
+
+fn fault_time(cells: &Cells<'_>) -> Result<FaultTime> {
+    let total_ns = cells.known("fault_ns")?.unwrap_or(0);
+    let mut time = FaultTime { total_ns, ..FaultTime::default() };
+    for part in Part::ALL {
+        time.parts_ns[part as usize] = cells.known(&vms::part(part))?;
+    }
+    Ok(time)
 }
 
 fn vm_figures(cells: &Cells<'_>) -> Result<VmFigures> {

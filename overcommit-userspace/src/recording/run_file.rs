@@ -99,6 +99,9 @@ pub struct Options {
     pub pid: Vec<i32>,
     /// `--slow-faults`
     pub slow_faults_ns: Option<u64>,
+    /// `--causes`
+    #[serde(default)]
+    pub causes: bool,
     /// `--slo` and `--config`
     #[serde(default)]
     pub slo: Vec<String>,

@@ -1,7 +1,7 @@
 //! Writes a recording, interval by interval.
 
 use crate::clock::Clocks;
-use crate::export::slow_faults::{self, SlowRow};
+use crate::export::slow_faults::{self, SlowFault, SlowRow};
 use crate::export::{csv, evictions, hlog, host, intervals, vms};
 use crate::host::Host;
 use crate::host::watch::SwapSources;
@@ -18,7 +18,7 @@ use crate::sampler::swapins::SwapinTotals;
 use crate::vm::Name;
 use crate::vm::name::FOLDER_MAX;
 use anyhow::{Context, Result};
-use overcommit_ebpf::layout::{Loss, Metric, SlowFault};
+use overcommit_ebpf::layout::{Loss, Metric};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
@@ -48,7 +48,7 @@ impl Writer {
         intervals.write_all(&csv::header(&intervals::COLUMNS))?;
         let mut vms = folder.append(VMS)?;
         let columns = vms::columns();
-        vms.write_all(&csv::header(&columns.iter().map(String::as_str).collect::<Vec<_>>()))?;
+        vms.write_all(&csv::header(&columns))?;
         let mut host = folder.append(HOST)?;
         host.write_all(&csv::header(&host::COLUMNS))?;
         let mut evictions = folder.append(EVICTIONS)?;
@@ -57,7 +57,7 @@ impl Writer {
         let mut slow_faults = None;
         if run.options.slow_faults_ns.is_some() {
             let mut file = folder.append(SLOW_FAULTS)?;
-            file.write_all(&csv::header(&slow_faults::COLUMNS))?;
+            file.write_all(&csv::header(&slow_faults::columns()))?;
             slow_faults = Some(file);
         }
         let base_us = run.clocks.start.realtime_ns / 1_000;
@@ -142,20 +142,20 @@ impl Writer {
     pub fn write_slow_faults(
         &mut self,
         members: &[Member],
-        faults: Vec<(Metric, SlowFault)>,
+        faults: Vec<SlowFault>,
         now: &Clocks,
     ) -> Result<()> {
         self.follow(members)?;
         let vms = &self.run.vms;
         let rows: Vec<SlowRow<'_>> = faults
             .into_iter()
-            .filter_map(|(metric, fault)| {
+            .filter_map(|told| {
                 // The latest, should the PID have been used again.
-                let vm = vms.iter().rev().find(|vm| vm.pid == fault.vm_tgid.cast_signed())?;
-                Some(SlowRow { fault, metric, vm })
+                let pid = told.fault.vm_tgid.cast_signed();
+                Some(SlowRow { vm: vms.iter().rev().find(|vm| vm.pid == pid)?, told })
             })
             .collect();
-        let rows = slow_faults::rows(&rows, now)?;
+        let rows = slow_faults::rows(&rows, &self.run.coverage, now)?;
         let Some(file) = &mut self.slow_faults else {
             return Ok(());
         };

@@ -2,6 +2,7 @@
 
 pub mod coverage;
 pub mod evictions;
+pub mod fault_time;
 pub mod latencies;
 pub mod roster;
 pub mod sample;
@@ -285,6 +286,11 @@ impl Sampler {
     /// How often the kernel skipped a program, on the whole host.
     pub fn skipped(&mut self) -> BTreeMap<String, u64> {
         self.probes.skipped()
+    }
+
+    /// What the swap device of that number is called.
+    pub fn swap_device(&self, number: u32) -> String {
+        self.probes.slots.swap_device(number as usize)
     }
 
     fn has(&self, slot: u32) -> bool {

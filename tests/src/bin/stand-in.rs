@@ -11,6 +11,9 @@ use std::fs::File;
 use std::io::{BufRead, Read, stdin};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 const PAGE: usize = 4096;
@@ -37,6 +40,15 @@ fn main() -> Result<()> {
         // So many threads sleep in a fault at once, on one CPU; a line wakes them. Then
         // once more without waiting, and so on.
         "asleep" => with_kvm(|| asleep(number as usize)),
+        // So many faults wait for the lock of the address space.
+        "locked" => {
+            let busy = memory(BUSY)?;
+            touch(busy, BUSY);
+            let busy = busy as usize;
+            with_kvm(move || locked(number as usize, busy))
+        }
+        // So many faults wait for a CPU when what they slept for has come.
+        "starved" => with_kvm(|| starved(number as usize)),
         // A thread called like a vCPU faults, and is held for so many ms.
         "held" => with_kvm(|| held(Duration::from_millis(number))),
         _ => bail!("unknown mode {mode}"),
@@ -290,6 +302,89 @@ fn asleep(threads: usize) -> Result<String> {
         }
     }
     Ok("woken".to_owned())
+}
+
+/// Pages whose protection changes all the time, under the lock of the address space.
+const BUSY: usize = 64 << 8;
+
+fn locked(faults: usize, busy: usize) -> Result<String> {
+    let areas = (0..faults).map(|_| area()).collect::<Result<Vec<_>>>()?;
+    let done = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&done);
+    let changes = std::thread::spawn(move || {
+        // On a single CPU it is to lose it in the middle of a change.
+        let _ = set_niceness(19);
+        while !ends.load(Relaxed) {
+            for protection in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
+                // SAFETY: nobody touches the mapping meanwhile.
+                unsafe { libc::mprotect(busy as *mut _, BUSY * PAGE, protection) };
+            }
+        }
+    });
+    for area in areas {
+        std::thread::sleep(Duration::from_micros(200));
+        touch(area, 1);
+    }
+    done.store(true, Relaxed);
+    ensure!(changes.join().is_ok(), "a thread failed");
+    Ok("waited".to_owned())
+}
+
+/// A page in an area of its own, whose first fault has to take the lock.
+fn area() -> Result<*mut u8> {
+    let pages = memory(3)?;
+    // SAFETY: the ranges are pages of the mapping just made.
+    unsafe {
+        libc::mprotect(pages.cast(), PAGE, libc::PROT_NONE);
+        libc::mprotect(pages.add(2 * PAGE).cast(), PAGE, libc::PROT_NONE);
+        Ok(pages.add(PAGE))
+    }
+}
+
+/// Has the current thread run on one CPU alone, at a niceness.
+fn confine(cpu: usize, niceness: i32) -> Result<()> {
+    let mut cpus = nix::sched::CpuSet::new();
+    cpus.set(cpu)?;
+    nix::sched::sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    set_niceness(niceness)
+}
+
+/// Sets the niceness of the current thread.
+fn set_niceness(niceness: i32) -> Result<()> {
+    // SAFETY: the call takes numbers alone; 0 is the current thread.
+    let refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) } != 0;
+    ensure!(!refused, "setpriority: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+fn starved(faults: usize) -> Result<String> {
+    let done = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&done);
+    let hog = std::thread::spawn(move || -> Result<()> {
+        confine(0, -20)?;
+        while !ends.load(Relaxed) {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    });
+    let pages = (0..faults).map(|_| Faultable::new(1)).collect::<Result<Vec<_>>>()?;
+    let addresses: Vec<usize> = pages.iter().map(|page| page.memory as usize).collect();
+    let starved = std::thread::spawn(move || -> Result<()> {
+        confine(0, 19)?;
+        addresses.into_iter().for_each(|address| touch(address as *mut u8, 1));
+        Ok(())
+    });
+    confine(1, 0)?;
+    for page in &pages {
+        page.await_fault()?;
+        page.resolve(1)?;
+    }
+    let outcome = starved.join();
+    done.store(true, Relaxed);
+    let hogged = hog.join();
+    ensure!(outcome.is_ok_and(|outcome| outcome.is_ok()), "the faulting thread failed");
+    ensure!(hogged.is_ok_and(|outcome| outcome.is_ok()), "the hog failed");
+    Ok("starved".to_owned())
 }
 
 /// Threads of this process that sleep in a fault, by their kernel stacks.

@@ -1,0 +1,116 @@
+//! Where does the time of a fault go?
+//!
+//! A turn is a moment at which a part begins or ends. The time since the last turn belongs
+//! to the innermost part; what of it the thread waited for a CPU, by the kernel's own
+//! account (`sched_info::run_delay`, kernel/sched/stats.h), to [`Part::Runq`]. So parts
+//! never overlap, and with the rest they make up the whole.
+
+use crate::atomic::{add, get, set};
+use crate::kernel::current_run_delay;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use overcommit_ebpf::layout::{Part, Thread, Vm};
+
+/// A fault begins now, which waited so long for the lock before it.
+#[inline(always)]
+pub(crate) fn open(thread: &Thread, now: u64, lock_before: u64) {
+    if get(&thread.has_parts) != 0 {
+        set(&thread.has_parts, 0);
+        for part in &thread.parts_ns {
+            set(part, 0);
+        }
+    }
+    set(&thread.parts_open, 0);
+    set(&thread.longest_sleep_ns, 0);
+    set(&thread.longest_stack, 0);
+    set(&thread.turned_ns, now);
+    set(&thread.run_delay_ns, current_run_delay());
+    give(thread, Part::Lock as u64 + 1, lock_before);
+}
+
+/// The fault that the current thread is in, if it is in one, comes to a part.
+#[inline(always)]
+pub(crate) fn enter(thread: &Thread, part: Part) {
+    if get(&thread.since_ns) != 0 {
+        // SAFETY: the helper has no precondition.
+        turn(thread, unsafe { bpf_ktime_get_ns() });
+        set(&thread.parts_open, get(&thread.parts_open) << 8 | (part as u64 + 1));
+    }
+}
+
+/// The part ends, if it is the innermost.
+#[inline(always)]
+pub(crate) fn leave(thread: &Thread, part: Part) {
+    let open = get(&thread.parts_open);
+    if get(&thread.since_ns) != 0 && open & 0xff == part as u64 + 1 {
+        // SAFETY: the helper has no precondition.
+        turn(thread, unsafe { bpf_ktime_get_ns() });
+        set(&thread.parts_open, open >> 8);
+    }
+}
+
+/// The fault has completed; counts its parts.
+#[inline(always)]
+pub(crate) fn close(vm: &Vm, thread: &Thread, now: u64) {
+    turn(thread, now);
+    if get(&thread.has_parts) == 0 {
+        return;
+    }
+    for (part, sum) in thread.parts_ns.iter().zip(&vm.parts_ns) {
+        let time = get(part);
+        if time != 0 {
+            add(sum, time);
+        }
+    }
+}
+
+/// The innermost part; `None` is the rest.
+#[inline(always)]
+pub(crate) fn is_in(thread: &Thread, part: Option<Part>) -> bool {
+    get(&thread.parts_open) & 0xff == part.map_or(0, |part| part as u64 + 1)
+}
+
+/// A turn of the current thread.
+#[inline(always)]
+fn turn(thread: &Thread, now: u64) {
+    let length = now.saturating_sub(get(&thread.turned_ns));
+    let delay = current_run_delay();
+    let waited = delay.saturating_sub(get(&thread.run_delay_ns)).min(length);
+    set(&thread.turned_ns, now);
+    set(&thread.run_delay_ns, delay);
+    give(thread, Part::Runq as u64 + 1, waited);
+    give(thread, get(&thread.parts_open) & 0xff, length - waited);
+}
+
+/// Gives time to a part by its number in [`Thread::parts_open`]; 0 is the rest.
+#[inline(always)]
+fn give(thread: &Thread, number: u64, time: u64) {
+    if time == 0 || number == 0 {
+        return;
+    }
+    if let Some(part) = thread.parts_ns.get((number - 1) as usize) {
+        set(part, get(part) + time);
+        set(&thread.has_parts, 1);
+    }
+}
+
+/// The current thread falls asleep within a part.
+#[inline(always)]
+pub(crate) fn pause(thread: &Thread) {
+    // SAFETY: the helper has no precondition.
+    turn(thread, unsafe { bpf_ktime_get_ns() });
+}
+
+/// A thread that fell asleep in a fault is woken up, by whoever runs; gives how long it
+/// slept. The kernel adds to its `run_delay` only when it has a CPU again.
+#[inline(always)]
+pub(crate) fn wake(thread: &Thread, now: u64) -> u64 {
+    let slept = now.saturating_sub(get(&thread.turned_ns));
+    let open = get(&thread.parts_open);
+    set(&thread.turned_ns, now);
+    give(thread, open & 0xff, slept);
+    let is_sleep = [Part::Io, Part::Sleep, Part::SwapinIo];
+    if is_sleep.iter().any(|part| open & 0xff == *part as u64 + 1) {
+        set(&thread.parts_open, open >> 8);
+    }
+    slept
+}

@@ -1,0 +1,127 @@
+//! What did the time of faults go into? Each cause made dominant on purpose.
+
+use crate::{FUNCTION_BACKENDS, Scenario};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{MemoryCgroup, Setting};
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{StandIn, fault_share, figure, rows, vm};
+use testbed::squeeze::Squeeze;
+use testbed::swap::DiskSwap;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let of = |cause: &str, run: Cause, backend: &'static str| -> Scenario {
+        (format!("cause_{cause}_{backend}"), Box::new(move |dir: &Path| run(dir, backend)))
+    };
+    let mut scenarios = vec![of("lock", lock, "auto"), of("disk", disk, "auto")];
+    // Those have programs of either backend.
+    for backend in FUNCTION_BACKENDS {
+        scenarios.push(of("userfault", userfault, backend));
+        scenarios.push(of("memory_high", memory_high, backend));
+    }
+    scenarios
+}
+
+type Cause = fn(&Path, &str) -> Result<()>;
+type Row = HashMap<String, String>;
+
+/// The share of a cause that dominates.
+const MOST: f64 = 0.7;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a stand-in costs, and the rows of its slow faults.
+fn stands_in(dir: &Path, work: [&str; 2], backend: &str) -> Result<(Value, Vec<Row>)> {
+    let mut stand_in = StandIn::start(work)?;
+    let name = format!("stand-in-{}", stand_in.pid());
+    let options = ["--vm", &name, "--backend", backend, "--slow-faults", "50ms"];
+    let recording = Recording::start(&dir.join("run"), options)?;
+    stand_in.work()?;
+    let folder = recording.end()?;
+    Ok((vm(&folder, &name)?, rows(&folder, "slow-faults.csv")?))
+}
+
+fn dominates(vm: &Value, part: &str) -> Result<()> {
+    let share = fault_share(vm, part)?;
+    ensure!(share >= MOST, "{part} is {share:.2} of the time: {vm:#}");
+    Ok(())
+}
+
+/// Also where the kernel takes the lock before `handle_mm_fault` (6.1).
+fn lock(dir: &Path, backend: &str) -> Result<()> {
+    let (vm, _) = stands_in(dir, ["locked", "300"], backend)?;
+    dominates(&vm, "lock")
+}
+
+fn userfault(dir: &Path, backend: &str) -> Result<()> {
+    let (vm, slow) = stands_in(dir, ["held", "300"], backend)?;
+    dominates(&vm, "userfault")?;
+    let row = slow.first().context("no slow fault")?;
+    println!("{}", row["stack"]);
+    let is_told = row["backing"] == "userfault" && row["stack"].contains(";handle_userfault");
+    ensure!(is_told, "{row:#?}");
+    Ok(())
+}
+
+/// The lab's slow disk.
+const DISK: &str = "/dev/vda";
+/// MiB of a guest, and bytes of it that are read back.
+const WALK: u64 = 16;
+const READ: u64 = 3 << 20;
+
+/// What lies on a slow disk comes back to whoever reads it.
+fn disk(dir: &Path, backend: &str) -> Result<()> {
+    let _settings = [Setting::small_pages()?, Setting::no_readahead()?];
+    let _swap = DiskSwap::new(DISK)?;
+    let cgroup = MemoryCgroup::new("disk")?;
+    let mut guest = Vm::start(&Config { cgroup: Some(&cgroup), ..Config::new("disk", WALK) })?;
+    guest.await_passes(1)?;
+    guest.stop()?;
+    // Some of it cannot be taken, which is said as an error.
+    let _ = cgroup.reclaim(cgroup.charged()? >> 20);
+    let options = ["--backend", backend, "--slow-faults", "2ms"];
+    let recording = Recording::start(&dir.join("run"), options)?;
+    let read = json!({ "val": 2 << 20, "size": READ, "filename": "/dev/null" });
+    guest.execute("pmemsave", read)?;
+    let folder = recording.end()?;
+    let vm = vm(&folder, "disk")?;
+    dominates(&vm, "swapin")?;
+    dominates(&vm, "swapin_io")?;
+    let slow = rows(&folder, "slow-faults.csv")?;
+    // Slow without sleep is the emulation.
+    let is_one = |row: &&Row| row["backing"] == "swap" && row["swapin_io_ns"] != "0";
+    let row = slow.iter().find(is_one).context("no slow swap-in")?;
+    println!("{} of {}: {}", slow.len(), figure(&vm, "fault.major", "count")?, row["stack"]);
+    let is_told = row["swap_device"] == "vda" && row["stack"].contains(";do_swap_page;");
+    ensure!(is_told, "{row:#?}");
+    Ok(())
+}
+
+/// Times that a VM is held back.
+const HELD_BACK: u64 = 20;
+
+/// A cgroup above its `memory.high` is held back after its faults, not in them.
+fn memory_high(dir: &Path, backend: &str) -> Result<()> {
+    let squeeze = Squeeze::to(1024)?;
+    squeeze.cgroup.hold_back(32)?;
+    let mut guest = Vm::start(&Config { stopped: true, ..squeeze.config("held") })?;
+    let folder = dir.join("run");
+    let recording = Recording::start(&folder, ["--interval", "500ms", "--backend", backend])?;
+    guest.resume()?;
+    let come = await_some("being held back", PATIENCE, || {
+        let rows = rows(&folder, "intervals.csv")?;
+        let held = rows.iter().filter(|row| row["metric"] == "memory.high");
+        let count: u64 = held.map(|row| row["count"].parse::<u64>().unwrap_or(0)).sum();
+        Ok((count >= HELD_BACK).then_some(()))
+    });
+    guest.explain(come)?;
+    let vm = vm(&recording.end()?, "held")?;
+    let held = figure(&vm, "memory.high", "sum_ns")?;
+    println!("held back for {held} ns, in faults for {} ns", vm["fault_time"]["total_ns"]);
+    ensure!(held > 0, "{vm:#}");
+    Ok(())
+}
