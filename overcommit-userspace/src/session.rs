@@ -15,7 +15,7 @@ use crate::recording::run_file::{
     self, BackendChoice, EvictionSight, HostState, NotCounted, Options, RunClocks, RunFile,
 };
 use crate::recording::{Folder, Interval, Writer};
-use crate::sampler::roster::{Roster, Selection};
+use crate::sampler::roster::{Member, Roster, Selection};
 use crate::sampler::{Sampler, VmSample};
 use crate::{kernel, metrics};
 use anyhow::{Context, Result};
@@ -222,9 +222,12 @@ impl RunningSession {
         let Session { sampler, stacks, .. } = &mut self.session;
         let mut told = Vec::with_capacity(faults.len());
         for (metric, fault) in faults {
+            let is_its = |member: &&Member| member.vm.id.pid == fault.vm_tgid.cast_signed();
+            let member = sampler.members().iter().rev().find(is_its);
             let stack = fault.stack.checked_sub(1).map(|number| stacks.folded(number));
             told.push(SlowFault {
                 metric,
+                guest_address: member.and_then(|member| member.vm.guest_address(fault.address)),
                 device: fault.swap_device.checked_sub(1).map(|device| sampler.swap_device(device)),
                 stack: stack.transpose()?.map(str::to_owned),
                 fault,

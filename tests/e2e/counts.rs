@@ -1,7 +1,8 @@
 //! Every fault is counted, once, for the right VM.
 
 use crate::Tests;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use std::collections::HashMap;
 use std::process::Command;
 use std::time::Duration;
 use testbed::await_some;
@@ -155,6 +156,12 @@ fn raw_faults_agree() -> Result<()> {
     }
     println!("raw {}, histogram {counted}, dropped {dropped}", raw.len());
     ensure!(raw.len() as u64 + dropped == counted, "raw {} + {dropped} of {counted}", raw.len());
+    let is_placed = |row: &&HashMap<String, String>| !row["guest_address"].is_empty();
+    let row = raw.iter().rfind(is_placed).context("no place in the guest")?;
+    let ask = serde_json::json!({ "command-line": format!("gpa2hva {}", row["guest_address"]) });
+    let answer = vm.execute("human-monitor-command", ask)?.to_string();
+    println!("{answer} is {}", row["address"]);
+    ensure!(answer.contains(&row["address"]), "{answer} is not {}", row["address"]);
     Ok(())
 }
 

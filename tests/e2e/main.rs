@@ -10,6 +10,7 @@ mod exits;
 mod files;
 mod host_state;
 mod input;
+mod libvirt;
 mod lifecycle;
 mod memory;
 mod objectives;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         files::TESTS,
         host_state::TESTS,
         input::TESTS,
+        libvirt::TESTS,
         lifecycle::TESTS,
         memory::TESTS,
         objectives::TESTS,

@@ -48,8 +48,18 @@ fn main() -> ExitCode {
         evictions::scenarios(),
         causes::scenarios(),
     ];
-    let trials = scenarios.into_iter().flatten().map(trial).collect();
+    let mut trials: Vec<Trial> = scenarios.into_iter().flatten().map(trial).collect();
+    if let Some((part, parts)) = part() {
+        trials = trials.into_iter().skip(part).step_by(parts).collect();
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Which part of the scenarios is to run, of how many: `0/2`.
+fn part() -> Option<(usize, usize)> {
+    let part = std::env::var("OVERCOMMIT_LAB_PART").ok()?;
+    let (part, parts) = part.split_once('/')?;
+    Some((part.parse().ok()?, parts.parse().ok().filter(|parts| *parts > 0)?))
 }
 
 fn trial((name, run): Scenario) -> Trial {

@@ -23,6 +23,8 @@ const MIB: u64 = 1 << 20;
 /// MiB that the guest fills, and that it goes on touching.
 const WALK: u64 = 96;
 const HOT: u64 = 64;
+/// What measuring may take of a CPU.
+const COST: f64 = 0.0205;
 const DAMON_STAT: &str = "/sys/module/damon_stat/parameters/enabled";
 
 type Row = HashMap<String, String>;
@@ -63,6 +65,8 @@ fn ends(row: &Row) -> Result<(u64, u64)> {
         row["working_set_window_s"],
         row["working_set_cost_share"]
     );
+    let cost: f64 = row["working_set_cost_share"].parse()?;
+    ensure!(cost <= COST, "measuring takes {cost} of a CPU");
     Ok(ends)
 }
 

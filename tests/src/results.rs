@@ -52,6 +52,17 @@ pub fn figure(vm: &Value, metric: &str, figure: &str) -> Result<u64> {
     entry[figure].as_u64().with_context(|| format!("no {metric} {figure} in {vm:#}"))
 }
 
+/// Runs of programs that the kernel left out of a recording, of all processes: where it
+/// preempts them, as trampolines on Linux 7.x, the faults of a while may be missing.
+///
+/// # Errors
+/// run.json is missing or malformed.
+pub fn skipped(folder: &Path) -> Result<u64> {
+    let run = json(folder, "run.json")?;
+    let programs = run["not_counted"]["programs_skipped"].as_object().into_iter().flatten();
+    Ok(programs.filter_map(|(_, count)| count.as_u64()).sum())
+}
+
 /// The share that a part has of the time of a VM's faults, whose parts make up the whole.
 ///
 /// # Errors

@@ -29,6 +29,12 @@ const READERS: [Tool; 2] =
 /// Their packages.
 const PYTHON_READER: &str = "hdrhistogram==0.10.8";
 const NODE_READER: &str = "hdr-histogram-js@3";
+/// libvirt, and what makes it run VMs.
+const LIBVIRT: [Tool; 3] = [
+    Tool { program: "virsh", package: "libvirt-clients" },
+    Tool { program: "libvirtd", package: "libvirt-daemon-system" },
+    Tool { program: "libvirtd", package: "libvirt-daemon-driver-qemu" },
+];
 
 /// Runs them.
 ///
@@ -67,6 +73,7 @@ fn set_up() -> Result<()> {
     install(&TESTBED)?;
     install(&READERS)?;
     install(&JAVA)?;
+    install(&LIBVIRT)?;
     let mut probe = Command::new("python3");
     if testbed::run(probe.args(["-c", "import ensurepip"])).is_err() {
         install_packages(&["python3-venv"])?;

@@ -10,7 +10,7 @@ use crate::recording::Interval;
 use anyhow::Result;
 
 /// The columns; only ever appended to.
-pub const COLUMNS: [&str; 32] = [
+pub const COLUMNS: [&str; 33] = [
     "start_unix_s",
     "length_s",
     "partial",
@@ -43,6 +43,7 @@ pub const COLUMNS: [&str; 32] = [
     "zram_holds_bytes",
     "zswap_bytes",
     "zswap_holds_bytes",
+    "allocated_pages_per_s",
 ];
 
 /// The interval's row.
@@ -66,6 +67,7 @@ pub fn row(interval: &Interval) -> Result<Vec<u8>> {
     row.push(optional(interval.host.ballooned));
     row.extend(overcommit(interval.host.overcommit.unwrap_or_default()));
     row.extend(beside(interval.host.memory));
+    row.push(optional(swap.allocated.map(|pages| format!("{pages:.3}"))));
     csv::rows([row])
 }
 

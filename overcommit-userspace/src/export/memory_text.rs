@@ -6,7 +6,7 @@ use crate::export::summary::{SummaryVm, percent};
 use crate::export::summary_host::{Moved, StateSummary, SummaryHost};
 use crate::host::State;
 use crate::host::SwapState;
-use crate::host::overcommit::Range;
+use crate::host::overcommit::{Headroom, Range};
 use crate::recording::rows::{HostFigures, VmFigures};
 use std::fmt::Write;
 
@@ -68,7 +68,7 @@ pub fn vm(text: &mut String, vm: &SummaryVm, name: &str) {
     }
     let memory = &vm.memory;
     let facts: Vec<String> =
-        [swapped(memory), ballooned(memory), working_set(memory), cgroup(memory)]
+        [swapped(memory), ballooned(memory), working_set(memory), cgroup(memory), numa(memory)]
             .into_iter()
             .flatten()
             .collect();
@@ -108,13 +108,24 @@ fn working_set(memory: &VmFigures) -> Option<String> {
 
 fn cgroup(memory: &VmFigures) -> Option<String> {
     let limit = readable(memory.cgroup_limit_bytes?);
-    let left = memory.cgroup_headroom_bytes?;
-    let left = if left.lower == left.upper {
+    let left = headroom(memory.cgroup_headroom_bytes?);
+    Some(format!("which leaves {left} of the {limit} that its cgroup may hold"))
+}
+
+fn numa(memory: &VmFigures) -> Option<String> {
+    let left = headroom(memory.numa_headroom_bytes?);
+    Some(format!(
+        "{left} left on the NUMA nodes that it is bound to ({})",
+        memory.numa_nodes.as_ref()?
+    ))
+}
+
+fn headroom(left: Headroom) -> String {
+    if left.lower == left.upper {
         signed(left.upper)
     } else {
         format!("{} to {}", signed(left.lower), signed(left.upper))
-    };
-    Some(format!("which leaves {left} of the {limit} that its cgroup may hold"))
+    }
 }
 
 /// Time in each state, the worst first.
@@ -147,7 +158,6 @@ pub fn readable(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::overcommit::Headroom;
 
     const GIB: u64 = 1 << 30;
 
@@ -200,6 +210,11 @@ mod tests {
         let said = "which leaves -512.0 MiB to 128.0 MiB of the 1.0 GiB that its cgroup may hold";
         assert_eq!(cgroup(&limited).unwrap(), said);
         assert_eq!(cgroup(&memory), None);
+        let bound = VmFigures { numa_nodes: Some("1".to_owned()), ..limited.clone() };
+        assert_eq!(numa(&bound), None);
+        let bound = VmFigures { numa_headroom_bytes: limited.cgroup_headroom_bytes, ..bound };
+        let said = "-512.0 MiB to 128.0 MiB left on the NUMA nodes that it is bound to (1)";
+        assert_eq!(numa(&bound).unwrap(), said);
         assert_eq!(ballooned(&memory).unwrap(), "2.0 GiB of 4.0 GiB ballooned");
     }
 }

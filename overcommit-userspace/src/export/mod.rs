@@ -6,6 +6,7 @@ pub mod hgrm;
 pub mod hlog;
 pub mod host;
 pub mod intervals;
+pub mod kswapd_estimate;
 pub mod memory_text;
 pub mod parts;
 pub mod progress;

@@ -1,9 +1,10 @@
 //! What happened to a VM, in a sentence. Each number stands in summary.json too.
 
+use crate::clock::readable;
 use crate::export::summary::{SummaryVm, percent};
 use crate::sampler::fault_time::FaultTime;
 use crate::sampler::swapins::SwapinTotals;
-use overcommit_ebpf::layout::Part;
+use overcommit_ebpf::layout::{Metric, Part};
 
 /// Shares below this are not worth a word.
 const LEAST: f64 = 0.005;
@@ -27,8 +28,12 @@ pub fn of(vm: &SummaryVm) -> Option<String> {
             parts(vm.fault_time, &vm.swapins).map(|parts| format!(": its faults were {parts}"));
         format!("lost {} of its vCPU time to memory{}", percent(share), parts.unwrap_or_default())
     });
-    let evicted = vm.evictions.as_ref().and_then(|evictions| evictions.sentence());
-    let all: Vec<String> = lost.into_iter().chain(evicted).collect();
+    let held = vm.metrics.iter().find(|entry| entry.metric == Metric::MemoryHigh.into());
+    let held = held.filter(|held| held.sum_ns > 0).map(|held| {
+        format!("its threads were held back for {} at memory.high", readable(held.sum_ns))
+    });
+    let evicted = vm.evictions.as_ref().and_then(|evictions| evictions.sentence(&vm.vm_id));
+    let all: Vec<String> = lost.into_iter().chain(held).chain(evicted).collect();
     (!all.is_empty()).then(|| all.join("; "))
 }
 

@@ -11,7 +11,7 @@ use anyhow::Result;
 use overcommit_ebpf::layout::{self, FaultBacking, Metric, Part};
 
 /// The columns before those of the parts of its time; only ever appended to.
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 14] = [
     "end_unix_s",
     "vm_id",
     "vm",
@@ -25,6 +25,7 @@ const COLUMNS: [&str; 13] = [
     "backing",
     "swap_device",
     "stack",
+    "guest_address",
 ];
 
 /// All columns: one more for each [`Part`] of its time.
@@ -41,6 +42,8 @@ pub struct SlowFault {
     pub metric: Metric,
     /// The device from which it read a swapped page, if it did.
     pub device: Option<String>,
+    /// Where in its guest's physical memory the address lies, if that can be told.
+    pub guest_address: Option<u64>,
     /// Where in the kernel it slept longest: functions, the outermost first.
     pub stack: Option<String>,
 }
@@ -79,6 +82,7 @@ fn cells(row: &SlowRow<'_>, is_seen: impl Fn(Part) -> bool, now: &Clocks) -> Vec
         backing.map_or("", |backing| backing.name()).to_owned(),
         optional(row.told.device.as_deref().map(text)),
         optional(row.told.stack.as_deref().map(text)),
+        optional(row.told.guest_address.map(|address| format!("{address:#x}"))),
     ]);
     let time = FaultTime::new(fault.latency_ns, fault.parts_ns, is_seen);
     cells.extend(time.parts_ns.map(optional));

@@ -1,5 +1,6 @@
 //! Who took a VM's pages over the whole run.
 
+use crate::export::kswapd_estimate::{self, KswapdEstimate};
 use crate::export::memory_text::readable;
 use crate::export::summary::percent;
 use crate::kernel;
@@ -21,6 +22,8 @@ pub struct SummaryEvictions {
     pub dropped_pages: Option<u64>,
     /// The aggressors, the worst first.
     pub by: Vec<EvictedBy>,
+    /// A second view of kswapd's part: an estimate.
+    pub kswapd_estimate: Option<KswapdEstimate>,
 }
 
 /// What one aggressor took.
@@ -57,7 +60,13 @@ pub fn of(recording: &Recording) -> Vec<Option<SummaryEvictions>> {
         let is_told = is_seen && (vm.evictions_absent.is_none() || !taken.is_empty());
         is_told.then(|| summary(&vm.vm_id, &taken, sees_drops))
     });
-    each.collect()
+    let mut each: Vec<Option<SummaryEvictions>> = each.collect();
+    for (vm, estimate) in kswapd_estimate::of(recording) {
+        if let Some(evictions) = &mut each[vm] {
+            evictions.kswapd_estimate = Some(estimate);
+        }
+    }
+    each
 }
 
 fn summary(
@@ -82,12 +91,13 @@ fn summary(
         written_pages: all.written_pages,
         dropped_pages: dropped(all),
         by,
+        kswapd_estimate: None,
     }
 }
 
 impl SummaryEvictions {
     /// As a sentence; `None` of a VM of which nothing was taken.
-    pub fn sentence(&self) -> Option<String> {
+    pub fn sentence(&self, vm_id: &str) -> Option<String> {
         let (worst, others) = self.by.split_first()?;
         let said = |by: &EvictedBy| {
             let who = if by.is_itself { "itself" } else { by.aggressor.name.as_str() };
@@ -97,7 +107,10 @@ impl SummaryEvictions {
         let all: Vec<String> = std::iter::once(said(worst)).chain(others).collect();
         let bytes = readable(self.pages * kernel::page_size());
         let seen = if self.dropped_pages.is_none() { ", written pages only" } else { "" };
-        Some(format!("{bytes} of it were evicted, {}{seen}", all.join(", ")))
+        let estimate = self.kswapd_estimate.as_ref();
+        let estimate = estimate.map(|estimate| format!(" ({})", estimate.clause(vm_id)));
+        let estimate = estimate.unwrap_or_default();
+        Some(format!("{bytes} of it were evicted, {}{estimate}{seen}", all.join(", ")))
     }
 }
 
@@ -135,10 +148,10 @@ mod tests {
         assert_eq!((seen.pages, seen.dropped_pages), (100, Some(43)));
         let said =
             "400.0 KiB of it were evicted, 83.0 % by batch, 16.0 % by itself, 1.0 % by kswapd0";
-        assert_eq!(seen.sentence().unwrap(), said);
+        assert_eq!(seen.sentence("1-1").unwrap(), said);
         let blind = summary("1-1", &BTreeMap::from([(&batch, counts(40, 0))]), false);
         let said = "160.0 KiB of it were evicted, 100.0 % by batch, written pages only";
-        assert_eq!(blind.sentence().unwrap(), said);
-        assert_eq!(summary("1-1", &BTreeMap::new(), true).sentence(), None);
+        assert_eq!(blind.sentence("1-1").unwrap(), said);
+        assert_eq!(summary("1-1", &BTreeMap::new(), true).sentence("1-1"), None);
     }
 }

@@ -100,17 +100,15 @@ fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
         );
     }
     let swapins = &vm.swapins;
-    let mut sources: Vec<(&str, u64)> =
+    let mut of_swap: Vec<(&str, u64)> =
         vec![("the swap cache", swapins.from_cache), ("zswap", swapins.from_zswap)];
-    sources.extend(swapins.from_device.iter().map(|(name, count)| (name.as_str(), *count)));
-    sources.retain(|(_, count)| *count > 0);
-    let total: u64 = sources.iter().map(|(_, count)| count).sum();
-    if total > 0 {
-        let share = |(name, count): &(&str, u64)| {
-            format!("{} from {name}", percent(*count as f64 / total as f64))
-        };
-        let shares: Vec<String> = sources.iter().map(share).collect();
-        let _ = writeln!(text, "{name}: swapped pages came {}.", shares.join(", "));
+    of_swap.extend(swapins.from_device.iter().map(|(name, count)| (name.as_str(), *count)));
+    let files = vm.file_faults;
+    let of_files = vec![("the page cache", files.cached), ("a disk", files.read)];
+    for (what, sources) in [("swapped pages", of_swap), ("pages of files", of_files)] {
+        if let Some(shares) = shares(&sources) {
+            let _ = writeln!(text, "{name}: {what} came {shares}.");
+        }
     }
     let lost: Vec<String> = vm
         .not_counted
@@ -121,6 +119,16 @@ fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
     if !lost.is_empty() {
         let _ = writeln!(text, "{name}: not counted: {}.", lost.join(", "));
     }
+}
+
+/// How much came from where; `None` of nothing.
+fn shares(sources: &[(&str, u64)]) -> Option<String> {
+    let total: u64 = sources.iter().map(|(_, count)| count).sum();
+    let used = sources.iter().filter(|(_, count)| *count > 0);
+    let shares: Vec<String> = used
+        .map(|(name, count)| format!("{} from {name}", percent(*count as f64 / total as f64)))
+        .collect();
+    (total > 0).then(|| shares.join(", "))
 }
 
 /// A line for each objective and VM, the broken ones first.

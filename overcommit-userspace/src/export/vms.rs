@@ -19,7 +19,7 @@ use overcommit_ebpf::layout::{Loss, Part, Taker};
 const STALE_S: f64 = 2.0 * POLL_SECONDS as f64 + 1.0;
 
 /// The columns before those; only ever appended to.
-const COLUMNS: [&str; 47] = [
+const COLUMNS: [&str; 50] = [
     "start_unix_s",
     "length_s",
     "vm_id",
@@ -66,6 +66,9 @@ const COLUMNS: [&str; 47] = [
     "cgroup_limit_bytes",
     "cgroup_headroom_lower_bytes",
     "cgroup_headroom_upper_bytes",
+    "numa_nodes",
+    "numa_headroom_lower_bytes",
+    "numa_headroom_upper_bytes",
     "fault_ns",
 ];
 
@@ -125,6 +128,10 @@ pub fn rows(interval: &Interval, vms: &[RunVm], coverage: &[MetricCoverage]) -> 
         row.extend(working_set(host.working_set));
         row.push(optional(host.swap.limit));
         let headroom = host.cgroup_headroom();
+        row.push(optional(headroom.map(|headroom| headroom.lower)));
+        row.push(optional(headroom.map(|headroom| headroom.upper)));
+        row.push(optional(host.numa.map(|(nodes, _)| nodes)));
+        let headroom = host.numa.and_then(|(_, headroom)| headroom);
         row.push(optional(headroom.map(|headroom| headroom.lower)));
         row.push(optional(headroom.map(|headroom| headroom.upper)));
         let is_seen = |part| is_part_seen(coverage, part);

@@ -13,6 +13,8 @@ pub struct HostCounters {
     pub swapped_in: u64,
     /// Pages that left for it.
     pub swapped_out: u64,
+    /// Pages that anybody was given, for anything.
+    pub allocated: u64,
     /// PSI's `some` of memory, in microseconds; `None` where it is off.
     pub stalled_us: Option<u64>,
     /// CPU time waited for I/O, and all CPU time, in ticks.
@@ -48,6 +50,7 @@ impl HostCounters {
         Ok(Self {
             swapped_in: swapped_in(&counter_of(&vmstat)).with_context(|| failed("vmstat"))?,
             swapped_out: swapped_out(&counter_of(&vmstat)).with_context(|| failed("vmstat"))?,
+            allocated: allocated(&vmstat),
             stalled_us: stalled_us(&proc.join("pressure/memory")),
             io_wait: (cpus.iowait.unwrap_or(0), all_ticks(&cpus)),
             memory: Memory {
@@ -77,6 +80,12 @@ pub fn swapped_out(counter: &impl Fn(&str) -> Option<u64>) -> Option<u64> {
     let other = |name| counter(name).unwrap_or(0);
     let written = counter("pswpout")?.saturating_sub(other("zswpwb"));
     Some(written + other("zswpout") + other("swpout_zero"))
+}
+
+/// Pages allocated, of all zones.
+fn allocated(vmstat: &HashMap<String, i64>) -> u64 {
+    let zones = vmstat.iter().filter(|(name, _)| name.starts_with("pgalloc_"));
+    zones.map(|(_, pages)| u64::try_from(*pages).unwrap_or(0)).sum()
 }
 
 /// Counters by name.

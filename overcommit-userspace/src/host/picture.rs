@@ -4,6 +4,7 @@ use crate::host::balloon::state::{BalloonStates, Inflated};
 use crate::host::balloon::{Balloon, BalloonState, Source};
 use crate::host::memory_cgroup::MemoryCgroup;
 use crate::host::memory_use::{HostMemory, MemoryUse};
+use crate::host::numa::NodeSet;
 use crate::host::overcommit::{Headroom, Overcommit, VmMemory};
 use crate::host::survey::{Options, Survey, VmFound};
 use crate::host::swap_state::{RETURNS, SwapState};
@@ -14,8 +15,8 @@ use crate::metrics::{SILENT, Sight};
 use crate::probes::raw::Group;
 use crate::sampler::VmSample;
 use crate::sampler::roster::Member;
-use crate::vm::Vm;
 use crate::vm::memory::Backing;
+use crate::vm::{Vm, VmId};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,6 +54,8 @@ pub struct VmHostSample {
     pub memory: Option<MemoryUse>,
     /// What it uses.
     pub working_set: Option<WorkingSet>,
+    /// The NUMA nodes to which it is bound, if it is, and what is left there.
+    pub numa: Option<(NodeSet, Option<Headroom>)>,
 }
 
 impl VmHostSample {
@@ -136,13 +139,23 @@ impl Host {
             memory.available = swap.memory.map_or(memory.available, |now| now.available);
             memory
         });
-        let vms = self.vms.iter().map(|(member, vm)| vm.memory(&members[*member]));
+        let vms = self.vms.iter().map(|(member, vm)| {
+            let member = &members[*member];
+            Some((member.vm.id, vm.memory(member)?))
+        });
         let is_missed = swap.state >= SwapState::Pressure;
-        let others = found.others.iter().map(|(vm, memory)| Some(beside(vm, *memory, is_missed)));
-        let vms: Option<Vec<VmMemory>> = vms.chain(others).collect();
-        let overcommit = memory.zip(vms);
-        let overcommit =
-            overcommit.map(|(host, vms)| Overcommit::of(&host, &vms, swap.state, balloon));
+        let others = found.others.iter();
+        let others = others.map(|(vm, held)| Some((vm.id, beside(vm, *held, is_missed))));
+        let vms: Option<Vec<(VmId, VmMemory)>> = vms.chain(others).collect();
+        for (member, vm) in &mut self.vms {
+            let nodes = found.numa.nodes_of(members[*member].vm.id);
+            let left = |nodes| found.numa.headroom(nodes, vms.as_deref()?);
+            vm.now.numa = nodes.map(|nodes| (nodes, left(nodes)));
+        }
+        let overcommit = memory.zip(vms).map(|(host, vms)| {
+            let vms: Vec<VmMemory> = vms.into_iter().map(|(_, vm)| vm).collect();
+            Overcommit::of(&host, &vms, swap.state, balloon)
+        });
         HostSample { swap, balloon, ballooned, overcommit, memory }
     }
 
@@ -235,7 +248,8 @@ impl Followed {
             None => (bounded(), None),
         };
         self.unknown.working_set = why;
-        self.now = VmHostSample { swap, configured, balloon, memory: found.memory, working_set };
+        let memory = found.memory;
+        self.now = VmHostSample { swap, configured, balloon, memory, working_set, numa: None };
     }
 
     /// What the kernel saw, where nobody says it.

@@ -5,6 +5,7 @@
 use crate::host::balloon::qmp::{self, GuestPolling};
 use crate::host::balloon::{Balloon, libvirt};
 use crate::host::memory_use::{HostMemory, MemoryUse, ProcessMemory, divide};
+use crate::host::numa::Numa;
 use crate::host::working_set::follow::{Follower, Measured, Target};
 use crate::host::working_set::{Wanted, WorkingSet};
 use crate::kernel;
@@ -65,6 +66,8 @@ pub struct Found {
     pub others: Vec<(Vm, MemoryUse)>,
     /// What takes memory beside them.
     pub host: Option<HostMemory>,
+    /// Its nodes, and who is bound to some.
+    pub numa: Numa,
 }
 
 #[derive(Default)]
@@ -243,14 +246,18 @@ impl Surveyor {
         shared.note(balloons, |vm, balloon| vm.balloon = Some(balloon));
         let others = self.others(&targets);
         let followed = targets.iter().map(|target| target.vm.id);
-        let memory = self.walk(&followed.chain(others.iter().map(|vm| vm.id)).collect());
+        let all: BTreeSet<VmId> = followed.chain(others.iter().map(|vm| vm.id)).collect();
+        let memory = self.walk(&all);
         let held = |vm: Vm| Some((memory.get(&vm.id).copied()?, vm));
         let others = others.into_iter().filter_map(held).map(|(memory, vm)| (vm, memory)).collect();
         let host = HostMemory::read(&self.proc, &self.sys, self.page_size).ok();
+        let available = host.and_then(|host| host.available);
+        let numa = Numa::read(&self.proc, &self.sys, available, &all);
         shared.note(memory, |vm, memory| vm.memory = Some(memory));
         let mut state = shared.lock();
         state.found.others = others;
         state.found.host = host;
+        state.found.numa = numa;
     }
 
     /// VMs that are not followed: they have their part in what the host has given away.

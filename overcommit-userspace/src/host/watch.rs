@@ -26,6 +26,8 @@ pub struct HostSwap {
     pub rates: Option<Rates>,
     /// At the look.
     pub memory: Option<Memory>,
+    /// Pages that anybody was given since the look before, a second.
+    pub allocated: Option<f64>,
 }
 
 /// The swapping of a VM in an interval.
@@ -172,7 +174,11 @@ impl Watch {
             _ => Some(Rates { length_ns, ..Rates::default() }),
         };
         let swap_state = rates.map_or(SwapState::Unknown, |rates| self.states.advance(rates));
-        self.now = HostSwap { state: swap_state, rates, memory };
+        let allocated = counters.as_ref().zip(self.last.as_ref()).filter(|_| !is_first);
+        let allocated =
+            allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
+        let allocated = allocated.map(|pages| shared.a_second(pages));
+        self.now = HostSwap { state: swap_state, rates, memory, allocated };
         self.last = counters;
     }
 

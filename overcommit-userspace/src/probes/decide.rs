@@ -43,7 +43,9 @@ impl Backend {
     /// Where the backend's latency begins, for run.json.
     pub const fn fault_starts_at(self) -> &'static str {
         match self {
-            Self::Fentry | Self::Kprobe => "handle_mm_fault",
+            Self::Fentry | Self::Kprobe => {
+                "handle_mm_fault, or the wait for the mmap lock before it"
+            }
             Self::Perf => "page fault handler of the architecture, before the mmap lock",
         }
     }

@@ -63,10 +63,18 @@ pub struct VmRow {
     pub(super) end: u64,
 }
 
+impl VmRow {
+    /// Faults of its threads, counted or not.
+    pub fn faults(&self) -> u64 {
+        self.seen.counted.max(self.seen.kernel)
+    }
+}
+
 /// A row of host.csv.
 #[derive(Debug)]
 pub struct HostRow {
-    pub(super) interval: u64,
+    /// Number of the interval.
+    pub interval: u64,
     pub(super) start_us: u64,
     /// In nanoseconds.
     pub length_ns: u64,
@@ -78,6 +86,8 @@ pub struct HostRow {
     pub overcommit_state: OvercommitState,
     /// Its memory.
     pub memory: HostFigures,
+    /// Pages that anybody was given, a second; `None` where that was not looked at.
+    pub allocated: Option<f64>,
     pub(super) end: u64,
 }
 
@@ -110,6 +120,10 @@ pub struct VmFigures {
     pub cgroup_limit_bytes: Option<u64>,
     /// What that leaves beside its working set.
     pub cgroup_headroom_bytes: Option<Headroom>,
+    /// NUMA nodes to which it is bound.
+    pub numa_nodes: Option<String>,
+    /// What is left there beside the working sets of all that are.
+    pub numa_headroom_bytes: Option<Headroom>,
 }
 
 impl VmFigures {
@@ -133,6 +147,8 @@ impl VmFigures {
         take(&mut self.working_set_cost_share, &later.working_set_cost_share);
         take(&mut self.cgroup_limit_bytes, &later.cgroup_limit_bytes);
         take(&mut self.cgroup_headroom_bytes, &later.cgroup_headroom_bytes);
+        take(&mut self.numa_nodes, &later.numa_nodes);
+        take(&mut self.numa_headroom_bytes, &later.numa_headroom_bytes);
     }
 }
 
@@ -140,7 +156,7 @@ impl VmFigures {
 #[derive(Clone, Debug)]
 pub struct EvictionRow {
     /// Number of the interval.
-    pub(super) interval: u64,
+    pub interval: u64,
     pub(super) start_us: u64,
     pub(super) length_ns: u64,
     /// Whose pages, as an index into [`RunFile::vms`]; `None` of other memory.
@@ -150,6 +166,19 @@ pub struct EvictionRow {
     /// How much.
     pub counts: EvictionCounts,
     pub(super) end: u64,
+}
+
+#[cfg(test)]
+impl EvictionRow {
+    /// One of an interval alone.
+    pub fn of(
+        interval: u64,
+        victim: Option<usize>,
+        aggressor: Aggressor,
+        counts: EvictionCounts,
+    ) -> Self {
+        Self { interval, start_us: 0, length_ns: 0, victim, aggressor, counts, end: 0 }
+    }
 }
 
 /// Memory of the host, in bytes; each where it was known.
@@ -287,6 +316,7 @@ pub(super) fn host_row(cells: &Cells<'_>, end: u64) -> Result<HostRow> {
         balloon_state: cells.state("balloon_state")?,
         overcommit_state: cells.state("overcommit_state")?,
         memory: host_figures(cells)?,
+        allocated: cells.known("allocated_pages_per_s")?,
         end,
     })
 }
@@ -343,6 +373,8 @@ fn vm_figures(cells: &Cells<'_>) -> Result<VmFigures> {
         working_set_cost_share: cells.known("working_set_cost_share")?,
         cgroup_limit_bytes: cells.known("cgroup_limit_bytes")?,
         cgroup_headroom_bytes: cells.headroom("cgroup_headroom")?,
+        numa_nodes: cells.known("numa_nodes")?,
+        numa_headroom_bytes: cells.headroom("numa_headroom")?,
     })
 }
 

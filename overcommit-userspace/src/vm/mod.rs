@@ -55,6 +55,9 @@ impl NamedBy {
     }
 }
 
+/// Bytes of a guest that lie where they lie in its process, from the start.
+const FLAT: u64 = 1 << 30;
+
 /// A virtual machine: a process that runs one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vm {
@@ -83,6 +86,16 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// Where in the guest's physical memory an address of its process lies; `None` where
+    /// that cannot be told without asking QEMU. On x86 the first GiB lies at its own place:
+    /// a machine has no less below its hole for devices (`pc_memory_init`, hw/i386/pc.c, by
+    /// `max-ram-below-4g`, of which QEMU warns if it is less).
+    pub fn guest_address(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.mapping?.start)?;
+        let is_x86 = cfg!(target_arch = "x86_64") && self.executable.starts_with("qemu-system-x86");
+        (is_x86 && offset < FLAT.min(self.memory_bytes?)).then_some(offset)
+    }
+
     /// What backs the guest's memory.
     pub fn backing(&self) -> Option<Backing> {
         Some(self.mapping?.backing)

@@ -3,6 +3,7 @@
 
 mod balloon;
 mod java_heap;
+pub mod restore;
 mod synchronized;
 mod thrash;
 
@@ -24,7 +25,7 @@ pub struct Scenario {
 }
 
 /// Each of them.
-pub const ALL: [Scenario; 4] = [
+pub const ALL: [Scenario; 5] = [
     Scenario {
         name: "thrash",
         shows: "the cliff: a working set that grows past its limit",
@@ -48,6 +49,12 @@ pub const ALL: [Scenario; 4] = [
         shows: "memory that a balloon takes from a guest, and gives back",
         needs_kvm: false,
         run: balloon::run,
+    },
+    Scenario {
+        name: "restore",
+        shows: "a guest restored from a snapshot, whose memory comes page by page",
+        needs_kvm: true,
+        run: restore::run,
     },
 ];
 

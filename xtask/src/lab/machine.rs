@@ -128,7 +128,7 @@ fn watch(name: &str, lines: &Receiver<String>, limit: Duration) -> Result<i32> {
             end = Instant::now() + limit;
         }
         if started {
-            println!("{name:>4} | {line}");
+            println!("{name:>5} | {line}");
         }
         if DEATH.iter().any(|word| line.contains(word)) {
             // The rest of the report comes at once.

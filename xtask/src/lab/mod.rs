@@ -18,8 +18,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use testbed::{payload, qemu, root, target, undo};
 
-/// Time that one kernel may take from its first program on.
-const LIMIT: Duration = Duration::from_secs(1_200);
+/// Time that one lab may take from its first program on.
+const LIMIT: Duration = Duration::from_secs(900);
+/// Labs among which the scenarios of a kernel are divided, so that no CPU waits for the
+/// last kernel alone.
+const PARTS: u32 = 2;
+/// Labs at a time at the most, each of which takes 3 GiB.
+const AT_ONCE: usize = 6;
 /// Bytes of the slow disk.
 const DISK: u64 = 256 << 20;
 
@@ -101,16 +106,17 @@ fn scenarios(args: &Args) -> Result<()> {
     payload::assemble()?;
     let binary = scenario_binary()?;
     let chosen = |series: &Series| [Choice::All, Choice::One(*series)].contains(&args.kernel);
-    let labs: Vec<Lab> = Series::ALL
-        .into_iter()
-        .filter(chosen)
-        .map(|series| prepare(series, args, &binary))
+    let parts = if args.scenario.is_none() { PARTS } else { 1 };
+    let labs = Series::ALL.into_iter().filter(chosen);
+    let labs = labs.flat_map(|series| (0..parts).map(move |part| (series, part)));
+    let labs: Vec<Lab> = labs
+        .map(|(series, part)| prepare(series, (part, parts), args, &binary))
         .collect::<Result<_>>()?;
     let failed = Mutex::new(Vec::new());
     let waiting = Mutex::new(labs.into_iter());
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
     // Each keeps one CPU busy.
-    let at_once = std::thread::available_parallelism()?.get().min(Series::ALL.len());
+    let at_once = std::thread::available_parallelism()?.get().min(AT_ONCE);
     std::thread::scope(|scope| {
         for _ in 0..at_once {
             scope.spawn(|| {
@@ -128,9 +134,11 @@ fn scenarios(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A kernel with all that it needs to run the scenarios.
+/// A kernel with all that it needs to run the scenarios, or a part of them.
 struct Lab {
     series: Series,
+    /// Which part, of how many.
+    part: (u32, u32),
     image: Image,
     unproven: bool,
     /// A folder of its own.
@@ -139,12 +147,19 @@ struct Lab {
 }
 
 impl Lab {
+    /// Before each line of its console.
+    fn name(&self) -> String {
+        let letter = if self.part.1 > 1 { ["a", "b"][self.part.0 as usize % 2] } else { "" };
+        format!("{}{letter}", self.series.name())
+    }
+
     /// Runs the scenarios and says how that ended; failures of an unproven kernel are
     /// said alone.
     fn passes(&self) -> bool {
         let start = Instant::now();
         let result = self.run();
         let (release, time) = (&self.image.release, start.elapsed().as_secs());
+        let release = format!("{release} ({})", self.name());
         let kernel = if self.unproven { "unproven kernel" } else { "kernel" };
         match &result {
             Ok(()) => println!("{kernel} {release}: passed in {time} s"),
@@ -157,7 +172,7 @@ impl Lab {
         let disk = self.work.join("disk");
         fs::File::create(&disk)?.set_len(DISK)?;
         let run = machine::Run {
-            name: self.series.name(),
+            name: &self.name(),
             image: &self.image,
             initramfs: &self.initramfs,
             results: &self.work.join("results"),
@@ -174,11 +189,11 @@ impl Lab {
     }
 }
 
-fn prepare(series: Series, args: &Args, binary: &Path) -> Result<Lab> {
+fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Result<Lab> {
     let cache = cache()?;
     let packages = kernels::fetch(series, &cache)?;
     let image = image::unpack(&packages, &cache)?;
-    let work = target().join("lab").join(series.name());
+    let work = target().join("lab").join(format!("{}-{}", series.name(), part.0));
     let _ = fs::remove_dir_all(&work);
     let results = work.join("results");
     fs::create_dir_all(&results)?;
@@ -195,9 +210,10 @@ fn prepare(series: Series, args: &Args, binary: &Path) -> Result<Lab> {
     }
     // The last CPU: one that can be taken offline.
     command += &format!("export {}={}\n", qemu::CPU, series.cpus() - 1);
+    command += &format!("export OVERCOMMIT_LAB_PART={}/{}\n", part.0, part.1);
     command += &lab_command(args, binary);
     fs::write(results.join("command"), command)?;
-    Ok(Lab { series, image, unproven: packages.unproven, work, initramfs })
+    Ok(Lab { series, part, image, unproven: packages.unproven, work, initramfs })
 }
 
 /// Kernel and initramfs of a Linux guest on this machine itself, which shares its root,
