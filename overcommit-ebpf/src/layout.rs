@@ -907,8 +907,10 @@ pub struct KernelOffsets {
     pub vma_flags: u32,
     /// `vm_area_struct::vm_file`
     pub vma_file: u32,
-    /// `file::f_inode`
-    pub file_inode: u32,
+    /// `file::f_mapping`
+    pub file_mapping: u32,
+    /// `address_space::host`
+    pub mapping_host: u32,
     /// `inode::i_sb`
     pub inode_sb: u32,
     /// `super_block::s_magic`
@@ -927,7 +929,7 @@ pub struct KernelOffsets {
 
 impl KernelOffsets {
     /// The offsets in the order of the fields, as they lie in memory.
-    pub const fn words(&self) -> [u32; 31] {
+    pub const fn words(&self) -> [u32; 32] {
         [
             self.task_mm,
             self.task_pid,
@@ -952,7 +954,8 @@ impl KernelOffsets {
             self.vma_mm,
             self.vma_flags,
             self.vma_file,
-            self.file_inode,
+            self.file_mapping,
+            self.mapping_host,
             self.inode_sb,
             self.sb_magic,
             self.fault_vma,
@@ -1012,6 +1015,6 @@ const _: () = {
     assert!(size_of::<Eviction>() == 64);
     assert!(size_of::<Lifecycle>() == 16);
     assert!(size_of::<SlowFault>() == 144);
-    assert!(size_of::<KernelOffsets>() == 31 * 4);
+    assert!(size_of::<KernelOffsets>() == 32 * 4);
     assert!(size_of::<FolioOffsets>() == 8 * 4);
 };

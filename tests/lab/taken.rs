@@ -88,7 +88,7 @@ const DISK: &str = "/dev/vda";
 /// What it reads is of the file, what it writes a copy.
 fn restore(dir: &Path, backend: &str) -> Result<()> {
     let options = ["--backend", backend, "--causes"];
-    let walks = measure(dir, Path::new(DISK), RESTORED, &["warm"], &options)?;
+    let walks = measure(dir, Path::new(DISK), RESTORED, &["cold"], &options)?;
     print(&walks)?;
     let pages = RESTORED << 8;
     for walk in walks {

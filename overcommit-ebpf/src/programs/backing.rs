@@ -102,7 +102,9 @@ pub(crate) fn of_area(area: Kernel, fault_flags: u64) -> FaultBacking {
     if fault_flags & WRITE != 0 && flags & SHARED == 0 {
         return FaultBacking::Cow;
     }
-    let volume = file.pointer(offsets.file_inode).pointer(offsets.inode_sb);
+    // The file itself may be a node in /dev, which is a tmpfs.
+    let content = file.pointer(offsets.file_mapping).pointer(offsets.mapping_host);
+    let volume = content.pointer(offsets.inode_sb);
     if volume.u64(offsets.sb_magic) == TMPFS { FaultBacking::Shmem } else { FaultBacking::File }
 }
 
