@@ -236,12 +236,10 @@ fn twins() -> Result<()> {
         guest.await_passes(1)?;
     }
     const RUN: &str = "/sys/kernel/mm/ksm/run";
-    let _ksm = [
-        // Or it would still count what was merged of processes that are gone.
-        Setting::new(RUN, "2")?,
-        Setting::new("/sys/kernel/mm/ksm/pages_to_scan", "20000")?,
-        Setting::new(RUN, "1")?,
-    ];
+    // Or it would still count what was merged of processes that are gone.
+    let _emptied = Setting::new(RUN, "2")?;
+    let _pace = Setting::new("/sys/kernel/mm/ksm/pages_to_scan", "20000")?;
+    let _runs = Setting::new(RUN, "1")?;
     let saved = || -> Result<u64> {
         let pages: u64 = fs::read_to_string(format!("{KSM}/pages_sharing"))?.trim().parse()?;
         Ok(pages * 4096)

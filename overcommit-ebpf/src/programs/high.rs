@@ -10,7 +10,7 @@ use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
-use overcommit_ebpf::layout::Metric;
+use overcommit_ebpf::layout::{IN_CALL, Metric};
 
 #[fentry]
 pub(crate) fn fentry_high(_ctx: FEntryContext) -> i32 {
@@ -43,11 +43,15 @@ fn begin() {
     let task = Kernel(unsafe { bpf_get_current_task() });
     let over_high = OFFSETS.load().task_over_high;
     if over_high != 0 && task.u32(over_high) == 0 {
+        if let Some(thread) = known_thread() {
+            set(&thread.high_since_ns, 0);
+        }
         return;
     }
     // SAFETY: entries are only read and written as whole words.
     let Some(slot) = (unsafe { MMS.get(current_mm()) }) else { return };
-    if let Some(thread) = thread_entry(*slot) {
+    // A large charge is held back within the fault, whose time that is.
+    if let Some(thread) = thread_entry(*slot).filter(|thread| get(&thread.call) & IN_CALL == 0) {
         // SAFETY: the helper has no precondition.
         set(&thread.high_since_ns, unsafe { bpf_ktime_get_ns() });
     }

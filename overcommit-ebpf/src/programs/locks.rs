@@ -45,11 +45,14 @@ pub(crate) fn lock_wait_end(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let since = get(&thread.lock_since_ns);
-    if since != 0 {
+    // Other locks are waited for on the way, such as that of a run queue.
+    let lock = current_mm() + u64::from(OFFSETS.load().mm_mmap_lock);
+    if since != 0 && ctx.arg::<u64>(0) == lock {
         set(&thread.lock_since_ns, 0);
         // SAFETY: the helper has no precondition.
-        let waited = unsafe { bpf_ktime_get_ns() }.saturating_sub(since);
-        set(&thread.lock_before_ns, get(&thread.lock_before_ns) + waited);
+        let now = unsafe { bpf_ktime_get_ns() };
+        set(&thread.lock_before_ns, now.saturating_sub(since));
+        set(&thread.lock_until_ns, now);
     }
     0
 }

@@ -122,53 +122,11 @@ pub(crate) static STACKS: StackTrace = StackTrace::with_max_entries(1 /* loader 
 
 /// Where the running kernel keeps what.
 #[unsafe(no_mangle)]
-pub(crate) static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
-    task_mm: 0,
-    task_pid: 0,
-    task_tgid: 0,
-    task_start_boottime: 0,
-    task_min_flt: 0,
-    task_maj_flt: 0,
-    task_run_delay: 0,
-    task_in_iowait: 0,
-    in_iowait_bit: 0,
-    task_over_high: 0,
-    mm_mmap_lock: 0,
-    task_signal: 0,
-    signal_live: 0,
-    signal_min_flt: 0,
-    signal_maj_flt: 0,
-    mm_exe_file: 0,
-    file_dentry: 0,
-    dentry_name: 0,
-    regs_syscall: 0,
-    regs_second_argument: 0,
-    vma_mm: 0,
-    vma_flags: 0,
-    vma_file: 0,
-    file_mapping: 0,
-    mapping_host: 0,
-    inode_sb: 0,
-    sb_magic: 0,
-    fault_vma: 0,
-    fault_orig_pte: 0,
-    swap_info_bdev: 0,
-    bdev_disk: 0,
-    disk_name: 0,
-});
+pub(crate) static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets::NONE);
 
 /// Where it keeps what of a folio.
 #[unsafe(no_mangle)]
-pub(crate) static FOLIO_OFFSETS: Global<FolioOffsets> = Global::new(FolioOffsets {
-    memcg_data: 0,
-    objcg_memcg: 0,
-    memcg_cgroup: 0,
-    cgroup_kn: 0,
-    kn_id: 0,
-    flags: 0,
-    head_bit: 0,
-    pages: 0,
-});
+pub(crate) static FOLIO_OFFSETS: Global<FolioOffsets> = Global::new(FolioOffsets::NONE);
 
 /// Latency from which a fault is sent to [`SLOW`], in nanoseconds.
 #[unsafe(no_mangle)]

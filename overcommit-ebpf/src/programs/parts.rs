@@ -20,6 +20,7 @@ pub(crate) fn open(thread: &Thread, now: u64, lock_before: u64) {
         }
     }
     set(&thread.parts_open, 0);
+    set(&thread.sleeps, 0);
     set(&thread.longest_sleep_ns, 0);
     set(&thread.longest_stack, 0);
     set(&thread.turned_ns, now);

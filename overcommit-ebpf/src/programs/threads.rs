@@ -35,6 +35,10 @@ pub(crate) fn thread_entry(slot: u32) -> Option<&'static Thread> {
     Some(thread)
 }
 
+/// How long before a fault a wait for the lock may have ended that was for it, in
+/// nanoseconds.
+const JUST_BEFORE_NS: u64 = 1_000_000;
+
 /// Starts the clock of a fault; a wait for the lock just before is part of it.
 #[inline(always)]
 pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
@@ -44,10 +48,12 @@ pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
     set(&thread.vm, u64::from(slot));
     set(&thread.address, address);
     set(&thread.swap_device, 0);
-    let lock_before = get(&thread.lock_before_ns);
-    set(&thread.lock_before_ns, 0);
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
+    // A wait after which the page was there is no fault's.
+    let is_recent = now.saturating_sub(get(&thread.lock_until_ns)) < JUST_BEFORE_NS;
+    let lock_before = if is_recent { get(&thread.lock_before_ns) } else { 0 };
+    set(&thread.lock_before_ns, 0);
     parts::open(thread, now, lock_before);
     set(&thread.since_ns, now - lock_before);
 }

@@ -50,7 +50,7 @@ fn parts(time: FaultTime, swapins: &SwapinTotals) -> Option<String> {
         return None;
     }
     parts.sort_by_key(|(_, part)| std::cmp::Reverse(*part));
-    let blind = time.of(Part::Swapin).is_none();
+    let blind = time.of(Part::Swapin).is_none() && time.of(Part::Io).is_none();
     let rest = if blind { "the rest, swap-in among it" } else { "the rest" };
     parts.push((rest.to_owned(), time.rest_ns()));
     let said = parts.into_iter().map(|(name, part)| (name, part as f64 / all));

@@ -91,7 +91,8 @@ impl Vm {
     /// a machine has no less below its hole for devices (`pc_memory_init`, hw/i386/pc.c, by
     /// `max-ram-below-4g`, of which QEMU warns if it is less).
     pub fn guest_address(&self, address: u64) -> Option<u64> {
-        let offset = address.checked_sub(self.mapping?.start)?;
+        let mapping = self.mapping.filter(|map| Some(map.end - map.start) == self.memory_bytes)?;
+        let offset = address.checked_sub(mapping.start)?;
         let is_x86 = cfg!(target_arch = "x86_64") && self.executable.starts_with("qemu-system-x86");
         (is_x86 && offset < FLAT.min(self.memory_bytes?)).then_some(offset)
     }

@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// last kernel alone.
 const PARTS: u32 = 2;
 /// Labs at a time at the most, each of which takes 3 GiB.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 3;
 /// Bytes of the slow disk.
 const DISK: u64 = 256 << 20;
 
@@ -123,7 +123,7 @@ fn scenarios(args: &Args) -> Result<()> {
                 while let Some(lab) = next() {
                     if !lab.passes() {
                         let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.push(lab.image.release);
+                        failed.push(format!("{} ({})", lab.image.release, lab.name()));
                     }
                 }
             });

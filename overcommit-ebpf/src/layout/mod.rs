@@ -1,0 +1,41 @@
+//! The types that lie in the maps, each defined once for both sides.
+
+mod evictions;
+mod histogram;
+mod kinds;
+mod offsets;
+mod records;
+mod thread;
+mod vm;
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+pub use evictions::*;
+pub use histogram::*;
+pub use kinds::*;
+pub use offsets::*;
+pub use records::*;
+pub use thread::*;
+pub use vm::*;
+
+/// Stores 0 in each.
+fn zero(cells: &[impl core::borrow::Borrow<AtomicU64>]) {
+    for cell in cells {
+        cell.borrow().store(0, Relaxed);
+    }
+}
+
+/// One word of an array that the loader shares.
+#[repr(transparent)]
+pub struct Word(pub AtomicU64);
+
+/// What is counted for each CPU, a cache line each.
+#[repr(C, align(64))]
+pub struct Cpu {
+    /// Runs of each [`HotProgram`], to be held against its event's own counter.
+    pub runs: [AtomicU64; HotProgram::COUNT],
+    /// Explicit padding to the cache line.
+    pub reserved: [AtomicU64; 2],
+}
+
+const _: () = assert!(size_of::<Cpu>() == 64);

@@ -1,0 +1,98 @@
+//! A VM's slot.
+
+use crate::layout::{FaultBacking, Loss, Metric, Part, Taker, zero};
+use core::sync::atomic::AtomicU64;
+
+/// A VM's slot: who it is for the kernel, and what is known beside the histograms.
+#[repr(C)]
+pub struct Vm {
+    /// Address of its `mm_struct`; 0 in a free slot.
+    pub mm: AtomicU64,
+    /// `task_struct::start_boottime` of its leader, in nanoseconds.
+    pub start_boottime_ns: AtomicU64,
+    /// `CLOCK_MONOTONIC` at which its last thread exited (or it executed another
+    /// program), in nanoseconds; 0 while it runs.
+    pub ended_ns: AtomicU64,
+    /// Process id in the initial namespace.
+    pub tgid: AtomicU64,
+    /// The kernel's own minor and major fault counters when counting began, of a
+    /// process with one thread.
+    pub faults_before: [AtomicU64; Metric::FAULTS.len()],
+    /// The same of all threads that have exited: of the VM when it has ended.
+    pub faults_at_end: [AtomicU64; Metric::FAULTS.len()],
+    /// Faults counted, by [`Taker`].
+    pub taken_by: [AtomicU64; Taker::COUNT],
+    /// Attempts that ended in a retry which the thread did not wait for: KVM's, when
+    /// it leaves the fault to a worker (`FAULT_FLAG_RETRY_NOWAIT`).
+    pub not_waited: AtomicU64,
+    /// By [`Loss`].
+    pub lost: [AtomicU64; Loss::COUNT],
+    /// Where swapped pages came from.
+    pub swapin: Swapins,
+    /// Pages of its cgroup that were handed to swap.
+    pub swapped_out: AtomicU64,
+    /// Where its guest's memory begins, in its address space, and ends; set by the
+    /// loader.
+    pub memory_start: AtomicU64,
+    /// See [`Self::memory_start`].
+    pub memory_end: AtomicU64,
+    /// Pages of it that were given back one by one, as a balloon does.
+    pub given_back: AtomicU64,
+    /// Pages of it that were taken again likewise.
+    pub taken_again: AtomicU64,
+    /// Time of the faults that have completed, by [`Part`], in nanoseconds.
+    pub parts_ns: [AtomicU64; Part::COUNT],
+    /// The second of `CLOCK_MONOTONIC` in which its last slow fault ended.
+    pub slow_second: AtomicU64,
+    /// Slow faults in it.
+    pub slow_in_second: AtomicU64,
+    /// Places in the pool, plus 1, of the histograms of its faults: of minor ones and major
+    /// ones of each [`FaultBacking`]; 0 while there was none.
+    pub fault_places: [AtomicU64; FaultBacking::HISTOGRAMS],
+}
+
+/// Numbers that swap devices can have: `MAX_SWAPFILES` is less on every kernel.
+pub const SWAP_DEVICES_MAX: usize = 32;
+
+/// Where the pages of `swapin` came from, each counted in one place.
+#[repr(C)]
+pub struct Swapins {
+    /// They were in the swap cache, or on their way: another thread had read them.
+    pub from_cache: AtomicU64,
+    /// Out of zswap.
+    pub from_zswap: AtomicU64,
+    /// Pages that `do_swap_page` was called for outside a fault, by khugepaged: not in
+    /// `swapin`.
+    pub without_fault: AtomicU64,
+    /// Read from a device, by its number.
+    pub from_device: [AtomicU64; SWAP_DEVICES_MAX],
+}
+
+/// A swap device by its number.
+#[repr(C)]
+pub struct SwapDevice {
+    /// The name of its disk, ended by NUL, in words of eight bytes in memory order;
+    /// the first is 0 while it is not known.
+    pub name: [AtomicU64; 4],
+}
+
+impl Vm {
+    /// Makes it a free slot.
+    pub fn clear(&self) {
+        zero(&[&self.mm, &self.start_boottime_ns, &self.ended_ns, &self.tgid]);
+        zero(&self.faults_before);
+        zero(&self.faults_at_end);
+        zero(&self.taken_by);
+        zero(&[&self.not_waited, &self.swapped_out]);
+        zero(&[&self.memory_start, &self.memory_end, &self.given_back, &self.taken_again]);
+        zero(&self.lost);
+        zero(&self.parts_ns);
+        zero(&self.fault_places);
+        zero(&[&self.slow_second, &self.slow_in_second]);
+        let swapin = &self.swapin;
+        zero(&[&swapin.from_cache, &swapin.from_zswap, &swapin.without_fault]);
+        zero(&swapin.from_device);
+    }
+}
+
+const _: () = assert!(size_of::<Vm>() == 760);
