@@ -14,7 +14,7 @@ use testbed::{await_some, run};
 pub(crate) const TESTS: Tests = &[("libvirt_tells_what_its_vm_gave_back_kvm", balloon)];
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// MiB of the guest, and what its balloon is told to leave.
+/// MiB of the guest, of which its balloon takes nothing.
 const MEMORY: u64 = 128;
 const NAME: &str = "of-libvirt";
 

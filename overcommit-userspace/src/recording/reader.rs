@@ -6,8 +6,8 @@ use crate::host::state::Times;
 use crate::metrics::MetricName;
 use crate::recording::folder::{EVICTIONS, Folder, HOST, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
 use crate::recording::rows::{
-    EvictionRow, HostRow, Row, VmFigures, VmRow, eviction_row, host_row, row, rows, vm_row,
-    whole_lines,
+    EvictionRow, HostRow, OfInterval, Row, VmFigures, VmRow, eviction_row, host_row, row, rows,
+    vm_row, whole_lines,
 };
 use crate::recording::run_file::{RunFile, RunVm};
 use crate::recording::span::Span;
@@ -107,26 +107,17 @@ impl Recording {
 
     /// The complete intervals of all VMs, in order.
     pub fn vm_rows(&self) -> impl Iterator<Item = &VmRow> {
-        self.logs
-            .vm_rows
-            .iter()
-            .filter(|row| self.logs.selects(row.interval, row.start_us, row.length_ns))
+        self.logs.selected(&self.logs.vm_rows)
     }
 
     /// The complete intervals of the host, in order.
     pub fn host_rows(&self) -> impl Iterator<Item = &HostRow> {
-        self.logs
-            .host_rows
-            .iter()
-            .filter(|row| self.logs.selects(row.interval, row.start_us, row.length_ns))
+        self.logs.selected(&self.logs.host_rows)
     }
 
     /// Who took pages of whom, in order.
     pub fn eviction_rows(&self) -> impl Iterator<Item = &EvictionRow> {
-        self.logs
-            .eviction_rows
-            .iter()
-            .filter(|row| self.logs.selects(row.interval, row.start_us, row.length_ns))
+        self.logs.selected(&self.logs.eviction_rows)
     }
 
     /// Hands out every line of the histogram logs with its row, VM by VM.
@@ -186,15 +177,17 @@ impl Logs {
         })
     }
 
-    fn selects(&self, interval: u64, start_us: u64, length_ns: u64) -> bool {
+    fn selects(&self, row: &impl OfInterval) -> bool {
+        let (interval, start_us, length_ns) = row.interval();
         interval < self.end && self.span.holds(start_us, length_ns)
     }
 
+    fn selected<'a, T: OfInterval>(&'a self, rows: &'a [T]) -> impl Iterator<Item = &'a T> {
+        rows.iter().filter(|row| self.selects(*row))
+    }
+
     fn selected_intervals(&self) -> u64 {
-        let rows = self
-            .vm_rows
-            .iter()
-            .filter(|row| self.selects(row.interval, row.start_us, row.length_ns));
+        let rows = self.selected(&self.vm_rows);
         rows.map(|row| row.interval).collect::<BTreeSet<u64>>().len() as u64
     }
 
@@ -226,9 +219,7 @@ impl Logs {
             let log = read_file(folder, &name)?;
             for (metric, line) in hlog::lines(&log) {
                 let row = rows.get_mut(&metric).and_then(VecDeque::pop_front);
-                if let Some(row) =
-                    row.filter(|row| self.selects(row.interval, row.start_us, row.length_ns))
-                {
+                if let Some(row) = row.filter(|row| self.selects(*row)) {
                     take(row, line).with_context(|| format!("cannot read {name}"))?;
                 }
             }
@@ -263,16 +254,10 @@ impl Logs {
 
     fn totals(&self, folder: &Folder, run: &RunFile) -> Result<Vec<VmTotals>> {
         let mut totals: Vec<VmTotals> = run.vms.iter().map(|_| VmTotals::none()).collect();
-        for row in self
-            .vm_rows
-            .iter()
-            .filter(|row| self.selects(row.interval, row.start_us, row.length_ns))
-        {
+        for row in self.selected(&self.vm_rows) {
             totals[row.vm].add(row);
         }
-        for row in
-            self.rows.iter().filter(|row| self.selects(row.interval, row.start_us, row.length_ns))
-        {
+        for row in self.selected(&self.rows) {
             let metric = totals[row.vm].metrics.entry(row.metric.clone());
             let metric = metric.or_insert_with(MetricTotals::none);
             metric.coverage = metric.coverage.max(row.coverage);

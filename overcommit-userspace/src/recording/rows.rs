@@ -91,6 +91,24 @@ pub struct HostRow {
     pub(super) end: u64,
 }
 
+/// A row of an interval.
+pub(super) trait OfInterval {
+    /// Its number, its start in Unix microseconds, and its length in nanoseconds.
+    fn interval(&self) -> (u64, u64, u64);
+}
+
+macro_rules! of_interval {
+    ($($row:ty),*) => {
+        $(impl OfInterval for $row {
+            fn interval(&self) -> (u64, u64, u64) {
+                (self.interval, self.start_us, self.length_ns)
+            }
+        })*
+    };
+}
+
+of_interval!(Row, VmRow, HostRow, EvictionRow);
+
 /// Memory of a VM, in bytes; each where it was known.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct VmFigures {

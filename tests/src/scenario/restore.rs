@@ -18,7 +18,7 @@ use std::time::Duration;
 /// MiB that the guest walks natively, and those that it has beside.
 const WALK: u64 = 96;
 const BESIDE: u64 = 64;
-/// Passes that only read: enough for the recording to end among them.
+/// Passes that only read: enough for the guest to be stopped among them.
 const READS: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAGES_PER_MIB: u64 = 256;

@@ -123,7 +123,7 @@ fn scenarios(args: &Args) -> Result<()> {
                 while let Some(lab) = next() {
                     if !lab.passes() {
                         let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.push(format!("{} ({})", lab.image.release, lab.name()));
+                        failed.push(format!("{} ({})", lab.image.release, lab.label));
                     }
                 }
             });
@@ -137,8 +137,8 @@ fn scenarios(args: &Args) -> Result<()> {
 /// A kernel with all that it needs to run the scenarios, or a part of them.
 struct Lab {
     series: Series,
-    /// Which part, of how many.
-    part: (u32, u32),
+    /// Before each line of its console: the series, with a letter for the part.
+    label: String,
     image: Image,
     unproven: bool,
     /// A folder of its own.
@@ -147,19 +147,13 @@ struct Lab {
 }
 
 impl Lab {
-    /// Before each line of its console.
-    fn name(&self) -> String {
-        let letter = if self.part.1 > 1 { ["a", "b"][self.part.0 as usize % 2] } else { "" };
-        format!("{}{letter}", self.series.name())
-    }
-
     /// Runs the scenarios and says how that ended; failures of an unproven kernel are
     /// said alone.
     fn passes(&self) -> bool {
         let start = Instant::now();
         let result = self.run();
         let (release, time) = (&self.image.release, start.elapsed().as_secs());
-        let release = format!("{release} ({})", self.name());
+        let release = format!("{release} ({})", self.label);
         let kernel = if self.unproven { "unproven kernel" } else { "kernel" };
         match &result {
             Ok(()) => println!("{kernel} {release}: passed in {time} s"),
@@ -172,7 +166,7 @@ impl Lab {
         let disk = self.work.join("disk");
         fs::File::create(&disk)?.set_len(DISK)?;
         let run = machine::Run {
-            name: &self.name(),
+            name: &self.label,
             image: &self.image,
             initramfs: &self.initramfs,
             results: &self.work.join("results"),
@@ -193,7 +187,9 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
     let cache = cache()?;
     let packages = kernels::fetch(series, &cache)?;
     let image = image::unpack(&packages, &cache)?;
-    let work = target().join("lab").join(format!("{}-{}", series.name(), part.0));
+    let letter = (part.1 > 1).then(|| char::from(b'a' + part.0 as u8));
+    let label = series.name().chars().chain(letter).collect::<String>();
+    let work = target().join("lab").join(&label);
     let _ = fs::remove_dir_all(&work);
     let results = work.join("results");
     fs::create_dir_all(&results)?;
@@ -213,7 +209,7 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
     command += &format!("export OVERCOMMIT_LAB_PART={}/{}\n", part.0, part.1);
     command += &lab_command(args, binary);
     fs::write(results.join("command"), command)?;
-    Ok(Lab { series, part, image, unproven: packages.unproven, work, initramfs })
+    Ok(Lab { series, label, image, unproven: packages.unproven, work, initramfs })
 }
 
 /// Kernel and initramfs of a Linux guest on this machine itself, which shares its root,
