@@ -86,7 +86,7 @@ fn counts_agree(dir: &Path, backend: &str, shared: bool) -> Result<()> {
         Ok((vm.faults()?[1] >= before.faults[1] + MAJORS).then_some(()))
     });
     vm.explain(come)?;
-    vm.stop()?;
+    vm.freeze()?;
     let folder = recording.end()?;
     let after = Witnesses::read(&vm)?;
     let summary = only_vm(&folder)?;

@@ -19,7 +19,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
-use testbed::qemu::IN_FIRMWARE;
+use testbed::qemu::{Config, IN_FIRMWARE, Vm};
 use testbed::undo;
 
 /// A scenario by name; it is given a folder for its recordings.
@@ -35,6 +35,9 @@ fn main() -> ExitCode {
     if let Err(error) = undo::on_signals() {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
+    }
+    if let Err(error) = warm_up() {
+        eprintln!("{error:#}");
     }
     let scenarios = [
         counts::scenarios(),
@@ -53,6 +56,13 @@ fn main() -> ExitCode {
         trials = trials.into_iter().skip(part).step_by(parts).collect();
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Has QEMU's own files in the page cache, so that no VM with too little memory pays for
+/// them: it would be killed for want of it.
+fn warm_up() -> Result<()> {
+    let mut vm = Vm::start(&Config { shared: true, ..Config::new("first", 1) })?;
+    vm.await_passes(1)
 }
 
 /// Which part of the scenarios is to run, of how many: `0/2`.
@@ -82,9 +92,22 @@ fn trial((name, run): Scenario) -> Trial {
             outcome = in_a_folder(&format!("{for_folder}-again"), &run);
         }
         let outcome = outcome.map_err(|error| Failed::from(format!("{error:#}")));
+        if outcome.is_err() {
+            say_what_the_kernel_said();
+        }
         println!("took {:.1} s", start.elapsed().as_secs_f64());
         outcome
     })
+}
+
+/// Lines of the kernel's that are shown where a scenario failed.
+const KERNEL_LINES: usize = 80;
+
+fn say_what_the_kernel_said() {
+    let said = testbed::run(&mut std::process::Command::new("dmesg")).unwrap_or_default();
+    let lines: Vec<&str> = said.lines().collect();
+    println!("the kernel's last lines:");
+    lines.iter().rev().take(KERNEL_LINES).rev().for_each(|line| println!("{line}"));
 }
 
 /// Prints each thread of a process, with its stack in the kernel.

@@ -5,6 +5,8 @@ use crate::host::{MemoryCgroup, read};
 use crate::payload::{self, Guest};
 use crate::undo::Undo;
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -253,6 +255,25 @@ impl Vm {
     /// The monitor refuses.
     pub fn resume(&mut self) -> Result<()> {
         self.execute("cont", json!({})).map(drop)
+    }
+
+    /// Stops the whole process for good: without its vCPUs it goes on faulting where its
+    /// memory is tight.
+    ///
+    /// # Errors
+    /// It is gone, or goes on.
+    pub fn freeze(&self) -> Result<()> {
+        kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGSTOP)?;
+        await_some("stop of QEMU's threads", PATIENCE, || {
+            for thread in glob::glob(&format!("/proc/{}/task/[0-9]*/stat", self.pid))? {
+                // A thread may end meanwhile.
+                let stat = fs::read_to_string(thread?).unwrap_or_default();
+                if stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('T')) {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
     }
 
     /// Waits until the guest has walked its memory that many times.

@@ -31,6 +31,8 @@ pub struct Thread {
     pub call: AtomicU64,
     /// The same: `mm_struct` of that call.
     pub mm: AtomicU64,
+    /// `CLOCK_MONOTONIC` at which the call that is to be retried returned, in nanoseconds.
+    pub retried_ns: AtomicU64,
     /// The same: the wait for a swapped page in that fault, see `swapin` among the
     /// programs; 0 outside.
     pub swapin: AtomicU64,
@@ -51,10 +53,16 @@ pub struct Thread {
     pub run_delay_ns: AtomicU64,
     /// Wait for the lock of the VM's address space before the next fault, in nanoseconds.
     pub lock_before_ns: AtomicU64,
+    /// Wait for a CPU in that wait, and not part of it, in nanoseconds.
+    pub runq_before_ns: AtomicU64,
     /// `CLOCK_MONOTONIC` at which that wait ended, in nanoseconds.
     pub lock_until_ns: AtomicU64,
     /// `CLOCK_MONOTONIC` at which that wait began, in nanoseconds; 0 outside.
     pub lock_since_ns: AtomicU64,
+    /// Its `sched_info::run_delay` then, in nanoseconds.
+    pub lock_run_delay_ns: AtomicU64,
+    /// Address of the `mm_struct` whose lock it waits for.
+    pub lock_mm: AtomicU64,
     /// 1 while it sleeps in a fault, if that is being seen.
     pub sleeps: AtomicU64,
     /// Where in the kernel it fell asleep last: number of the stack plus 1; 0 if that was
@@ -78,7 +86,7 @@ pub struct Thread {
     /// backend does not tell.
     pub backing: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 1],
+    pub reserved: [AtomicU64; 5],
 }
 
 /// In [`Thread::call`]: the call has not returned.
@@ -104,7 +112,8 @@ impl Thread {
         zero(&[&self.address, &self.waited_ns, &self.is_vcpu]);
         zero(&[&self.call, &self.mm, &self.swapin, &self.reclaim_since_ns, &self.backing]);
         zero(&[&self.high_since_ns]);
-        zero(&[&self.parts_open, &self.lock_before_ns, &self.lock_since_ns, &self.sleeps]);
+        zero(&[&self.parts_open, &self.lock_before_ns, &self.runq_before_ns]);
+        zero(&[&self.lock_since_ns, &self.sleeps]);
         zero(&self.window.words());
     }
 }
@@ -203,4 +212,4 @@ pub const APF: u64 = 1 << 36;
 /// include/uapi/linux/kvm.h.
 pub const KVM_RUN: u64 = 0xae80;
 
-const _: () = assert!(size_of::<Thread>() == 448);
+const _: () = assert!(size_of::<Thread>() == 512);

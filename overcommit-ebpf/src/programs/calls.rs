@@ -11,12 +11,14 @@ use crate::backing;
 use crate::kernel::Kernel;
 use crate::latency::complete;
 use crate::maps::{MMS, OFFSETS, VMS, lose};
-use crate::swapin;
-use crate::threads::{known_thread, ran, start, thread_entry};
+use crate::threads::{keep_wait_before, known_thread, ran, start, thread_entry};
+use crate::{parts, swapin};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
-use overcommit_ebpf::layout::{HotProgram, IN_CALL, Loss, Metric, TO_BE_RETRIED, Thread};
+use overcommit_ebpf::layout::{
+    FaultBacking, HotProgram, IN_CALL, Loss, Metric, TO_BE_RETRIED, Thread,
+};
 
 /// `enum fault_flag`, include/linux/mm_types.h; the same from 6.1 to 7.3.
 mod flag {
@@ -86,8 +88,8 @@ fn enter(vma: Kernel, mm: u64, address: u64, flags: u32) {
             set(&thread.call, flags | IN_CALL);
             return;
         }
-        let waited = get(&thread.call) & TO_BE_RETRIED != 0;
-        lose(vm, if waited { Loss::Abandoned } else { Loss::StartWithoutEnd });
+        let is_retried = get(&thread.call) & TO_BE_RETRIED != 0;
+        goes_on(thread, if is_retried { Loss::Abandoned } else { Loss::StartWithoutEnd });
     }
     swapin::forget(thread);
     set(&thread.backing, backing::of_area(vma, flags) as u64);
@@ -110,6 +112,25 @@ fn is_retry(thread: &Thread, mm: u64, address: u64, flags: u64) -> bool {
         && (get(&thread.address) ^ address) >> 12 == 0
 }
 
+/// The thread goes on, and has not completed the fault that it is in: it is lost, but for
+/// one case.
+///
+/// get_user_pages looks for the page itself before it calls again (`__get_user_pages`,
+/// mm/gup.c, 6.1 to 7.3): once a userfault has been served the page is there, and the call
+/// that waited for it was the last.
+#[inline(always)]
+pub(crate) fn goes_on(thread: &Thread, loss: Loss) {
+    let slot = get(&thread.vm) as u32;
+    let Some(vm) = VMS.get(slot) else { return };
+    let is_retried = get(&thread.call) & TO_BE_RETRIED != 0;
+    if is_retried && get(&thread.backing) == FaultBacking::Userfault as u64 {
+        complete(vm, slot, thread, Metric::FaultMajor, get(&thread.retried_ns));
+    } else {
+        set(&thread.since_ns, 0);
+        lose(vm, loss);
+    }
+}
+
 #[inline(always)]
 fn leave(returned: u32) {
     let Some(thread) = known_thread() else { return };
@@ -125,6 +146,8 @@ fn leave(returned: u32) {
     let returned = u64::from(returned);
     if returned & reason::RETRY != 0 && call & flag::RETRY_NOWAIT == 0 {
         set(&thread.call, call ^ IN_CALL ^ TO_BE_RETRIED);
+        set(&thread.retried_ns, now);
+        parts::turn(thread, now);
         return;
     }
     set(&thread.call, call ^ IN_CALL);
@@ -134,6 +157,7 @@ fn leave(returned: u32) {
     }
     if returned & reason::RETRY != 0 {
         set(&thread.since_ns, 0);
+        keep_wait_before(thread, now);
         swapin::forget(thread);
         add(&vm.not_waited, 1);
         return;

@@ -6,6 +6,7 @@
 //! the window ends or the thread leaves once more.
 
 use crate::atomic::{add, get, set};
+use crate::calls::goes_on;
 use crate::kernel::{current_mm, current_run_delay};
 use crate::latency::record;
 use crate::maps::{APFS, KVM_FIELDS, MMS, VMS, histogram, lose};
@@ -165,6 +166,9 @@ pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
     let slot = get(&thread.vm) as u32;
     let Some(vm) = VMS.get(slot) else { return 0 };
     count_wait_for_cpu(slot, window);
+    if get(&thread.since_ns) != 0 {
+        goes_on(thread, Loss::Abandoned);
+    }
     let exit_ns = get(&window.exit_ns);
     if exit_ns == 0 {
         // The first entry of a vCPU is no loss.

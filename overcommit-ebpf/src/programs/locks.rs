@@ -1,23 +1,27 @@
 //! Waits for the lock of a VM's address space, `mmap_lock`: faults take it for reading
 //! where the area's own lock does not do, and get_user_pages takes it always. Only waits
 //! are seen (`contention_begin` and `contention_end`, kernel/locking/rwsem.c, 5.19 on).
+//! A wait before the fault counts if the thread can only be about to fault; a fault within
+//! a system call cannot be told from the call's own use of the lock.
 
 use crate::atomic::{get, set};
-use crate::kernel::{current_mm, in_fault_handler, in_kvm_run};
+use crate::kernel::{current_mm, current_run_delay, in_fault_handler, in_kvm_run};
 use crate::maps::{BEGINS_AT_CALL, MMS, OFFSETS, VMS};
 use crate::parts;
-use crate::threads::{known_thread, thread_entry};
+use crate::threads::{known_thread, thread_entry, waited_before};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use overcommit_ebpf::layout::{Part, Thread};
 
-/// `LCB_F_READ`, include/trace/events/lock.h; the same from 6.1 to 7.3.
+/// `LCB_F_READ`, and `LCB_F_RT` that comes with it where locks are of PREEMPT_RT
+/// (kernel/locking/rwbase_rt.c); include/trace/events/lock.h, the same from 6.1 to 7.3.
 const READ: u32 = 2;
+const RT: u32 = 8;
 
 #[raw_tracepoint(tracepoint = "contention_begin")]
 pub(crate) fn lock_wait_begin(ctx: RawTracePointContext) -> i32 {
-    if ctx.arg::<u32>(1) != READ {
+    if ctx.arg::<u32>(1) & !RT != READ {
         return 0;
     }
     if let Some(thread) = known_thread()
@@ -26,11 +30,8 @@ pub(crate) fn lock_wait_begin(ctx: RawTracePointContext) -> i32 {
         if is_lock_of(thread, ctx.arg(0)) {
             parts::enter(thread, Part::Lock);
         }
-    } else if BEGINS_AT_CALL.load() != 0
-        && let Some(thread) = waits_before(ctx.arg(0))
-    {
-        // SAFETY: the helper has no precondition.
-        set(&thread.lock_since_ns, unsafe { bpf_ktime_get_ns() });
+    } else if BEGINS_AT_CALL.load() != 0 {
+        waits_before(memory_of(ctx.arg(0)));
     }
     0
 }
@@ -46,15 +47,30 @@ pub(crate) fn lock_wait_end(ctx: RawTracePointContext) -> i32 {
     }
     let since = get(&thread.lock_since_ns);
     // Other locks are waited for on the way, such as that of a run queue.
-    let lock = current_mm() + u64::from(OFFSETS.load().mm_mmap_lock);
-    if since != 0 && ctx.arg::<u64>(0) == lock {
-        set(&thread.lock_since_ns, 0);
+    if since != 0 && memory_of(ctx.arg(0)) == get(&thread.lock_mm) {
         // SAFETY: the helper has no precondition.
-        let now = unsafe { bpf_ktime_get_ns() };
-        set(&thread.lock_before_ns, now.saturating_sub(since));
-        set(&thread.lock_until_ns, now);
+        has_waited(thread, since, unsafe { bpf_ktime_get_ns() });
     }
     0
+}
+
+/// Adds to what the thread waits for the lock before its next fault, which takes it more
+/// than once if KVM tries first without waiting.
+#[inline(always)]
+fn has_waited(thread: &Thread, since: u64, now: u64) {
+    let (lock, runq) = waited_before(thread, since);
+    let length = now.saturating_sub(since);
+    let delay = current_run_delay().saturating_sub(get(&thread.lock_run_delay_ns)).min(length);
+    set(&thread.lock_since_ns, 0);
+    set(&thread.lock_before_ns, lock + length - delay);
+    set(&thread.runq_before_ns, runq + delay);
+    set(&thread.lock_until_ns, now);
+}
+
+/// The memory whose lock that is, if it is one.
+#[inline(always)]
+fn memory_of(lock: u64) -> u64 {
+    lock.wrapping_sub(u64::from(OFFSETS.load().mm_mmap_lock))
 }
 
 /// Whether that is the lock of the memory in which the thread has a fault open.
@@ -64,15 +80,21 @@ fn is_lock_of(thread: &Thread, lock: u64) -> bool {
     vm.is_some_and(|vm| lock == get(&vm.mm) + u64::from(OFFSETS.load().mm_mmap_lock))
 }
 
-/// The current thread, if it waits for the lock of its VM before a fault: in the handler
-/// of the architecture, or to have KVM find a page.
+/// The current thread waits for the lock of that memory; if it is a VM's, and the thread is
+/// about to fault there: in the handler of the architecture, to have KVM find a page, or as
+/// a worker that does so for KVM (`async_pf_execute`, virt/kvm/async_pf.c).
 #[inline(always)]
-fn waits_before(lock: u64) -> Option<&'static Thread> {
-    let mm = current_mm();
-    if mm == 0 || lock != mm + u64::from(OFFSETS.load().mm_mmap_lock) {
-        return None;
-    }
+fn waits_before(mm: u64) {
     // SAFETY: entries are only read and written as whole words.
-    let slot = *unsafe { MMS.get(mm) }?;
-    if in_fault_handler() || in_kvm_run() { thread_entry(slot) } else { None }
+    let Some(slot) = (unsafe { MMS.get(mm) }) else { return };
+    let own = current_mm();
+    let is_for_fault = own == 0 || own == mm && (in_fault_handler() || in_kvm_run());
+    if !is_for_fault {
+        return;
+    }
+    let Some(thread) = thread_entry(*slot) else { return };
+    // SAFETY: the helper has no precondition.
+    set(&thread.lock_since_ns, unsafe { bpf_ktime_get_ns() });
+    set(&thread.lock_run_delay_ns, current_run_delay());
+    set(&thread.lock_mm, mm);
 }

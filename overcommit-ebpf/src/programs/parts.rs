@@ -10,9 +10,9 @@ use crate::kernel::current_run_delay;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use overcommit_ebpf::layout::{Part, Thread, Vm};
 
-/// A fault begins now, which waited so long for the lock before it.
+/// A fault begins now, which waited so long before it for the lock, and for a CPU.
 #[inline(always)]
-pub(crate) fn open(thread: &Thread, now: u64, lock_before: u64) {
+pub(crate) fn open(thread: &Thread, now: u64, lock_before: u64, runq_before: u64) {
     if get(&thread.has_parts) != 0 {
         set(&thread.has_parts, 0);
         for part in &thread.parts_ns {
@@ -26,6 +26,7 @@ pub(crate) fn open(thread: &Thread, now: u64, lock_before: u64) {
     set(&thread.turned_ns, now);
     set(&thread.run_delay_ns, current_run_delay());
     give(thread, Part::Lock as u64 + 1, lock_before);
+    give(thread, Part::Runq as u64 + 1, runq_before);
 }
 
 /// The fault that the current thread is in, if it is in one, comes to a part.
@@ -70,9 +71,9 @@ pub(crate) fn is_in(thread: &Thread, part: Option<Part>) -> bool {
     get(&thread.parts_open) & 0xff == part.map_or(0, |part| part as u64 + 1)
 }
 
-/// A turn of the current thread.
+/// A turn of the current thread, after which the same part goes on.
 #[inline(always)]
-fn turn(thread: &Thread, now: u64) {
+pub(crate) fn turn(thread: &Thread, now: u64) {
     let length = now.saturating_sub(get(&thread.turned_ns));
     let delay = current_run_delay();
     let waited = delay.saturating_sub(get(&thread.run_delay_ns)).min(length);
@@ -92,13 +93,6 @@ fn give(thread: &Thread, number: u64, time: u64) {
         set(part, get(part) + time);
         set(&thread.has_parts, 1);
     }
-}
-
-/// The current thread falls asleep within a part.
-#[inline(always)]
-pub(crate) fn pause(thread: &Thread) {
-    // SAFETY: the helper has no precondition.
-    turn(thread, unsafe { bpf_ktime_get_ns() });
 }
 
 /// A thread that fell asleep in a fault is woken up, by whoever runs; gives how long it

@@ -30,7 +30,8 @@ pub(crate) fn switch(ctx: RawTracePointContext) -> i32 {
     } else if io && parts::is_in(thread, Some(Part::Swapin)) {
         parts::enter(thread, Part::SwapinIo);
     } else {
-        parts::pause(thread);
+        // SAFETY: the helper has no precondition.
+        parts::turn(thread, unsafe { bpf_ktime_get_ns() });
     }
     set(&thread.sleeps, 1);
     if TAKES_STACKS.load() != 0 {

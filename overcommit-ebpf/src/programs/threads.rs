@@ -5,7 +5,7 @@ use crate::kernel::in_kvm_run;
 use crate::maps::{CPUS, FREE_THREADS, THREADS, TIDS};
 use crate::parts;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
-use overcommit_ebpf::layout::{HotProgram, Thread};
+use overcommit_ebpf::layout::{HotProgram, Part, Thread};
 
 #[inline(always)]
 pub(crate) fn known_thread() -> Option<&'static Thread> {
@@ -39,6 +39,26 @@ pub(crate) fn thread_entry(slot: u32) -> Option<&'static Thread> {
 /// nanoseconds.
 const JUST_BEFORE_NS: u64 = 1_000_000;
 
+/// What the thread has waited just now for the lock, and within that for a CPU, and has
+/// not begun a fault since.
+#[inline(always)]
+pub(crate) fn waited_before(thread: &Thread, now: u64) -> (u64, u64) {
+    // A wait after which the page was there is no fault's.
+    if now.saturating_sub(get(&thread.lock_until_ns)) < JUST_BEFORE_NS {
+        (get(&thread.lock_before_ns), get(&thread.runq_before_ns))
+    } else {
+        (0, 0)
+    }
+}
+
+/// The fault was no more than an attempt: the wait for the lock before it is that of the
+/// next.
+#[inline(always)]
+pub(crate) fn keep_wait_before(thread: &Thread, now: u64) {
+    set(&thread.lock_before_ns, get(&thread.parts_ns[Part::Lock as usize]));
+    set(&thread.lock_until_ns, now);
+}
+
 /// Starts the clock of a fault; a wait for the lock just before is part of it.
 #[inline(always)]
 pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
@@ -50,12 +70,11 @@ pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
     set(&thread.swap_device, 0);
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
-    // A wait after which the page was there is no fault's.
-    let is_recent = now.saturating_sub(get(&thread.lock_until_ns)) < JUST_BEFORE_NS;
-    let lock_before = if is_recent { get(&thread.lock_before_ns) } else { 0 };
+    let (lock, runq) = waited_before(thread, now);
     set(&thread.lock_before_ns, 0);
-    parts::open(thread, now, lock_before);
-    set(&thread.since_ns, now - lock_before);
+    set(&thread.runq_before_ns, 0);
+    parts::open(thread, now, lock, runq);
+    set(&thread.since_ns, now - lock - runq);
 }
 
 /// Counts the run, so that the loader can tell how often the kernel skipped the

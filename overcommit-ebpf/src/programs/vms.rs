@@ -2,9 +2,10 @@
 //! brings new ones, exit ends them.
 
 use crate::atomic::{add, get, set};
+use crate::calls::goes_on;
 use crate::kernel::Kernel;
 use crate::maps::{
-    EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED, lose,
+    EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED,
 };
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns,
@@ -98,10 +99,7 @@ fn abandon_fault(tid: u32) {
         return;
     };
     if get(&thread.since_ns) != 0 {
-        set(&thread.since_ns, 0);
-        if let Some(vm) = VMS.get(get(&thread.vm) as u32) {
-            lose(vm, Loss::ThreadExit);
-        }
+        goes_on(thread, Loss::ThreadExit);
     }
 }
 

@@ -110,7 +110,7 @@ impl Discovery {
         let process = self.process(pid).with_context(failed)?;
         let stat = process.stat().with_context(failed)?;
         let executable = executable(&process).unwrap_or_else(|| escape(stat.comm.as_bytes()));
-        let line = command_line(&process, &executable);
+        let line = command_line(&process, &executable).unwrap_or_default();
         Ok(describe(&process, &stat, executable, line, holds_kvm(&process)))
     }
 
@@ -140,7 +140,7 @@ fn vm(process: &Process, stat: &Stat) -> Option<Vm> {
     if !kvm && !is_system_emulator(&executable) {
         return None;
     }
-    let line = command_line(process, &executable);
+    let line = command_line(process, &executable)?;
     // libvirt asks a QEMU without a machine what it can do.
     let probes_only = line.machine.as_ref().is_some_and(|machine| machine == b"none");
     (!probes_only).then(|| describe(process, stat, executable, line, kvm))
@@ -206,10 +206,11 @@ fn holds_kvm(process: &Process) -> bool {
     })
 }
 
-/// The command line of a system emulator; others do not speak QEMU's.
-fn command_line(process: &Process, executable: &str) -> CommandLine {
+/// The command line of a system emulator; others do not speak QEMU's. `None` if it has
+/// none yet.
+fn command_line(process: &Process, executable: &str) -> Option<CommandLine> {
     if !is_system_emulator(executable) {
-        return CommandLine::default();
+        return Some(CommandLine::default());
     }
     let mut bytes = Vec::new();
     let read = process
@@ -217,10 +218,20 @@ fn command_line(process: &Process, executable: &str) -> CommandLine {
         .ok()
         .and_then(|mut file| std::io::Read::read_to_end(&mut file, &mut bytes).ok());
     if read.is_none() {
-        return CommandLine::default();
+        return Some(CommandLine::default());
+    }
+    if bytes.is_empty() && is_executing(process) {
+        return None;
     }
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
-    CommandLine::parse(bytes.split(|byte| *byte == 0))
+    Some(CommandLine::parse(bytes.split(|byte| *byte == 0)))
+}
+
+/// Whether a process that showed no arguments may get some: while it executes a file the
+/// kernel files where they end last (`create_elf_tables`, fs/binfmt_elf.c, 6.1 to 7.3).
+fn is_executing(process: &Process) -> bool {
+    let Ok(stat) = process.stat() else { return false };
+    stat.arg_end == Some(0) || stat.arg_end != stat.arg_start
 }
 
 /// The path in the memory controller's hierarchy: its own in version 1, the
@@ -240,7 +251,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     const STAT: &str = "S 1 7 7 0 -1 4194560 100 0 3 0 5 6 0 0 20 0 4 0 4711 1000000 500 \
-        18446744073709551615 1 1 0 0 0 0 0 4096 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0";
+        18446744073709551615 1 1 0 0 0 0 0 4096 0 0 0 0 17 1 0 0 0 0 0 0 0 0 77 99 0 0 0";
 
     /// Makes a process in a made-up /proc.
     fn process(root: &Path, pid: i32, executable: &str, cmdline: &[u8], fds: &[&str]) {
@@ -301,6 +312,22 @@ mod tests {
         let names: Vec<String> = vms.iter().map(|vm| vm.name.to_string()).collect();
         assert_eq!(names, ["firecracker-3", "qemu-4"]);
         assert_eq!(vms[1].accelerator.as_deref(), Some("tcg"));
+    }
+
+    /// Its file is there, its arguments are not: its name would be wrong for good.
+    #[test]
+    fn a_process_that_is_just_executing_is_left_for_later() {
+        let root = tempfile::tempdir().unwrap();
+        process(root.path(), 9, "/usr/bin/qemu-kvm", b"", &[]);
+        let stat = format!("9 (qemu) {}", STAT.replace("77 99", "77 0"));
+        fs::write(root.path().join("9/stat"), stat).unwrap();
+        let mut discovery = Discovery::new(root.path());
+        assert!(discovery.scan().unwrap().is_empty());
+        // One that has none at all is a VM.
+        let stat = format!("9 (qemu) {}", STAT.replace("77 99", "77 77"));
+        fs::write(root.path().join("9/stat"), stat).unwrap();
+        discovery.others.clear();
+        assert_eq!(discovery.scan().unwrap().len(), 1);
     }
 
     #[test]

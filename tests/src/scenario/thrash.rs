@@ -63,7 +63,8 @@ fn step(squeeze: &Squeeze, folder: &Path, percent: u64) -> Result<Step> {
         // Without the one that was open meanwhile.
         let rows = of_vm()?;
         Ok((rows.len() > before + INTERVALS).then(|| rows[before + 1..].to_vec()))
-    })?;
+    })
+    .with_context(|| format!("of {name}; recorded are {}", recorded(folder)))?;
     let passes_per_s = (vm.passes()? - passes) as f64 / start.elapsed().as_secs_f64();
     let each = |column: &str| rows.iter().map(|row| figure(row, column)).collect::<Result<_>>();
     let looked: Vec<f64> = rows
@@ -73,6 +74,14 @@ fn step(squeeze: &Squeeze, folder: &Path, percent: u64) -> Result<Step> {
         .collect::<Result<_>>()?;
     let (stall, swapped_in) = (median(each("stall_share")?), median(looked));
     Ok(Step { percent, passes_per_s, stall, swapped_in })
+}
+
+/// What is recorded, in short.
+fn recorded(folder: &Path) -> String {
+    let run = json(folder, "run.json").unwrap_or_default();
+    let vms = run["vms"].as_array().into_iter().flatten();
+    let short = vms.map(|vm| format!("{} ({}, {})", vm["name"], vm["vm_id"], vm["ended_us"]));
+    format!("{}: {}", run["recorded"], short.collect::<Vec<_>>().join(", "))
 }
 
 fn print(steps: &[Step]) {

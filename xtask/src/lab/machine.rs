@@ -5,7 +5,7 @@ use crate::lab::image::Image;
 use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -15,8 +15,17 @@ use testbed::undo::Undo;
 
 /// Time in which the kernel must reach its first program.
 const BOOT: Duration = Duration::from_secs(90);
+/// Time without a sign of life, which it gives every ten seconds, after which the lab is
+/// stuck.
+const STUCK: Duration = Duration::from_secs(90);
+/// How the error begins of one that is stuck.
+pub(crate) const IS_STUCK: &str = "the lab gives no sign of life";
+/// What QEMU's monitor, behind the console, is asked where its CPUs are.
+const ASK_REGISTERS: &[u8] = b"\x01cinfo registers -a\n";
+/// Its sign of life.
+const RUNS: &str = "lab: runs";
 /// Lines of the console that are shown of a lab that died.
-const LAST_LINES: usize = 30;
+const LAST_LINES: usize = 80;
 /// What a kernel prints that is not going to end well.
 const DEATH: [&str; 7] = [
     "Kernel panic",
@@ -64,6 +73,7 @@ pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
     });
     let mut qemu = command(run)?.spawn().context("cannot start QEMU")?;
     let console = qemu.stdout.take().context("QEMU has no output")?;
+    let mut keyboard = qemu.stdin.take().context("QEMU has no input")?;
     *child.lock().unwrap_or_else(PoisonError::into_inner) = Some(qemu);
     let (sender, lines) = channel();
     std::thread::spawn(move || {
@@ -74,7 +84,7 @@ pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
             }
         }
     });
-    watch(run.name, &lines, run.limit)
+    watch(run.name, &lines, run.limit, || Ok(keyboard.write_all(ASK_REGISTERS)?))
 }
 
 fn command(run: &Run<'_>) -> Result<Command> {
@@ -84,7 +94,7 @@ fn command(run: &Run<'_>) -> Result<Command> {
     command.args(["-smp", &run.cpus.to_string()]);
     command.arg("-kernel").arg(&run.image.kernel).arg("-initrd").arg(run.initramfs);
     command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable"]);
-    command.args(["-serial", "stdio"]);
+    command.args(["-serial", "mon:stdio"]);
     let share = |path: &Path, id: &str, more: &str| {
         let path = path.display().to_string().replace(',', ",,");
         format!("local,path={path},id={id},security_model=none,multidevs=remap{more}")
@@ -98,20 +108,31 @@ fn command(run: &Run<'_>) -> Result<Command> {
     command.arg("-drive").arg(format!("file={disk},{slow}"));
     command.args(["-device", "virtio-blk-pci,drive=disk"]);
     let complaints = File::create(run.complaints).context("cannot write QEMU's complaints")?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(complaints);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(complaints);
     Ok(command)
 }
 
 /// Follows the console to the end.
-fn watch(name: &str, lines: &Receiver<String>, limit: Duration) -> Result<i32> {
+fn watch(
+    name: &str,
+    lines: &Receiver<String>,
+    limit: Duration,
+    mut ask_registers: impl FnMut() -> Result<()>,
+) -> Result<i32> {
     let mut last = VecDeque::new();
     let mut end = Instant::now() + BOOT;
     let mut started = false;
     loop {
-        let line = match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        let left = end.saturating_duration_since(Instant::now());
+        let line = match lines.recv_timeout(left.min(STUCK)) {
             Ok(line) => line,
             Err(RecvTimeoutError::Timeout) if !started => {
                 bail!("the lab did not boot within {BOOT:?}; its console:\n{}", text(&last))
+            }
+            Err(RecvTimeoutError::Timeout) if left > STUCK => {
+                ask_registers()?;
+                keep_the_rest(&mut last, lines);
+                bail!("{IS_STUCK}; its console:\n{}", text(&last))
             }
             Err(RecvTimeoutError::Timeout) => {
                 bail!("the lab took longer than {limit:?}; its console:\n{}", text(&last))
@@ -120,6 +141,10 @@ fn watch(name: &str, lines: &Receiver<String>, limit: Duration) -> Result<i32> {
                 bail!("the lab ended by itself; its console:\n{}", text(&last))
             }
         };
+        if line == RUNS {
+            // Signs of life do not prolong it.
+            continue;
+        }
         if let Some(status) = line.strip_prefix("lab: ended with ") {
             return status.parse().with_context(|| format!("the lab says {line:?}"));
         }
@@ -132,12 +157,17 @@ fn watch(name: &str, lines: &Receiver<String>, limit: Duration) -> Result<i32> {
         }
         if DEATH.iter().any(|word| line.contains(word)) {
             // The rest of the report comes at once.
-            while let Ok(line) = lines.recv_timeout(Duration::from_secs(2)) {
-                keep(&mut last, line);
-            }
+            keep_the_rest(&mut last, lines);
             bail!("the lab's kernel died: {line}\n{}", text(&last));
         }
         keep(&mut last, line);
+    }
+}
+
+/// Keeps what comes at once.
+fn keep_the_rest(last: &mut VecDeque<String>, lines: &Receiver<String>) {
+    while let Ok(line) = lines.recv_timeout(Duration::from_secs(2)) {
+        keep(last, line);
     }
 }
 
@@ -162,7 +192,7 @@ mod tests {
         for line in lines {
             sender.send((*line).to_owned()).unwrap();
         }
-        watch("", &receiver, Duration::from_millis(50))
+        watch("", &receiver, Duration::from_millis(50), || Ok(()))
     }
 
     #[test]
@@ -171,6 +201,14 @@ mod tests {
         assert_eq!(console(&["lab: started Linux 1", "lab: ended with 7"]).unwrap(), 7);
         let late = console(&["lab: started Linux 1", "test a ... ok"]).unwrap_err();
         assert!(format!("{late:#}").contains("longer than"), "{late:#}");
+    }
+
+    #[test]
+    fn signs_of_life_are_no_end() {
+        let lines = ["lab: started Linux 1", RUNS, RUNS, "lab: ended with 0"];
+        assert_eq!(console(&lines).unwrap(), 0);
+        let late = format!("{:#}", console(&lines[..3]).unwrap_err());
+        assert!(late.contains("longer than") && !late.contains(RUNS), "{late}");
     }
 
     #[test]

@@ -139,10 +139,19 @@ fn kinds(pages: usize) -> Result<String> {
     }
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
     touch(map(HUGE, flags, None)?, 1);
-    for _ in 0..WAITED_FOR {
+    for number in 0..WAITED_FOR {
         let page = Faultable::new(1)?;
         let address = page.memory as usize;
-        let waiting = std::thread::spawn(move || touch(address as *mut u8, 1));
+        let fresh = memory(1)? as usize;
+        // The last one goes on: its exit might be seen after we are done.
+        let waiting = std::thread::spawn(move || match number % 3 {
+            0 => touch(address as *mut u8, 1),
+            1 => {
+                have_read(address);
+                touch(fresh as *mut u8, 1);
+            }
+            _ => have_read(address),
+        });
         page.await_fault()?;
         page.resolve(1)?;
         ensure!(waiting.join().is_ok(), "a thread failed");
@@ -150,8 +159,17 @@ fn kinds(pages: usize) -> Result<String> {
     Ok(format!("{windows} {WAITED_FOR}"))
 }
 
-/// Faults that wait for us.
+/// Faults that wait for us; most are taken by the kernel for a system call, as it does for
+/// KVM.
 const WAITED_FOR: usize = 20;
+
+/// Has the kernel read a byte of this process, by get_user_pages.
+fn have_read(address: usize) {
+    let local = &mut [0];
+    let local = &mut [std::io::IoSliceMut::new(local)];
+    let remote = [nix::sys::uio::RemoteIoVec { base: address, len: 1 }];
+    let _ = nix::sys::uio::process_vm_readv(nix::unistd::getpid(), local, &remote);
+}
 
 fn bystander(time: Duration) -> Result<()> {
     let end = Instant::now() + time;
