@@ -4,9 +4,7 @@
 use crate::atomic::{add, get, set};
 use crate::calls::goes_on;
 use crate::kernel::Kernel;
-use crate::maps::{
-    EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED,
-};
+use crate::maps::{EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED};
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns,
     bpf_probe_read_kernel_str_bytes,
