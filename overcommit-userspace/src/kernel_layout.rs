@@ -128,6 +128,7 @@ impl KernelLayout {
             head_bit: self.enumerator("pageflags", "PG_head")?,
             // As it was called before Linux 6.15.
             pages: folio("_nr_pages").or_else(|_| folio("_folio_nr_pages"))?,
+            private: folio("private")?,
         })
     }
 

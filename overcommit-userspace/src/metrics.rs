@@ -92,6 +92,9 @@ const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages fo
 /// What is not seen of `fault.*` by hooks on handle_mm_fault.
 const LOCK_WAIT: &str =
     "the wait for the mmap lock before handle_mm_fault is called for the first time";
+/// What is not seen of it with the hook on waits either.
+const LOCK_WAIT_WITHIN_CALLS: &str =
+    "the wait for the mmap lock before a fault within a system call other than KVM_RUN";
 /// What the parts of the faults' time stand for among the metrics.
 pub const FAULT_TIME: &str = "fault_time";
 /// The family of what faults took.
@@ -210,8 +213,8 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     let faults = Metric::FAULTS.into_iter().map(|metric| match sight.backend {
         Some(Backend::Perf) => entry(metric.name(), Coverage::Full, &[OUTSIDERS, GET_USER_PAGES]),
         Some(Backend::Fentry | Backend::Kprobe) => {
-            let unseen = sight.absent(Group::Locks).map(|_| LOCK_WAIT);
-            entry(metric.name(), Coverage::Full, unseen.as_slice())
+            let unseen = sight.absent(Group::Locks).map_or(LOCK_WAIT_WITHIN_CALLS, |_| LOCK_WAIT);
+            entry(metric.name(), Coverage::Full, &[unseen])
         }
         None => entry(metric.name(), Coverage::Absent, &[NO_BACKEND]),
     });
@@ -262,6 +265,12 @@ fn part_of_faults(part: Part) -> String {
 /// Whether a part of the faults' time is seen, by what was declared.
 pub fn is_part_seen(declared: &[MetricCoverage], part: Part) -> bool {
     coverage_of(declared, &MetricName::new(&part_of_faults(part))) != Coverage::Absent
+}
+
+/// Whether the time of `stall.memory` can be split, by what was declared: perf's events do not
+/// fire in the faults that KVM takes.
+pub fn can_split_stalls(declared: &[MetricCoverage]) -> bool {
+    coverage_of(declared, &MetricName::new(BACKING)) != Coverage::Absent
 }
 
 /// Why a part of the faults' time is not seen, if so.

@@ -15,11 +15,13 @@ use crate::recording::run_file::{
     self, BackendChoice, EvictionSight, HostState, NotCounted, Options, RunClocks, RunFile,
 };
 use crate::recording::{Folder, Interval, Writer};
+use crate::sampler::evictions::Aggressor;
 use crate::sampler::roster::{Member, Roster, Selection};
 use crate::sampler::{Sampler, VmSample};
 use crate::{kernel, metrics};
 use anyhow::{Context, Result};
 use overcommit_ebpf::layout::LifecycleKind;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// VMs that can be recorded at a time beyond twice those that run at the start.
@@ -220,6 +222,7 @@ impl RunningSession {
             return Ok(());
         }
         let Session { sampler, stacks, .. } = &mut self.session;
+        let mut aggressors: HashMap<u64, Option<Aggressor>> = HashMap::new();
         let mut told = Vec::with_capacity(faults.len());
         for (metric, fault) in faults {
             let is_its = |member: &&Member| member.vm.id.pid == fault.vm_tgid.cast_signed();
@@ -230,6 +233,10 @@ impl RunningSession {
                 guest_address: member.and_then(|member| member.vm.guest_address(fault.address)),
                 device: fault.swap_device.checked_sub(1).map(|device| sampler.swap_device(device)),
                 stack: stack.transpose()?.map(str::to_owned),
+                aggressor: aggressors
+                    .entry(fault.aggressor)
+                    .or_insert_with_key(|aggressor| sampler.aggressor(*aggressor))
+                    .clone(),
                 fault,
             });
         }

@@ -17,9 +17,9 @@ use testbed::swap::SlowSwap;
 pub(crate) const TESTS: Tests = &[
     ("reclaim_at_a_limit_is_named_kvm", at_a_limit),
     ("a_slow_swap_device_is_waited_for_and_no_reclaim_kvm", slow_device),
-    ("waits_for_the_lock_of_the_address_space_are_named", lock),
-    ("waits_for_a_cpu_in_a_fault_are_named", starved),
-    ("a_slow_fault_says_where_it_slept", held),
+    ("waits_for_the_lock_of_the_address_space_are_named_kvm", lock),
+    ("waits_for_a_cpu_in_a_fault_are_named_kvm", starved),
+    ("a_slow_fault_says_where_it_slept_kvm", held),
 ];
 
 type Row = HashMap<String, String>;

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
+use testbed::host::Setting;
 use testbed::overcommit;
 use testbed::qemu::{Config, Vm};
 use testbed::results::run;
@@ -16,6 +17,7 @@ pub(crate) const TESTS: Tests = &[
     ("an_unknown_vm_is_named_beside_those_that_run", unknown_vm),
     ("a_bad_folder_is_refused_before_anything_runs", bad_folders),
     ("a_kernel_without_btf_is_told_what_it_lacks", without_btf),
+    ("a_kernel_with_shallow_stacks_is_told_what_to_set", shallow_stacks),
     ("a_refused_backend_comes_with_the_kernels_reason", refused_backend),
     ("what_is_no_recording_is_said_to_be_none", no_recording),
     ("list_and_check_tell_the_truth", list_and_check),
@@ -77,6 +79,14 @@ fn without_btf() -> Result<()> {
     let mut hidden = Command::new("unshare");
     hidden.args(["--mount", "sh", "-c", script]).arg(overcommit());
     expect(&hidden.output()?, 1, "CONFIG_DEBUG_INFO_BTF")
+}
+
+fn shallow_stacks() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _shallow = Setting::new("/proc/sys/kernel/perf_event_max_stack", "64")?;
+    let out = dir.path().join("run").display().to_string();
+    let said = "perf_event_max_stack is 64, and has to be 127 or more";
+    expect(&run(["record", "--out", &out, "--duration", "1s"])?, 1, said)
 }
 
 fn refused_backend() -> Result<()> {

@@ -94,8 +94,12 @@ fn counts_agree(dir: &Path, backend: &str, shared: bool) -> Result<()> {
     println!("{backend}: {}, {}", run["not_counted"], summary["taken_by"]);
     exits_agree(&summary, &exits.counts()?)?;
     stalls_hold_their_faults(&summary, &run)?;
+    if backend != "perf" {
+        stalls_are_split(&summary)?;
+    }
     reclaims_agree(&summary, &run, reclaims.total()?)?;
     if backend == "perf" {
+        ensure!(summary["stall_time"].is_null(), "split without its faults: {summary:#}");
         return is_partial(&summary);
     }
     for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
@@ -149,6 +153,26 @@ fn exits_agree(summary: &Value, kernel: &BTreeMap<u64, u64>) -> Result<()> {
         println!("{name}: counted {counted}, ftrace {count}");
         let off = counted.abs_diff(*count);
         ensure!(off <= 3 || off * 100 <= *count, "{name}: counted {counted}, ftrace {count}");
+    }
+    Ok(())
+}
+
+/// The parts of whole waits make up the whole, and what is a fault's part is theirs too: its
+/// vCPU takes nearly all faults of a VM.
+fn stalls_are_split(summary: &Value) -> Result<()> {
+    let time = &summary["stall_time"];
+    println!("waits: {time}");
+    let parts = time.as_object().context("no parts")?.iter();
+    let parts: u64 = parts
+        .filter(|(name, _)| !["total_ns", "swapin_io_ns"].contains(&name.as_str()))
+        .filter_map(|(_, part)| part.as_u64())
+        .sum();
+    let all = figure(summary, "stall.memory", "sum_ns")?;
+    ensure!(time["total_ns"] == all && parts == all, "{parts} in the parts, {all} in all");
+    for part in ["reclaim_ns", "swapin_ns"] {
+        let of = |whole: &str| summary[whole][part].as_u64().unwrap_or(0);
+        let (waits, faults) = (of("stall_time"), of("fault_time"));
+        ensure!(waits <= faults && waits * 2 >= faults, "{part}: {waits} of {faults}");
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 use testbed::await_some;
@@ -71,13 +71,15 @@ fn matrix(dir: &Path) -> Result<()> {
     FUNCTION_BACKENDS.iter().try_for_each(|backend| {
         let taken = Taken::of(&mut pair, &dir.join(backend), backend)?;
         taken.is_whole()?;
-        taken.has_its_aggressor()
+        taken.has_its_aggressor()?;
+        taken.has_its_aggressors()
     })
 }
 
 /// What is taken in a recording, with what the kernel says.
 struct Taken {
     rows: Vec<Row>,
+    slow: Vec<Row>,
     reader: Value,
     writer: Value,
     run: Value,
@@ -87,7 +89,8 @@ struct Taken {
 
 impl Taken {
     fn of(pair: &mut Pair, folder: &Path, backend: &str) -> Result<Self> {
-        let recording = Recording::start(folder, ["--interval", "500ms", "--backend", backend])?;
+        let options = ["--interval", "500ms", "--backend", backend, "--slow-faults", "1us"];
+        let recording = Recording::start(folder, options)?;
         await_cgroups(folder, ["reader", "writer"], PATIENCE)?;
         let (out, stolen) = (swapped_out()?, pair.parent.stat("pgsteal")?);
         pair.read_from_disk()?;
@@ -102,6 +105,7 @@ impl Taken {
         recording.end()?;
         Ok(Self {
             rows: rows(folder, "evictions.csv")?,
+            slow: rows(folder, "slow-faults.csv")?,
             reader: vm(folder, "reader")?,
             writer: vm(folder, "writer")?,
             run: json(folder, "run.json")?,
@@ -127,6 +131,25 @@ impl Taken {
         );
         let sight = &self.run["evictions"];
         ensure!(sight["written_absent"].is_null() && sight["dropped_absent"].is_null(), "{sight}");
+        Ok(())
+    }
+
+    /// Who had evicted what slow faults read back: the test itself, which has the kernel take
+    /// pages, but for what was out before the recording began.
+    fn has_its_aggressors(&self) -> Result<()> {
+        let swapped = self.slow.iter().filter(|row| row["backing"] == "swap");
+        let mut aggressors: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for row in swapped {
+            let who = (row["aggressor_kind"].as_str(), row["aggressor"].as_str());
+            *aggressors.entry(who).or_default() += 1;
+        }
+        println!("evicted by {aggressors:?}");
+        let all: u64 = aggressors.values().sum();
+        let unknown = aggressors.remove(&("", "")).unwrap_or(0);
+        ensure!(all > 100 && unknown * 2 <= all, "{unknown} of {all} have no aggressor");
+        let by_test = aggressors.iter().filter(|((kind, _), _)| *kind == "process");
+        let by_test: u64 = by_test.map(|(_, count)| count).sum();
+        ensure!(by_test * 10 >= (all - unknown) * 9, "{aggressors:?}");
         Ok(())
     }
 

@@ -103,7 +103,7 @@ fn missing_functions(_dir: &Path) -> Result<()> {
 }
 
 /// Times that the probes come and go.
-const ATTACHES: usize = 20;
+const ATTACHES: usize = 10;
 
 fn attach_in_a_storm(_dir: &Path) -> Result<()> {
     let squeeze = Squeeze::new()?;

@@ -6,6 +6,7 @@ mod causes;
 mod counts;
 mod evictions;
 mod host_changes;
+mod kswapd;
 mod lifecycle;
 mod swapins;
 mod taken;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         lifecycle::scenarios(),
         working_set::scenarios(),
         evictions::scenarios(),
+        kswapd::scenarios(),
         causes::scenarios(),
     ];
     let mut trials: Vec<Trial> = scenarios.into_iter().flatten().map(trial).collect();

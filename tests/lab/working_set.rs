@@ -44,14 +44,16 @@ fn measured(folder: &Path, wanted: &str, is_it: impl Fn(&Row) -> bool) -> Result
     })
 }
 
-/// Whether both ends of the range are that near to the hot set: DAMON's regions take
-/// longer to find its end where the emulated host has to wait for its CPU.
+/// Whether both ends of the range are that near to the hot set, at a price that is
+/// settled: DAMON's regions take longer to find its end where the emulated host has to wait
+/// for its CPU.
 fn is_near(row: &Row) -> bool {
+    let is_cheap = row["working_set_cost_share"].parse::<f64>().is_ok_and(|cost| cost <= COST);
     let near = |end: &str| {
         let bytes = row[&format!("working_set_{end}_bytes")].parse::<u64>();
         bytes.is_ok_and(|bytes| bytes.abs_diff(HOT * MIB) * 10 <= HOT * MIB)
     };
-    near("lower") && near("upper")
+    is_cheap && near("lower") && near("upper")
 }
 
 fn ends(row: &Row) -> Result<(u64, u64)> {

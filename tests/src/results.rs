@@ -57,10 +57,10 @@ pub fn figure(vm: &Value, metric: &str, figure: &str) -> Result<u64> {
 ///
 /// # Errors
 /// run.json is missing or malformed.
-pub fn skipped(folder: &Path) -> Result<u64> {
+pub fn skipped(folder: &Path, is_meant: impl Fn(&str) -> bool) -> Result<u64> {
     let run = json(folder, "run.json")?;
     let programs = run["not_counted"]["programs_skipped"].as_object().into_iter().flatten();
-    Ok(programs.filter_map(|(_, count)| count.as_u64()).sum())
+    Ok(programs.filter(|(name, _)| is_meant(name)).filter_map(|(_, count)| count.as_u64()).sum())
 }
 
 /// The share that a part has of the time of a VM's faults, whose parts make up the whole.

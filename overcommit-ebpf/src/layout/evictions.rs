@@ -42,6 +42,34 @@ impl AggressorKind {
     pub const ALL: [Self; 3] = [Self::Vm, Self::Process, Self::Kernel];
 }
 
+/// Who evicted a page, in a word that is not 0: the kind, and a process's id, or that of a
+/// thread of the kernel; 0 for all its workers.
+pub const fn pack_aggressor(kind: AggressorKind, id: u32) -> u64 {
+    (kind as u64 + 1) << 56 | id as u64
+}
+
+/// The kind and the id in such a word; `None` if nobody is in it.
+pub fn unpack_aggressor(aggressor: u64) -> Option<(AggressorKind, u32)> {
+    let number = (aggressor >> 56).checked_sub(1)?;
+    let kind = AggressorKind::ALL.into_iter().find(|kind| *kind as u64 == number)?;
+    Some((kind, aggressor as u32))
+}
+
+/// A folio that was handed to swap, filed under its swap entry.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Evicted {
+    /// `CLOCK_MONOTONIC` of that, in nanoseconds.
+    pub at_ns: u64,
+    /// See [`pack_aggressor`].
+    pub aggressor: u64,
+    /// Its pages, which have the entries that follow.
+    pub pages: u64,
+}
+
+/// Folios whose aggressors are remembered.
+pub const EVICTED: u32 = 1 << 18;
+
 /// One entry of the eviction matrix.
 #[repr(C)]
 pub struct Eviction {

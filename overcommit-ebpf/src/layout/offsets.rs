@@ -115,6 +115,8 @@ offsets! {
         head_bit,
         /// `folio::_nr_pages`
         pages,
+        /// `folio::private`, where a folio of the swap cache has its entry
+        private,
     }
 }
 

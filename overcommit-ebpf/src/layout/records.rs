@@ -2,7 +2,7 @@
 
 use crate::layout::Part;
 #[cfg(doc)]
-use crate::layout::{FaultBacking, Metric};
+use crate::layout::{FaultBacking, Metric, pack_aggressor};
 
 /// What happened to a VM's process, as one record of the `EVENTS` ring buffer:
 /// the three fields in this order, native byte order.
@@ -66,9 +66,11 @@ pub struct SlowFault {
     pub stack: u32,
     /// Explicit padding.
     pub reserved: u32,
+    /// Who had evicted the page, as [`pack_aggressor`] packs it; 0 if that is not known.
+    pub aggressor: u64,
 }
 
 const _: () = {
     assert!(size_of::<Lifecycle>() == 16);
-    assert!(size_of::<SlowFault>() == 144);
+    assert!(size_of::<SlowFault>() == 152);
 };

@@ -1,5 +1,7 @@
 //! A thread that faults, and what KVM does with it.
 
+#[cfg(doc)]
+use crate::layout::pack_aggressor;
 use crate::layout::{Part, zero};
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
@@ -78,6 +80,8 @@ pub struct Thread {
     /// Number of the device that it read a swapped page from in the fault that it is in,
     /// plus 1; 0 for none.
     pub swap_device: AtomicU64,
+    /// Who had evicted that page, as [`pack_aggressor`] packs it; 0 if that is not known.
+    pub aggressor: AtomicU64,
     /// 1 if anything is in `parts_ns`.
     pub has_parts: AtomicU64,
     /// Time of the fault that it is in by [`Part`], in nanoseconds.
@@ -86,7 +90,7 @@ pub struct Thread {
     /// backend does not tell.
     pub backing: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 5],
+    pub reserved: [AtomicU64; 1],
 }
 
 /// In [`Thread::call`]: the call has not returned.
@@ -115,6 +119,7 @@ impl Thread {
         zero(&[&self.parts_open, &self.lock_before_ns, &self.runq_before_ns]);
         zero(&[&self.lock_since_ns, &self.sleeps]);
         zero(&self.window.words());
+        zero(&self.window.parts_ns);
     }
 }
 
@@ -165,10 +170,16 @@ pub struct Window {
     pub stalls_inverted: AtomicU64,
     /// The thread's `sched_info::run_delay` at its last entry, in nanoseconds.
     pub run_delay_ns: AtomicU64,
+    /// The same at the exit.
+    pub exit_run_delay_ns: AtomicU64,
+    /// 1 if anything is in `parts_ns`.
+    pub has_parts: AtomicU64,
+    /// Time of the faults that completed in this window, by [`Part`], in nanoseconds.
+    pub parts_ns: [AtomicU64; Part::COUNT],
 }
 
 impl Window {
-    fn words(&self) -> [&AtomicU64; 19] {
+    fn words(&self) -> [&AtomicU64; 21] {
         [
             &self.exit_ns,
             &self.reason,
@@ -189,6 +200,8 @@ impl Window {
             &self.stalls,
             &self.stalls_inverted,
             &self.run_delay_ns,
+            &self.exit_run_delay_ns,
+            &self.has_parts,
         ]
     }
 }
@@ -212,4 +225,4 @@ pub const APF: u64 = 1 << 36;
 /// include/uapi/linux/kvm.h.
 pub const KVM_RUN: u64 = 0xae80;
 
-const _: () = assert!(size_of::<Thread>() == 512);
+const _: () = assert!(size_of::<Thread>() == 576);

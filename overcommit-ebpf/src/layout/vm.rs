@@ -3,6 +3,10 @@
 use crate::layout::{FaultBacking, Loss, Metric, Part, Taker, zero};
 use core::sync::atomic::AtomicU64;
 
+/// What of the time of memory windows passed outside faults and waits for a CPU, in
+/// [`Vm::stall_ns`] behind the parts.
+pub const OUTSIDE_FAULTS: usize = Part::COUNT;
+
 /// A VM's slot: who it is for the kernel, and what is known beside the histograms.
 #[repr(C)]
 pub struct Vm {
@@ -42,6 +46,9 @@ pub struct Vm {
     pub taken_again: AtomicU64,
     /// Time of the faults that have completed, by [`Part`], in nanoseconds.
     pub parts_ns: [AtomicU64; Part::COUNT],
+    /// Time of its windows of `stall.memory`, by [`Part`] of the faults in them, and that of
+    /// [`OUTSIDE_FAULTS`], in nanoseconds.
+    pub stall_ns: [AtomicU64; Part::COUNT + 1],
     /// The second of `CLOCK_MONOTONIC` in which its last slow fault ended.
     pub slow_second: AtomicU64,
     /// Slow faults in it.
@@ -87,6 +94,7 @@ impl Vm {
         zero(&[&self.memory_start, &self.memory_end, &self.given_back, &self.taken_again]);
         zero(&self.lost);
         zero(&self.parts_ns);
+        zero(&self.stall_ns);
         zero(&self.fault_places);
         zero(&[&self.slow_second, &self.slow_in_second]);
         let swapin = &self.swapin;
@@ -95,4 +103,4 @@ impl Vm {
     }
 }
 
-const _: () = assert!(size_of::<Vm>() == 760);
+const _: () = assert!(size_of::<Vm>() == 840);

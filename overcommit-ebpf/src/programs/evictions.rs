@@ -4,17 +4,19 @@
 use crate::atomic::{add, get, set};
 use crate::kernel::{Kernel, current_mm};
 use crate::maps::{
-    CGROUPS, DROPPING, EVICTION_INDEX, EVICTIONS, FOLIO_OFFSETS, FREE_EVICTIONS, MMS, SEES_DROPS,
-    VMS, WRITTEN, lose,
+    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, FOLIO_OFFSETS, FREE_EVICTIONS, MMS,
+    SEES_DROPS, TAKES_AGGRESSORS, VMS, WRITTEN, lose,
 };
 use crate::threads::known_thread;
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint};
 use aya_ebpf::programs::{
     FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
 };
-use overcommit_ebpf::layout::{AggressorKind, Eviction, EvictionKey, Loss, NOBODY};
+use overcommit_ebpf::layout::{
+    AggressorKind, Evicted, Eviction, EvictionKey, Loss, NOBODY, pack_aggressor,
+};
 
 /// Bits of `folio::memcg_data` that are no address: `__MEMCG_DATA_*`,
 /// include/linux/memcontrol.h.
@@ -27,6 +29,7 @@ pub(crate) fn swapout(ctx: RawTracePointContext) -> i32 {
     let folio = Kernel(ctx.arg(0));
     let victim = victim(folio);
     let pages = pages(folio);
+    remember(swap_entry(folio), pages);
     if let Some(vm) = VMS.get(victim) {
         add(&vm.swapped_out, pages);
     }
@@ -38,6 +41,55 @@ pub(crate) fn swapout(ctx: RawTracePointContext) -> i32 {
         }
     }
     0
+}
+
+/// The entry of a folio in the swap cache, if it is to be remembered; 0 of any other.
+#[inline(always)]
+fn swap_entry(folio: Kernel) -> u64 {
+    if TAKES_AGGRESSORS.load() == 0 {
+        return 0;
+    }
+    // A folio of a file has an address there, or nothing.
+    let entry = folio.u64(FOLIO_OFFSETS.load().private);
+    if entry >> 63 == 0 { entry } else { 0 }
+}
+
+/// Files by its swap entry on whose behalf a folio is evicted.
+#[inline(always)]
+fn remember(entry: u64, pages: u64) {
+    if entry == 0 {
+        return;
+    }
+    let (kind, by) = aggressor();
+    let id = match kind {
+        AggressorKind::Vm => VMS.get(by).map_or(0, |vm| get(&vm.tgid)) as u32,
+        _ => by,
+    };
+    // SAFETY: the helper has no precondition.
+    let at_ns = unsafe { bpf_ktime_get_ns() };
+    let _ = EVICTED.insert(entry, Evicted { at_ns, aggressor: pack_aggressor(kind, id), pages }, 0);
+}
+
+/// Folios of swap have at most so many pages, as a power of two: huge pages.
+const LARGEST: u32 = 9;
+
+/// Who evicted the page of a swap entry, if that is known. The entries of a folio follow
+/// each other, and the first one is a multiple of their number (`cluster_alloc_range`,
+/// mm/swapfile.c).
+#[inline(always)]
+pub(crate) fn aggressor_of(entry: u64) -> u64 {
+    let (mut aggressor, mut newest) = (0, 0);
+    for order in 0..=LARGEST {
+        let first = entry >> order << order;
+        // SAFETY: a mix of two folios' words names one of their aggressors.
+        if let Some(folio) = unsafe { EVICTED.get(first) }
+            && entry - first < folio.pages
+            && folio.at_ns > newest
+        {
+            (aggressor, newest) = (folio.aggressor, folio.at_ns);
+        }
+    }
+    aggressor
 }
 
 #[fentry]
@@ -75,20 +127,26 @@ fn begin_drop(folio: u64, reclaimed: u8) {
     let Some(index) = entry(victim) else { return };
     let tid = bpf_get_current_pid_tgid() as u32;
     let counted = u64::from(index) << 32 | pages(Kernel(folio));
-    let _ = DROPPING.insert(tid, [folio, counted], 0);
+    let _ = DROPPING.insert(tid, [folio, counted, swap_entry(Kernel(folio))], 0);
 }
 
 #[inline(always)]
 fn end_drop(is_dropped: bool) {
     let tid = bpf_get_current_pid_tgid() as u32;
     // SAFETY: the thread's own, and nobody else changes it.
-    let Some([folio, counted]) = (unsafe { DROPPING.get(tid) }).copied() else { return };
+    let Some([folio, counted, swap_entry]) = (unsafe { DROPPING.get(tid) }).copied() else {
+        return;
+    };
     let _ = DROPPING.remove(tid);
-    // One that was written is counted already.
-    if !is_dropped || WRITTEN.remove(folio).is_ok() {
+    let (index, pages) = ((counted >> 32) as u32, counted & 0xffff_ffff);
+    if !is_dropped {
         return;
     }
-    let (index, pages) = ((counted >> 32) as u32, counted & 0xffff_ffff);
+    remember(swap_entry, pages);
+    // One that was written is counted already.
+    if WRITTEN.remove(folio).is_ok() {
+        return;
+    }
     if let Some(eviction) = EVICTIONS.get(index) {
         add(&eviction.dropped_pages, pages);
         add(&eviction.dropped_folios, 1);

@@ -18,8 +18,8 @@ use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::layout::{
-    APF, HALT, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY, MMIO, Metric, PAUSED,
-    REASON_MMIO, Thread, Vm, Window, exit_key,
+    APF, HALT, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY, MMIO, Metric, OUTSIDE_FAULTS,
+    PAUSED, Part, REASON_MMIO, Thread, Vm, Window, exit_key,
 };
 
 /// Exits that mean something to us: svm.h, vmx.h (arch/x86/include/uapi/asm) and
@@ -75,6 +75,13 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     set(&window.user_ns, 0);
     set(&window.paused_ns, 0);
     set(&window.waited_before_ns, get(&thread.waited_ns));
+    set(&window.exit_run_delay_ns, current_run_delay());
+    if get(&window.has_parts) != 0 {
+        set(&window.has_parts, 0);
+        for part in &window.parts_ns {
+            set(part, 0);
+        }
+    }
     set(&window.exit_ns, now);
     0
 }
@@ -229,6 +236,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
         let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
         count(&window.stalls, 1);
         count(&window.stalls_inverted, u64::from(kernel < within));
+        split(vm, window, kernel.saturating_sub(within), user + paused == 0);
     }
     if reason & APF != 0 {
         count(&window.stall_halted_ns, kernel);
@@ -246,6 +254,28 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
         Some(histogram) => record(histogram, active),
         None => lose(vm, Loss::ExitsFull),
     }
+}
+
+/// Adds up what a memory window went into: the parts of the faults in it, and what passed
+/// outside them, in which the thread may have waited for a CPU too.
+#[inline(always)]
+fn split(vm: &Vm, window: &Window, outside: u64, was_in_kernel: bool) {
+    let delay = current_run_delay().saturating_sub(get(&window.exit_run_delay_ns));
+    let in_faults = get(&window.parts_ns[Part::Runq as usize]);
+    // In user space it waited for a CPU too.
+    let delay = if was_in_kernel { delay.saturating_sub(in_faults).min(outside) } else { 0 };
+    if delay != 0 {
+        add(&vm.stall_ns[Part::Runq as usize], delay);
+    }
+    if get(&window.has_parts) != 0 {
+        for (part, sum) in window.parts_ns.iter().zip(&vm.stall_ns) {
+            let time = get(part);
+            if time != 0 {
+                add(sum, time);
+            }
+        }
+    }
+    add(&vm.stall_ns[OUTSIDE_FAULTS], outside - delay);
 }
 
 /// Adds to a total of the thread's own.

@@ -113,6 +113,7 @@ fn send(vm: &Vm, slot: u32, metric: Metric, thread: &Thread, end_ns: u64, latenc
         swap_device: get(&thread.swap_device) as u32,
         stack: get(&thread.longest_stack) as u32,
         reserved: 0,
+        aggressor: get(&thread.aggressor),
     });
     // The loader looks in by itself; a wake-up a fault would cost it more.
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));

@@ -6,8 +6,8 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, Queue, RingBuf, StackTrace};
 use overcommit_ebpf::layout::{
-    Cpu, Eviction, EvictionKey, FolioOffsets, Histogram, KernelOffsets, KvmFields, Loss, Metric,
-    SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word,
+    Cpu, Evicted, Eviction, EvictionKey, FolioOffsets, Histogram, KernelOffsets, KvmFields, Loss,
+    Metric, SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word,
 };
 
 /// `mm_struct` address → slot. The filter of every fault on the host.
@@ -42,9 +42,15 @@ pub(crate) static FREE_EVICTIONS: Queue<u32> = Queue::with_max_entries(1 /* load
 pub(crate) static WRITTEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 16, 0);
 
 /// Thread id → the folio that it is about to drop: its address, then its entry of
-/// [`EVICTIONS`] (upper half) and its pages.
+/// [`EVICTIONS`] (upper half) and its pages, then its swap entry if it has one.
 #[map]
-pub(crate) static DROPPING: LruHashMap<u32, [u64; 2]> = LruHashMap::with_max_entries(1 << 12, 0);
+pub(crate) static DROPPING: LruHashMap<u32, [u64; 3]> = LruHashMap::with_max_entries(1 << 12, 0);
+
+/// Swap entry → the folio that got it last, and its pages the entries that follow. What
+/// was evicted longest ago makes way for what comes.
+#[map]
+pub(crate) static EVICTED: LruHashMap<u64, Evicted> =
+    LruHashMap::with_max_entries(1 /* loader */, 0);
 
 /// Process ids that the loader wants a slot for.
 #[map]
@@ -135,6 +141,10 @@ pub(crate) static SLOW_NS: Global<u64> = Global::new(u64::MAX);
 /// Whether the stacks of those who sleep in faults are taken.
 #[unsafe(no_mangle)]
 pub(crate) static TAKES_STACKS: Global<u8> = Global::new(0);
+
+/// Whether it is remembered who evicted what.
+#[unsafe(no_mangle)]
+pub(crate) static TAKES_AGGRESSORS: Global<u8> = Global::new(0);
 
 /// Whether the backend begins a fault where `handle_mm_fault` is called, so that the wait
 /// for the lock before it is to be added.

@@ -57,10 +57,17 @@ pub(crate) fn close(vm: &Vm, thread: &Thread, now: u64) {
     if get(&thread.has_parts) == 0 {
         return;
     }
-    for (part, sum) in thread.parts_ns.iter().zip(&vm.parts_ns) {
+    let window = &thread.window;
+    let in_window = get(&window.exit_ns) != 0;
+    let places = vm.parts_ns.iter().zip(&window.parts_ns);
+    for (part, (sum, of_window)) in thread.parts_ns.iter().zip(places) {
         let time = get(part);
         if time != 0 {
             add(sum, time);
+            if in_window {
+                set(of_window, get(of_window) + time);
+                set(&window.has_parts, 1);
+            }
         }
     }
 }

@@ -8,11 +8,12 @@
 
 use crate::atomic::{add, get, set};
 use crate::backing;
+use crate::evictions::aggressor_of;
 use crate::kernel::Kernel;
 use crate::latency::record;
 use crate::maps::{
-    MMS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_INFO_AT, SWAP_TYPE, VMS, ZSWAP_LOADED,
-    histogram,
+    MMS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_INFO_AT, SWAP_TYPE, TAKES_AGGRESSORS, VMS,
+    ZSWAP_LOADED, histogram,
 };
 use crate::parts;
 use crate::threads::known_thread;
@@ -121,7 +122,7 @@ fn enter_anonymous(fault: u64) {
     // The entry is looked at first: the function overwrites it.
     let entry = Kernel(fault).u64(offsets.fault_orig_pte);
     let Some(device) = device(entry) else { return };
-    if !enter(device) {
+    if !enter(device, entry_of_page_table(entry)) {
         let mm = Kernel(fault).pointer(offsets.fault_vma).u64(offsets.vma_mm);
         // SAFETY: entries are only read and written as whole words.
         if let Some(vm) = unsafe { MMS.get(mm) }.and_then(|slot| VMS.get(*slot)) {
@@ -133,9 +134,19 @@ fn enter_anonymous(fault: u64) {
 
 #[inline(always)]
 fn enter_shared(folio: u64) {
-    if let Some(device) = device(Kernel(folio).u64(0)) {
-        enter(device);
+    let value = Kernel(folio).u64(0);
+    if let Some(device) = device(value) {
+        // `radix_to_swp_entry`, include/linux/swapops.h.
+        enter(device, value >> 1);
     }
+}
+
+/// The kernel's own entry of one in a page table of x86-64 (`__swp_type` and `__swp_offset`,
+/// arch/x86/include/asm/pgtable_64.h; `swp_entry`, include/linux/swapops.h; the same from
+/// 6.1 to 7.3).
+#[inline(always)]
+fn entry_of_page_table(entry: u64) -> u64 {
+    entry >> 59 << 58 | !entry << 5 >> 14
 }
 
 /// The device of a swap entry; `None` if it is an entry of another kind, such as a
@@ -153,7 +164,7 @@ fn device(entry: u64) -> Option<u64> {
 
 /// Whether the thread is in a fault of a VM.
 #[inline(always)]
-fn enter(device: u64) -> bool {
+fn enter(device: u64, entry: u64) -> bool {
     let Some(thread) = known_thread() else { return false };
     if get(&thread.call) & IN_CALL == 0 {
         return false;
@@ -165,6 +176,9 @@ fn enter(device: u64) -> bool {
         // SAFETY: the helper has no precondition.
         set(&thread.swapin_since_ns, unsafe { bpf_ktime_get_ns() });
         set(&thread.swapin, device | OPEN);
+        if TAKES_AGGRESSORS.load() != 0 {
+            set(&thread.aggressor, aggressor_of(entry));
+        }
         backing::takes(thread, FaultBacking::Swap);
     }
     true

@@ -68,6 +68,7 @@ pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
     set(&thread.vm, u64::from(slot));
     set(&thread.address, address);
     set(&thread.swap_device, 0);
+    set(&thread.aggressor, 0);
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     let (lock, runq) = waited_before(thread, now);

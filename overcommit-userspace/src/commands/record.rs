@@ -57,7 +57,7 @@ pub struct Args {
     backend: Wanted,
     #[command(flatten)]
     objectives: ObjectiveArgs,
-    /// Write each fault of at least D to slow-faults.csv
+    /// Write each fault of at least D to slow-faults.csv; sees sleep, as --causes does
     #[arg(long, value_name = "D", value_parser = parse_duration)]
     slow_faults: Option<Duration>,
     /// Also see sleep inside faults: a program at each switch of the host's threads

@@ -33,44 +33,64 @@ pub struct Charged {
     pub share: f64,
 }
 
-/// What is known of an interval.
+/// What is known of the intervals up to a look at the host.
 #[derive(Default)]
 struct Allocations {
     /// Pages of the whole host.
     all: f64,
-    /// Faults by VM, each of which takes a page or less.
+    /// Faults by VM, each of which counts as a page: one that takes a huge page counts for
+    /// too little.
     by_vm: BTreeMap<usize, u64>,
 }
 
 /// Of each VM of the recording, by index.
 pub fn of(recording: &Recording) -> BTreeMap<usize, KswapdEstimate> {
-    let mut intervals: BTreeMap<u64, Allocations> = BTreeMap::new();
-    for row in recording.host_rows() {
-        if let Some(pages) = row.allocated {
-            let all = pages * row.length_ns as f64 / 1e9;
-            intervals.entry(row.interval).or_default().all += all;
-        }
+    let looks =
+        looks(recording.host_rows().map(|row| (row.interval, row.length_ns, row.allocated)));
+    let mut known: BTreeMap<u64, Allocations> = BTreeMap::new();
+    for (look, all) in looks.values() {
+        known.entry(*look).or_default().all = *all;
     }
     for row in recording.vm_rows() {
-        if let Some(interval) = intervals.get_mut(&row.interval) {
+        let interval = looks.get(&row.interval).and_then(|(look, _)| known.get_mut(look));
+        if let Some(interval) = interval {
             *interval.by_vm.entry(row.vm).or_default() += row.faults();
         }
     }
+    let of_interval = |interval: u64| known.get(&looks.get(&interval)?.0);
     let id = |vm: usize| {
         let vm = &recording.run.vms[vm];
         (vm.vm_id.clone(), vm.name.clone())
     };
-    estimate(recording.eviction_rows(), &intervals, id)
+    estimate(recording.eviction_rows(), of_interval, id)
+}
+
+/// Which interval had the next look at the host, for each one: its number, and the pages
+/// allocated since the look before. From intervals with their length in nanoseconds and what
+/// was allocated a second.
+fn looks(rows: impl Iterator<Item = (u64, u64, Option<f64>)>) -> BTreeMap<u64, (u64, f64)> {
+    let mut looks = BTreeMap::new();
+    let (mut since, mut length_ns) = (Vec::new(), 0);
+    for (interval, length, allocated) in rows {
+        since.push(interval);
+        length_ns += length;
+        if let Some(rate) = allocated {
+            let all = rate * length_ns as f64 / 1e9;
+            looks.extend(since.drain(..).map(|before| (before, (interval, all))));
+            length_ns = 0;
+        }
+    }
+    looks
 }
 
 fn estimate<'a>(
     rows: impl Iterator<Item = &'a EvictionRow>,
-    intervals: &BTreeMap<u64, Allocations>,
+    of_interval: impl Fn(u64) -> Option<&'a Allocations>,
     id: impl Fn(usize) -> (String, String),
 ) -> BTreeMap<usize, KswapdEstimate> {
     let mut taken: BTreeMap<usize, (u64, BTreeMap<usize, f64>)> = BTreeMap::new();
     for row in rows.filter(|row| row.aggressor.class == AggressorClass::Kswapd) {
-        let known = intervals.get(&row.interval).filter(|interval| interval.all > 0.0);
+        let known = of_interval(row.interval).filter(|interval| interval.all > 0.0);
         let (Some(victim), Some(interval)) = (row.victim, known) else { continue };
         let (pages, charged) = taken.entry(victim).or_default();
         *pages += row.counts.pages();
@@ -122,6 +142,14 @@ mod tests {
     }
 
     #[test]
+    fn a_look_is_of_all_intervals_since_the_one_before() {
+        let second = 1_000_000_000;
+        let rows = [(0, second, None), (1, second, Some(50.0)), (2, second / 2, Some(10.0))];
+        let told = looks(rows.into_iter().chain([(3, second, None)]));
+        assert_eq!(told, BTreeMap::from([(0, (1, 100.0)), (1, (1, 100.0)), (2, (2, 5.0))]));
+    }
+
+    #[test]
     fn kswapd_is_charged_to_those_who_allocate() {
         let busy = |all: f64, faults: [u64; 2]| Allocations {
             all,
@@ -135,7 +163,7 @@ mod tests {
             row(2, AggressorClass::Kswapd, 900),
         ];
         let id = |vm: usize| (vm.to_string(), ["web", "batch"][vm].to_owned());
-        let told = estimate(rows.iter(), &intervals, id);
+        let told = estimate(rows.iter(), |interval| intervals.get(&interval), id);
         let told = &told[&0];
         // 300 × 0.6 of 400 for batch, 100 of 400 for itself, which took more than there was.
         assert_eq!((told.pages, told.charged.len()), (400, 2));

@@ -2,7 +2,7 @@
 
 use crate::clock::readable;
 use crate::export::summary::{SummaryVm, percent};
-use crate::sampler::fault_time::FaultTime;
+use crate::sampler::breakdown::Breakdown;
 use crate::sampler::swapins::SwapinTotals;
 use overcommit_ebpf::layout::{Metric, Part};
 
@@ -24,8 +24,13 @@ const SAID: [(Part, &str); 7] = [
 pub fn of(vm: &SummaryVm) -> Option<String> {
     let lost = vm.stall.as_ref().map(|stall| stall.share).filter(|share| *share >= LEAST);
     let lost = lost.map(|share| {
+        // Whole waits say more than the faults in them.
+        let (whose, time) = match vm.stall_time {
+            Some(time) => ("waits", time),
+            None => ("faults", vm.fault_time),
+        };
         let parts =
-            parts(vm.fault_time, &vm.swapins).map(|parts| format!(": its faults were {parts}"));
+            parts(time, vm.swapins.as_ref()).map(|parts| format!(": its {whose} were {parts}"));
         format!("lost {} of its vCPU time to memory{}", percent(share), parts.unwrap_or_default())
     });
     let held = vm.metrics.iter().find(|entry| entry.metric == Metric::MemoryHigh.into());
@@ -38,12 +43,13 @@ pub fn of(vm: &SummaryVm) -> Option<String> {
 }
 
 /// What the time of faults went into, the most first, and the rest.
-fn parts(time: FaultTime, swapins: &SwapinTotals) -> Option<String> {
+fn parts(time: Breakdown, swapins: Option<&SwapinTotals>) -> Option<String> {
     let all = time.total_ns.max(1) as f64;
     let mut parts: Vec<(String, u64)> = SAID
         .into_iter()
         .filter_map(|(part, words)| Some((words.to_owned(), time.of(part)?)))
         .chain(time.of(Part::Swapin).map(|swapin| (swap_in(swapins), swapin)))
+        .chain(time.kvm_ns.map(|kvm| ("KVM's own work".to_owned(), kvm)))
         .filter(|(_, part)| *part > 0)
         .collect();
     if parts.is_empty() {
@@ -61,7 +67,8 @@ fn parts(time: FaultTime, swapins: &SwapinTotals) -> Option<String> {
 }
 
 /// Where most pages came from, if that is known.
-fn swap_in(swapins: &SwapinTotals) -> String {
+fn swap_in(swapins: Option<&SwapinTotals>) -> String {
+    let Some(swapins) = swapins else { return "swap-in".to_owned() };
     let devices = swapins.from_device.iter().map(|(name, pages)| (name.as_str(), *pages));
     let sources = devices.chain([("zswap", swapins.from_zswap)]).filter(|(_, pages)| *pages > 0);
     let most = sources.max_by_key(|(_, pages)| *pages);
@@ -77,18 +84,18 @@ mod tests {
         let mut swapins = SwapinTotals::default();
         swapins.from_device.extend([("zram0".to_owned(), 9), ("sda".to_owned(), 1)]);
         let time = |parts: &[(Part, u64)]| {
-            let mut time = FaultTime { total_ns: 1_000, ..FaultTime::default() };
+            let mut time = Breakdown { total_ns: 1_000, ..Breakdown::default() };
             parts.iter().for_each(|(part, ns)| time.parts_ns[*part as usize] = Some(*ns));
             time
         };
         let seen = time(&[(Part::Reclaim, 220), (Part::Swapin, 710), (Part::Lock, 0)]);
         let said = "71.0 % swap-in from zram0, 22.0 % reclaim, 7.0 % the rest";
-        assert_eq!(parts(seen, &swapins).unwrap(), said);
+        assert_eq!(parts(seen, Some(&swapins)).unwrap(), said);
         swapins.from_zswap = 10;
-        assert!(parts(seen, &swapins).unwrap().contains("swap-in from zswap"));
+        assert!(parts(seen, Some(&swapins)).unwrap().contains("swap-in from zswap"));
         let blind = time(&[(Part::Reclaim, 220), (Part::Runq, 300)]);
         let said = "30.0 % waits for a CPU, 22.0 % reclaim, 48.0 % the rest, swap-in among it";
-        assert_eq!(parts(blind, &SwapinTotals::default()).unwrap(), said);
-        assert_eq!(parts(FaultTime::default(), &swapins), None);
+        assert_eq!(parts(blind, None).unwrap(), said);
+        assert_eq!(parts(Breakdown::default(), Some(&swapins)), None);
     }
 }

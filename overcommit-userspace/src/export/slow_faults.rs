@@ -5,13 +5,14 @@ use crate::export::csv::{self, optional, text};
 use crate::export::intervals::who;
 use crate::metrics::{MetricCoverage, is_part_seen};
 use crate::recording::run_file::RunVm;
-use crate::sampler::fault_time::FaultTime;
+use crate::sampler::breakdown::Breakdown;
+use crate::sampler::evictions::Aggressor;
 use crate::vm::name::escape;
 use anyhow::Result;
 use overcommit_ebpf::layout::{self, FaultBacking, Metric, Part};
 
 /// The columns before those of the parts of its time; only ever appended to.
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 17] = [
     "end_unix_s",
     "vm_id",
     "vm",
@@ -26,6 +27,9 @@ const COLUMNS: [&str; 14] = [
     "swap_device",
     "stack",
     "guest_address",
+    "aggressor_kind",
+    "aggressor_id",
+    "aggressor",
 ];
 
 /// All columns: one more for each [`Part`] of its time.
@@ -46,6 +50,8 @@ pub struct SlowFault {
     pub guest_address: Option<u64>,
     /// Where in the kernel it slept longest: functions, the outermost first.
     pub stack: Option<String>,
+    /// Who had evicted the page that it read back, if that is known.
+    pub aggressor: Option<Aggressor>,
 }
 
 /// A slow fault and the VM that it belongs to.
@@ -84,7 +90,11 @@ fn cells(row: &SlowRow<'_>, is_seen: impl Fn(Part) -> bool, now: &Clocks) -> Vec
         optional(row.told.stack.as_deref().map(text)),
         optional(row.told.guest_address.map(|address| format!("{address:#x}"))),
     ]);
-    let time = FaultTime::new(fault.latency_ns, fault.parts_ns, is_seen);
+    let aggressor = row.told.aggressor.as_ref();
+    cells.push(optional(aggressor.map(|aggressor| aggressor.class.name())));
+    cells.push(optional(aggressor.map(|aggressor| &aggressor.id)));
+    cells.push(optional(aggressor.map(|aggressor| text(&aggressor.name))));
+    let time = Breakdown::new(fault.latency_ns, fault.parts_ns, is_seen);
     cells.extend(time.parts_ns.map(optional));
     cells
 }

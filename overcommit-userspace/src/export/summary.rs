@@ -3,19 +3,19 @@
 use crate::export::csv::{self, optional, text};
 use crate::export::summary_evictions::{self, SummaryEvictions};
 use crate::export::summary_host::{StateSummary, SummaryHost};
-use crate::metrics::MetricName;
+use crate::metrics::{MetricName, coverage_of};
 use crate::recording::Recording;
 use crate::recording::reader::{MetricTotals, VmTotals};
 use crate::recording::rows::VmFigures;
 use crate::recording::run_file::RunVm;
 use crate::sampler::FileFaults;
+use crate::sampler::breakdown::Breakdown;
 use crate::sampler::coverage::Coverage;
-use crate::sampler::fault_time::FaultTime;
 use crate::sampler::latencies::Latencies;
 use crate::sampler::swapins::SwapinTotals;
 use crate::slo::Judged;
 use anyhow::Result;
-use overcommit_ebpf::layout::{Loss, Taker};
+use overcommit_ebpf::layout::{FaultBacking, Loss, Taker};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -83,12 +83,15 @@ pub struct SummaryVm {
     pub faults_by_others: u64,
     /// All faults counted, by who took them.
     pub taken_by: BTreeMap<&'static str, u64>,
-    /// Where swapped pages came from.
-    pub swapins: SwapinTotals,
-    /// Where pages of files came from.
-    pub file_faults: FileFaults,
+    /// Where swapped pages came from; `null` of a part of the recording.
+    pub swapins: Option<SwapinTotals>,
+    /// Where pages of files came from; `null` of a part of the recording, and where that is
+    /// not seen.
+    pub file_faults: Option<FileFaults>,
     /// What the time of its faults went into.
-    pub fault_time: FaultTime,
+    pub fault_time: Breakdown,
+    /// What the time of its windows of `stall.memory` went into; `null` without such.
+    pub stall_time: Option<Breakdown>,
     /// Who took its pages; `null` where they cannot be told from others'.
     pub evictions: Option<SummaryEvictions>,
     /// By cause.
@@ -142,14 +145,25 @@ pub struct SummaryMetric {
 impl Summary {
     /// Of a recording, held against objectives.
     pub fn of(recording: &Recording, objectives: Vec<Judged>) -> Self {
-        let vms = recording.run.vms.iter().zip(&recording.vms);
-        let vms = vms.zip(summary_evictions::of(recording));
+        let evictions = summary_evictions::of(recording);
+        let vms = recording.run.vms.iter().zip(&recording.vms).zip(evictions);
+        let vms = vms.map(|((vm, totals), evictions)| {
+            let mut summary = summary_vm(vm, totals, evictions);
+            let sees_files =
+                coverage_of(&recording.run.coverage, &MetricName::from(FaultBacking::File));
+            // run.json has them, and of the whole recording alone.
+            if recording.is_whole() {
+                summary.swapins = Some(vm.swapins.clone());
+                summary.file_faults = (sees_files != Coverage::Absent).then_some(vm.file_faults);
+            }
+            summary
+        });
         Self {
             schema: "overcommit.summary/1",
             run_id: recording.run.run_id.clone(),
             intervals: recording.intervals,
             host: SummaryHost::of(recording),
-            vms: vms.map(|((vm, totals), evictions)| summary_vm(vm, totals, evictions)).collect(),
+            vms: vms.collect(),
             objectives,
         }
     }
@@ -198,9 +212,10 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals, evictions: Option<SummaryEvictions>
         faults_counted: totals.seen.counted,
         faults_by_others: totals.taken_by[Taker::Outside as usize],
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
-        swapins: vm.swapins.clone(),
-        file_faults: vm.file_faults,
+        swapins: None,
+        file_faults: None,
         fault_time: totals.fault_time,
+        stall_time: totals.stall_time,
         evictions,
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
         metrics: totals

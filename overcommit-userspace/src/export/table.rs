@@ -99,13 +99,15 @@ fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
             vm.faults_by_others
         );
     }
-    let swapins = &vm.swapins;
-    let mut of_swap: Vec<(&str, u64)> =
-        vec![("the swap cache", swapins.from_cache), ("zswap", swapins.from_zswap)];
-    of_swap.extend(swapins.from_device.iter().map(|(name, count)| (name.as_str(), *count)));
-    let files = vm.file_faults;
-    let of_files = vec![("the page cache", files.cached), ("a disk", files.read)];
+    let of_swap = vm.swapins.as_ref().map(|swapins| {
+        let cached = [("the swap cache", swapins.from_cache), ("zswap", swapins.from_zswap)];
+        let devices = swapins.from_device.iter().map(|(name, count)| (name.as_str(), *count));
+        cached.into_iter().chain(devices).collect()
+    });
+    let of_files =
+        vm.file_faults.map(|files| vec![("the page cache", files.cached), ("a disk", files.read)]);
     for (what, sources) in [("swapped pages", of_swap), ("pages of files", of_files)] {
+        let sources: Vec<(&str, u64)> = sources.unwrap_or_default();
         if let Some(shares) = shares(&sources) {
             let _ = writeln!(text, "{name}: {what} came {shares}.");
         }

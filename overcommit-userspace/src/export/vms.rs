@@ -8,17 +8,16 @@ use crate::host::VmHostSample;
 use crate::host::balloon::GuestMemory;
 use crate::host::balloon::qmp::POLL_SECONDS;
 use crate::host::working_set::WorkingSet;
-use crate::metrics::{MetricCoverage, is_part_seen};
+use crate::metrics::{MetricCoverage, can_split_stalls, is_part_seen};
 use crate::recording::Interval;
 use crate::recording::run_file::RunVm;
-use crate::sampler::fault_time::FaultTime;
 use anyhow::Result;
 use overcommit_ebpf::layout::{Loss, Part, Taker};
 
 /// Age of a guest's report from which it says nothing of now, in seconds.
 const STALE_S: f64 = 2.0 * POLL_SECONDS as f64 + 1.0;
 
-/// The columns before those; only ever appended to.
+/// The columns before those of parts and causes. A name keeps its meaning for good.
 const COLUMNS: [&str; 50] = [
     "start_unix_s",
     "length_s",
@@ -72,15 +71,32 @@ const COLUMNS: [&str; 50] = [
     "fault_ns",
 ];
 
-/// All columns: one more for each [`Part`] of the faults' time and each cause of [`Loss`].
+/// What the time of faults, and that of the windows of `stall.memory`, is called: their
+/// columns begin so.
+pub const FAULT: &str = "fault";
+/// See [`FAULT`].
+pub const STALL_MEMORY: &str = "stall_memory";
+/// The column of the windows' time outside faults.
+pub const KVM: &str = "stall_memory_kvm_ns";
+
+/// All columns: more for each [`Part`] of the faults' time and the windows', and one for
+/// each cause of [`Loss`].
 pub fn columns() -> Vec<String> {
-    let parts = Part::ALL.map(part);
-    COLUMNS.into_iter().map(str::to_owned).chain(parts).chain(Loss::ALL.map(lost)).collect()
+    let faults = Part::ALL.map(|part| of_part(FAULT, part));
+    let windows = Part::ALL.map(|part| of_part(STALL_MEMORY, part));
+    let columns = COLUMNS.into_iter().map(str::to_owned).chain(faults);
+    let columns = columns.chain([all(STALL_MEMORY)]).chain(windows).chain([KVM.to_owned()]);
+    columns.chain(Loss::ALL.map(lost)).collect()
 }
 
-/// The column of a part of the faults' time.
-pub fn part(part: Part) -> String {
-    format!("fault_{}_ns", part.name())
+/// The column of all the time of [`FAULT`] or [`STALL_MEMORY`].
+pub fn all(what: &str) -> String {
+    format!("{what}_ns")
+}
+
+/// The column of a part of it.
+pub fn of_part(what: &str, part: Part) -> String {
+    format!("{what}_{}_ns", part.name())
 }
 
 /// The column of a cause.
@@ -135,9 +151,13 @@ pub fn rows(interval: &Interval, vms: &[RunVm], coverage: &[MetricCoverage]) -> 
         row.push(optional(headroom.map(|headroom| headroom.lower)));
         row.push(optional(headroom.map(|headroom| headroom.upper)));
         let is_seen = |part| is_part_seen(coverage, part);
-        let time = FaultTime::new(sample.fault_ns(), sample.parts_ns, is_seen);
+        let time = sample.fault_time(is_seen);
         row.push(time.total_ns.to_string());
         row.extend(time.parts_ns.map(optional));
+        let time = sample.stall_time(is_seen).filter(|_| can_split_stalls(coverage));
+        row.push(optional(time.map(|time| time.total_ns)));
+        row.extend(time.map_or([None; Part::COUNT], |time| time.parts_ns).map(optional));
+        row.push(optional(time.and_then(|time| time.kvm_ns)));
         row.extend(sample.not_counted.map(|count| count.to_string()));
         row
     });

@@ -5,7 +5,7 @@ use crate::kernel_layout::SWAP_TYPE;
 use crate::probes::Kernel;
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use overcommit_ebpf::layout::{EVICTIONS_PER_VM, Metric, POOLED_PER_VM, STACKS};
+use overcommit_ebpf::layout::{EVICTED, EVICTIONS_PER_VM, Metric, POOLED_PER_VM, STACKS};
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
@@ -67,6 +67,13 @@ impl Sizes {
         if self.slow_ns == u64::MAX { 1 } else { STACKS }
     }
 
+    /// Folios whose aggressors are remembered, for slow faults: where functions tell of
+    /// swap-ins, and their entries can be read.
+    const fn evicted(self) -> u32 {
+        let can_tell = self.hooks_calls && cfg!(target_arch = "x86_64");
+        if self.stacks() > 1 && can_tell { EVICTED } else { 1 }
+    }
+
     /// All histograms.
     pub const fn histograms(self) -> u32 {
         self.pool_at() + self.pooled()
@@ -98,6 +105,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("ZSWAP_LOADED", &zswap_loaded, true)
         .override_global("SEES_DROPS", &u8::from(sizes.hooks_calls), true)
         .override_global("BEGINS_AT_CALL", &u8::from(sizes.hooks_calls), true)
+        .override_global("TAKES_AGGRESSORS", &u8::from(sizes.evicted() > 1), true)
         .override_global("TAKES_STACKS", &u8::from(sizes.stacks() > 1), true)
         .override_global("POOL_AT", &sizes.pool_at(), true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
@@ -119,6 +127,24 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("CPUS", sizes.cpus)
         .map_max_entries("SLOW", sizes.slow_bytes)
         .map_max_entries("STACKS", sizes.stacks())
+        .map_max_entries("EVICTED", sizes.evicted())
         .load(OBJECT)
-        .context("the kernel refuses the maps of the eBPF programs; `overcommit check` says more")
+        .with_context(why_refused)
+}
+
+/// The deepest stack that the kernel takes, and the depth of `STACKS`, which it refuses if
+/// that is deeper (`stack_map_alloc`, kernel/bpf/stackmap.c).
+const STACK_DEPTH: (&str, u32) = ("/proc/sys/kernel/perf_event_max_stack", 127);
+
+fn why_refused() -> String {
+    let (setting, depth) = STACK_DEPTH;
+    let deepest = std::fs::read_to_string(setting).ok().and_then(|text| text.trim().parse().ok());
+    match deepest.filter(|deepest: &u32| *deepest < depth) {
+        Some(deepest) => format!(
+            "the kernel refuses the maps of the eBPF programs: {setting} is {deepest}, and has \
+             to be {depth} or more"
+        ),
+        None => "the kernel refuses the maps of the eBPF programs; `overcommit check` says more"
+            .to_owned(),
+    }
 }

@@ -119,7 +119,8 @@ fn slow_fault(mut record: &[u8]) -> Option<(Metric, SlowFault)> {
         backing: record.get_u32_ne(),
         swap_device: record.get_u32_ne(),
         stack: record.get_u32_ne(),
-        reserved: 0,
+        reserved: record.get_u32_ne(),
+        aggressor: record.get_u64_ne(),
     };
     Some((*Metric::ALL.get(fault.metric as usize)?, fault))
 }
@@ -128,7 +129,7 @@ fn slow_fault(mut record: &[u8]) -> Option<(Metric, SlowFault)> {
 mod tests {
     use super::*;
     use bytes::{BufMut, BytesMut};
-    use overcommit_ebpf::layout::Part;
+    use overcommit_ebpf::layout::{AggressorKind, Part, pack_aggressor, unpack_aggressor};
 
     #[test]
     fn records_are_read_field_by_field() {
@@ -154,6 +155,7 @@ mod tests {
         for word in [7u32, 1, 3, 0] {
             record.put_u32_ne(word);
         }
+        record.put_u64_ne(pack_aggressor(AggressorKind::Process, 60));
         let (metric, fault) = slow_fault(&record).unwrap();
         assert_eq!(metric, Metric::FaultMajor);
         assert_eq!((fault.end_ns, fault.latency_ns, fault.address), (100, 30, 0x7f00_1000));
@@ -161,6 +163,7 @@ mod tests {
         assert_eq!(&fault.comm[..10], b"CPU 0/KVM\0");
         assert_eq!(fault.parts_ns.last(), Some(&(Part::COUNT as u64 - 1)));
         assert_eq!((fault.backing, fault.swap_device, fault.stack), (7, 1, 3));
-        assert!(slow_fault(&record[..143]).is_none(), "cut off");
+        assert_eq!(unpack_aggressor(fault.aggressor), Some((AggressorKind::Process, 60)));
+        assert!(slow_fault(&record[..151]).is_none(), "cut off");
     }
 }

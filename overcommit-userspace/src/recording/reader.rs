@@ -12,8 +12,8 @@ use crate::recording::rows::{
 use crate::recording::run_file::{RunFile, RunVm};
 use crate::recording::span::Span;
 use crate::sampler::Stall;
+use crate::sampler::breakdown::Breakdown;
 use crate::sampler::coverage::{Coverage, Seen};
-use crate::sampler::fault_time::FaultTime;
 use crate::sampler::latencies::Latencies;
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
@@ -39,7 +39,9 @@ pub struct VmTotals {
     /// Its memory as of the last interval that knew each figure.
     pub memory: VmFigures,
     /// What the time of its faults went into.
-    pub fault_time: FaultTime,
+    pub fault_time: Breakdown,
+    /// What that of its windows of `stall.memory` did; `None` without such.
+    pub stall_time: Option<Breakdown>,
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
 }
@@ -103,6 +105,11 @@ impl Recording {
         let vms = logs.totals(folder, &run)?;
         let intervals = if span == Span::WHOLE { logs.end } else { logs.selected_intervals() };
         Ok(Self { run, vms, intervals, is_recording, logs })
+    }
+
+    /// Whether that is all of it.
+    pub fn is_whole(&self) -> bool {
+        self.logs.span == Span::WHOLE
     }
 
     /// The complete intervals of all VMs, in order.
@@ -325,7 +332,8 @@ impl VmTotals {
             stall: None,
             swap_states: Times::new(),
             memory: VmFigures::default(),
-            fault_time: FaultTime::default(),
+            fault_time: Breakdown::default(),
+            stall_time: None,
             not_counted: [0; Loss::COUNT],
         }
     }
@@ -336,6 +344,9 @@ impl VmTotals {
         *self.swap_states.entry(row.swap_state).or_default() += row.length_ns;
         self.memory.update(&row.memory);
         self.fault_time.add(row.fault_time);
+        if let Some(time) = row.stall_time {
+            self.stall_time.get_or_insert_default().add(time);
+        }
         for (total, count) in self.taken_by.iter_mut().zip(row.taken_by) {
             *total += count;
         }

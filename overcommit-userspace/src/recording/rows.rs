@@ -8,9 +8,9 @@ use crate::metrics::MetricName;
 use crate::probes::evictions::EvictionCounts;
 use crate::recording::run_file::RunFile;
 use crate::sampler::Stall;
+use crate::sampler::breakdown::Breakdown;
 use crate::sampler::coverage::{Coverage, Seen};
 use crate::sampler::evictions::{Aggressor, AggressorClass};
-use crate::sampler::fault_time::FaultTime;
 use crate::sampler::stall::StallSource;
 use anyhow::{Context, Result};
 use overcommit_ebpf::layout::{Loss, Part, Taker};
@@ -54,7 +54,9 @@ pub struct VmRow {
     pub swap_state: SwapState,
     /// Its memory.
     pub memory: VmFigures,
-    pub(super) fault_time: FaultTime,
+    pub(super) fault_time: Breakdown,
+    /// `None` without windows of `stall.memory`.
+    pub(super) stall_time: Option<Breakdown>,
     pub(super) seen: Seen,
     pub(super) taken_by: [u64; Taker::COUNT],
     pub(super) not_counted: [u64; Loss::COUNT],
@@ -313,7 +315,8 @@ pub(super) fn vm_row(cells: &Cells<'_>, end: u64, indices: &HashMap<&str, usize>
         stall: stall.map(|((waited_ns, vcpu_ns), source)| Stall { waited_ns, vcpu_ns, source }),
         swap_state: cells.state("swap_state")?,
         memory: vm_figures(cells)?,
-        fault_time: fault_time(cells)?,
+        fault_time: breakdown(cells, vms::FAULT)?.unwrap_or_default(),
+        stall_time: breakdown(cells, vms::STALL_MEMORY)?,
         seen: Seen {
             counted: cells.number("faults_counted")?,
             kernel: cells.number("faults_kernel")?,
@@ -367,13 +370,16 @@ pub(super) fn eviction_row(
     })
 }
 
-fn fault_time(cells: &Cells<'_>) -> Result<FaultTime> {
-    let total_ns = cells.known("fault_ns")?.unwrap_or(0);
-    let mut time = FaultTime { total_ns, ..FaultTime::default() };
+fn breakdown(cells: &Cells<'_>, what: &str) -> Result<Option<Breakdown>> {
+    let Some(total_ns) = cells.known(&vms::all(what))? else { return Ok(None) };
+    let mut time = Breakdown { total_ns, ..Breakdown::default() };
     for part in Part::ALL {
-        time.parts_ns[part as usize] = cells.known(&vms::part(part))?;
+        time.parts_ns[part as usize] = cells.known(&vms::of_part(what, part))?;
     }
-    Ok(time)
+    if what == vms::STALL_MEMORY {
+        time.kvm_ns = cells.known(vms::KVM)?;
+    }
+    Ok(Some(time))
 }
 
 fn vm_figures(cells: &Cells<'_>) -> Result<VmFigures> {

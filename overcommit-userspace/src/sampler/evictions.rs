@@ -91,22 +91,9 @@ pub fn name(
             AggressorKind::Vm => member(key.by)?.1,
             AggressorKind::Process => match inspect(pid) {
                 Some(vm) => of_vm(&vm),
-                None => Aggressor {
-                    class: AggressorClass::Process,
-                    id: pid.to_string(),
-                    name: process(pid).unwrap_or(thread),
-                },
+                None => of_process(pid, process(pid).unwrap_or(thread)),
             },
-            AggressorKind::Kernel if pid == 0 => Aggressor {
-                class: AggressorClass::Kernel,
-                id: String::new(),
-                name: "kworker".to_owned(),
-            },
-            AggressorKind::Kernel => Aggressor {
-                class: AggressorClass::of_thread(&thread),
-                id: pid.to_string(),
-                name: thread,
-            },
+            AggressorKind::Kernel => of_kernel(pid, thread),
         };
         let victim = member(key.victim).map(|(member, _)| member);
         Some(EvictionSample { victim, aggressor, counts })
@@ -117,6 +104,20 @@ pub fn name(
 /// A VM as an aggressor.
 pub fn of_vm(vm: &Vm) -> Aggressor {
     Aggressor { class: AggressorClass::Vm, id: vm.id.to_string(), name: vm.name.to_string() }
+}
+
+/// A process that is no VM.
+pub fn of_process(pid: i32, name: String) -> Aggressor {
+    Aggressor { class: AggressorClass::Process, id: pid.to_string(), name }
+}
+
+/// A thread of the kernel by its id and name; 0 is any of its workers.
+pub fn of_kernel(tid: i32, name: String) -> Aggressor {
+    if tid == 0 {
+        let name = "kworker".to_owned();
+        return Aggressor { class: AggressorClass::Kernel, id: String::new(), name };
+    }
+    Aggressor { class: AggressorClass::of_thread(&name), id: tid.to_string(), name }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What happened in this interval?
 
+pub mod breakdown;
 pub mod coverage;
 pub mod evictions;
-pub mod fault_time;
 pub mod latencies;
 pub mod roster;
 pub mod sample;
@@ -17,8 +17,8 @@ use crate::probes::Probes;
 use crate::probes::rings::Event;
 use crate::probes::slots::Holdings;
 use anyhow::Result;
-use evictions::{EvictionSample, of_vm};
-use overcommit_ebpf::layout::{Metric, Thread};
+use evictions::{Aggressor, EvictionSample, of_kernel, of_process, of_vm};
+use overcommit_ebpf::layout::{AggressorKind, Metric, Thread, unpack_aggressor};
 use procfs::process::Process;
 use roster::{Member, Roster};
 pub use sample::{FileFaults, MetricSample, Stall, VmSample};
@@ -208,6 +208,23 @@ impl Sampler {
     /// Who took pages of whom up to the last drain.
     pub fn evictions(&mut self) -> Vec<EvictionSample> {
         std::mem::take(&mut self.evictions)
+    }
+
+    /// Who is in a word that [`pack_aggressor`](overcommit_ebpf::layout::pack_aggressor) packed; `None` if
+    /// nobody is, or that process is gone.
+    pub fn aggressor(&self, aggressor: u64) -> Option<Aggressor> {
+        let (kind, id) = unpack_aggressor(aggressor)?;
+        let (pid, roster) = (id.cast_signed(), &self.roster);
+        let recorded = roster.members().iter().rev().find(|member| member.vm.id.pid == pid);
+        match kind {
+            AggressorKind::Kernel if pid == 0 => Some(of_kernel(pid, String::new())),
+            AggressorKind::Kernel => Some(of_kernel(pid, roster.process(pid)?)),
+            AggressorKind::Vm => Some(of_vm(&recorded?.vm)),
+            AggressorKind::Process => match roster.inspect(pid) {
+                Some(vm) => Some(of_vm(&vm)),
+                None => Some(of_process(pid, roster.process(pid)?)),
+            },
+        }
     }
 
     fn take_evictions(&mut self) -> Result<Vec<EvictionSample>> {

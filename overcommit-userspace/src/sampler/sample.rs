@@ -1,6 +1,7 @@
 //! What an interval held.
 
 use crate::metrics::MetricName;
+use crate::sampler::breakdown::Breakdown;
 use crate::sampler::coverage::{Coverage, Seen};
 use crate::sampler::latencies::Latencies;
 use crate::sampler::stall::StallSource;
@@ -66,6 +67,9 @@ pub struct VmSample {
     pub discards: [u64; 2],
     /// Time of its faults by [`Part`], in nanoseconds.
     pub parts_ns: [u64; Part::COUNT],
+    /// Time of its windows of `stall.memory` by [`Part`] of the faults in them, and that
+    /// outside faults, in nanoseconds.
+    pub stall_ns: [u64; Part::COUNT + 1],
     /// By [`Loss`].
     pub not_counted: [u64; Loss::COUNT],
 }
@@ -77,10 +81,17 @@ impl VmSample {
         found.map(|sample| &sample.latencies)
     }
 
-    /// Time of its faults that completed, in nanoseconds.
-    pub fn fault_ns(&self) -> u64 {
+    /// What the time of its faults went into; a part that is not seen is left out.
+    pub fn fault_time(&self, is_seen: impl Fn(Part) -> bool) -> Breakdown {
         let sums = Metric::FAULTS.map(|metric| self.latencies(metric).map_or(0, |all| all.sum_ns));
-        sums.iter().sum()
+        Breakdown::new(sums.iter().sum(), self.parts_ns, is_seen)
+    }
+
+    /// The same of its windows of `stall.memory`, if there were any.
+    pub fn stall_time(&self, is_seen: impl Fn(Part) -> bool) -> Option<Breakdown> {
+        let total_ns = self.latencies(Metric::StallMemory)?.sum_ns;
+        let [parts @ .., kvm_ns] = self.stall_ns;
+        Some(Breakdown { kvm_ns: Some(kvm_ns), ..Breakdown::new(total_ns, parts, is_seen) })
     }
 
     /// How much of `fault.*` was seen since the start of the recording.

@@ -39,6 +39,7 @@ pub(super) struct Tracked {
     pub(super) taken_by: [u64; Taker::COUNT],
     pub(super) lost: [u64; Loss::COUNT],
     pub(super) parts_ns: [u64; Part::COUNT],
+    pub(super) stall_ns: [u64; Part::COUNT + 1],
     /// Its memory cgroup, if that is its own.
     pub(super) cgroup: Option<u64>,
     pub(super) swapped_out: [u64; 1],
@@ -71,6 +72,7 @@ impl Tracked {
             taken_by: [0; Taker::COUNT],
             lost: [0; Loss::COUNT],
             parts_ns: [0; Part::COUNT],
+            stall_ns: [0; Part::COUNT + 1],
             cgroup: None,
             swapped_out: [0],
             discards: [0; 2],
@@ -150,6 +152,7 @@ impl Tracked {
             swapped_out: grown([&shared.swapped_out], &mut self.swapped_out)[0],
             discards: grown([&shared.given_back, &shared.taken_again], &mut self.discards),
             parts_ns: grown(shared.parts_ns.each_ref(), &mut self.parts_ns),
+            stall_ns: grown(shared.stall_ns.each_ref(), &mut self.stall_ns),
             not_counted: grown(shared.lost.each_ref(), &mut self.lost),
         }
     }

@@ -92,6 +92,8 @@ pub fn measure(
                 crate::await_some("walk", PATIENCE, || Ok((vm.passes()? >= passes).then_some(())));
             vm.explain(come)?;
             vm.stop()?;
+            let reads_on = what == "writes" || vm.passes()? <= READS as usize;
+            ensure!(reads_on, "the guest wrote before it was stopped: {READS} reads are too few");
             recording.end()?;
             let name = format!("{what}, {cache}");
             walks.push(Walk { name, vm: only_vm(&folder)?, folder });

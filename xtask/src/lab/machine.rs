@@ -20,8 +20,9 @@ const BOOT: Duration = Duration::from_secs(90);
 const STUCK: Duration = Duration::from_secs(90);
 /// How the error begins of one that is stuck.
 pub(crate) const IS_STUCK: &str = "the lab gives no sign of life";
-/// What QEMU's monitor, behind the console, is asked where its CPUs are.
-const ASK_REGISTERS: &[u8] = b"\x01cinfo registers -a\n";
+/// What QEMU's monitor, behind the console, is asked: where its CPUs are, and which
+/// interrupts wait.
+const ASK: &[u8] = b"\x01cinfo registers -a\ninfo lapic\n";
 /// Its sign of life.
 const RUNS: &str = "lab: runs";
 /// Lines of the console that are shown of a lab that died.
@@ -84,7 +85,7 @@ pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
             }
         }
     });
-    watch(run.name, &lines, run.limit, || Ok(keyboard.write_all(ASK_REGISTERS)?))
+    watch(run.name, &lines, run.limit, || Ok(keyboard.write_all(ASK)?))
 }
 
 fn command(run: &Run<'_>) -> Result<Command> {
@@ -117,7 +118,7 @@ fn watch(
     name: &str,
     lines: &Receiver<String>,
     limit: Duration,
-    mut ask_registers: impl FnMut() -> Result<()>,
+    mut ask: impl FnMut() -> Result<()>,
 ) -> Result<i32> {
     let mut last = VecDeque::new();
     let mut end = Instant::now() + BOOT;
@@ -130,7 +131,7 @@ fn watch(
                 bail!("the lab did not boot within {BOOT:?}; its console:\n{}", text(&last))
             }
             Err(RecvTimeoutError::Timeout) if left > STUCK => {
-                ask_registers()?;
+                ask()?;
                 keep_the_rest(&mut last, lines);
                 bail!("{IS_STUCK}; its console:\n{}", text(&last))
             }

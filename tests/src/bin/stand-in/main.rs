@@ -305,11 +305,22 @@ fn set_niceness(niceness: i32) -> Result<()> {
     Ok(())
 }
 
+/// The first CPUs that this process may run on.
+fn two_cpus() -> Result<[usize; 2]> {
+    let allowed = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
+    let all = (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    match all.take(2).collect::<Vec<_>>()[..] {
+        [first, second] => Ok([first, second]),
+        _ => bail!("it takes two CPUs"),
+    }
+}
+
 fn starved(faults: usize) -> Result<String> {
+    let [busy, other] = two_cpus()?;
     let done = Arc::new(AtomicBool::new(false));
     let ends = Arc::clone(&done);
     let hog = std::thread::spawn(move || -> Result<()> {
-        confine(0, -20)?;
+        confine(busy, -20)?;
         while !ends.load(Relaxed) {
             std::hint::spin_loop();
         }
@@ -318,11 +329,11 @@ fn starved(faults: usize) -> Result<String> {
     let pages = (0..faults).map(|_| Faultable::new(1)).collect::<Result<Vec<_>>>()?;
     let addresses: Vec<usize> = pages.iter().map(|page| page.memory as usize).collect();
     let starved = std::thread::spawn(move || -> Result<()> {
-        confine(0, 19)?;
+        confine(busy, 19)?;
         addresses.into_iter().for_each(|address| touch(address as *mut u8, 1));
         Ok(())
     });
-    confine(1, 0)?;
+    confine(other, 0)?;
     for page in &pages {
         page.await_fault()?;
         page.resolve(1)?;

@@ -1,0 +1,70 @@
+//! The host as a whole runs short: kswapd takes pages for whoever allocates.
+
+use crate::Scenario;
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use std::time::Duration;
+use testbed::await_some;
+use testbed::host::{MemoryCgroup, Setting, counter};
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{await_cgroups, rows, vm};
+use testbed::swap::ZramSwap;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![("kswapd_works_for_who_allocates".to_owned(), Box::new(kswapd))]
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// MiB of a guest that does nothing any more, and of one that grows.
+const IDLE: u64 = 48;
+const GROWING: u64 = 96;
+/// Pages that the host may still give before kswapd begins.
+const BEFORE: u64 = 4 << 8;
+/// Pages of the idle one that make a share worth a look.
+const TAKEN: u64 = 1_000;
+/// The share that the growing one has at least of what is allocated meanwhile.
+const SHARE: f64 = 0.3;
+
+fn kswapd(dir: &Path) -> Result<()> {
+    let _settings = [Setting::small_pages()?, Setting::no_readahead()?];
+    let _swap = ZramSwap::new(1024)?;
+    let cgroups = [MemoryCgroup::new("idle")?, MemoryCgroup::new("growing")?];
+    let config = Config { cgroup: Some(&cgroups[0]), ..Config::new("idle", IDLE) };
+    let mut idle = Vm::start(&config)?;
+    idle.await_passes(1)?;
+    idle.stop()?;
+    let config = Config { cgroup: Some(&cgroups[1]), ..Config::new("growing", GROWING) };
+    let mut growing = Vm::start(&Config { stopped: true, ..config })?;
+    let folder = dir.join("run");
+    let recording = Recording::start(&folder, ["--interval", "500ms"])?;
+    await_cgroups(&folder, ["idle", "growing"], PATIENCE)?;
+    let short = run_short()?;
+    growing.resume()?;
+    let come = await_some("pages taken by kswapd", PATIENCE, || {
+        let rows = rows(&folder, "evictions.csv")?;
+        let its = rows.iter().filter(|row| row["victim"] == "idle");
+        let its = its.filter(|row| row["aggressor_kind"] == "kswapd");
+        let taken = its.map(|row| row["written_pages"].parse::<u64>().unwrap_or(0)).sum::<u64>();
+        Ok((taken >= TAKEN).then_some(()))
+    });
+    growing.explain(come)?;
+    growing.stop()?;
+    drop(short);
+    recording.end()?;
+    let evictions = vm(&folder, "idle")?["evictions"].clone();
+    println!("{evictions}");
+    let most = &evictions["kswapd_estimate"]["charged"][0];
+    let share = most["share"].as_f64().context("kswapd's part is charged to nobody")?;
+    ensure!(most["vm"] == "growing" && share >= SHARE, "{evictions:#}");
+    Ok(())
+}
+
+/// Has kswapd begin as soon as little more is given: it wakes at the low watermark, a
+/// quarter above the least that the host keeps free (`__setup_per_zone_wmarks`,
+/// mm/page_alloc.c).
+fn run_short() -> Result<Setting> {
+    let free = counter(Path::new("/proc/vmstat"), "nr_free_pages")?;
+    let least = (free - BEFORE) * 4 / 5;
+    Setting::new("/proc/sys/vm/min_free_kbytes", &(least * 4).to_string())
+}
