@@ -51,6 +51,13 @@ fn kswapd(dir: &Path) -> Result<()> {
     growing.explain(come)?;
     growing.stop()?;
     drop(short);
+    // What is allocated is looked at once a second.
+    let looks = || -> Result<usize> {
+        let rows = rows(&folder, "host.csv")?;
+        Ok(rows.iter().filter(|row| !row["allocated_pages_per_s"].is_empty()).count())
+    };
+    let before = looks()?;
+    await_some("a look at the host", PATIENCE, || Ok((looks()? > before).then_some(())))?;
     recording.end()?;
     let evictions = vm(&folder, "idle")?["evictions"].clone();
     println!("{evictions}");
