@@ -88,8 +88,7 @@ fn enter(vma: Kernel, mm: u64, address: u64, flags: u32) {
             set(&thread.call, flags | IN_CALL);
             return;
         }
-        let is_retried = get(&thread.call) & TO_BE_RETRIED != 0;
-        goes_on(thread, if is_retried { Loss::Abandoned } else { Loss::StartWithoutEnd });
+        goes_on(thread, false);
     }
     swapin::forget(thread);
     set(&thread.backing, backing::of_area(vma, flags) as u64);
@@ -112,14 +111,14 @@ fn is_retry(thread: &Thread, mm: u64, address: u64, flags: u64) -> bool {
         && (get(&thread.address) ^ address) >> 12 == 0
 }
 
-/// The thread goes on, and has not completed the fault that it is in: it is lost, but for
-/// one case.
+/// The thread goes on, or exits, and has not completed the fault that it is in: that is lost,
+/// but for one case.
 ///
 /// get_user_pages looks for the page itself before it calls again (`__get_user_pages`,
 /// mm/gup.c, 6.1 to 7.3): once a userfault has been served the page is there, and the call
 /// that waited for it was the last.
 #[inline(always)]
-pub(crate) fn goes_on(thread: &Thread, loss: Loss) {
+pub(crate) fn goes_on(thread: &Thread, exits: bool) {
     let slot = get(&thread.vm) as u32;
     let Some(vm) = VMS.get(slot) else { return };
     let is_retried = get(&thread.call) & TO_BE_RETRIED != 0;
@@ -127,6 +126,11 @@ pub(crate) fn goes_on(thread: &Thread, loss: Loss) {
         complete(vm, slot, thread, Metric::FaultMajor, get(&thread.retried_ns));
     } else {
         set(&thread.since_ns, 0);
+        let loss = match (exits, is_retried) {
+            (true, _) => Loss::ThreadExit,
+            (false, true) => Loss::Abandoned,
+            (false, false) => Loss::StartWithoutEnd,
+        };
         lose(vm, loss);
     }
 }

@@ -174,7 +174,7 @@ pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
     let Some(vm) = VMS.get(slot) else { return 0 };
     count_wait_for_cpu(slot, window);
     if get(&thread.since_ns) != 0 {
-        goes_on(thread, Loss::Abandoned);
+        goes_on(thread, false);
     }
     let exit_ns = get(&window.exit_ns);
     if exit_ns == 0 {

@@ -12,7 +12,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::debug;
-use overcommit_ebpf::layout::{Lifecycle, LifecycleKind, Loss};
+use overcommit_ebpf::layout::{Lifecycle, LifecycleKind};
 
 /// Iterator over all tasks: gives those that the loader wants a slot.
 ///
@@ -97,7 +97,7 @@ fn abandon_fault(tid: u32) {
         return;
     };
     if get(&thread.since_ns) != 0 {
-        goes_on(thread, Loss::ThreadExit);
+        goes_on(thread, true);
     }
 }
 

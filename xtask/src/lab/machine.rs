@@ -51,6 +51,8 @@ pub(crate) struct Run<'a> {
     /// Where QEMU complains.
     pub(crate) complaints: &'a Path,
     pub(crate) cpus: u32,
+    /// More arguments of the kernel.
+    pub(crate) arguments: &'static str,
     /// From the first program to the end.
     pub(crate) limit: Duration,
 }
@@ -94,7 +96,8 @@ fn command(run: &Run<'_>) -> Result<Command> {
     command.args(["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm"]);
     command.args(["-smp", &run.cpus.to_string()]);
     command.arg("-kernel").arg(&run.image.kernel).arg("-initrd").arg(run.initramfs);
-    command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable"]);
+    let arguments = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable";
+    command.arg("-append").arg(format!("{arguments} {}", run.arguments));
     command.args(["-serial", "mon:stdio"]);
     let share = |path: &Path, id: &str, more: &str| {
         let path = path.display().to_string().replace(',', ",,");
