@@ -31,7 +31,7 @@ public final class Heap {
         System.out.println("built");
         File go = new File(args[2]);
         while (!go.exists()) {
-            work(500);
+            work();
         }
         work(length);
         System.gc();
@@ -41,8 +41,16 @@ public final class Heap {
         work(length / 4);
     }
 
+    /** Only ever in the same small steps: other code would be compiled, which touches much. */
     private static void work(long milliseconds) {
         long end = System.currentTimeMillis() + milliseconds;
+        while (System.currentTimeMillis() < end) {
+            work();
+        }
+    }
+
+    private static void work() {
+        long end = System.currentTimeMillis() + 500;
         for (int n = 0; System.currentTimeMillis() < end; n++) {
             YOUNG[n % YOUNG.length] = new byte[4096];
         }
