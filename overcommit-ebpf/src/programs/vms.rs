@@ -57,12 +57,26 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     if looks_like_hypervisor(task) {
+        forget_former_owner(task, tgid);
         let slot = adopt(task, tgid);
         debug!(&ctx, "exec of a hypervisor by {}: slot {}", tgid, slot.unwrap_or(u32::MAX));
         let kind = if slot.is_some() { LifecycleKind::Started } else { LifecycleKind::NoSlot };
         announce(kind, slot.unwrap_or(u32::MAX), tgid);
     }
     0
+}
+
+/// The memory of a process that executes is new. A VM that is filed under its address has
+/// given it back and is about to end: before Linux 6.16 `do_exit` calls `exit_mm` first
+/// (kernel/exit.c).
+#[inline(always)]
+fn forget_former_owner(task: Kernel, tgid: u32) {
+    let mm = task.u64(OFFSETS.load().task_mm);
+    // SAFETY: entries are only read and written as whole words.
+    let owner = unsafe { MMS.get(mm) }.and_then(|slot| VMS.get(*slot));
+    if owner.is_some_and(|vm| get(&vm.tgid) != u64::from(tgid)) {
+        let _ = MMS.remove(mm);
+    }
 }
 
 /// On `sched_process_exit` (`do_exit`), for each thread of the host.
@@ -168,7 +182,12 @@ fn end(tgid: u32) {
     if get(&vm.ended_ns) != 0 {
         return;
     }
-    let _ = MMS.remove(get(&vm.mm));
+    let mm = get(&vm.mm);
+    // Another VM may have its address already.
+    // SAFETY: as above.
+    if unsafe { MMS.get(mm) } == Some(&slot) {
+        let _ = MMS.remove(mm);
+    }
     // SAFETY: the helper has no precondition.
     set(&vm.ended_ns, unsafe { bpf_ktime_get_ns() });
     announce(LifecycleKind::Ended, slot, tgid);
