@@ -4,7 +4,7 @@ use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testbed::await_some;
 use testbed::host::{MemoryCgroup, Setting};
@@ -12,13 +12,14 @@ use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{StandIn, fault_share, figure, rows, skipped, vm};
 use testbed::squeeze::Squeeze;
-use testbed::swap::DiskSwap;
+use testbed::swap::{DiskSwap, ZramSwap};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let of = |cause: &str, run: Cause, backend: &'static str| -> Scenario {
         (format!("cause_{cause}_{backend}"), Box::new(move |dir: &Path| run(dir, backend)))
     };
-    let mut scenarios = vec![of("lock", lock, "auto"), of("disk", disk, "auto")];
+    let mut scenarios =
+        vec![of("lock", lock, "auto"), of("disk", disk, "auto"), of("zram", zram, "auto")];
     // Those have programs of either backend.
     for backend in FUNCTION_BACKENDS {
         scenarios.push(of("userfault", userfault, backend));
@@ -77,26 +78,45 @@ fn userfault(dir: &Path, backend: &str) -> Result<()> {
 
 /// The lab's slow disk.
 const DISK: &str = "/dev/vda";
-/// MiB of a guest, and bytes of it that are read back.
+/// MiB of a guest, and bytes of it that are read back: from a slow disk, from memory.
 const WALK: u64 = 16;
-const READ: u64 = 3 << 20;
+const FROM_DISK: u64 = 3 << 20;
+const FROM_MEMORY: u64 = 12 << 20;
 
-/// What lies on a slow disk comes back to whoever reads it.
-fn disk(dir: &Path, backend: &str) -> Result<()> {
+/// Records how a guest's memory, all of which is swapped out, is read: nothing is taken for
+/// what comes back.
+fn read_back(dir: &Path, size: u64, options: &[&str]) -> Result<(PathBuf, Value)> {
     let _settings = [Setting::small_pages()?, Setting::no_readahead()?];
-    let _swap = DiskSwap::new(DISK)?;
-    let cgroup = MemoryCgroup::new("disk")?;
-    let mut guest = Vm::start(&Config { cgroup: Some(&cgroup), ..Config::new("disk", WALK) })?;
+    let cgroup = MemoryCgroup::new("read")?;
+    let mut guest = Vm::start(&Config { cgroup: Some(&cgroup), ..Config::new("read", WALK) })?;
     guest.await_passes(1)?;
     guest.stop()?;
     // Some of it cannot be taken, which is said as an error.
     let _ = cgroup.reclaim(cgroup.charged()? >> 20);
-    let options = ["--backend", backend, "--slow-faults", "2ms"];
     let recording = Recording::start(&dir.join("run"), options)?;
-    let read = json!({ "val": 2 << 20, "size": READ, "filename": "/dev/null" });
+    let read = json!({ "val": 2 << 20, "size": size, "filename": "/dev/null" });
     guest.execute("pmemsave", read)?;
     let folder = recording.end()?;
-    let vm = vm(&folder, "disk")?;
+    let vm = vm(&folder, "read")?;
+    Ok((folder, vm))
+}
+
+/// What was compressed is unpacked by whoever reads it: nobody sleeps.
+fn zram(dir: &Path, backend: &str) -> Result<()> {
+    let _swap = ZramSwap::new(256)?;
+    let (_, vm) = read_back(dir, FROM_MEMORY, &["--backend", backend, "--causes"])?;
+    // A lab shares its CPU, which a thread that never sleeps has to wait for.
+    let (swapin, runq) = (fault_share(&vm, "swapin")?, fault_share(&vm, "runq")?);
+    ensure!(swapin >= MOST * (1.0 - runq), "swap-ins are {swapin:.2} of the time: {vm:#}");
+    let asleep = fault_share(&vm, "swapin_io")? + fault_share(&vm, "io")?;
+    ensure!(asleep <= 0.1, "{asleep:.2} of the time waits for a device: {vm:#}");
+    Ok(())
+}
+
+/// What lies on a slow disk comes back to whoever reads it.
+fn disk(dir: &Path, backend: &str) -> Result<()> {
+    let _swap = DiskSwap::new(DISK)?;
+    let (folder, vm) = read_back(dir, FROM_DISK, &["--backend", backend, "--slow-faults", "2ms"])?;
     dominates(&vm, "swapin")?;
     dominates(&vm, "swapin_io")?;
     let slow = rows(&folder, "slow-faults.csv")?;

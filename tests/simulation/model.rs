@@ -201,6 +201,7 @@ fn interval(number: u64, start: Clocks, latencies: Latencies) -> Interval {
         swapped_out: 0,
         discards: [0; 2],
         parts_ns: [0; Part::COUNT],
+        stall_ns: [0; Part::COUNT + 1],
         not_counted: [0; Loss::COUNT],
     };
     Interval {
