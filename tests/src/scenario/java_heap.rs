@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// 0.92 with the p99, which a few slow faults in a second make as high as many: the guest
 /// touches some memory for the first time since it was taken, when it likes.
 const WITH_STALL: f64 = 0.75;
-const WITH_P99: f64 = 0.45;
+const WITH_P99: f64 = 0.5;
 
 /// What was seen, second by second.
 struct Seen {
