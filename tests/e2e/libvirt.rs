@@ -5,13 +5,12 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use testbed::payload::{self, Guest};
 use testbed::record::Recording;
 use testbed::results::{json, rows, vm};
-use testbed::undo::Undo;
+use testbed::undo::{Running, Undo};
 use testbed::{await_some, run};
 
 pub(crate) const TESTS: Tests = &[("libvirt_tells_of_the_balloon_of_its_vm_kvm", balloon)];
@@ -22,46 +21,42 @@ const MEMORY: u64 = 128;
 const NAME: &str = "of-libvirt";
 
 /// libvirt's daemons, if nobody else runs them, with all that they begin by themselves.
+#[derive(Default)]
 struct Daemons {
-    _undo: Vec<Undo>,
+    _networks: Option<Undo>,
+    _libvirtd: Option<Running>,
+    _virtlogd: Option<Running>,
+    /// Last of all: what is in them is gone then.
+    _cgroups: Option<Undo>,
 }
 
 impl Daemons {
     fn start() -> Result<Self> {
         if virsh(["version"]).is_ok() {
-            return Ok(Self { _undo: Vec::new() });
+            return Ok(Self::default());
         }
         let networks = networks()?;
-        // The cgroups last of all: what is in them is gone then.
-        let mut undo = vec![put_back_cgroups()?];
-        for (program, file) in [("virtlogd", "/run/virtlogd.pid"), ("libvirtd", "")] {
-            if !Path::new(file).exists() {
-                undo.insert(0, daemon(program)?);
-            }
-        }
+        let cgroups = put_back_cgroups()?;
+        let has_log = Path::new("/run/virtlogd.pid").exists();
+        let log = (!has_log).then(|| daemon("virtlogd")).transpose()?;
+        let libvirt = daemon("libvirtd")?;
         await_some("libvirt", PATIENCE, || Ok(virsh(["version"]).ok()))?;
-        undo.insert(0, put_back_networks(networks));
-        Ok(Self { _undo: undo })
+        Ok(Self {
+            _networks: Some(put_back_networks(networks)),
+            _libvirtd: Some(libvirt),
+            _virtlogd: log,
+            _cgroups: Some(cgroups),
+        })
     }
 }
 
-/// Runs a daemon until the guard is dropped.
-fn daemon(program: &'static str) -> Result<Undo> {
-    let child: Arc<Mutex<Option<Child>>> = Arc::default();
-    let undo = Undo::with("a daemon of libvirt", {
-        let child = Arc::clone(&child);
-        move || {
-            let child = child.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let Some(mut child) = child else { return Ok(()) };
-            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?;
-            child.wait()?;
-            Ok(())
-        }
-    });
-    let started = Command::new(program).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let started = started.with_context(|| format!("cannot run {program}"))?;
-    *child.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
-    Ok(undo)
+/// Runs a daemon until it is dropped.
+fn daemon(program: &str) -> Result<Running> {
+    let mut command = Command::new(program);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    Running::start("a daemon of libvirt", &mut command, |child| {
+        Ok(kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?)
+    })
 }
 
 /// Takes away the cgroups for machines, if there were none.

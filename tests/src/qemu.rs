@@ -3,7 +3,7 @@
 use crate::await_some;
 use crate::host::{MemoryCgroup, read};
 use crate::payload::{self, Guest};
-use crate::undo::Undo;
+use crate::undo::{Running, Undo};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,9 +12,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How [`Vm::explain`] begins where a guest never left its firmware, as nested in an
@@ -176,10 +175,11 @@ impl Config<'_> {
 
 /// A running VM. Dropping it kills it.
 pub struct Vm {
-    pid: u32,
+    process: Running,
     dir: PathBuf,
     qmp: BufReader<UnixStream>,
-    _undo: Undo,
+    /// Dropped after the process, which writes there.
+    _folder: Undo,
 }
 
 impl Vm {
@@ -191,22 +191,14 @@ impl Vm {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Relaxed);
         let dir = std::env::temp_dir().join(format!("overcommit-{}-{number}", std::process::id()));
-        let child: Arc<Mutex<Option<Child>>> = Arc::default();
-        let undo = Undo::with("a VM", {
-            let (child, dir) = (Arc::clone(&child), dir.clone());
-            move || {
-                let child = child.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(mut child) = child {
-                    child.kill()?;
-                    child.wait()?;
-                }
-                if dir.exists() { Ok(fs::remove_dir_all(dir)?) } else { Ok(()) }
-            }
+        let folder = Undo::with("the folder of a VM", {
+            let dir = dir.clone();
+            move || if dir.exists() { Ok(fs::remove_dir_all(dir)?) } else { Ok(()) }
         });
         fs::create_dir_all(&dir)?;
-        let started = config.command(&dir)?.spawn().context("cannot start QEMU")?;
-        let pid = started.id();
-        *child.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        let mut command = config.command(&dir)?;
+        let process = Running::start("a VM", &mut command, |child| Ok(child.kill()?))?;
+        let pid = process.id;
         let socket = await_some("monitor of the VM", PATIENCE, || {
             let alive = fs::read_to_string(format!("/proc/{pid}/stat"))?;
             let complaints = || fs::read_to_string(dir.join("stderr")).unwrap_or_default();
@@ -214,7 +206,7 @@ impl Vm {
             Ok(UnixStream::connect(dir.join("qmp")).ok())
         })?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        let mut vm = Self { pid, dir, qmp: BufReader::new(socket), _undo: undo };
+        let mut vm = Self { process, dir, qmp: BufReader::new(socket), _folder: folder };
         vm.line().context("the monitor does not greet")?;
         vm.execute("qmp_capabilities", json!({}))?;
         Ok(vm)
@@ -222,7 +214,7 @@ impl Vm {
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.id
     }
 
     /// PID-STARTTIME.
@@ -230,7 +222,7 @@ impl Vm {
     /// # Errors
     /// It is gone.
     pub fn id(&self) -> Result<String> {
-        Ok(format!("{}-{}", self.pid, stat_field(self.pid, 22)?))
+        Ok(format!("{}-{}", self.pid(), stat_field(self.pid(), 22)?))
     }
 
     /// min_flt and maj_flt of the process.
@@ -238,7 +230,7 @@ impl Vm {
     /// # Errors
     /// It is gone.
     pub fn faults(&self) -> Result<[u64; 2]> {
-        Ok([stat_field(self.pid, 10)?, stat_field(self.pid, 12)?])
+        Ok([stat_field(self.pid(), 10)?, stat_field(self.pid(), 12)?])
     }
 
     /// Stops the vCPUs.
@@ -263,9 +255,9 @@ impl Vm {
     /// # Errors
     /// It is gone, or goes on.
     pub fn freeze(&self) -> Result<()> {
-        kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGSTOP)?;
+        kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGSTOP)?;
         await_some("stop of QEMU's threads", PATIENCE, || {
-            for thread in glob::glob(&format!("/proc/{}/task/[0-9]*/stat", self.pid))? {
+            for thread in glob::glob(&format!("/proc/{}/task/[0-9]*/stat", self.pid()))? {
                 // A thread may end meanwhile.
                 let stat = fs::read_to_string(thread?).unwrap_or_default();
                 if stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('T')) {

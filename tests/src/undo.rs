@@ -1,10 +1,11 @@
 //! What was changed on the host is put back: at the end of its guard, in a panic,
 //! and on a signal.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::process::{Child, ChildStdin, ChildStdout, Command};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Action = Box<dyn FnOnce() -> Result<()> + Send>;
 
@@ -53,6 +54,45 @@ impl Drop for Undo {
             let (_, what, action) = changes.actions.remove(place);
             put_back(what, action);
         }
+    }
+}
+
+/// A process that runs until it is dropped.
+pub struct Running {
+    /// Its process id.
+    pub id: u32,
+    /// If the command says that it is piped.
+    pub input: Option<ChildStdin>,
+    /// The same.
+    pub output: Option<ChildStdout>,
+    _undo: Undo,
+}
+
+impl Running {
+    /// Runs the command; `end` ends what then is waited for.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(
+        what: &'static str,
+        command: &mut Command,
+        end: impl FnOnce(&mut Child) -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        let child: Arc<Mutex<Option<Child>>> = Arc::default();
+        let undo = Undo::with(what, {
+            let child = Arc::clone(&child);
+            move || {
+                let child = child.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let Some(mut child) = child else { return Ok(()) };
+                end(&mut child)?;
+                child.wait()?;
+                Ok(())
+            }
+        });
+        let mut started = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+        let (id, input, output) = (started.id(), started.stdin.take(), started.stdout.take());
+        *child.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        Ok(Self { id, input, output, _undo: undo })
     }
 }
 

@@ -33,7 +33,8 @@ pub struct Thread {
     pub call: AtomicU64,
     /// The same: `mm_struct` of that call.
     pub mm: AtomicU64,
-    /// `CLOCK_MONOTONIC` at which the call that is to be retried returned, in nanoseconds.
+    /// The same: `CLOCK_MONOTONIC` at which the call that is to be retried returned, in
+    /// nanoseconds.
     pub retried_ns: AtomicU64,
     /// The same: the wait for a swapped page in that fault, see `swapin` among the
     /// programs; 0 outside.

@@ -10,8 +10,8 @@ use crate::calls::goes_on;
 use crate::kernel::{current_mm, current_run_delay};
 use crate::latency::record;
 use crate::maps::{APFS, KVM_FIELDS, MMS, VMS, histogram, lose};
-use crate::pool;
 use crate::threads::{known_thread, thread_entry};
+use crate::{parts, pool};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use aya_ebpf::macros::tracepoint;
@@ -76,12 +76,7 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     set(&window.paused_ns, 0);
     set(&window.waited_before_ns, get(&thread.waited_ns));
     set(&window.exit_run_delay_ns, current_run_delay());
-    if get(&window.has_parts) != 0 {
-        set(&window.has_parts, 0);
-        for part in &window.parts_ns {
-            set(part, 0);
-        }
-    }
+    parts::empty(&window.has_parts, &window.parts_ns);
     set(&window.exit_ns, now);
     0
 }
@@ -260,7 +255,8 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
 /// outside them, in which the thread may have waited for a CPU too.
 #[inline(always)]
 fn split(vm: &Vm, window: &Window, outside: u64, was_in_kernel: bool) {
-    let delay = current_run_delay().saturating_sub(get(&window.exit_run_delay_ns));
+    // As `count_wait_for_cpu` has just read it.
+    let delay = get(&window.run_delay_ns).saturating_sub(get(&window.exit_run_delay_ns));
     let in_faults = get(&window.parts_ns[Part::Runq as usize]);
     // In user space it waited for a CPU too.
     let delay = if was_in_kernel { delay.saturating_sub(in_faults).min(outside) } else { 0 };

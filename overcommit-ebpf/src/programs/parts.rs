@@ -8,17 +8,13 @@
 use crate::atomic::{add, get, set};
 use crate::kernel::current_run_delay;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
+use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::layout::{Part, Thread, Vm};
 
 /// A fault begins now, which waited so long before it for the lock, and for a CPU.
 #[inline(always)]
 pub(crate) fn open(thread: &Thread, now: u64, lock_before: u64, runq_before: u64) {
-    if get(&thread.has_parts) != 0 {
-        set(&thread.has_parts, 0);
-        for part in &thread.parts_ns {
-            set(part, 0);
-        }
-    }
+    empty(&thread.has_parts, &thread.parts_ns);
     set(&thread.parts_open, 0);
     set(&thread.sleeps, 0);
     set(&thread.longest_sleep_ns, 0);
@@ -27,6 +23,17 @@ pub(crate) fn open(thread: &Thread, now: u64, lock_before: u64, runq_before: u64
     set(&thread.run_delay_ns, current_run_delay());
     give(thread, Part::Lock as u64 + 1, lock_before);
     give(thread, Part::Runq as u64 + 1, runq_before);
+}
+
+/// Empties parts in which there may be something.
+#[inline(always)]
+pub(crate) fn empty(has_parts: &AtomicU64, parts: &[AtomicU64; Part::COUNT]) {
+    if get(has_parts) != 0 {
+        set(has_parts, 0);
+        for part in parts {
+            set(part, 0);
+        }
+    }
 }
 
 /// The fault that the current thread is in, if it is in one, comes to a part.

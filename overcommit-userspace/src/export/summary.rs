@@ -147,17 +147,7 @@ impl Summary {
     pub fn of(recording: &Recording, objectives: Vec<Judged>) -> Self {
         let evictions = summary_evictions::of(recording);
         let vms = recording.run.vms.iter().zip(&recording.vms).zip(evictions);
-        let vms = vms.map(|((vm, totals), evictions)| {
-            let mut summary = summary_vm(vm, totals, evictions);
-            let sees_files =
-                coverage_of(&recording.run.coverage, &MetricName::from(FaultBacking::File));
-            // run.json has them, and of the whole recording alone.
-            if recording.is_whole() {
-                summary.swapins = Some(vm.swapins.clone());
-                summary.file_faults = (sees_files != Coverage::Absent).then_some(vm.file_faults);
-            }
-            summary
-        });
+        let vms = vms.map(|((vm, totals), evictions)| summary_vm(recording, vm, totals, evictions));
         Self {
             schema: "overcommit.summary/1",
             run_id: recording.run.run_id.clone(),
@@ -190,7 +180,15 @@ impl Summary {
     }
 }
 
-fn summary_vm(vm: &RunVm, totals: &VmTotals, evictions: Option<SummaryEvictions>) -> SummaryVm {
+fn summary_vm(
+    recording: &Recording,
+    vm: &RunVm,
+    totals: &VmTotals,
+    evictions: Option<SummaryEvictions>,
+) -> SummaryVm {
+    // Of the whole recording run.json has what no row has.
+    let whole = recording.is_whole().then_some(vm);
+    let files = coverage_of(&recording.run.coverage, &MetricName::from(FaultBacking::File));
     let stall = totals.stall.and_then(|stall| {
         Some(StallShare {
             share: stall.share()?,
@@ -212,8 +210,8 @@ fn summary_vm(vm: &RunVm, totals: &VmTotals, evictions: Option<SummaryEvictions>
         faults_counted: totals.seen.counted,
         faults_by_others: totals.taken_by[Taker::Outside as usize],
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
-        swapins: None,
-        file_faults: None,
+        swapins: whole.map(|vm| vm.swapins.clone()),
+        file_faults: whole.filter(|_| files != Coverage::Absent).map(|vm| vm.file_faults),
         fault_time: totals.fault_time,
         stall_time: totals.stall_time,
         evictions,

@@ -7,11 +7,10 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use testbed::undo::Undo;
+use testbed::undo::Running;
 
 /// Time in which the kernel must reach its first program.
 const BOOT: Duration = Duration::from_secs(90);
@@ -62,22 +61,9 @@ pub(crate) struct Run<'a> {
 /// # Errors
 /// It never boots, dies or takes too long; the last lines of its console are said.
 pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
-    let child: Arc<Mutex<Option<Child>>> = Arc::default();
-    let _undo = Undo::with("the lab", {
-        let child = Arc::clone(&child);
-        move || {
-            let child = child.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(mut child) = child {
-                child.kill()?;
-                child.wait()?;
-            }
-            Ok(())
-        }
-    });
-    let mut qemu = command(run)?.spawn().context("cannot start QEMU")?;
-    let console = qemu.stdout.take().context("QEMU has no output")?;
-    let mut keyboard = qemu.stdin.take().context("QEMU has no input")?;
-    *child.lock().unwrap_or_else(PoisonError::into_inner) = Some(qemu);
+    let mut qemu = Running::start("the lab", &mut command(run)?, |child| Ok(child.kill()?))?;
+    let console = qemu.output.take().context("QEMU has no output")?;
+    let mut keyboard = qemu.input.take().context("QEMU has no input")?;
     let (sender, lines) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
