@@ -14,7 +14,7 @@ pub struct NodeSet(u64);
 
 impl NodeSet {
     /// The kernel's list, such as `0,2-3`; `None` of one with a node of 64 or more.
-    fn parse(list: &str) -> Option<Self> {
+    pub(crate) fn parse(list: &str) -> Option<Self> {
         let mut set = Self::default();
         for part in list.trim().split(',').filter(|part| !part.is_empty()) {
             let (first, last) = part.split_once('-').unwrap_or((part, part));

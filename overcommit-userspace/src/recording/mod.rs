@@ -4,6 +4,8 @@
 //! how far they go; `reader` believes run.json and the logs where they agree.
 
 pub mod folder;
+#[cfg(test)]
+mod golden;
 pub mod reader;
 pub mod rows;
 pub mod run_file;
