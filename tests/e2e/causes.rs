@@ -5,14 +5,13 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{StandIn, fault_share, figure, rows, vm};
+use testbed::results::{StandIn, fault_share, figure, rows, starved_share, vm};
 use testbed::squeeze::Squeeze;
 use testbed::swap::SlowSwap;
+use testbed::{PATIENCE, await_some};
 
 pub(crate) const TESTS: Tests = &[
     ("reclaim_at_a_limit_is_named_kvm", at_a_limit),
@@ -24,7 +23,6 @@ pub(crate) const TESTS: Tests = &[
 
 type Row = HashMap<String, String>;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: u64 = 64;
 
 /// Records a VM until it has had that many majors.
@@ -66,7 +64,7 @@ fn lock() -> Result<()> {
 
 fn starved() -> Result<()> {
     let (vm, _) = stands_in("starved", "10", &["--causes"])?;
-    let share = fault_share(&vm, "runq")?;
+    let share = starved_share(&vm)?;
     ensure!(share >= 0.7, "waits for a CPU are {share:.2} of the time: {vm:#}");
     Ok(())
 }
@@ -79,7 +77,8 @@ fn held() -> Result<()> {
     println!("{}", row["stack"]);
     ensure!(row["stack"].contains(";handle_userfault;"), "{row:#?}");
     let slept: u64 = row["sleep_ns"].parse()?;
-    ensure!(slept * 10 >= row["latency_ns"].parse::<u64>()? * 9, "{row:#?}");
+    // The stand-in holds it that long; what comes on top is how late it is woken.
+    ensure!(slept >= 300_000_000, "{row:#?}");
     Ok(())
 }
 

@@ -4,20 +4,18 @@ use crate::Tests;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{MemoryCgroup, Setting, swapped_out};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{await_cgroups, json, rows, vm};
 use testbed::swap::ZramSwap;
+use testbed::{PATIENCE, await_some};
 
 pub(crate) const TESTS: Tests = &[
     ("a_growing_vm_is_named_as_the_aggressor_of_an_idle_one_kvm", idle_victim),
     ("a_busy_victim_takes_its_own_part_kvm", busy_victim),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// MiB of the VM that is there first, of the one that grows, and of both together.
 const FIRST: u64 = 96;
 const GROWING: u64 = 224;

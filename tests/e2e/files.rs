@@ -126,7 +126,8 @@ fn aligned() -> Result<()> {
     let mut recording = recording;
     ensure!(recording.wait()?.success());
     let rows = rows(&dir.path().join("run"), "vms.csv")?;
-    ensure!(rows.len() >= 10, "{} intervals", rows.len());
+    // One that comes late spans several.
+    ensure!(rows.len() >= 3, "{} intervals", rows.len());
     let partial: Vec<&str> = rows.iter().map(|row| row["partial"].as_str()).collect();
     ensure!(partial.first() == Some(&"1") && partial.last() == Some(&"1"), "{partial:?}");
     for row in &rows[1..] {

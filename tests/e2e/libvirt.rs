@@ -4,18 +4,16 @@ use crate::Tests;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 use testbed::payload::{self, Guest};
 use testbed::record::Recording;
 use testbed::results::{json, rows, vm};
 use testbed::undo::{Running, Undo};
-use testbed::{await_some, run};
+use testbed::{PATIENCE, await_some, run};
 
 pub(crate) const TESTS: Tests = &[("libvirt_tells_of_the_balloon_of_its_vm_kvm", balloon)];
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// MiB of the guest, of which its balloon takes nothing.
 const MEMORY: u64 = 128;
 const NAME: &str = "of-libvirt";
@@ -35,14 +33,18 @@ impl Daemons {
         if virsh(["version"]).is_ok() {
             return Ok(Self::default());
         }
-        let networks = networks()?;
-        let cgroups = put_back_cgroups()?;
+        let script =
+            what_is_new(CGROUPS, &there(CGROUPS)?, "[ -L $path ] || rmdir $path 2> /dev/null");
+        let cgroups = Undo::script("the cgroups of libvirt", &script)?;
+        let networks = there(NETWORKS)?;
         let has_log = Path::new("/run/virtlogd.pid").exists();
         let log = (!has_log).then(|| daemon("virtlogd")).transpose()?;
         let libvirt = daemon("libvirtd")?;
         await_some("libvirt", PATIENCE, || Ok(virsh(["version"]).ok()))?;
+        let destroy = "virsh --connect qemu:///system net-destroy $(basename $path .xml)";
+        let script = what_is_new(NETWORKS, &networks, destroy);
         Ok(Self {
-            _networks: Some(put_back_networks(networks)),
+            _networks: Some(Undo::script("the networks of libvirt", &script)?),
             _libvirtd: Some(libvirt),
             _virtlogd: log,
             _cgroups: Some(cgroups),
@@ -59,39 +61,23 @@ fn daemon(program: &str) -> Result<Running> {
     })
 }
 
-/// Takes away the cgroups for machines, if there were none.
-fn put_back_cgroups() -> Result<Undo> {
-    let find = || -> Result<Vec<PathBuf>> {
-        let places = ["/sys/fs/cgroup/machine*", "/sys/fs/cgroup/*/machine*"];
-        let found = places.iter().map(|place| Ok(glob::glob(place)?.flatten()));
-        Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-    };
-    let before = find()?;
-    Ok(Undo::with("the cgroups of libvirt", move || {
-        for cgroup in find()?.into_iter().filter(|cgroup| !before.contains(cgroup)) {
-            // Under another controller's name it may be the same one.
-            if cgroup.is_dir() && !cgroup.is_symlink() {
-                let _ = std::fs::remove_dir(cgroup);
-            }
-        }
-        Ok(())
-    }))
+/// The paths that a pattern of the shell has now, for [`what_is_new`].
+fn there(patterns: &str) -> Result<String> {
+    run(Command::new("sh").args(["-c", &format!("echo $(ls -d {patterns} 2> /dev/null)")]))
 }
 
-/// The networks that run, whether libvirt does or not.
-fn networks() -> Result<Vec<String>> {
-    let files = glob::glob("/run/libvirt/network/*.xml")?.flatten();
-    let name = |file: PathBuf| Some(file.file_stem()?.to_string_lossy().into_owned());
-    Ok(files.filter_map(name).collect())
+/// A script that runs a command for each `$path` that was not there before.
+fn what_is_new(patterns: &str, before: &str, command: &str) -> String {
+    format!(
+        "for path in $(ls -d {patterns} 2> /dev/null || :); do\n    \
+         case ' {} ' in *\" $path \"*) continue;; esac\n    {command} || :\ndone",
+        before.trim()
+    )
 }
 
-/// Ends the networks that libvirt has begun by itself.
-fn put_back_networks(before: Vec<String>) -> Undo {
-    Undo::with("the networks of libvirt", move || {
-        let mut new = networks()?.into_iter().filter(|name| !before.contains(name));
-        new.try_for_each(|name| virsh(["net-destroy", &name]).map(drop))
-    })
-}
+/// Its cgroups for machines; under another controller's name one may be the same.
+const CGROUPS: &str = "/sys/fs/cgroup/machine* /sys/fs/cgroup/*/machine*";
+const NETWORKS: &str = "/run/libvirt/network/*.xml";
 
 fn virsh<const N: usize>(arguments: [&str; N]) -> Result<String> {
     run(Command::new("virsh").args(["--connect", "qemu:///system"]).args(arguments))
@@ -119,9 +105,12 @@ fn balloon() -> Result<()> {
     let _daemons = Daemons::start()?;
     let file = dir.path().join("domain.xml");
     std::fs::write(&file, domain(dir.path())?)?;
-    let _domain = Undo::with("a VM of libvirt", || {
-        if virsh(["domstate", NAME]).is_ok() { virsh(["destroy", NAME]).map(drop) } else { Ok(()) }
-    });
+    // It outlives libvirt's daemons.
+    let script = format!(
+        "virsh --connect qemu:///system destroy {NAME} ||\n    \
+         kill -KILL $(cat /run/libvirt/qemu/{NAME}.pid 2> /dev/null) || :"
+    );
+    let _domain = Undo::script("a VM of libvirt", &script)?;
     virsh(["create", &file.to_string_lossy()])?;
     let folder = dir.path().join("run");
     let recording = Recording::start(&folder, ["--interval", "500ms", "--vm", NAME])?;

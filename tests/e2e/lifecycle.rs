@@ -15,7 +15,7 @@ use testbed::qemu::{Config, QEMU, Vm};
 use testbed::record::Recording;
 use testbed::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use testbed::undo::Undo;
-use testbed::{await_some, overcommit};
+use testbed::{PATIENCE, await_some, overcommit};
 
 pub(crate) const TESTS: Tests = &[
     ("a_vm_that_lives_for_300_ms_is_recorded", short_life),
@@ -26,8 +26,6 @@ pub(crate) const TESTS: Tests = &[
     ("nothing_is_left_behind", nothing_is_left),
     ("an_interrupted_demo_puts_the_host_back", interrupted_demo),
 ];
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Faults of the children that have been waited for.
 fn children_faults() -> Result<u64> {
@@ -94,7 +92,7 @@ fn cpu_hotplug() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let _small_pages = Setting::small_pages()?;
     let mut guest = Vm::start(&Config { stopped: true, ..Config::new("plugged", 192) })?;
-    let _online = Undo::with("CPU 1", move || write(switch, "1"));
+    let _online = Undo::script("CPU 1", &format!("echo 1 > {switch}"))?;
     write(switch, "0")?;
     let recording = Recording::start(&dir.path().join("run"), ["--interval", "100ms"])?;
     let before = guest.faults()?;
@@ -131,12 +129,16 @@ fn killed() -> Result<()> {
         let folder = dir.path().join("run");
         let mut recording =
             Recording::start(&folder, ["--interval", "20ms", "--slow-faults", "0ns"])?;
+        let finished = || {
+            let run = json(&folder, "run.json")?;
+            anyhow::Ok(run["recorded"]["intervals"].as_u64().unwrap_or(0))
+        };
+        await_some("intervals", PATIENCE, || Ok((finished()? >= 3).then_some(())))?;
         // Moments that are not multiples of the interval.
-        std::thread::sleep(Duration::from_millis(150 + round * 37));
+        std::thread::sleep(Duration::from_millis(round * 7));
         recording.signal(Signal::SIGKILL)?;
         ensure!(recording.wait()?.signal() == Some(9));
-        let finished = json(&folder, "run.json")?["recorded"]["intervals"].as_u64().unwrap_or(0);
-        ensure!(finished >= 3, "only {finished} intervals");
+        let finished = finished()?;
 
         // As a kill between two writes, or within one, leaves it.
         let complete = report(&folder)?;

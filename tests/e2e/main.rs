@@ -19,6 +19,7 @@ mod threads;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
+use std::time::Instant;
 use testbed::scenario::{ALL, Scenario};
 use testbed::undo;
 
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
+    // Of each module the first, which stands for its kind.
+    let one_of_each = std::env::var_os("OVERCOMMIT_ONE_OF_EACH").is_some();
+    let wanted = |tests: Tests| if one_of_each { &tests[..1] } else { tests };
     let tests: Vec<Test> = [
         causes::TESTS,
         counts::TESTS,
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
         objectives::TESTS,
         threads::TESTS,
     ]
+    .map(wanted)
     .concat()
     .into_iter()
     .map(|(name, run)| Test { name, run, skip: missing(name) })
@@ -61,7 +66,7 @@ fn main() -> ExitCode {
             println!("skipping {}: {reason}", test.name);
         }
     }
-    let scenarios = ALL.into_iter().map(scenario);
+    let scenarios = ALL.into_iter().filter(|_| !one_of_each).map(scenario);
     let trials = tests.into_iter().map(trial).chain(scenarios).collect();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     let allowed = std::env::var_os("OVERCOMMIT_ALLOW_SKIPS").is_some();
@@ -81,16 +86,24 @@ fn missing(name: &str) -> Option<String> {
 
 /// What `cargo xtask scenario` shows.
 fn scenario(scenario: Scenario) -> Trial {
-    let outcome = move || {
-        let run = || (scenario.run)(tempfile::tempdir()?.path());
-        run().map_err(|error| Failed::from(format!("{error:#}")))
-    };
+    let name = format!("scenario_{}", scenario.name);
+    let label = name.clone();
+    let outcome = move || said(&label, || (scenario.run)(tempfile::tempdir()?.path()));
     let is_missing = scenario.needs_kvm && !testbed::qemu::kvm_works();
-    Trial::test(format!("scenario_{}", scenario.name), outcome).with_ignored_flag(is_missing)
+    Trial::test(name, outcome).with_ignored_flag(is_missing)
+}
+
+/// Runs a test; prints how long it took, and says of a failure how to run it again.
+fn said(name: &str, run: impl FnOnce() -> Result<()>) -> Result<(), Failed> {
+    let start = Instant::now();
+    let outcome = run();
+    println!("{name} took {:.1} s", start.elapsed().as_secs_f64());
+    outcome.map_err(|error| {
+        Failed::from(format!("{error:#}\nto run it again: cargo xtask test {name}"))
+    })
 }
 
 fn trial(test: Test) -> Trial {
     let Test { name, run, skip } = test;
-    let outcome = move || run().map_err(|error| Failed::from(format!("{error:#}")));
-    Trial::test(name, outcome).with_ignored_flag(skip.is_some())
+    Trial::test(name, move || said(name, run)).with_ignored_flag(skip.is_some())
 }

@@ -7,12 +7,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{Setting, Tracefs};
 use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::{json, rows, vm};
+use testbed::{PATIENCE, await_some};
 
 pub(crate) const TESTS: Tests = &[
     ("a_balloon_is_told_by_qemu_or_seen_by_the_kernel", balloon),
@@ -22,7 +21,6 @@ pub(crate) const TESTS: Tests = &[
     ("a_working_set_is_measured_or_bounded", working_set),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 /// Memory of the guest, and what its balloon takes.
 const MEMORY: u64 = 512;

@@ -7,11 +7,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use testbed::await_some;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{json, rows, run};
+use testbed::{PATIENCE, await_some};
 
 pub(crate) const TESTS: Tests = &[
     ("objectives_decide_the_exit_code", objectives),
@@ -20,7 +19,6 @@ pub(crate) const TESTS: Tests = &[
     ("what_is_too_short_is_compared_without_a_claim", compare),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Held and broken by any VM that starts during the recording.
 const HELD: &str = "stall.share<100%";
 const BROKEN: &str = "web-*:fault.minor:p50<1ns";

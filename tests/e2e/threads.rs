@@ -3,13 +3,12 @@
 use crate::Tests;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json as object};
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, only_vm};
 use testbed::swap::ZramSwap;
+use testbed::{PATIENCE, await_some};
 
 pub(crate) const TESTS: Tests = &[
     ("stall_share_by_thread_names", || stall_share(true)),
@@ -20,7 +19,6 @@ pub(crate) const TESTS: Tests = &[
 const WALK: u64 = 96;
 const LIMIT: u64 = 64;
 const MAJORS: u64 = 5_000;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A squeezed VM with two vCPUs, one of which walks.
 fn squeezed<T>(

@@ -5,14 +5,13 @@ use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{MemoryCgroup, Setting, read};
 use testbed::payload::{self, Guest};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, only_vm};
 use testbed::swap::DiskSwap;
+use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();
@@ -30,7 +29,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     scenarios
 }
 
-const PATIENCE: Duration = Duration::from_secs(120);
 /// The lab's slow disk.
 const DISK: &str = "/dev/vda";
 /// MiB that the guest walks, and may hold.

@@ -7,19 +7,17 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::counter;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{fault_share, figure, json, lost, only_vm, within_a_percent};
 use testbed::squeeze::Squeeze;
+use testbed::{PATIENCE, await_some};
 
 /// Majors that make a count worth comparing.
 const MAJORS: u64 = 5_000;
 /// Windows that make their order worth a look.
 const WINDOWS: u64 = 10_000;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();

@@ -5,13 +5,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{MemoryCgroup, Setting, swapped_out};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{await_cgroups, json, rows, vm};
 use testbed::swap::DiskSwap;
+use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![("evictions".to_owned(), Box::new(matrix))]
@@ -19,7 +18,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 type Row = HashMap<String, String>;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The lab's slow disk.
 const DISK: &str = "/dev/vda";
 /// MiB that each of two guests fills, and what both may hold when one has.

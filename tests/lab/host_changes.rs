@@ -4,14 +4,13 @@ use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 use testbed::host::{read, write};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, lost, rows, vm, within_a_percent};
 use testbed::squeeze::Squeeze;
 use testbed::undo::Undo;
-use testbed::{await_some, run};
+use testbed::{PATIENCE, await_some, run};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = vec![("kvm_comes_late".to_owned(), Box::new(kvm_late))];
@@ -21,7 +20,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     scenarios
 }
 
-const PATIENCE: Duration = Duration::from_secs(120);
 /// The switch of a second CPU, where there is one.
 const SWITCH: &str = "/sys/devices/system/cpu/cpu1/online";
 /// The lab's modules, with the order in which they are loaded.
@@ -40,7 +38,9 @@ fn load_kvm() -> Result<()> {
 }
 
 fn kvm_late(dir: &Path) -> Result<()> {
-    let _loaded = Undo::with("kvm", load_kvm);
+    let script =
+        format!("cd {MODULES}\nfor module in $(grep ^kvm order); do insmod $module || :; done");
+    let _loaded = Undo::script("kvm", &script)?;
     run(Command::new("rmmod").args(["kvm_amd", "kvm"]))?;
     let folder = dir.join("run");
     let recording = Recording::start(&folder, [""; 0])?;
@@ -68,7 +68,7 @@ const MAJORS: u64 = 1_000;
 fn cpu_hotplug(dir: &Path) -> Result<()> {
     let squeeze = Squeeze::new()?;
     let mut guest = Vm::start(&Config { stopped: true, ..squeeze.config("moved") })?;
-    let _online = Undo::with("CPU 1", || write(SWITCH, "1"));
+    let _online = Undo::script("CPU 1", &format!("echo 1 > {SWITCH}"))?;
     let recording = Recording::start(&dir.join("run"), [""; 0])?;
     let before = guest.faults()?;
     let await_majors = |guest: &Vm| {

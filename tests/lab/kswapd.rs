@@ -3,19 +3,17 @@
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{MemoryCgroup, Setting, counter};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{await_cgroups, rows, vm};
 use testbed::swap::ZramSwap;
+use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![("kswapd_works_for_who_allocates".to_owned(), Box::new(kswapd))]
 }
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// MiB of a guest that does nothing any more, and of one that grows.
 const IDLE: u64 = 48;
 const GROWING: u64 = 96;

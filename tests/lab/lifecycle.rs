@@ -11,13 +11,12 @@ use overcommit::sampler::coverage::Coverage;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 use testbed::host::read;
 use testbed::qemu::{Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::run;
 use testbed::squeeze::Squeeze;
-use testbed::{await_some, overcommit};
+use testbed::{PATIENCE, await_some, overcommit};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();
@@ -34,7 +33,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 const FUNCTION_BACKENDS: [Backend; 2] = [Backend::Fentry, Backend::Kprobe];
-const PATIENCE: Duration = Duration::from_secs(30);
 const KPROBE_EVENTS: &str = "/sys/kernel/tracing/kprobe_events";
 
 /// Programs, links and maps of BPF, and events of tracefs, on the whole host.

@@ -75,7 +75,7 @@ fn part() -> Option<(usize, usize)> {
 }
 
 fn trial((name, run): Scenario) -> Trial {
-    let for_folder = name.clone();
+    let label = name.clone();
     Trial::test(name, move || {
         // Ends the line, so that one who waits sees what for.
         println!("begins");
@@ -87,18 +87,20 @@ fn trial((name, run): Scenario) -> Trial {
                 say_who_waits();
             }
         });
-        let mut outcome = in_a_folder(&for_folder, &run);
+        let mut outcome = in_a_folder(&label, &run);
         // A vCPU that hangs before our guest begins is the emulation's, and once enough.
         if outcome.as_ref().is_err_and(|error| format!("{error:#}").contains(IN_FIRMWARE)) {
             println!("again: {IN_FIRMWARE}");
-            outcome = in_a_folder(&format!("{for_folder}-again"), &run);
+            outcome = in_a_folder(&format!("{label}-again"), &run);
         }
-        let outcome = outcome.map_err(|error| Failed::from(format!("{error:#}")));
         if outcome.is_err() {
             say_what_the_kernel_said();
         }
-        println!("took {:.1} s", start.elapsed().as_secs_f64());
-        outcome
+        let how = if outcome.is_ok() { "passed" } else { "failed" };
+        println!("{how} {label} in {:.1} s", start.elapsed().as_secs_f64());
+        let kernel = std::env::var("OVERCOMMIT_LAB_KERNEL").unwrap_or_default();
+        let again = format!("cargo xtask lab --kernel {kernel} --scenario {label}");
+        outcome.map_err(|error| Failed::from(format!("{error:#}\nto run it again: {again}")))
     })
 }
 

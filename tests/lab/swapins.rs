@@ -3,13 +3,12 @@
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{Setting, counter};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, only_vm, rows, sum, within_a_percent};
 use testbed::squeeze::Squeeze;
+use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     crate::FUNCTION_BACKENDS
@@ -21,7 +20,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         .collect()
 }
 
-const PATIENCE: Duration = Duration::from_secs(120);
 const MAJORS: u64 = 3_000;
 
 /// Compressed in memory on their way to the device, they come back from there.

@@ -5,18 +5,17 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
-use testbed::await_some;
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, rows, vm};
 use testbed::squeeze::Squeeze;
+use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device))]
 }
 
-const PATIENCE: Duration = Duration::from_secs(120);
 /// For how long the squeezed VM is stopped: more than two whole intervals.
 const PAUSE: Duration = Duration::from_secs(3);
 /// Majors before the pause, and after it.

@@ -19,10 +19,8 @@ impl Histogram {
         let event = PathBuf::from("/sys/kernel/tracing/events").join(event);
         let trigger = event.join("trigger");
         let command = format!("hist:keys={key}:size=4096");
-        let undo = Undo::with("a histogram of ftrace", {
-            let (trigger, command) = (trigger.clone(), command.clone());
-            move || write(trigger, &format!("!{command}"))
-        });
+        let script = format!("echo '!{command}' > {}", trigger.display());
+        let undo = Undo::script("a histogram of ftrace", &script)?;
         write(trigger, &command)?;
         Ok(Self { event, key, _undo: undo })
     }

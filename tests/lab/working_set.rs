@@ -4,12 +4,11 @@ use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
-use testbed::await_some;
 use testbed::host::{MemoryCgroup, Setting, read};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{json, rows};
+use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -18,7 +17,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-const PATIENCE: Duration = Duration::from_secs(180);
 const MIB: u64 = 1 << 20;
 /// MiB that the guest fills, and that it goes on touching.
 const WALK: u64 = 96;
@@ -93,6 +91,7 @@ fn contiguous(dir: &Path) -> Result<()> {
     // old kernels' generations.
     let blind: &[&str] =
         if sources.is_empty() { &["clear-refs", "mglru", "auto"] } else { &["clear-refs"] };
+    guest.stop()?;
     blind.iter().try_for_each(|source| refused(&dir.join(format!("blind-{source}")), source))
 }
 

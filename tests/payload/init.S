@@ -3,6 +3,7 @@
 
     .set SYS_WRITE, 1
     .set SYS_MMAP, 9
+    .set WORK, 400                      # instructions between two pages, see walker.S
 
     .section .text
     .globl _start
@@ -22,6 +23,10 @@ pass:
     leaq MIB << 20(%rbx), %rsi
 page:
     addl %r12d, (%rdi)
+    movl $WORK / 2, %edx
+spin:
+    decl %edx
+    jnz spin
     addq $4096, %rdi
     cmpq %rsi, %rdi
     jb page

@@ -1,6 +1,7 @@
 # A guest that walks its memory: multiboot, 32-bit. Interrupts are off, or (STI=1) on
 # with none to come. With APF=1 too it is told of pages that the host has not, and halts
-# until they are there. With DEVICE=1 it reads a device's register for each page instead.
+# until they are there. With DEVICE=1 it reads a device's register for each page instead. With
+# WORK it executes that many instructions between two pages.
 #
 # The command line says how many MiB to walk, from 2 MiB on, and how many of them, and
 # every how many pages, from the second pass on, and how many of the first passes only read
@@ -8,6 +9,17 @@
 # never zero and always dirty. A pass ends with a dot on the serial line.
 
     .set READY, 0x40                    # vector of "your page is there"
+
+# Instructions between two pages: in an emulated host, whose clock counts instructions, a page
+# costs as much of the machine's time as hundreds of them.
+    .macro work
+    .if WORK
+    movl $WORK / 2, %edx
+spin\@:
+    decl %edx
+    jnz spin\@
+    .endif
+    .endm
 
     .section .multiboot, "a"
     .align 4
@@ -100,6 +112,7 @@ page:
     .else
     addl %ecx, (%edi)
     .endif
+    work
     addl step, %edi
     cmpl %eax, %edi
     jb page
@@ -114,6 +127,7 @@ passed:
     jmp pass
 read_page:
     movl (%edi), %edx
+    work
     addl step, %edi
     cmpl %eax, %edi
     jb read_page

@@ -1,15 +1,25 @@
 //! Memory limits and settings of this host.
 
+use crate::run;
 use crate::undo::Undo;
-use crate::{await_some, run};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-/// How long the kernel may take to let go of a cgroup or a device.
-pub(crate) const RELEASE: Duration = Duration::from_secs(10);
+/// A script that tries a command until it ends well: the kernel takes a while to let go of a
+/// cgroup or a device. In the end its error is shown.
+pub(crate) fn retried(command: &str) -> String {
+    format!(
+        "tries=0\nuntil {{ {command}; }} 2> /dev/null; do\n    tries=$((tries + 1))\n    \
+         [ $tries -lt 600 ] || {{ {command}; }}\n    sleep 0.1\ndone"
+    )
+}
+
+/// A word for the shell.
+pub(crate) fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
 
 /// Writes a kernel file.
 ///
@@ -61,15 +71,11 @@ impl Tracefs {
     /// The kernel refuses.
     pub fn mounted() -> Result<Self> {
         let path = "/sys/kernel/tracing";
-        if read("/proc/self/mounts")?.contains(" tracefs ") {
+        if read("/proc/self/mounts")?.contains(&format!(" {path} tracefs ")) {
             return Ok(Self { _undo: None });
         }
-        let undo = Undo::with("tracefs", move || {
-            if read("/proc/self/mounts")?.contains(&format!(" {path} tracefs ")) {
-                run(Command::new("umount").arg(path))?;
-            }
-            Ok(())
-        });
+        let script = format!("! grep -q ' {path} tracefs ' /proc/self/mounts || umount {path}");
+        let undo = Undo::script("tracefs", &script)?;
         run(Command::new("mount").args(["-t", "tracefs", "nodev", path]))?;
         Ok(Self { _undo: Some(undo) })
     }
@@ -98,9 +104,8 @@ impl MemoryCgroup {
             let root = Path::new("/sys/fs/cgroup");
             let switch = root.join("cgroup.subtree_control");
             if !read(&switch)?.contains("memory") {
-                let switch = switch.clone();
-                controller =
-                    Some(Undo::with("memory controller", move || write(switch, "-memory")));
+                let script = format!("echo -memory > {}", switch.display());
+                controller = Some(Undo::script("memory controller", &script)?);
             }
             write(switch, "+memory")?;
             (root, "memory.max")
@@ -121,14 +126,8 @@ impl MemoryCgroup {
     }
 
     fn make(path: PathBuf, limit: &'static str, controller: Option<Undo>) -> Result<Self> {
-        let undo = Undo::with("memory cgroup", {
-            let path = path.clone();
-            move || {
-                await_some("removal of the memory cgroup", RELEASE, || {
-                    Ok((!path.exists() || fs::remove_dir(&path).is_ok()).then_some(()))
-                })
-            }
-        });
+        let script = retried(&format!("[ ! -d {path} ] || rmdir {path}", path = path.display()));
+        let undo = Undo::script("memory cgroup", &script)?;
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self { path, limit, _undo: undo, _controller: controller })
     }
@@ -223,7 +222,8 @@ impl Setting {
         let before = read(path)?;
         // Of several that can be chosen the one in brackets is.
         let before = before.split(['[', ']']).nth(1).unwrap_or(before.trim()).to_owned();
-        let undo = Undo::with(path, move || write(path, &before));
+        let script = format!("printf %s {} > {path}", quote(&before));
+        let undo = Undo::script(path, &script)?;
         write(path, value)?;
         Ok(Self { _undo: undo })
     }

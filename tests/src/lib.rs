@@ -12,15 +12,26 @@ pub mod swap;
 pub mod undo;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The workspace.
+/// How long anything may take that is waited for: on the slowest machine it comes before that, so
+/// that only what never comes fails.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The checkout that this program was built from and runs in. It is looked for at run time: a
+/// build may have been copied with its checkout.
 pub fn root() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests).to_owned()
+    let program = std::env::current_exe().unwrap_or_default();
+    // cargo says where the package is that it runs.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
+    let is_root = |dir: &&Path| dir.join("overcommit-ebpf/Cargo.toml").exists();
+    let dirs = package.ancestors().chain(program.ancestors());
+    dirs.into_iter().find(is_root).unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Where builds go.
@@ -33,14 +44,26 @@ pub fn overcommit() -> PathBuf {
     target().join("release/overcommit")
 }
 
+/// Prepares a command: its process finds what root runs, also where a user's path came through
+/// sudo, and gets that signal from the kernel as soon as the thread that starts it is gone, so
+/// that nothing outlives us, not even after SIGKILL.
+pub fn as_child(command: &mut Command, signal: Signal) -> &mut Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    // SAFETY: between fork and exec one system call is made, and no memory allocated.
+    unsafe { command.pre_exec(move || Ok(set_pdeathsig(signal)?)) }
+}
+
 /// Runs a command to its end; its output is shown if it fails.
 ///
 /// # Errors
 /// It cannot be started, or fails.
 pub fn run(command: &mut Command) -> Result<String> {
     // Apart from the terminal's Ctrl-C: what puts the host back must not be cut off.
-    let output =
-        command.process_group(0).output().with_context(|| format!("cannot run {command:?}"))?;
+    let output = as_child(command, Signal::SIGKILL)
+        .process_group(0)
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
         output.status.success(),

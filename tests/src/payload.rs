@@ -50,6 +50,12 @@ pub const LINUX_INITRAMFS: &str = "OVERCOMMIT_GUEST_INITRAMFS";
 /// The same of the initramfs of [`Guest::Shell`].
 pub const SHELL_INITRAMFS: &str = "OVERCOMMIT_SHELL_INITRAMFS";
 
+/// Says in the environment that guests shall work between two pages: in the lab, whose clock
+/// counts instructions, they would else walk all the time and hardly any of it would pass.
+pub const WORKS: &str = "OVERCOMMIT_GUEST_WORKS";
+/// Instructions of that work.
+const WORK: u32 = 400;
+
 /// A file that the environment names.
 ///
 /// # Errors
@@ -67,16 +73,22 @@ pub fn kernel(guest: Guest) -> Result<PathBuf> {
     if matches!(guest, Guest::Linux | Guest::Shell) {
         return named_file(LINUX_KERNEL);
     }
+    multiboot(guest, std::env::var_os(WORKS).is_some())
+}
+
+fn multiboot(guest: Guest, works: bool) -> Result<PathBuf> {
     let script = root().join("tests/payload/walker.ld");
     let symbol = |name: &str, set: bool| format!("--defsym={name}={}", u8::from(set));
     let symbols = [
         symbol("STI", matches!(guest, Guest::Interruptible | Guest::Paravirtual)),
         symbol("APF", guest == Guest::Paravirtual),
         symbol("DEVICE", guest == Guest::Device),
+        format!("--defsym=WORK={}", if works { WORK } else { 0 }),
     ];
     let assembler = symbols.iter().map(String::as_str).chain(["--32"]);
     let linker = ["-m", "elf_i386", "-T"].map(OsStr::new).into_iter().chain([script.as_os_str()]);
-    build(guest.name(), "walker.S", assembler, linker)
+    let name = format!("{}{}", guest.name(), if works { "-works" } else { "" });
+    build(&name, "walker.S", assembler, linker)
 }
 
 /// Assembles the program of a Linux guest, which walks that many MiB.
@@ -112,7 +124,8 @@ fn build<'a>(
 /// # Errors
 /// As [`kernel`].
 pub fn assemble() -> Result<()> {
-    Guest::ALL.into_iter().try_for_each(|guest| kernel(guest).map(drop))
+    let all = Guest::ALL.into_iter().flat_map(|guest| [(guest, false), (guest, true)]);
+    all.into_iter().try_for_each(|(guest, works)| multiboot(guest, works).map(drop))
 }
 
 fn is_newer<'a>(built: &Path, sources: impl IntoIterator<Item = &'a PathBuf>) -> bool {

@@ -1,9 +1,9 @@
 //! Real VMs.
 
-use crate::await_some;
-use crate::host::{MemoryCgroup, read};
+use crate::host::{MemoryCgroup, quote, read};
 use crate::payload::{self, Guest};
 use crate::undo::{Running, Undo};
+use crate::{PATIENCE, await_some};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,9 +19,6 @@ use std::time::{Duration, Instant};
 /// How [`Vm::explain`] begins where a guest never left its firmware, as nested in an
 /// emulated host happens now and then.
 pub const IN_FIRMWARE: &str = "the guest is still in its firmware";
-
-/// How long a VM may take for anything.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -191,10 +188,8 @@ impl Vm {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Relaxed);
         let dir = std::env::temp_dir().join(format!("overcommit-{}-{number}", std::process::id()));
-        let folder = Undo::with("the folder of a VM", {
-            let dir = dir.clone();
-            move || if dir.exists() { Ok(fs::remove_dir_all(dir)?) } else { Ok(()) }
-        });
+        let script = format!("rm -rf {}", quote(&dir.display().to_string()));
+        let folder = Undo::script("the folder of a VM", &script)?;
         fs::create_dir_all(&dir)?;
         let mut command = config.command(&dir)?;
         let process = Running::start("a VM", &mut command, |child| Ok(child.kill()?))?;

@@ -1,17 +1,13 @@
 //! Runs `overcommit record` as a user would.
 
 use crate::undo::Undo;
-use crate::{await_some, overcommit};
+use crate::{PATIENCE, as_child, await_some, overcommit};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
-
-/// How long attaching may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `overcommit record` to its end, its output shown.
 ///
@@ -19,10 +15,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// It fails.
 pub fn show(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
     let mut command = Command::new(overcommit());
+    command.arg("record").args(arguments);
     let mut child =
-        command.arg("record").args(arguments).spawn().context("cannot run overcommit")?;
+        as_child(&mut command, Signal::SIGINT).spawn().context("cannot run overcommit")?;
     let pid = Pid::from_raw(child.id().cast_signed());
-    let _undo = Undo::with("a recording", move || {
+    let _undo = Undo::call("a recording", move || {
         // Gone already in the regular case; reaped by whoever waits below.
         if kill(pid, Signal::SIGINT).is_err() {
             return Ok(());
@@ -54,9 +51,11 @@ impl Recording {
         let mut command = Command::new(overcommit());
         command.args(["record", "--quiet", "--out"]).arg(folder).arg("--ready-file").arg(&ready);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut child = command.spawn().context("cannot run overcommit; cargo xtask build")?;
+        let mut child = as_child(&mut command, Signal::SIGTERM)
+            .spawn()
+            .context("cannot run overcommit; cargo xtask build")?;
         let pid = Pid::from_raw(child.id().cast_signed());
-        let undo = Undo::with("a recording", move || {
+        let undo = Undo::call("a recording", move || {
             // Gone already in the regular case.
             let _ = kill(pid, Signal::SIGTERM);
             Ok(())

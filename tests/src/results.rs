@@ -1,7 +1,8 @@
 //! What a recording says, and what a stand-in says.
 
-use crate::{await_some, overcommit};
+use crate::{as_child, await_some, overcommit};
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::fs;
@@ -63,11 +64,27 @@ pub fn skipped(folder: &Path, is_meant: impl Fn(&str) -> bool) -> Result<u64> {
     Ok(programs.filter(|(name, _)| is_meant(name)).filter_map(|(_, count)| count.as_u64()).sum())
 }
 
-/// The share that a part has of the time of a VM's faults, whose parts make up the whole.
+/// The share that a part has of the time of a VM's faults in which they did not wait for a CPU:
+/// that wait says how busy the machine was.
 ///
 /// # Errors
-/// They do not, or that one was not seen.
+/// The parts do not make up the whole, or that one was not seen.
 pub fn fault_share(vm: &Value, part: &str) -> Result<f64> {
+    let [all, runq, part] = fault_time(vm, part)?;
+    Ok(part as f64 / (all - runq).max(1) as f64)
+}
+
+/// The share of that time in which they did wait for a CPU.
+///
+/// # Errors
+/// As [`fault_share`].
+pub fn starved_share(vm: &Value) -> Result<f64> {
+    let [all, runq, _] = fault_time(vm, "runq")?;
+    Ok(runq as f64 / all.max(1) as f64)
+}
+
+/// All the time of a VM's faults, that without a CPU, and that of a part, in nanoseconds.
+fn fault_time(vm: &Value, part: &str) -> Result<[u64; 3]> {
     let time = &vm["fault_time"];
     println!("{part} of {time}");
     let of = |part: &str| time[format!("{part}_ns")].as_u64();
@@ -78,7 +95,8 @@ pub fn fault_share(vm: &Value, part: &str) -> Result<f64> {
     let parts = ["reclaim", "swapin", "compaction", "lock", "userfault", "runq", "io", "sleep"];
     let seen: u64 = parts.iter().chain(&["rest"]).filter_map(|part| of(part)).sum();
     ensure!(seen == all, "the parts are {seen} of {all} ns: {time}");
-    Ok(of(part).with_context(|| format!("no {part} in {time}"))? as f64 / all.max(1) as f64)
+    let part = of(part).with_context(|| format!("no {part} in {time}"))?;
+    Ok([all, of("runq").unwrap_or(0), part])
 }
 
 /// What was not counted of a VM, slow faults left out: those are in the histogram.
@@ -171,11 +189,9 @@ impl StandIn {
     /// # Errors
     /// It does not start.
     pub fn start<const N: usize>(arguments: [&str; N]) -> Result<Self> {
-        let mut child = Command::new(stand_in())
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut command = Command::new(stand_in());
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = as_child(&mut command, Signal::SIGKILL).spawn()?;
         let output = BufReader::new(child.stdout.take().context("no output")?);
         let mut started = Self { child, output };
         let line = started.line()?;

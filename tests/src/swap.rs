@@ -1,10 +1,9 @@
 //! Swap of its own for a test.
 
-use crate::host::{RELEASE, read, write};
+use crate::host::{quote, read, retried, write};
 use crate::undo::Undo;
-use crate::{await_some, run, target};
+use crate::{run, target};
 use anyhow::{Context, Result};
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -24,16 +23,13 @@ impl ZramSwap {
         }
         let number = read("/sys/class/zram-control/hot_add")?.trim().to_owned();
         let device = format!("/dev/zram{number}");
-        let undo = Undo::with("zram swap", {
-            let device = device.clone();
-            move || {
-                swap_off(&device)?;
-                write(format!("/sys/block/zram{number}/reset"), "1")?;
-                await_some("removal of the zram device", RELEASE, || {
-                    Ok(fs::write("/sys/class/zram-control/hot_remove", &number).ok())
-                })
-            }
-        });
+        let remove = format!("echo {number} > /sys/class/zram-control/hot_remove");
+        let script = format!(
+            "{}\necho 1 > /sys/block/zram{number}/reset\n{}",
+            swap_off(&device),
+            retried(&remove)
+        );
+        let undo = Undo::script("zram swap", &script)?;
         let name = device.trim_start_matches("/dev/");
         write(format!("/sys/block/{name}/disksize"), &format!("{mebibytes}M"))?;
         swap_on(&device)?;
@@ -52,7 +48,7 @@ impl DiskSwap {
     /// # Errors
     /// There is none, or the kernel refuses.
     pub fn new(device: &'static str) -> Result<Self> {
-        let undo = Undo::with("swap on a disk", move || swap_off(device));
+        let undo = Undo::script("swap on a disk", &swap_off(device))?;
         swap_on(device)?;
         Ok(Self { _undo: undo })
     }
@@ -70,17 +66,14 @@ impl SlowSwap {
     /// The host has no loop device or no blkio controller (cgroups version 1), or refuses.
     pub fn new(mebibytes: u64, reads_per_second: u64) -> Result<Self> {
         let file = target().join(format!("slow-swap-{}", std::process::id()));
-        let undo = Undo::with("swap on a slow disk", {
-            let file = file.clone();
-            move || {
-                if let Some(device) = loop_of(&file)? {
-                    swap_off(&device)?;
-                    throttle(&device, 0)?;
-                    run(Command::new("losetup").arg("--detach").arg(&device))?;
-                }
-                if file.exists() { Ok(fs::remove_file(&file)?) } else { Ok(()) }
-            }
-        });
+        let script = format!(
+            "for device in $(losetup --noheadings --output NAME --associated {file}); do\n\
+             {}\necho \"$(cat /sys/block/${{device#/dev/}}/dev) 0\" > {THROTTLE}\n\
+             losetup --detach $device\ndone\nrm -f {file}",
+            swap_off("$device"),
+            file = quote(&file.display().to_string())
+        );
+        let undo = Undo::script("swap on a slow disk", &script)?;
         // Swap may not have holes, and this one is written through the loop.
         let length = format!("{mebibytes}M");
         run(Command::new("fallocate").arg("--length").arg(&length).arg(&file))?;
@@ -100,12 +93,9 @@ fn swap_on(device: &str) -> Result<()> {
     Ok(())
 }
 
-/// Does not any more, if it did.
-fn swap_off(device: &str) -> Result<()> {
-    if read("/proc/swaps")?.contains(&format!("{device} ")) {
-        run(Command::new("swapoff").arg(device))?;
-    }
-    Ok(())
+/// The script that ends that, if it is so.
+fn swap_off(device: &str) -> String {
+    format!("! grep -q \"^{device} \" /proc/swaps || swapoff {device}")
 }
 
 /// The loop device that the file is behind.
@@ -116,9 +106,12 @@ fn loop_of(file: &Path) -> Result<Option<String>> {
     Ok(list.split_whitespace().next().map(str::to_owned))
 }
 
+/// Where reads of block devices are limited.
+const THROTTLE: &str = "/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device";
+
 /// Limits the reads of a block device, of all processes; 0 lifts the limit.
 fn throttle(device: &str, reads_per_second: u64) -> Result<()> {
     let numbers = read(format!("/sys/block/{}/dev", device.trim_start_matches("/dev/")))?;
     let limit = format!("{} {reads_per_second}", numbers.trim());
-    write("/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device", &limit)
+    write(THROTTLE, &limit)
 }

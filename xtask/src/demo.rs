@@ -30,8 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("demo")?;
     install(&TESTBED)?;
     build::all()?;
-    undo::on_signals()?;
-    let _owner = undo::Undo::with("ownership", give_to_user_behind_sudo);
+    let _owner = undo::Undo::call("ownership", give_to_user_behind_sudo);
     let folder = root().join("target/demo");
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;

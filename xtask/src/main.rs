@@ -4,12 +4,14 @@
 mod build;
 mod demo;
 mod lab;
+mod last_test;
 mod scenario;
 mod setup;
 mod test;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use testbed::undo;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, demonstrates and tests overcommit")]
@@ -35,18 +37,15 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A user's path, passed on through sudo, may lack what root runs.
-    let path = std::env::var("PATH").unwrap_or_default();
-    // SAFETY: there is one thread yet.
-    unsafe { std::env::set_var("PATH", format!("{path}:/usr/sbin:/sbin")) };
-    let done = match Cli::parse().command {
+    let cli = Cli::parse();
+    let done = undo::on_signals().and_then(|()| match cli.command {
         Command::BuildEbpf => build::ebpf(),
         Command::Build => build::all(),
         Command::Demo(args) => demo::run(&args),
         Command::Lab(args) => lab::run(&args),
         Command::Scenario(args) => scenario::run(&args),
         Command::Test(args) => test::run(&args),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

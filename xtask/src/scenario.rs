@@ -33,8 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // SAFETY: there is one thread yet.
         unsafe { std::env::set_var(variable, file) };
     }
-    undo::on_signals()?;
-    let _owner = undo::Undo::with("ownership", give_to_user_behind_sudo);
+    let _owner = undo::Undo::call("ownership", give_to_user_behind_sudo);
     for scenario in ALL.iter().filter(|scenario| scenario.name == args.name) {
         run_one(scenario)?;
     }

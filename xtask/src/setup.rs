@@ -1,10 +1,13 @@
 //! What the build, the demo and the tests need on this machine.
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use testbed::{root, target};
+use std::process::{Command, Stdio};
+use testbed::{as_child, root, target};
 
 /// A program and the Debian package that holds it.
 pub(crate) struct Tool {
@@ -22,14 +25,42 @@ pub(crate) const TESTBED: [Tool; 4] = [
     Tool { program: "swapon", package: "mount" },
 ];
 
-/// Runs a command with its output shown.
+/// Runs a command with its output shown. It ends with us.
 ///
 /// # Errors
 /// It cannot be started, or fails.
 pub(crate) fn show(command: &mut Command) -> Result<()> {
+    let command = as_child(command, Signal::SIGKILL);
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(status.success(), "{command:?} failed: {status}");
     Ok(())
+}
+
+/// Runs a command of a package manager, whose output goes to a log.
+///
+/// # Errors
+/// It cannot be started, or fails; the log is named, and its end shown.
+pub(crate) fn quietly(command: &mut Command) -> Result<()> {
+    let path = target().join("set-up.log");
+    let failed = || format!("cannot write {}", path.display());
+    std::fs::create_dir_all(target()).with_context(failed)?;
+    let mut log = OpenOptions::new().append(true).create(true).open(&path).with_context(failed)?;
+    writeln!(log, "\n# {command:?}").with_context(failed)?;
+    let start = log.metadata()?.len() as usize;
+    let status = as_child(command, Signal::SIGKILL)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .status()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    if status.success() {
+        return Ok(());
+    }
+    let text = std::fs::read(&path).unwrap_or_default();
+    let said = String::from_utf8_lossy(text.get(start..).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    let end = lines[lines.len().saturating_sub(20)..].join("\n");
+    bail!("{command:?} failed: {status}; see {}, which ends with\n{end}", path.display())
 }
 
 /// Stops another user with the one line to type.
@@ -66,10 +97,10 @@ pub(crate) fn install(tools: &[Tool]) -> Result<()> {
 pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     ensure!(on_path("apt-get"), "missing: {}; install them", packages.join(", "));
     println!("installing Debian packages: {}", packages.join(" "));
-    show(Command::new("apt-get").args(["update", "-qq"]))?;
+    quietly(Command::new("apt-get").args(["update", "-qq"]))?;
     let mut install = Command::new("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive");
-    show(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
+    quietly(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
 }
 
 /// Whether the program can be run by its name.
@@ -107,7 +138,7 @@ pub(crate) fn rust_source() -> Result<()> {
         return Ok(());
     }
     println!("installing the source of Rust's core library");
-    show(Command::new("rustup").args(["component", "add", "rust-src"]))
+    quietly(Command::new("rustup").args(["component", "add", "rust-src"]))
         .context("the eBPF target has no ready-made core library; install Rust with rustup")
 }
 
@@ -136,6 +167,6 @@ pub(crate) fn bpf_linker() -> Result<PathBuf> {
         BPF_LINKER,
         "--root",
     ]);
-    show(install.arg(&tools).env_remove("CARGO_TARGET_DIR"))?;
+    quietly(install.arg(&tools).env_remove("CARGO_TARGET_DIR"))?;
     Ok(linker)
 }

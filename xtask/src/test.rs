@@ -1,24 +1,36 @@
-//! Every check and test, in the order in which they are cheap.
+//! Every check and test, in the order in which they are cheap; what needs other kernels runs
+//! beside all of them.
 
+use crate::last_test::LastTest;
 use crate::scenario::JAVA;
 use crate::setup::{
-    TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, require_root, show,
+    TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly, require_root, show,
 };
 use crate::{build, lab};
-use anyhow::Result;
-use std::process::Command;
+use anyhow::{Context, Result, anyhow};
+use nix::sys::signal::Signal;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
-use testbed::{root, target};
+use testbed::{as_child, root, target};
 
 /// Options of `test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Only checks, unit tests and one end-to-end test of each kind: a few minutes
+    #[arg(long)]
+    quick: bool,
     /// Leave out what needs other kernels
     #[arg(long)]
     native: bool,
     /// Do not fail when a test cannot run on this machine
     #[arg(long)]
     allow_skips: bool,
+    /// Run it all that many times, and say how each ended
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Keep that many CPUs busy meanwhile: nothing may depend on the machine's speed
+    #[arg(long, default_value_t = 0)]
+    beside: u32,
     /// Only end-to-end tests whose name holds this
     filter: Option<String>,
 }
@@ -42,28 +54,72 @@ const LIBVIRT: [Tool; 3] = [
 /// The first that fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("test")?;
-    let done = run_steps(args);
+    let _busy = (0..args.beside).map(|_| Busy::start()).collect::<Result<Vec<_>>>()?;
+    let mut runs = Vec::new();
+    for _ in 0..args.repeat {
+        let start = Instant::now();
+        let mut last = LastTest::begin(left_out(args), args.beside)?;
+        let outcome = steps(args);
+        last.end(&outcome)?;
+        runs.push((start.elapsed(), outcome));
+    }
     give_to_user_behind_sudo()?;
-    done
+    summed_up(runs)
 }
 
-fn run_steps(args: &Args) -> Result<()> {
+/// What a whole run has and this one has not.
+fn left_out(args: &Args) -> Vec<&'static str> {
+    let is_part = args.quick || args.filter.is_some();
+    let parts = [
+        (is_part, "all but some end-to-end tests"),
+        (args.filter.is_some(), "checks and unit tests"),
+        (is_part || args.native, "tests on other kernels"),
+        (args.allow_skips, "what cannot run on this machine"),
+    ];
+    parts.into_iter().filter(|(is_out, _)| *is_out).map(|(_, part)| part).collect()
+}
+
+/// How each of several runs ended; how one ended is said by its error alone.
+fn summed_up(runs: Vec<(Duration, Result<()>)>) -> Result<()> {
+    let all = runs.len();
+    if all > 1 {
+        for (number, (time, outcome)) in runs.iter().enumerate() {
+            let outcome =
+                outcome.as_ref().map_or_else(|error| format!("{error:#}"), |()| "passed".into());
+            println!("run {}: {:7.1} s  {outcome}", number + 1, time.as_secs_f64());
+        }
+    }
+    let mut failed: Vec<_> = runs.into_iter().filter_map(|(_, outcome)| outcome.err()).collect();
+    match failed.len() {
+        0 => Ok(()),
+        1 if all == 1 => Err(failed.remove(0)),
+        failed => Err(anyhow!("{failed} of {all} runs failed")),
+    }
+}
+
+fn steps(args: &Args) -> Result<()> {
     let mut steps = Steps::default();
     steps.run("set up", set_up)?;
     steps.run("build", build::all)?;
+    let mut labs = None;
+    if !args.native && !args.quick && args.filter.is_none() {
+        let prepared = steps.run("other kernels", lab::Labs::all)?;
+        // They end with this process where a step fails.
+        labs = Some(std::thread::spawn(|| prepared.run()));
+    }
     if args.filter.is_none() {
         steps.run("format", || show(cargo().args(["fmt", "--all", "--check"])))?;
         steps.run("lint", lint)?;
-        steps.run("unit and property tests", || {
-            show(cargo().args(["test", "--quiet", "--workspace", "--lib", "--bins"]))
-        })?;
+        steps.run("unit and property tests", unit_tests)?;
     }
-    if args.filter.is_none() {
+    if args.filter.is_none() && !args.quick {
         steps.run("simulated recordings", simulation)?;
     }
     steps.run("end-to-end tests", || end_to_end(args))?;
-    if !args.native && args.filter.is_none() {
-        steps.run("tests on other kernels", lab::all)?;
+    if let Some(labs) = labs {
+        steps.run("tests on other kernels", || {
+            labs.join().map_err(|_| anyhow!("the labs panicked"))?
+        })?;
     }
     steps.print();
     Ok(())
@@ -80,24 +136,16 @@ fn set_up() -> Result<()> {
     }
     let python = target().join("readers/python");
     if !python.join("bin/pip").exists() {
-        show(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
+        quietly(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
     }
     let pip = python.join("bin/pip");
-    show(Command::new(pip).args([
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        PYTHON_READER,
-    ]))?;
+    quietly(Command::new(pip).args(["install", "--disable-pip-version-check", PYTHON_READER]))?;
     let node = target().join("readers/node");
     if !node.join("node_modules/hdr-histogram-js").exists() {
         std::fs::create_dir_all(&node)?;
-        show(
-            Command::new("npm")
-                .args(["install", "--silent", "--no-fund", "--no-audit", "--prefix"])
-                .arg(&node)
-                .arg(NODE_READER),
-        )?;
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--no-fund", "--no-audit", "--prefix"]).arg(&node).arg(NODE_READER);
+        quietly(&mut npm)?;
     }
     Ok(())
 }
@@ -109,6 +157,10 @@ fn lint() -> Result<()> {
     let lab = ["--package", "overcommit-tests", "--test", "lab", "--test", "simulation"];
     show(cargo().args(["clippy", "--quiet"]).args(lab).args(deny))?;
     show(build::cargo_ebpf("clippy")?.arg("--quiet").args(deny))
+}
+
+fn unit_tests() -> Result<()> {
+    show(cargo().args(["test", "--quiet", "--workspace", "--lib", "--bins"]))
 }
 
 fn simulation() -> Result<()> {
@@ -125,6 +177,9 @@ fn end_to_end(args: &Args) -> Result<()> {
     if args.allow_skips {
         cargo.env("OVERCOMMIT_ALLOW_SKIPS", "1");
     }
+    if args.quick {
+        cargo.env("OVERCOMMIT_ONE_OF_EACH", "1");
+    }
     show(&mut cargo)
 }
 
@@ -134,17 +189,36 @@ fn cargo() -> Command {
     cargo
 }
 
+/// A process that does nothing but keep a CPU busy.
+struct Busy(Child);
+
+impl Busy {
+    fn start() -> Result<Self> {
+        let mut busy = Command::new("sh");
+        busy.args(["-c", "while :; do :; done"]);
+        as_child(&mut busy, Signal::SIGKILL).spawn().map(Self).context("cannot run sh")
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // It ends with this process at the latest.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// What took how long.
 #[derive(Default)]
 struct Steps(Vec<(&'static str, Duration)>);
 
 impl Steps {
-    fn run(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn run<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
         println!("== {name}");
         let start = Instant::now();
-        step()?;
+        let done = step().context(name)?;
         self.0.push((name, start.elapsed()));
-        Ok(())
+        Ok(done)
     }
 
     fn print(&self) {

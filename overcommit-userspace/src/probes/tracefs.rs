@@ -2,9 +2,12 @@
 
 use crate::recording::run_file::process_id;
 use anyhow::{Context, Result, bail};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The group of all our events. An event outlives the process that made it, so its
 /// name says who that is: `oPID_STARTTIME_NAME`.
@@ -16,15 +19,47 @@ const MAX_ACTIVE: u32 = 4096;
 /// What to do without tracefs.
 pub const NOT_MOUNTED: &str = "tracefs is not mounted; mount -t tracefs nodev /sys/kernel/tracing";
 
-/// Where tracefs is mounted.
+/// Where tracefs is: in its own place, else within debugfs, which mounts it when somebody
+/// looks there, else mounted for this process alone. `None` if the kernel refuses that too.
+///
+/// A mount elsewhere is somebody else's, in a container's folder perhaps, and may go at any time.
 pub fn mount_point() -> Option<PathBuf> {
-    mounted("tracefs")
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let usual = usual_places(&mounts).into_iter().find(|place| place.join("events").exists());
+    usual.or_else(|| Some(own_mount()?.clone()))
+}
+
+/// Where tracefs may be found, the best place first.
+fn usual_places(mounts: &str) -> Vec<PathBuf> {
+    let place = Path::new("/sys/kernel/tracing");
+    let is_mounted = all_mounted(mounts, "tracefs").any(|path| path == place);
+    let own = is_mounted.then(|| place.to_owned());
+    let debugfs = all_mounted(mounts, "debugfs").next();
+    own.into_iter().chain(debugfs.map(|root| root.join("tracing"))).collect()
+}
+
+/// tracefs without a place: it is reached through its descriptor, which ends with the process.
+fn own_mount() -> Option<&'static PathBuf> {
+    static OWN: OnceLock<Option<(OwnedFd, PathBuf)>> = OnceLock::new();
+    let mount = || -> Option<(OwnedFd, PathBuf)> {
+        let context = fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
+        fsconfig_create(&context).ok()?;
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        let mount = fsmount(&context, flags, MountAttrFlags::empty()).ok()?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+        Some((mount, path))
+    };
+    OWN.get_or_init(mount).as_ref().map(|(_, path)| path)
 }
 
 /// Where a file system of that type is mounted.
 pub fn mounted(kind: &str) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
+    all_mounted(&fs::read_to_string("/proc/self/mounts").ok()?, kind).next()
+}
+
+/// Everywhere, in the order of /proc/self/mounts.
+fn all_mounted(mounts: &str, kind: &str) -> impl Iterator<Item = PathBuf> {
+    mounts.lines().filter_map(move |line| {
         let mut words = line.split(' ').skip(1);
         let path = words.next()?;
         (words.next() == Some(kind)).then(|| PathBuf::from(path))
@@ -203,6 +238,17 @@ mod tests {
         assert_eq!(format.offset("info1"), Some(32));
         assert_eq!(format.offset("bytes"), Some(40));
         assert_eq!(format.offset("reason"), None);
+    }
+
+    #[test]
+    fn a_tracefs_in_somebody_elses_folder_is_left_alone() {
+        let chroot = "nodev /srv/chroot/sys/kernel/tracing tracefs rw 0 0\n";
+        assert_eq!(usual_places(chroot), [PathBuf::new(); 0]);
+        let debugfs = format!("{chroot}debugfs /sys/kernel/debug debugfs rw 0 0\n");
+        assert_eq!(usual_places(&debugfs), [Path::new("/sys/kernel/debug/tracing")]);
+        let both = format!("{debugfs}tracefs /sys/kernel/tracing tracefs rw 0 0\n");
+        let places = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].map(Path::new);
+        assert_eq!(usual_places(&both), places);
     }
 
     #[test]

@@ -1,20 +1,18 @@
 //! A balloon: the guest sees less memory and not why; the host knows.
 
-use crate::await_some;
 use crate::host::Setting;
 use crate::qemu::{Config, Vm};
 use crate::record::Recording;
 use crate::results::{json, rows};
 use crate::scenario::{Row, figure, print_report};
+use crate::{PATIENCE, await_some};
 use anyhow::{Context, Result, ensure};
 use serde_json::json as value;
 use std::path::Path;
-use std::time::Duration;
 
 /// MiB that the guest has, and that its balloon takes.
 const MEMORY: u64 = 512;
 const BALLOONED: u64 = 256;
-const PATIENCE: Duration = Duration::from_secs(90);
 const MIB: f64 = (1 << 20) as f64;
 
 /// Says every second what the guest has.

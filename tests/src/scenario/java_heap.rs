@@ -8,7 +8,7 @@ use crate::record::Recording;
 use crate::results::{json, rows};
 use crate::scenario::{Row, figure, print_report};
 use crate::swap::SlowSwap;
-use crate::{await_some, root, run as execute, target};
+use crate::{PATIENCE, await_some, root, run as execute, target};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,12 +27,9 @@ const UNUSED: Duration = Duration::from_secs(8);
 const WORK: u64 = 16;
 /// A file in the guest's folder, and there: the recording has begun.
 const GO: [&str; 2] = ["results/go", "/run/results/go"];
-const PATIENCE: Duration = Duration::from_secs(240);
-/// Correlations that show one in the other: 0.83 to 0.97 with the stall was seen, 0.61 to
-/// 0.92 with the p99, which a few slow faults in a second make as high as many: the guest
-/// touches some memory for the first time since it was taken, when it likes.
-const WITH_STALL: f64 = 0.75;
-const WITH_P99: f64 = 0.5;
+/// The part that the collection has at least of all that comes back: it touches everything, and
+/// what is touched beside it is in use all the time.
+const IN_PAUSE: f64 = 0.5;
 
 /// What was seen, second by second.
 struct Seen {
@@ -42,6 +39,9 @@ struct Seen {
     /// and with the p99 of major faults.
     with_stall: f64,
     with_p99: f64,
+    /// Major faults, and the part of them that came in seconds in which the JVM paused.
+    majors: f64,
+    in_pause: f64,
     mean_stall: f64,
     guest: String,
     folder: PathBuf,
@@ -66,11 +66,14 @@ pub(super) fn run(dir: &Path) -> Result<()> {
             seen.with_p99
         );
     }
-    ensure!(squeezed.with_stall >= WITH_STALL, "r = {:.2} with the stall", squeezed.with_stall);
-    ensure!(squeezed.with_p99 >= WITH_P99, "r = {:.2} with the p99", squeezed.with_p99);
+    println!(
+        "{:.0} pages came back, {:.2} of them in its pause",
+        squeezed.majors, squeezed.in_pause
+    );
+    ensure!(squeezed.in_pause >= IN_PAUSE, "{:.2} in the pause", squeezed.in_pause);
     // Without a squeeze the same collection shows in nothing that the host does.
-    ensure!(control.mean_stall < 0.02, "the control stalls: {:.3}", control.mean_stall);
-    ensure!(control.with_p99 < WITH_P99, "the control's p99 follows its collection");
+    ensure!(control.majors * 100.0 <= squeezed.majors, "the control has {} majors", control.majors);
+    // That is the throttle's doing: so many reads take so many seconds.
     ensure!(squeezed.pause_ms > 5.0 * control.pause_ms, "its pause is no longer");
     verdict(&control.folder, &["healthy"])?;
     // By far not all of the time.
@@ -120,13 +123,19 @@ fn seen(folder: &Path, classes: &Path, is_squeezed: bool) -> Result<Seen> {
     let paused: Vec<f64> = rows.iter().map(|row| paused(row, pause)).collect::<Result<_>>()?;
     let stall: Vec<f64> =
         rows.iter().map(|row| figure(row, "stall_share")).collect::<Result<_>>()?;
+    let majors = by_interval(&folder, &rows, "count")?;
+    let all = majors.iter().sum::<f64>();
+    let in_pause = majors.iter().zip(&paused).filter(|(_, paused)| **paused > 0.0);
+    let in_pause = in_pause.map(|(majors, _)| majors).sum::<f64>() / all.max(1.0);
     let guest = serial.lines().find_map(|line| line.strip_prefix("memory: Mem: "));
     let figures: Vec<&str> = guest.unwrap_or_default().split_whitespace().collect();
     let available = figures.last().context("the guest does not say what it has")?;
     Ok(Seen {
         pause_ms: pause.1 - pause.0,
         with_stall: correlation(&paused, &stall),
-        with_p99: correlation(&paused, &p99(&folder, &rows)?),
+        with_p99: correlation(&paused, &by_interval(&folder, &rows, "p99_ns")?),
+        majors: all,
+        in_pause,
         mean_stall: stall.iter().sum::<f64>() / stall.len() as f64,
         guest: format!("{available} of {} MiB available", figures[0]),
         folder,
@@ -174,14 +183,15 @@ fn paused(row: &Row, (from, to): (f64, f64)) -> Result<f64> {
     Ok((to.min(start + length) - from.max(start)).max(0.0) / length)
 }
 
-/// The p99 of major faults in each of the intervals; 0 where they were fewer than a hundred.
-fn p99(folder: &Path, intervals: &[Row]) -> Result<Vec<f64>> {
+/// A figure of major faults in each of the intervals; a quantile of fewer than a hundred is 0.
+fn by_interval(folder: &Path, intervals: &[Row], column: &str) -> Result<Vec<f64>> {
     let rows = rows(folder, "intervals.csv")?;
     let of = |interval: &Row| {
         let same =
             |row: &&Row| row["metric"] == "fault.major" && row["interval"] == interval["interval"];
         let Some(row) = rows.iter().find(same) else { return Ok(0.0) };
-        if figure(row, "count")? < 100.0 { Ok(0.0) } else { figure(row, "p99_ns") }
+        let is_said = column == "count" || figure(row, "count")? >= 100.0;
+        if is_said { figure(row, column) } else { Ok(0.0) }
     };
     intervals.iter().map(of).collect()
 }

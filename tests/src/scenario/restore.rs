@@ -2,7 +2,8 @@
 //! comes from the file, what it writes is copied, page by page, in faults that it knows
 //! nothing of.
 
-use crate::host::Setting;
+use crate::PATIENCE;
+use crate::host::{Setting, quote};
 use crate::qemu::{Config, Vm};
 use crate::record::Recording;
 use crate::results::{fault_share, figure, only_vm};
@@ -13,14 +14,12 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// MiB that the guest walks natively, and those that it has beside.
 const WALK: u64 = 96;
 const BESIDE: u64 = 64;
 /// Passes that only read: enough for the guest to be stopped among them.
 const READS: u32 = 100;
-const PATIENCE: Duration = Duration::from_secs(60);
 const PAGES_PER_MIB: u64 = 256;
 
 /// A walk of the guest through its memory.
@@ -35,10 +34,8 @@ pub struct Walk {
 
 pub(super) fn run(dir: &Path) -> Result<()> {
     let file = target().join(format!("snapshot-{}", std::process::id()));
-    let _undo = Undo::with("the snapshot", {
-        let file = file.clone();
-        move || if file.exists() { Ok(std::fs::remove_file(file)?) } else { Ok(()) }
-    });
+    let script = format!("rm -f {}", quote(&file.display().to_string()));
+    let _undo = Undo::script("the snapshot", &script)?;
     let mut snapshot = File::create(&file)?;
     // No holes: those would not be read from a disk.
     (0..WALK + BESIDE).try_for_each(|_| snapshot.write_all(&[1; 1 << 20]))?;

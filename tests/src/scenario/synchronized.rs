@@ -3,13 +3,14 @@
 use crate::host::MemoryCgroup;
 use crate::qemu::{Config, Vm};
 use crate::record::Recording;
-use crate::results::json;
+use crate::results::{json, rows};
 use crate::scenario::print_report;
 use crate::squeeze::Squeeze;
+use crate::{PATIENCE, await_some};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const VMS: usize = 8;
 /// MiB that each job walks, and that each guest has beside that and never touches.
@@ -17,7 +18,7 @@ const WALK: u64 = 48;
 const IDLE: u64 = 64;
 /// MiB that all of them may hold together: two or three of them fit.
 const LIMIT: u64 = 160;
-/// For how long the jobs are watched: swap states look at ten seconds.
+/// For how long the jobs are watched at least: swap states look at ten seconds.
 const TIME: Duration = Duration::from_secs(12);
 
 pub(super) fn run(dir: &Path) -> Result<()> {
@@ -64,11 +65,26 @@ fn together(folder: &Path, vms: usize, limit: Option<u64>) -> Result<Vec<f64>> {
     running.iter_mut().try_for_each(|vm| vm.await_passes(1))?;
     let recording = Recording::start(folder, ["--interval", "500ms"])?;
     let before: Vec<usize> = running.iter().map(Vm::passes).collect::<Result<_>>()?;
+    let start = Instant::now();
     std::thread::sleep(TIME);
+    if vms > 1 && limit.is_some() {
+        await_some("thrashing of all", PATIENCE, || {
+            let each = names.iter().map(|name| thrashes(folder, name));
+            let each = each.collect::<Result<Vec<_>>>()?;
+            Ok(each.iter().all(|thrashes| *thrashes).then_some(()))
+        })?;
+    }
+    let time = start.elapsed().as_secs_f64();
     let after: Vec<usize> = running.iter().map(Vm::passes).collect::<Result<_>>()?;
     recording.end()?;
-    let pace = |(after, before)| (after - before) as f64 / TIME.as_secs_f64();
+    let pace = |(after, before)| (after - before) as f64 / time;
     Ok(after.into_iter().zip(before).map(pace).collect())
+}
+
+/// Whether it was seen to thrash so far.
+fn thrashes(folder: &Path, name: &str) -> Result<bool> {
+    let rows = rows(folder, "vms.csv")?;
+    Ok(rows.iter().any(|row| row["vm"] == name && row["swap_state"] == "thrashing"))
 }
 
 fn mean_stall(summary: &Value) -> Result<f64> {

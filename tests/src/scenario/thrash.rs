@@ -1,15 +1,14 @@
 //! The cliff: a VM is fine as long as its working set fits, and stands still as soon as
 //! it does not.
 
-use crate::await_some;
 use crate::qemu::{Config, Vm};
 use crate::record::Recording;
 use crate::results::{json, rows};
 use crate::scenario::{Row, figure, median, print_report};
 use crate::squeeze::Squeeze;
+use crate::{PATIENCE, await_some};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use std::time::Duration;
 
 /// MiB that the VM may hold.
 const LIMIT: u64 = 256;
@@ -19,7 +18,6 @@ const STEPS: [u64; 11] = [50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150];
 const CLIFF: f64 = 0.10;
 /// Intervals of each step that are looked at.
 const INTERVALS: usize = 6;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What was seen of a step.
 struct Step {

@@ -4,19 +4,21 @@
 use crate::lab::image::Image;
 use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use testbed::undo::Running;
 
-/// Time in which the kernel must reach its first program.
-const BOOT: Duration = Duration::from_secs(90);
-/// Time without a sign of life, which it gives every ten seconds, after which the lab is
-/// stuck.
-const STUCK: Duration = Duration::from_secs(90);
+/// Time in which the kernel must reach its first program. This limit and the next ones are
+/// the machine's time, and only there so that a lab that hangs ends.
+const BOOT: Duration = Duration::from_secs(600);
+/// Time without a sign of life, which a lab gives every ten seconds of its own time, after
+/// which it is stuck.
+const STUCK: Duration = Duration::from_secs(600);
 /// How the error begins of one that is stuck.
 pub(crate) const IS_STUCK: &str = "the lab gives no sign of life";
 /// What QEMU's monitor, behind the console, is asked: where its CPUs are, and which
@@ -39,6 +41,8 @@ const DEATH: [&str; 7] = [
 
 /// What a run needs.
 pub(crate) struct Run<'a> {
+    /// See [`emulator`].
+    pub(crate) emulator: &'a Path,
     /// Before each line of its console: others may run meanwhile.
     pub(crate) name: &'a str,
     pub(crate) image: &'a Image,
@@ -49,6 +53,10 @@ pub(crate) struct Run<'a> {
     pub(crate) disk: &'a Path,
     /// Where QEMU complains.
     pub(crate) complaints: &'a Path,
+    /// Where its console goes.
+    pub(crate) console: &'a Path,
+    /// Whether only how scenarios end is printed of it.
+    pub(crate) brief: bool,
     pub(crate) cpus: u32,
     /// More arguments of the kernel.
     pub(crate) arguments: &'static str,
@@ -73,13 +81,63 @@ pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
             }
         }
     });
-    watch(run.name, &lines, run.limit, || Ok(keyboard.write_all(ASK)?))
+    let file = File::create(run.console).context("cannot write the lab's console")?;
+    let mut console = Console { name: run.name, file, brief: run.brief, start: Instant::now() };
+    watch(&mut console, &lines, run.limit, || Ok(keyboard.write_all(ASK)?))
+}
+
+/// QEMU under another name: else overcommit, tried on this machine meanwhile, would take the
+/// emulated host for a VM. What QEMU loads it looks for beside the folder that it lies in.
+pub(crate) fn emulator() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path);
+    let qemu = dirs.map(|dir| dir.join(testbed::qemu::QEMU)).find(|file| file.is_file());
+    let qemu = qemu.with_context(|| format!("no {}", testbed::qemu::QEMU))?;
+    let prefix = qemu.parent().and_then(Path::parent).context("QEMU lies in no folder")?;
+    let place = testbed::target().join("emulator");
+    let copy = place.join("bin/emulated-host");
+    let modified = |path: &Path| path.metadata().and_then(|data| data.modified());
+    if modified(&copy).is_ok_and(|time| modified(&qemu).is_ok_and(|of_qemu| time >= of_qemu)) {
+        return Ok(copy);
+    }
+    let failed = || format!("cannot copy {} to {}", qemu.display(), copy.display());
+    let _ = fs::remove_dir_all(&place);
+    fs::create_dir_all(place.join("bin")).with_context(failed)?;
+    for beside in ["lib", "share"] {
+        symlink(prefix.join(beside), place.join(beside)).with_context(failed)?;
+    }
+    fs::copy(&qemu, &copy).with_context(failed)?;
+    Ok(copy)
+}
+
+/// What a lab says: all of it in a file, and printed in part or whole.
+struct Console<'a> {
+    name: &'a str,
+    file: File,
+    brief: bool,
+    start: Instant,
+}
+
+impl Console<'_> {
+    fn say(&mut self, line: &str) -> Result<()> {
+        // The machine's time; the lab tells its own.
+        let passed = self.start.elapsed().as_secs();
+        writeln!(self.file, "{passed:>4} {line}").context("cannot write the lab's console")?;
+        let ends = ["passed ", "failed ", "lab: started"].iter().any(|word| line.starts_with(word));
+        if ends || !self.brief {
+            println!("{:>5} | {line}", self.name);
+        }
+        Ok(())
+    }
 }
 
 fn command(run: &Run<'_>) -> Result<Command> {
-    let mut command = Command::new(testbed::qemu::QEMU);
+    let mut command = Command::new(run.emulator);
     command.args(["-nodefaults", "-no-reboot", "-display", "none", "-vga", "none", "-m", "3072"]);
     command.args(["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm"]);
+    // Virtual time: an instruction takes a nanosecond, whatever the machine does meanwhile.
+    // While all CPUs wait, time goes with the machine's, so that disks keep their speed.
+    command.args(["-icount", "shift=0,sleep=on"]);
     command.args(["-smp", &run.cpus.to_string()]);
     command.arg("-kernel").arg(&run.image.kernel).arg("-initrd").arg(run.initramfs);
     let arguments = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable";
@@ -104,7 +162,7 @@ fn command(run: &Run<'_>) -> Result<Command> {
 
 /// Follows the console to the end.
 fn watch(
-    name: &str,
+    console: &mut Console<'_>,
     lines: &Receiver<String>,
     limit: Duration,
     mut ask: impl FnMut() -> Result<()>,
@@ -143,7 +201,7 @@ fn watch(
             end = Instant::now() + limit;
         }
         if started {
-            println!("{name:>5} | {line}");
+            console.say(&line)?;
         }
         if DEATH.iter().any(|word| line.contains(word)) {
             // The rest of the report comes at once.
@@ -182,7 +240,9 @@ mod tests {
         for line in lines {
             sender.send((*line).to_owned()).unwrap();
         }
-        watch("", &receiver, Duration::from_millis(50), || Ok(()))
+        let file = File::create("/dev/null").unwrap();
+        let mut console = Console { name: "", file, brief: true, start: Instant::now() };
+        watch(&mut console, &receiver, Duration::from_millis(50), || Ok(()))
     }
 
     #[test]

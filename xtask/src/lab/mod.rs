@@ -7,7 +7,7 @@ mod machine;
 
 use crate::build;
 use crate::setup::{TESTBED, Tool, give_to_user_behind_sudo, install, require_root};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use image::Image;
 use kernels::Series;
@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use testbed::{payload, qemu, root, target, undo};
+use testbed::{payload, qemu, root, target};
 
-/// Time that one lab may take from its first program on.
-const LIMIT: Duration = Duration::from_secs(900);
+/// Time that one lab may take from its first program on, so that one that hangs ends.
+const LIMIT: Duration = Duration::from_secs(3600);
 /// Labs among which the scenarios of a kernel are divided, so that no CPU waits for the
 /// last kernel alone.
 const PARTS: u32 = 2;
@@ -86,53 +86,63 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("lab")?;
     install(&TESTBED)?;
     build::all()?;
-    let done = scenarios(args);
+    let done = Labs::prepare(args, false).and_then(Labs::run);
     give_to_user_behind_sudo()?;
     done
 }
 
-/// Every scenario on every kernel, for `test`.
-///
-/// # Errors
-/// As [`run`].
-pub(crate) fn all() -> Result<()> {
-    scenarios(&Args { kernel: Choice::All, scenario: None, keep: false })
-}
+/// Labs that are ready to boot.
+pub(crate) struct Labs(Vec<Lab>);
 
-fn scenarios(args: &Args) -> Result<()> {
-    // A lab that is killed with its xtask only would go on for a quarter of an hour.
-    undo::on_signals()?;
-    install(&LAB)?;
-    ensure!(Path::new(kernels::KEYRING).exists(), "install the package debian-archive-keyring");
-    payload::assemble()?;
-    let binary = scenario_binary()?;
-    let chosen = |series: &Series| [Choice::All, Choice::One(*series)].contains(&args.kernel);
-    let parts = if args.scenario.is_none() { PARTS } else { 1 };
-    let labs = Series::ALL.into_iter().filter(chosen);
-    let labs = labs.flat_map(|series| (0..parts).map(move |part| (series, part)));
-    let labs: Vec<Lab> = labs
-        .map(|(series, part)| prepare(series, (part, parts), args, &binary))
-        .collect::<Result<_>>()?;
-    let failed = Mutex::new(Vec::new());
-    let waiting = Mutex::new(labs.into_iter());
-    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-    // Each keeps one CPU busy.
-    let at_once = std::thread::available_parallelism()?.get().min(AT_ONCE);
-    std::thread::scope(|scope| {
-        for _ in 0..at_once {
-            scope.spawn(|| {
-                while let Some(lab) = next() {
-                    if !lab.passes() {
-                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.push(format!("{} ({})", lab.image.release, lab.label));
+impl Labs {
+    /// Every scenario on every kernel, for `test`: only how each ends is printed.
+    ///
+    /// # Errors
+    /// A kernel cannot be had, or something cannot be built.
+    pub(crate) fn all() -> Result<Self> {
+        Self::prepare(&Args { kernel: Choice::All, scenario: None, keep: false }, true)
+    }
+
+    fn prepare(args: &Args, brief: bool) -> Result<Self> {
+        install(&LAB)?;
+        let keyring = Path::new(kernels::KEYRING).exists();
+        ensure!(keyring, "install the package debian-archive-keyring");
+        payload::assemble()?;
+        let binary = scenario_binary()?;
+        let chosen = |series: &Series| [Choice::All, Choice::One(*series)].contains(&args.kernel);
+        let parts = if args.scenario.is_none() { PARTS } else { 1 };
+        let labs = Series::ALL.into_iter().filter(chosen);
+        let labs = labs.flat_map(|series| (0..parts).map(move |part| (series, part)));
+        labs.map(|(series, part)| prepare(series, (part, parts), args, &binary, brief))
+            .collect::<Result<_>>()
+            .map(Self)
+    }
+
+    /// Boots them, as many at a time as there are CPUs: each keeps one busy.
+    ///
+    /// # Errors
+    /// A kernel does not boot, or a scenario fails on one that is pinned.
+    pub(crate) fn run(self) -> Result<()> {
+        let failed = Mutex::new(Vec::new());
+        let waiting = Mutex::new(self.0.into_iter());
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let at_once = std::thread::available_parallelism()?.get().min(AT_ONCE);
+        std::thread::scope(|scope| {
+            for _ in 0..at_once {
+                scope.spawn(|| {
+                    while let Some(lab) = next() {
+                        if !lab.passes() {
+                            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                            failed.push(format!("{} ({})", lab.image.release, lab.label));
+                        }
                     }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    ensure!(failed.is_empty(), "failed on {}", failed.join(", "));
-    Ok(())
+                });
+            }
+        });
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        ensure!(failed.is_empty(), "failed on {}", failed.join(", "));
+        Ok(())
+    }
 }
 
 /// A kernel with all that it needs to run the scenarios, or a part of them.
@@ -145,6 +155,9 @@ struct Lab {
     /// A folder of its own.
     work: PathBuf,
     initramfs: PathBuf,
+    emulator: PathBuf,
+    /// Whether only how scenarios end is printed.
+    brief: bool,
 }
 
 impl Lab {
@@ -174,25 +187,49 @@ impl Lab {
         let disk = self.work.join("disk");
         fs::File::create(&disk)?.set_len(DISK)?;
         let run = machine::Run {
+            emulator: &self.emulator,
             name: &self.label,
             image: &self.image,
             initramfs: &self.initramfs,
             results: &self.work.join("results"),
             disk: &disk,
             complaints: &self.work.join("qemu.log"),
+            console: &self.console(),
+            brief: self.brief,
             cpus: self.series.cpus(),
             arguments: self.series.arguments(),
             limit: LIMIT,
         };
         let status = machine::run(&run);
         fs::remove_file(&disk)?;
-        let status = status?;
-        ensure!(status == 0, "scenarios failed (exit status {status})");
+        if status? != 0 {
+            if self.brief {
+                self.print_failures();
+            }
+            bail!("scenarios failed; all that it said is in {}", self.console().display());
+        }
         Ok(())
+    }
+
+    fn console(&self) -> PathBuf {
+        self.work.join("console.log")
+    }
+
+    /// What the harness says of failures, at its end.
+    fn print_failures(&self) {
+        let text = fs::read_to_string(self.console()).unwrap_or_default();
+        let lines = text.lines().skip_while(|line| !line.ends_with(" failures:"));
+        lines.for_each(|line| println!("{:>5} | {line}", self.label));
     }
 }
 
-fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Result<Lab> {
+fn prepare(
+    series: Series,
+    part: (u32, u32),
+    args: &Args,
+    binary: &Path,
+    brief: bool,
+) -> Result<Lab> {
     let cache = cache()?;
     let packages = kernels::fetch(series, &cache)?;
     let image = image::unpack(&packages, &cache)?;
@@ -215,10 +252,13 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
     }
     // The last CPU: one that can be taken offline.
     command += &format!("export {}={}\n", qemu::CPU, series.cpus() - 1);
+    command += &format!("export {}=1\n", payload::WORKS);
     command += &format!("export OVERCOMMIT_LAB_PART={}/{}\n", part.0, part.1);
+    command += &format!("export OVERCOMMIT_LAB_KERNEL={}\n", series.name());
     command += &lab_command(args, binary);
     fs::write(results.join("command"), command)?;
-    Ok(Lab { series, label, image, unproven: packages.unproven, work, initramfs })
+    let (emulator, unproven) = (machine::emulator()?, packages.unproven);
+    Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief })
 }
 
 /// Kernel and initramfs of a Linux guest on this machine itself, which shares its root,

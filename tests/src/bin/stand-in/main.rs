@@ -5,7 +5,7 @@
 
 mod userfault;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, clone};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -16,6 +16,8 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use userfault::Faultable;
 
@@ -53,7 +55,10 @@ fn main() -> Result<()> {
         // So many faults wait for a CPU when what they slept for has come.
         "starved" => with_kvm(|| starved(number as usize)),
         // A thread called like a vCPU faults, and is held for so many ms.
-        "held" => with_kvm(|| held(Duration::from_millis(number))),
+        "held" => {
+            let held = Held::new()?;
+            with_kvm(|| held.hold(Duration::from_millis(number)))
+        }
         _ => bail!("unknown mode {mode}"),
     }
 }
@@ -356,19 +361,36 @@ fn threads_in_faults() -> Result<usize> {
     Ok(asleep)
 }
 
-fn held(time: Duration) -> Result<String> {
-    let pages = Faultable::new(1)?;
-    let memory = pages.memory;
-    let vcpu = std::thread::Builder::new().name("CPU 0/KVM".to_owned()).spawn(move || {
-        // Known as a vCPU before it faults: the tracer looks once a second.
-        std::thread::sleep(Duration::from_millis(2500));
-        touch(memory as *mut u8, 1);
-    })?;
-    pages.await_fault()?;
-    let start = Instant::now();
-    std::thread::sleep(time);
-    let held = start.elapsed();
-    pages.resolve(1)?;
-    ensure!(vcpu.join().is_ok(), "the faulting thread failed");
-    Ok(held.as_nanos().to_string())
+/// A thread called like a vCPU, which takes a fault when it is told to.
+struct Held {
+    page: Faultable,
+    begin: Sender<()>,
+    vcpu: JoinHandle<Duration>,
+}
+
+impl Held {
+    fn new() -> Result<Self> {
+        let page = Faultable::new(1)?;
+        let memory = page.memory as usize;
+        let (begin, begins) = channel();
+        let vcpu = std::thread::Builder::new().name("CPU 0/KVM".to_owned()).spawn(move || {
+            let _ = begins.recv();
+            let start = Instant::now();
+            touch(memory as *mut u8, 1);
+            start.elapsed()
+        })?;
+        Ok(Self { page, begin, vcpu })
+    }
+
+    /// Holds its fault for that long; says so in nanoseconds, and for how long it stood still.
+    fn hold(self, time: Duration) -> Result<String> {
+        self.begin.send(())?;
+        self.page.await_fault()?;
+        let start = Instant::now();
+        std::thread::sleep(time);
+        let held = start.elapsed();
+        self.page.resolve(1)?;
+        let stood = self.vcpu.join().map_err(|_| anyhow!("the faulting thread failed"))?;
+        Ok(format!("{} {}", held.as_nanos(), stood.as_nanos()))
+    }
 }
