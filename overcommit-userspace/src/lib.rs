@@ -8,20 +8,21 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod boundary;
-pub mod clock;
 pub mod commands;
 pub mod compare;
-pub mod exit_reasons;
 pub mod export;
+pub mod format;
 pub mod host;
 pub mod kernel;
-pub mod kernel_layout;
 pub mod load;
-pub mod metrics;
+pub mod model;
 pub mod probes;
 pub mod recording;
 pub mod sampler;
 pub mod session;
 pub mod slo;
+pub mod summary;
+pub mod terminal;
+pub mod view;
 pub mod vm;
 pub mod wait;

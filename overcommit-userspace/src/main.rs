@@ -1,7 +1,8 @@
 //! The command `overcommit`.
 
 use clap::Parser;
-use overcommit::commands::{Cli, FAILED, say};
+use overcommit::commands::{Cli, FAILED};
+use overcommit::terminal::say;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -1,24 +1,26 @@
 //! One recording: attach, drain once an interval, write, detach.
 
-use crate::clock::Clocks;
-use crate::export::slow_faults::SlowFault;
+use crate::host::Host;
 use crate::host::survey::Options as HostOptions;
-use crate::host::{Host, HostSample, VmHostSample};
+use crate::kernel;
+use crate::kernel::clock;
+use crate::model::clock::Clocks;
+use crate::model::evictions::Aggressor;
+use crate::model::interval::{HostSample, Interval, VmHostSample, VmSample};
+use crate::model::run::{
+    BackendChoice, EvictionSight, HostState, NotCounted, Options, RunClocks, RunFile,
+};
+use crate::model::slow_fault::SlowFault;
 use crate::probes::decide::{Backend, Decision};
 use crate::probes::log::ProgramLog;
 use crate::probes::object::Sizes;
 use crate::probes::raw::Group;
 use crate::probes::rings::{Events, SlowFaults};
 use crate::probes::stacks::Stacks;
-use crate::probes::{Kernel, Probes, Rings};
-use crate::recording::run_file::{
-    self, BackendChoice, EvictionSight, HostState, NotCounted, Options, RunClocks, RunFile,
-};
-use crate::recording::{Folder, Interval, Writer};
-use crate::sampler::evictions::Aggressor;
+use crate::probes::{Kernel, Probes, Rings, sight};
+use crate::recording::{Folder, Writer};
+use crate::sampler::Sampler;
 use crate::sampler::roster::{Member, Roster, Selection};
-use crate::sampler::{Sampler, VmSample};
-use crate::{kernel, metrics};
 use anyhow::{Context, Result};
 use overcommit_ebpf::layout::LifecycleKind;
 use std::collections::HashMap;
@@ -60,7 +62,7 @@ impl Session {
         };
         let (probes, Rings { events, slow, stacks, log }) =
             Probes::attach(kernel, decision.backend, &want.without, sizes)?;
-        let now = Clocks::now()?;
+        let now = clock::now()?;
         let mut sampler = Sampler::new(probes, roster, &now);
         sampler.rescan(&now)?;
         Ok(Self { sampler, slow, stacks, events, log, decision })
@@ -84,7 +86,7 @@ impl Session {
         if let Some(log) = &mut self.log {
             log.print();
         }
-        let now = Clocks::now()?;
+        let now = clock::now()?;
         for event in &mut self.events {
             match event.kind {
                 LifecycleKind::Started => self.sampler.started(event, &now),
@@ -101,7 +103,7 @@ impl Session {
     /// # Errors
     /// See [`Sampler::rescan`].
     pub fn rescan(&mut self) -> Result<()> {
-        self.sampler.rescan(&Clocks::now()?)
+        self.sampler.rescan(&clock::now()?)
     }
 
     /// Forgets what was counted so far and begins to write.
@@ -115,7 +117,7 @@ impl Session {
         host: &HostOptions,
     ) -> Result<RunningSession> {
         self.slow.by_ref().for_each(drop);
-        let start = Clocks::now()?;
+        let start = clock::now()?;
         self.sampler.drain(&start)?;
         self.sampler.restart(&start);
         let sight = self.sampler.sight();
@@ -126,8 +128,8 @@ impl Session {
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             host: kernel::host_name()?,
             kernel: kernel::release()?,
-            boot_id: run_file::boot_id()?,
-            recorder: run_file::process_id(std::process::id().cast_signed())?.to_string(),
+            boot_id: kernel::boot_id()?,
+            recorder: kernel::process_id(std::process::id().cast_signed())?.to_string(),
             options,
             backend: BackendChoice {
                 name: self.decision.backend.name().to_owned(),
@@ -138,7 +140,7 @@ impl Session {
             clocks: RunClocks { start, steps: Vec::new(), end: None },
             recorded: Default::default(),
             vms: Vec::new(),
-            coverage: metrics::declared(&sight),
+            coverage: sight::declared(&sight),
             not_counted: NotCounted::default(),
             host_state: HostState::default(),
             evictions: Some(EvictionSight {
@@ -240,7 +242,7 @@ impl RunningSession {
                 fault,
             });
         }
-        self.writer.write_slow_faults(sampler.members(), told, &Clocks::now()?)
+        self.writer.write_slow_faults(sampler.members(), told, &clock::now()?)
     }
 
     /// Ends the interval at a boundary, in Unix microseconds, and begins the next
@@ -252,7 +254,7 @@ impl RunningSession {
         self.session.follow_events()?;
         // Before a VM that ended gives its slot back.
         self.write_slow_faults()?;
-        let now = Clocks::now()?;
+        let now = clock::now()?;
         if now.stepped_since(&self.last) {
             self.writer.note_step(now);
         }
@@ -271,7 +273,7 @@ impl RunningSession {
         };
         let not_counted = self.not_counted();
         let sampler = &self.session.sampler;
-        let coverage = metrics::declared(&sampler.sight());
+        let coverage = sight::declared(&sampler.sight());
         self.writer.write(&interval, sampler.members(), not_counted, coverage)?;
         self.number += 1;
         self.last = now;

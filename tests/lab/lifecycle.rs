@@ -3,11 +3,10 @@
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use overcommit::metrics;
+use overcommit::model::coverage::Coverage;
 use overcommit::probes::decide::Backend;
 use overcommit::probes::object::Sizes;
-use overcommit::probes::{Kernel, Probes};
-use overcommit::sampler::coverage::Coverage;
+use overcommit::probes::{Kernel, Probes, sight};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
@@ -86,7 +85,7 @@ fn missing_functions(_dir: &Path) -> Result<()> {
         ] {
             let without: Vec<String> = functions.iter().map(|name| (*name).to_owned()).collect();
             let (probes, _rings) = Probes::attach(&kernel, backend, &without, Sizes::TRIAL)?;
-            let declared = metrics::declared(&probes.sight());
+            let declared = sight::declared(&probes.sight());
             let find = |metric: &str| declared.iter().find(|entry| entry.metric == metric);
             let swapin = find("swapin").context("no swapin")?;
             ensure!(swapin.coverage == coverage, "without {functions:?}: {swapin:?}");

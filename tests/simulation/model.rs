@@ -1,20 +1,21 @@
 //! Made-up recordings.
 
 use anyhow::Result;
-use overcommit::clock::Clocks;
-use overcommit::host::{HostSample, VmHostSample};
-use overcommit::metrics::{self, Sight};
+use overcommit::model::clock::Clocks;
+use overcommit::model::coverage::{Coverage, Seen};
+use overcommit::model::interval::{
+    FileFaults, HostSample, Interval, MetricSample, Stall, StallSource, VmHostSample, VmSample,
+};
+use overcommit::model::latencies::Latencies;
+use overcommit::model::name::Name;
+use overcommit::model::run::{BackendChoice, NotCounted, Options, RunClocks, RunFile};
+use overcommit::model::swapins::{SwapinCounts, SwapinTotals};
+use overcommit::model::vm::{NamedBy, Vm, VmId};
 use overcommit::probes::decide::Backend;
-use overcommit::recording::run_file::{BackendChoice, NotCounted, Options, RunClocks, RunFile};
-use overcommit::recording::{Folder, Interval, Writer};
-use overcommit::sampler::FileFaults;
-use overcommit::sampler::coverage::{Coverage, Seen};
-use overcommit::sampler::latencies::Latencies;
+use overcommit::probes::sight;
+use overcommit::probes::sight::Sight;
+use overcommit::recording::{Folder, Writer};
 use overcommit::sampler::roster::Member;
-use overcommit::sampler::stall::StallSource;
-use overcommit::sampler::swapins::{SwapinCounts, SwapinTotals};
-use overcommit::sampler::{MetricSample, Stall, VmSample};
-use overcommit::vm::{Name, NamedBy, Vm, VmId};
 use overcommit_ebpf::layout::{Loss, Metric, Part, Taker};
 use std::path::Path;
 
@@ -92,7 +93,7 @@ pub(crate) fn recording(
     let start = Clocks { realtime_ns: 1_700_000_000 * SECOND_NS, ..Clocks::default() };
     let mut writer = Writer::create(Folder::create(path, None)?, run_file(start))?;
     let members = [member(start)];
-    let coverage = metrics::declared(&sight());
+    let coverage = sight::declared(&sight());
     for number in 0..seconds / INTERVAL {
         let mut latencies = Latencies::empty();
         for _ in 0..INTERVAL {

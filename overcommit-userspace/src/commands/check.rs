@@ -1,15 +1,17 @@
 //! `overcommit check`
 
-use crate::commands::{print, require_root};
-use crate::host::working_set::{Capabilities, Source, Wanted as WantedSource};
+use crate::commands::require_root;
+use crate::host::working_set::{Capabilities, Wanted as WantedSource};
 use crate::kernel;
-use crate::metrics::{self, MetricCoverage, Sight};
+use crate::model::coverage::MetricCoverage;
+use crate::model::memory::Source;
+use crate::model::run::HookState;
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
-use crate::probes::functions::HookState;
 use crate::probes::host::{HostProbe, Trial};
 use crate::probes::object::Sizes;
-use crate::probes::tracefs;
-use crate::probes::{Kernel, Probes};
+use crate::probes::sight::Sight;
+use crate::probes::{Kernel, Probes, sight, tracefs};
+use crate::terminal::print;
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use std::fmt::Write;
@@ -110,7 +112,7 @@ fn look() -> Result<Report> {
         (Ok(kernel), Some(backend)) => {
             Probes::attach(kernel, backend, &[], Sizes::TRIAL)?.0.sight()
         }
-        _ => Sight::none(metrics::NO_BACKEND),
+        _ => Sight::none(sight::NO_BACKEND),
     };
     let backends = Backend::ALL
         .map(|backend| BackendReport { backend, refused: refusal(&host, backend) })
@@ -130,7 +132,7 @@ fn look() -> Result<Report> {
         auto,
         hooks: sight.hooks.clone(),
         preemption: host.preemption,
-        coverage: metrics::declared(&sight),
+        coverage: sight::declared(&sight),
         working_sets: working_sets(kernel.is_ok_and(|kernel| kernel.layout.mglru_sees_guests())),
     })
 }

@@ -1,11 +1,13 @@
 //! `overcommit compare`
 
-use crate::clock::readable;
-use crate::commands::{SpanArgs, print};
+use crate::commands::SpanArgs;
 use crate::compare::series::Run;
 use crate::compare::{Compared, Comparison, compare};
-use crate::recording::{Folder, RunFile};
+use crate::format::text::readable;
+use crate::recording::Folder;
+use crate::recording::run_file;
 use crate::slo::judge::BROKEN;
+use crate::terminal::print;
 use anyhow::{Context, Result, ensure};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -58,7 +60,7 @@ fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Run>> {
     dirs.sort();
     let open = |dir: PathBuf| {
         let folder = Folder::open(&dir);
-        RunFile::read(&dir)?;
+        run_file::read(&dir)?;
         let span = span.read(&folder)?;
         Run::open(folder, span).with_context(|| format!("{}", dir.display()))
     };

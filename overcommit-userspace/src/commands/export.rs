@@ -1,9 +1,12 @@
 //! `overcommit export`
 
-use crate::commands::{SpanArgs, print};
-use crate::export::parts::{self, Format, Selection};
-use crate::recording::{Folder, Recording, RunFile};
-use crate::vm::Pattern;
+use crate::commands::SpanArgs;
+use crate::export::files;
+use crate::export::files::{Format, Selection};
+use crate::model::pattern::Pattern;
+use crate::recording::run_file;
+use crate::recording::{Folder, Recording};
+use crate::terminal::print;
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,10 +36,10 @@ pub struct Args {
 /// The folder is no recording, nothing in it is meant, or a file cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let folder = Folder::open(&args.dir);
-    RunFile::read(folder.path())?;
+    run_file::read(folder.path())?;
     let recording = Recording::open(&folder, args.span.read(&folder)?)?;
     let selection = Selection { vms: args.vm.clone(), metrics: args.metric.clone() };
-    let files = parts::write(&recording, &folder, args.format, &selection)?;
+    let files = files::write(&recording, &folder, args.format, &selection)?;
     print(
         &files.iter().map(|name| format!("{}\n", folder.file(name).display())).collect::<String>(),
     )?;

@@ -1,7 +1,9 @@
 //! `overcommit list`
 
-use crate::commands::{print, require_root};
-use crate::vm::{Discovery, Vm};
+use crate::commands::require_root;
+use crate::model::vm::Vm;
+use crate::terminal::print;
+use crate::vm::Discovery;
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -20,13 +22,13 @@ pub struct Args {
 struct Entry<'a> {
     vm_id: String,
     name: String,
-    named_by: crate::vm::NamedBy,
+    named_by: crate::model::vm::NamedBy,
     uuid: &'a Option<String>,
     pid: i32,
     executable: &'a str,
     vcpus: Option<u32>,
     memory_bytes: Option<u64>,
-    backing: Option<crate::vm::memory::Backing>,
+    backing: Option<crate::model::vm::Backing>,
     accelerator: &'a Option<String>,
     cgroup: &'a Option<String>,
 }

@@ -1,8 +1,9 @@
 //! `overcommit mark`
 
-use crate::clock::Clocks;
+use crate::kernel::clock;
 use crate::recording::folder::MARKS;
-use crate::recording::{Folder, RunFile, span};
+use crate::recording::run_file;
+use crate::recording::{Folder, span};
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,9 +24,9 @@ pub struct Args {
 /// The recording does not run, or the file cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let dir = &args.dir;
-    let runs = RunFile::read(dir)?.is_recording();
+    let runs = run_file::is_recording(&run_file::read(dir)?);
     ensure!(runs, "{} is not being recorded any more: marks are made meanwhile", dir.display());
-    let line = span::line(Clocks::now()?.realtime_ns / 1_000, &args.text)?;
+    let line = span::line(clock::now()?.realtime_ns / 1_000, &args.text)?;
     // In one piece: others may mark too.
     let mut file = Folder::open(dir).append(MARKS)?;
     file.write_all(&line).with_context(|| format!("cannot write {MARKS}"))?;

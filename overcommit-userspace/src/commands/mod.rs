@@ -11,12 +11,11 @@ pub mod report;
 use crate::host::survey::Options as HostOptions;
 use crate::host::working_set::Wanted;
 use crate::kernel;
+use crate::model::pattern::Pattern;
 use crate::recording::{Folder, Span};
 use crate::slo::{Objective, config};
-use crate::vm::Pattern;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -150,22 +149,6 @@ fn require_root() -> Result<()> {
     }
     let words: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
     bail!("this needs root; run: sudo {}", words.join(" "))
-}
-
-/// Prints a result on stdout. A reader that has seen enough is no failure.
-fn print(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).context("cannot print the result")
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Tells the user something on stderr, if anybody still reads it.
-pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// A word as a shell takes it.

@@ -1,23 +1,27 @@
 //! `overcommit record`
 
 use crate::boundary::Boundary;
-use crate::clock::{Clocks, parse_duration, parse_interval, parse_positive_duration};
-use crate::commands::report::{self, Format, View};
-use crate::commands::{FAILED, HostArgs, ObjectiveArgs, print, require_root, say};
-use crate::export::progress::Progress;
-use crate::load::{self, Load};
+use crate::commands::report::{Format, View};
+use crate::commands::{FAILED, HostArgs, ObjectiveArgs, report, require_root};
+use crate::format::text::{parse_duration, parse_interval, parse_positive_duration};
+use crate::kernel::clock;
+use crate::load::Load;
+use crate::model::pattern::Pattern;
+use crate::model::run::Options;
+use crate::model::vm::Vm;
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
 use crate::recording::folder::Owner;
-use crate::recording::run_file::Options;
 use crate::recording::{Folder, Span};
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::{RunningSession, Session, Want};
 use crate::slo::Objective;
 use crate::slo::judge::BROKEN;
-use crate::vm::{Discovery, Pattern, Vm};
-use crate::{kernel, wait};
+use crate::terminal::{print, say};
+use crate::view::progress::Progress;
+use crate::vm::Discovery;
+use crate::{kernel, load, wait};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -336,10 +340,10 @@ async fn follow(
 ) -> Result<End> {
     let mut progress = Progress::new(!args.quiet);
     let end = args.duration.map(|duration| tokio::time::Instant::now() + duration);
-    let mut boundary = Boundary::after(&Clocks::now()?, args.interval);
+    let mut boundary = Boundary::after(&clock::now()?, args.interval);
     waiter.poll(args.slow_faults.is_some());
     loop {
-        let next = tokio::time::Instant::now() + boundary.in_time(&Clocks::now()?);
+        let next = tokio::time::Instant::now() + boundary.in_time(&clock::now()?);
         let until = end.map_or(next, |end| end.min(next));
         match waiter.until(until, load).await? {
             Woken::Signal(signal) => return Ok(End::Signal(signal)),
@@ -348,7 +352,7 @@ async fn follow(
             Woken::Scan => session.session().rescan()?,
             Woken::Poll => session.write_slow_faults()?,
             Woken::Time => {
-                let now = Clocks::now()?;
+                let now = clock::now()?;
                 if boundary.reached(&now) {
                     let interval = session.end_interval(Some(boundary.last_us(&now)))?;
                     progress.show(&interval, session.session().sampler());

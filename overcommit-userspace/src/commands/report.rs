@@ -1,12 +1,15 @@
 //! `overcommit report`
 
-use crate::commands::{ObjectiveArgs, SpanArgs, print};
-use crate::export::summary::Summary;
-use crate::export::{hgrm, table};
+use crate::commands::{ObjectiveArgs, SpanArgs};
+use crate::format::hgrm;
 use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
-use crate::recording::{Folder, Recording, RunFile, Span};
+use crate::recording::run_file;
+use crate::recording::{Folder, Recording, Span};
 use crate::slo::Objective;
 use crate::slo::judge::{exit_code, judge};
+use crate::summary::Summary;
+use crate::terminal::print;
+use crate::view::summary_text;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -45,7 +48,7 @@ pub enum Format {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let folder = Folder::open(&args.dir);
     // Before marks are looked for in it.
-    RunFile::read(folder.path())?;
+    run_file::read(folder.path())?;
     let view = View {
         format: args.format,
         span: args.span.read(&folder)?,
@@ -111,7 +114,7 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
         }
     }
     let text = match view.format {
-        Format::Text => table::text(&recording.run, &summary),
+        Format::Text => summary_text::text(&recording.run, &summary),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
     };
     Ok(Report { text, code })

@@ -1,10 +1,10 @@
 //! What of a recording is compared, interval by interval.
 
 use crate::compare::batches::Point;
-use crate::metrics::MetricName;
-use crate::recording::run_file::RunVm;
+use crate::model::coverage::Coverage;
+use crate::model::metric::MetricName;
+use crate::model::run::RunVm;
 use crate::recording::{Folder, Recording, Span};
-use crate::sampler::coverage::Coverage;
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use std::collections::{BTreeMap, HashMap};

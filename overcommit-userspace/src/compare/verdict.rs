@@ -3,8 +3,8 @@
 use crate::compare::batches::{BATCHES, Batch, Point, cut, needed_s};
 use crate::compare::claim::{holm, permutation, welch};
 use crate::compare::series::Run;
-use crate::metrics::MetricName;
-use crate::sampler::latencies::Latencies;
+use crate::model::latencies::Latencies;
+use crate::model::metric::MetricName;
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -119,8 +119,8 @@ fn matched<'a>(base: &'a [Run], new: &'a [Run]) -> (Vec<Pair<'a>>, Vec<String>) 
 }
 
 /// The only VM of a recording with the same uuid, else with the same name.
-fn the_one(run: &Run, vm: &crate::recording::run_file::RunVm) -> Option<usize> {
-    let only = |is_it: &dyn Fn(&crate::recording::run_file::RunVm) -> bool| {
+fn the_one(run: &Run, vm: &crate::model::run::RunVm) -> Option<usize> {
+    let only = |is_it: &dyn Fn(&crate::model::run::RunVm) -> bool| {
         let mut found = run.vms().filter(|(_, other)| is_it(other)).map(|(index, _)| index);
         found.next().filter(|_| found.next().is_none())
     };

@@ -1,5 +1,6 @@
 //! What the kernel counts for the whole host.
 
+use crate::model::swap::Memory;
 use anyhow::{Context, Result};
 use procfs::prelude::{FromRead, FromReadSI};
 use procfs::{CpuTime, KernelStats, LocalSystemInfo, Meminfo, MemoryPressure, VmStat};
@@ -21,19 +22,6 @@ pub struct HostCounters {
     pub io_wait: (u64, u64),
     /// Memory now.
     pub memory: Memory,
-}
-
-/// What /proc/meminfo says, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// MemTotal
-    pub total: u64,
-    /// MemAvailable
-    pub available: Option<u64>,
-    /// SwapTotal
-    pub swap_total: u64,
-    /// SwapFree
-    pub swap_free: u64,
 }
 
 impl HostCounters {

@@ -1,6 +1,7 @@
 //! What the kernel counts for a VM's memory cgroup, in either version.
 
-use crate::host::counters::{self, counter_of, stalled_us};
+use crate::host::counters;
+use crate::host::counters::{counter_of, stalled_us};
 use anyhow::{Context, Result};
 use procfs::VmStat;
 use procfs::prelude::FromRead;

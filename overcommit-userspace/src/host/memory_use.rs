@@ -1,6 +1,9 @@
 //! How much memory does each VM hold, and what takes memory beside them? Each page
 //! counted once.
 
+use crate::model::memory::Compressed;
+use crate::model::memory::HostMemory;
+use crate::model::memory::MemoryUse;
 use anyhow::{Context, Result, ensure};
 use procfs::Meminfo;
 use procfs::prelude::FromRead;
@@ -11,17 +14,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-
-/// Memory of a VM's process, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryUse {
-    /// In RAM, its part of what it shares.
-    pub resident: u64,
-    /// On swap, its part of what it shares.
-    pub swapped: u64,
-    /// Huge pages out of the host's pool.
-    pub hugetlb: u64,
-}
 
 /// A file of shared memory, by device and inode.
 type Inode = (i32, i32, u64);
@@ -129,57 +121,29 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
     divided.collect()
 }
 
-/// What takes memory beside the VMs, or saves it, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HostMemory {
-    /// MemTotal.
-    pub total: u64,
-    /// MemAvailable.
-    pub available: Option<u64>,
-    /// Pools of huge pages, used or not.
-    pub hugetlb_pools: u64,
-    /// What KSM has merged.
-    pub ksm_saved: u64,
-    /// Compressed memory as swap: what it takes, and what it holds.
-    pub zram: Compressed,
-    /// Compressed memory before swap: what it takes, and what it holds.
-    pub zswap: Compressed,
-}
-
-/// See [`HostMemory`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Compressed {
-    /// RAM that it takes.
-    pub taken: u64,
-    /// What that was before.
-    pub held: u64,
-}
-
-impl HostMemory {
-    /// Reads it.
-    ///
-    /// # Errors
-    /// /proc/meminfo is missing, or is not what it should be.
-    pub fn read(proc: &Path, sys: &Path, page_size: u64) -> Result<Self> {
-        let path = proc.join("meminfo");
-        let memory = Meminfo::from_file(&path);
-        let memory = memory.with_context(|| format!("cannot read {}", path.display()))?;
-        // Before Linux 4.20 only the pool of the default size is told.
-        let pool = memory.hugepages_total.unwrap_or(0) * memory.hugepagesize.unwrap_or(0);
-        let merged = ["pages_sharing", "ksm_zero_pages"]
-            .map(|name| number(&sys.join("kernel/mm/ksm").join(name)).unwrap_or(0));
-        Ok(Self {
-            total: memory.mem_total,
-            available: memory.mem_available,
-            hugetlb_pools: memory.hugetlb.unwrap_or(pool),
-            ksm_saved: merged.iter().sum::<u64>() * page_size,
-            zram: zram(sys),
-            zswap: Compressed {
-                taken: memory.z_swap.unwrap_or(0),
-                held: memory.z_swapped.unwrap_or(0),
-            },
-        })
-    }
+/// Reads it.
+///
+/// # Errors
+/// /proc/meminfo is missing, or is not what it should be.
+pub fn host(proc: &Path, sys: &Path, page_size: u64) -> Result<HostMemory> {
+    let path = proc.join("meminfo");
+    let memory = Meminfo::from_file(&path);
+    let memory = memory.with_context(|| format!("cannot read {}", path.display()))?;
+    // Before Linux 4.20 only the pool of the default size is told.
+    let pool = memory.hugepages_total.unwrap_or(0) * memory.hugepagesize.unwrap_or(0);
+    let merged = ["pages_sharing", "ksm_zero_pages"]
+        .map(|name| number(&sys.join("kernel/mm/ksm").join(name)).unwrap_or(0));
+    Ok(HostMemory {
+        total: memory.mem_total,
+        available: memory.mem_available,
+        hugetlb_pools: memory.hugetlb.unwrap_or(pool),
+        ksm_saved: merged.iter().sum::<u64>() * page_size,
+        zram: zram(sys),
+        zswap: Compressed {
+            taken: memory.z_swap.unwrap_or(0),
+            held: memory.z_swapped.unwrap_or(0),
+        },
+    })
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -281,7 +245,7 @@ mod tests {
             fs::create_dir_all(sys.join("block").join(name)).unwrap();
             fs::write(sys.join("block").join(name).join("mm_stat"), figures).unwrap();
         }
-        let memory = HostMemory::read(&proc, &sys, 4096).unwrap();
+        let memory = host(&proc, &sys, 4096).unwrap();
         assert_eq!((memory.hugetlb_pools, memory.ksm_saved), (4 * MIB, 409_600));
         assert_eq!(memory.zram, Compressed { taken: 8193, held: 4097 });
         assert_eq!(memory.zswap, Compressed { taken: 10 << 10, held: 30 << 10 });

@@ -12,14 +12,9 @@ pub mod memory_use;
 pub mod numa;
 pub mod overcommit;
 pub mod picture;
-pub mod state;
 pub mod survey;
 pub mod swap_state;
 pub mod watch;
 pub mod working_set;
 
-pub use balloon::BalloonState;
-pub use overcommit::OvercommitState;
-pub use picture::{Host, HostSample, VmHostSample};
-pub use state::State;
-pub use swap_state::SwapState;
+pub use picture::Host;

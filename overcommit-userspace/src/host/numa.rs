@@ -1,45 +1,13 @@
 //! What is left on the NUMA nodes that a VM is bound to? It cannot have the rest of the
 //! host's memory, however much there is.
 
-use crate::host::overcommit::{Headroom, Range, VmMemory};
-use crate::vm::VmId;
+use crate::host::overcommit::VmMemory;
+use crate::model::memory::NodeSet;
+use crate::model::memory::{Headroom, Range};
+use crate::model::vm::VmId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs;
 use std::path::Path;
-
-/// Nodes by number, below 64.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NodeSet(u64);
-
-impl NodeSet {
-    /// The kernel's list, such as `0,2-3`; `None` of one with a node of 64 or more.
-    pub(crate) fn parse(list: &str) -> Option<Self> {
-        let mut set = Self::default();
-        for part in list.trim().split(',').filter(|part| !part.is_empty()) {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            for node in first.parse::<u32>().ok()?..=last.parse().ok()? {
-                set.0 |= 1u64.checked_shl(node)?;
-            }
-        }
-        Some(set)
-    }
-
-    fn nodes(self) -> impl Iterator<Item = u32> {
-        (0..u64::BITS).filter(move |node| self.0 >> node & 1 != 0)
-    }
-
-    fn is_within(self, other: Self) -> bool {
-        self.0 & !other.0 == 0
-    }
-}
-
-impl fmt::Display for NodeSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let nodes: Vec<String> = self.nodes().map(|node| node.to_string()).collect();
-        f.write_str(&nodes.join(" "))
-    }
-}
 
 /// The nodes of the host, and who is bound to which.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +61,7 @@ impl Numa {
 fn binding(proc: &Path, pid: i32, all: NodeSet) -> Option<NodeSet> {
     let status = fs::read_to_string(proc.join(pid.to_string()).join("status")).ok()?;
     let list = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:"))?;
-    let allowed = NodeSet(NodeSet::parse(list)?.0 & all.0);
+    let allowed = NodeSet::parse(list)?.within(all);
     (allowed != all && allowed != NodeSet::default()).then_some(allowed)
 }
 

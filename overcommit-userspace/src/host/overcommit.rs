@@ -1,68 +1,12 @@
 //! How near is the edge? What the VMs may have, what they hold and what they need,
 //! against the memory that there is.
 
-use crate::host::balloon::BalloonState;
-use crate::host::memory_use::HostMemory;
-use crate::host::state::State;
-use crate::host::swap_state::SwapState;
-use serde::{Deserialize, Serialize};
-
-/// How near the host is to running out of memory.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum OvercommitState {
-    /// Something that it takes is not known.
-    #[default]
-    Unknown,
-    /// What the VMs need has room.
-    Safe,
-    /// Little is left, or may be.
-    Approaching,
-    /// The VMs need more than there is.
-    Critical,
-}
-
-impl State for OvercommitState {
-    const ALL: &'static [Self] = &[Self::Unknown, Self::Safe, Self::Approaching, Self::Critical];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Safe => "safe",
-            Self::Approaching => "approaching",
-            Self::Critical => "critical",
-        }
-    }
-}
-
-/// From a lower to an upper bound, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Range {
-    /// At least.
-    pub lower: u64,
-    /// At most.
-    pub upper: u64,
-}
-
-/// What is left beside the working sets, in bytes: less than nothing if they need more
-/// than there is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Headroom {
-    /// At least.
-    pub lower: i64,
-    /// At most.
-    pub upper: i64,
-}
-
-impl Headroom {
-    /// What working sets leave of the memory that they may have; `None` beyond 8 EiB.
-    pub fn of(memory: u64, sets: Range) -> Option<Self> {
-        let left = |need: u64| i64::try_from(i128::from(memory) - i128::from(need)).ok();
-        Some(Self { lower: left(sets.upper)?, upper: left(sets.lower)? })
-    }
-}
+use crate::model::balloon::BalloonState;
+use crate::model::memory::HostMemory;
+use crate::model::memory::Overcommit;
+use crate::model::memory::OvercommitState;
+use crate::model::memory::Range;
+use crate::model::swap::SwapState;
 
 /// What is known of a VM, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,25 +23,6 @@ pub struct VmMemory {
     pub swap: SwapState,
 }
 
-/// The sums, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Overcommit {
-    /// How near.
-    pub state: OvercommitState,
-    /// Of the VMs, those on huge pages left out; `None` if one of them is not known.
-    pub configured: Option<u64>,
-    /// Memory without the pools of huge pages.
-    pub physical: u64,
-    /// Share of it that is in use, from 0 to 1.
-    pub in_use: Option<f64>,
-    /// What the VMs could have: what is available, and what they hold.
-    pub capacity: Option<u64>,
-    /// What they need.
-    pub working_sets: Option<Range>,
-    /// What the three that can grow most could still take.
-    pub can_grow: Option<u64>,
-}
-
 /// Share of the capacity that the working sets may reach.
 const WORKING_SETS: f64 = 0.85;
 /// Shares in use.
@@ -106,65 +31,61 @@ const IN_USE_CRITICAL: f64 = 0.95;
 /// VMs that are taken to grow at a time.
 const GROWING: usize = 3;
 
-impl Overcommit {
-    /// Of a host and all its VMs, recorded or not.
-    pub fn of(host: &HostMemory, vms: &[VmMemory], swap: SwapState, balloon: BalloonState) -> Self {
-        let small_pages = || vms.iter().filter(|vm| !vm.is_hugetlb);
-        let physical = host.total.saturating_sub(host.hugetlb_pools);
-        let in_use =
-            host.available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
-        let resident: u64 = vms.iter().map(|vm| vm.resident).sum();
-        let sets: Option<Vec<Range>> = small_pages().map(|vm| vm.working_set).collect();
-        let working_sets = sets.map(|sets| Range {
-            lower: sets.iter().map(|set| set.lower).sum(),
-            upper: sets.iter().map(|set| set.upper).sum(),
-        });
-        let mut sum = Self {
-            state: OvercommitState::Unknown,
-            configured: small_pages().map(|vm| vm.configured).sum(),
-            physical,
-            in_use,
-            capacity: host.available.map(|available| available + resident),
-            working_sets,
-            can_grow: can_grow(small_pages()),
-        };
-        let pressed = vms.iter().filter(|vm| vm.swap >= SwapState::Pressure).count();
-        let all_pressed = pressed >= 2 || (pressed == 1 && vms.len() == 1);
-        sum.state = sum.decide(all_pressed, swap, balloon);
-        sum
-    }
+/// Of a host and all its VMs, recorded or not.
+pub fn of(
+    host: &HostMemory,
+    vms: &[VmMemory],
+    swap: SwapState,
+    balloon: BalloonState,
+) -> Overcommit {
+    let small_pages = || vms.iter().filter(|vm| !vm.is_hugetlb);
+    let physical = host.total.saturating_sub(host.hugetlb_pools);
+    let in_use = host.available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
+    let resident: u64 = vms.iter().map(|vm| vm.resident).sum();
+    let sets: Option<Vec<Range>> = small_pages().map(|vm| vm.working_set).collect();
+    let working_sets = sets.map(|sets| Range {
+        lower: sets.iter().map(|set| set.lower).sum(),
+        upper: sets.iter().map(|set| set.upper).sum(),
+    });
+    let mut sum = Overcommit {
+        state: OvercommitState::Unknown,
+        configured: small_pages().map(|vm| vm.configured).sum(),
+        physical,
+        in_use,
+        capacity: host.available.map(|available| available + resident),
+        working_sets,
+        can_grow: can_grow(small_pages()),
+    };
+    let pressed = vms.iter().filter(|vm| vm.swap >= SwapState::Pressure).count();
+    let all_pressed = pressed >= 2 || (pressed == 1 && vms.len() == 1);
+    sum.state = decide(&sum, all_pressed, swap, balloon);
+    sum
+}
 
-    fn decide(&self, all_pressed: bool, swap: SwapState, balloon: BalloonState) -> OvercommitState {
-        let capacity = self.capacity.map(|capacity| capacity.max(1) as f64);
-        let sets = self.working_sets.zip(capacity);
-        let need = |part: fn(Range) -> u64| sets.map(|(set, all)| part(set) as f64 / all);
-        let (lower, upper) = (need(|set| set.lower), need(|set| set.upper));
-        let above = |share: Option<f64>, limit| share.is_some_and(|share| share >= limit);
-        if lower.is_some_and(|lower| lower > 1.0)
-            || (above(self.in_use, IN_USE_CRITICAL) && all_pressed)
-        {
-            return OvercommitState::Critical;
-        }
-        if upper.is_some_and(|upper| upper > WORKING_SETS)
-            || above(self.in_use, IN_USE)
-            || swap >= SwapState::Pressure
-            || balloon >= BalloonState::Pressure
-        {
-            return OvercommitState::Approaching;
-        }
-        let is_known = upper.is_some() && self.in_use.is_some() && swap != SwapState::Unknown;
-        if is_known { OvercommitState::Safe } else { OvercommitState::Unknown }
+fn decide(
+    sum: &Overcommit,
+    all_pressed: bool,
+    swap: SwapState,
+    balloon: BalloonState,
+) -> OvercommitState {
+    let capacity = sum.capacity.map(|capacity| capacity.max(1) as f64);
+    let sets = sum.working_sets.zip(capacity);
+    let need = |part: fn(Range) -> u64| sets.map(|(set, all)| part(set) as f64 / all);
+    let (lower, upper) = (need(|set| set.lower), need(|set| set.upper));
+    let above = |share: Option<f64>, limit| share.is_some_and(|share| share >= limit);
+    if lower.is_some_and(|lower| lower > 1.0) || (above(sum.in_use, IN_USE_CRITICAL) && all_pressed)
+    {
+        return OvercommitState::Critical;
     }
-
-    /// Configured ÷ physical.
-    pub fn ratio(&self) -> Option<f64> {
-        Some(self.configured? as f64 / self.physical.max(1) as f64)
+    if upper.is_some_and(|upper| upper > WORKING_SETS)
+        || above(sum.in_use, IN_USE)
+        || swap >= SwapState::Pressure
+        || balloon >= BalloonState::Pressure
+    {
+        return OvercommitState::Approaching;
     }
-
-    /// What is left beside the working sets.
-    pub fn headroom(&self) -> Option<Headroom> {
-        Headroom::of(self.capacity?, self.working_sets?)
-    }
+    let is_known = upper.is_some() && sum.in_use.is_some() && swap != SwapState::Unknown;
+    if is_known { OvercommitState::Safe } else { OvercommitState::Unknown }
 }
 
 /// What the VMs with the most room to grow could still take together.
@@ -196,7 +117,7 @@ mod tests {
     }
 
     fn of(host: &HostMemory, vms: &[VmMemory]) -> Overcommit {
-        Overcommit::of(host, vms, SwapState::Healthy, BalloonState::Normal)
+        super::of(host, vms, SwapState::Healthy, BalloonState::Normal)
     }
 
     /// Six VMs of 16 GiB on a host of 64: the JVM's needs 4 GiB, and 12 in a full
@@ -242,7 +163,7 @@ mod tests {
         assert_eq!(of(&host(64, 9), &tight).state, OvercommitState::Approaching);
         let swap = SwapState::Pressure;
         let roomy = host(64, 50);
-        let state = Overcommit::of(&roomy, &vms, swap, BalloonState::Normal).state;
+        let state = super::of(&roomy, &vms, swap, BalloonState::Normal).state;
         assert_eq!(state, OvercommitState::Approaching);
     }
 
@@ -263,7 +184,7 @@ mod tests {
         let blind = HostMemory { available: None, ..host(64, 0) };
         assert_eq!(of(&blind, &[vm(16, 4)]).state, OvercommitState::Unknown);
         let swap = SwapState::Unknown;
-        let state = Overcommit::of(&host(64, 50), &[vm(16, 4)], swap, BalloonState::Normal).state;
+        let state = super::of(&host(64, 50), &[vm(16, 4)], swap, BalloonState::Normal).state;
         assert_eq!(state, OvercommitState::Unknown);
     }
 }

@@ -1,22 +1,24 @@
 //! The host and its VMs in an interval: what `watch` follows and `survey` finds, as one.
 
 use crate::host::balloon::state::{BalloonStates, Inflated};
-use crate::host::balloon::{Balloon, BalloonState, Source};
 use crate::host::memory_cgroup::MemoryCgroup;
-use crate::host::memory_use::{HostMemory, MemoryUse};
-use crate::host::numa::NodeSet;
-use crate::host::overcommit::{Headroom, Overcommit, VmMemory};
+use crate::host::overcommit;
+use crate::host::overcommit::VmMemory;
 use crate::host::survey::{Options, Survey, VmFound};
-use crate::host::swap_state::{RETURNS, SwapState};
-use crate::host::watch::{HostSwap, SwapSources, VmSwap, Watch};
+use crate::host::swap_state::RETURNS;
+use crate::host::watch::Watch;
+use crate::host::working_set::bounds;
 use crate::host::working_set::follow::Target;
-use crate::host::working_set::{WorkingSet, bounds};
-use crate::metrics::{SILENT, Sight};
+use crate::model::balloon::{Balloon, Source};
+use crate::model::interval::HostSample;
+use crate::model::interval::VmHostSample;
+use crate::model::interval::VmSample;
+use crate::model::memory::MemoryUse;
+use crate::model::swap::{SwapSources, SwapState, VmSwap};
+use crate::model::vm::{Backing, Vm, VmId};
 use crate::probes::raw::Group;
-use crate::sampler::VmSample;
+use crate::probes::sight::{SILENT, Sight};
 use crate::sampler::roster::Member;
-use crate::vm::memory::Backing;
-use crate::vm::{Vm, VmId};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,45 +27,6 @@ use std::path::Path;
 const BALLOON_PAGE: u64 = 4096;
 /// Time for which pages that came back are a sign that memory is missed, in nanoseconds.
 const MISSED_NS: u64 = 10_000_000_000;
-
-/// The host in an interval.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HostSample {
-    /// Swapping.
-    pub swap: HostSwap,
-    /// How hard it takes memory back.
-    pub balloon: BalloonState,
-    /// What its VMs gave back, in bytes, as far as somebody says.
-    pub ballooned: Option<u64>,
-    /// How near the edge it is; `None` before the first look.
-    pub overcommit: Option<Overcommit>,
-    /// What takes memory beside the VMs.
-    pub memory: Option<HostMemory>,
-}
-
-/// A VM in an interval, as the host has it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct VmHostSample {
-    /// Swapping.
-    pub swap: VmSwap,
-    /// What it was given, in bytes.
-    pub configured: Option<u64>,
-    /// What it gave back; `None` where nobody says.
-    pub balloon: Option<Balloon>,
-    /// What it holds.
-    pub memory: Option<MemoryUse>,
-    /// What it uses.
-    pub working_set: Option<WorkingSet>,
-    /// The NUMA nodes to which it is bound, if it is, and what is left there.
-    pub numa: Option<(NodeSet, Option<Headroom>)>,
-}
-
-impl VmHostSample {
-    /// What the limit of its cgroup leaves beside its working set.
-    pub fn cgroup_headroom(&self) -> Option<Headroom> {
-        Headroom::of(self.swap.limit?, self.working_set?.range)
-    }
-}
 
 /// Why something is not known of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -154,7 +117,7 @@ impl Host {
         }
         let overcommit = memory.zip(vms).map(|(host, vms)| {
             let vms: Vec<VmMemory> = vms.into_iter().map(|(_, vm)| vm).collect();
-            Overcommit::of(&host, &vms, swap.state, balloon)
+            overcommit::of(&host, &vms, swap.state, balloon)
         });
         HostSample { swap, balloon, ballooned, overcommit, memory }
     }

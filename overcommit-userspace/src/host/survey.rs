@@ -2,16 +2,19 @@
 //! tables that are walked, windows that are waited for. Two threads look at it again and
 //! again; whoever asks gets what was found last.
 
-use crate::host::balloon::qmp::{self, GuestPolling};
-use crate::host::balloon::{Balloon, libvirt};
-use crate::host::memory_use::{HostMemory, MemoryUse, ProcessMemory, divide};
+use crate::host::balloon::qmp::GuestPolling;
+use crate::host::balloon::{libvirt, qmp};
+use crate::host::memory_use;
+use crate::host::memory_use::{ProcessMemory, divide};
 use crate::host::numa::Numa;
+use crate::host::working_set::Wanted;
 use crate::host::working_set::follow::{Follower, Measured, Target};
-use crate::host::working_set::{Wanted, WorkingSet};
 use crate::kernel;
+use crate::model::balloon::Balloon;
+use crate::model::memory::{HostMemory, MemoryUse, WorkingSet};
+use crate::model::pattern::Pattern;
+use crate::model::vm::{Monitor, Vm, VmId};
 use crate::vm::discovery::Discovery;
-use crate::vm::monitor::Monitor;
-use crate::vm::{Pattern, Vm, VmId};
 use anyhow::{Context, Result, anyhow};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -42,7 +45,7 @@ pub struct Options {
     /// `--working-set`
     pub working_set: Wanted,
     /// Whether the multi-generational LRU sees what guests touch; see
-    /// [`crate::kernel_layout::KernelLayout::mglru_sees_guests`].
+    /// [`crate::kernel::layout::KernelLayout::mglru_sees_guests`].
     pub mglru_sees_guests: bool,
 }
 
@@ -250,7 +253,7 @@ impl Surveyor {
         let memory = self.walk(&all);
         let held = |vm: Vm| Some((memory.get(&vm.id).copied()?, vm));
         let others = others.into_iter().filter_map(held).map(|(memory, vm)| (vm, memory)).collect();
-        let host = HostMemory::read(&self.proc, &self.sys, self.page_size).ok();
+        let host = memory_use::host(&self.proc, &self.sys, self.page_size).ok();
         let available = host.and_then(|host| host.available);
         let numa = Numa::read(&self.proc, &self.sys, available, &all);
         shared.note(memory, |vm, memory| vm.memory = Some(memory));

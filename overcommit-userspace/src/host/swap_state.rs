@@ -1,57 +1,9 @@
 //! Healthy, under pressure, or thrashing? Decided from rates and stall, not from what
 //! is swapped out: a page that left last week harms nobody.
 
-use crate::host::state::State;
-use serde::{Deserialize, Serialize};
+use crate::model::swap::Rates;
+use crate::model::swap::SwapState;
 use std::collections::VecDeque;
-
-/// How much swapping hurts.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum SwapState {
-    /// Not looked at for long enough, or something that it takes cannot be read here.
-    #[default]
-    Unknown,
-    /// Nobody waits for swap.
-    Healthy,
-    /// Pages are read back, or somebody waits for memory.
-    Pressure,
-    /// Pages are read back while others are pushed out, and the wait for them is a good
-    /// part of the time.
-    Thrashing,
-}
-
-impl State for SwapState {
-    const ALL: &'static [Self] = &[Self::Unknown, Self::Healthy, Self::Pressure, Self::Thrashing];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Healthy => "healthy",
-            Self::Pressure => "pressure",
-            Self::Thrashing => "thrashing",
-        }
-    }
-}
-
-/// What was seen over a second or so. `None` where it cannot be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rates {
-    /// Over how long, in nanoseconds.
-    pub length_ns: u64,
-    /// Pages swapped in, a second.
-    pub swapped_in: Option<f64>,
-    /// Pages swapped out, a second.
-    pub swapped_out: Option<f64>,
-    /// Part of the time for which somebody waited for memory.
-    pub stall: Option<f64>,
-    /// Part of the CPU time in which nobody ran and somebody waited for I/O.
-    pub io_wait: Option<f64>,
-    /// Part of the host's memory that is available.
-    pub available: Option<f64>,
-}
 
 /// Pages a second from which swapping counts.
 pub const RETURNS: f64 = 10.0;

@@ -1,13 +1,18 @@
 //! Brings what the kernel counts together with what the probes see, once a second.
 
-use crate::host::counters::{HostCounters, Memory};
+use crate::host::counters::HostCounters;
 use crate::host::memory_cgroup::{CgroupCounters, Hierarchy, MemoryCgroup};
-use crate::host::swap_state::{Rates, SwapState, SwapStates};
-use crate::sampler::VmSample;
+use crate::host::swap_state::SwapStates;
+use crate::model::interval::VmSample;
+use crate::model::swap::HostSwap;
+use crate::model::swap::SwapSources;
+use crate::model::swap::SwappedIn;
+use crate::model::swap::SwappedOut;
+use crate::model::swap::VmSwap;
+use crate::model::swap::{Memory, Rates, SwapState};
+use crate::model::vm::Backing;
 use crate::sampler::roster::Member;
-use crate::vm::memory::Backing;
 use overcommit_ebpf::layout::Metric;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -16,70 +21,6 @@ use std::path::PathBuf;
 const LOOK_NS: u64 = 900_000_000;
 /// Looks between two checks that a cgroup is still its VM's own.
 const CHECK_EVERY: u32 = 10;
-
-/// The swapping of the host in an interval.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HostSwap {
-    /// As of the last look.
-    pub state: SwapState,
-    /// Since the look before; `None` if this interval had no look.
-    pub rates: Option<Rates>,
-    /// At the look.
-    pub memory: Option<Memory>,
-    /// Pages that anybody was given since the look before, a second.
-    pub allocated: Option<f64>,
-}
-
-/// The swapping of a VM in an interval.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct VmSwap {
-    /// As of the last look.
-    pub state: SwapState,
-    /// Since the look before; `None` if this interval had no look.
-    pub rates: Option<Rates>,
-    /// What its cgroup may hold, in bytes, as of the last check; `None` without a limit.
-    pub limit: Option<u64>,
-}
-
-/// Where the rates of a VM come from, by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SwapSources {
-    /// What is counted as swapped in.
-    pub swapped_in: Option<SwappedIn>,
-    /// What is counted as swapped out; nothing of a VM that shares its cgroup.
-    pub swapped_out: Option<SwappedOut>,
-}
-
-/// See [`SwapSources`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SwappedIn {
-    /// pswpin, zswpin and swpin_zero of its cgroup's memory.stat.
-    #[serde(rename = "memory.stat pswpin")]
-    Cgroup,
-    /// pgmajfault of its cgroup: faults, of which each brings a page or more.
-    #[serde(rename = "memory.stat pgmajfault")]
-    CgroupMajors,
-    /// The same with workingset_refault_file: its memory is a file's.
-    #[serde(rename = "memory.stat pgmajfault + workingset_refault_file")]
-    CgroupFiles,
-    /// The metric.
-    #[serde(rename = "swapin")]
-    Swapins,
-    /// The metric.
-    #[serde(rename = "fault.major")]
-    Majors,
-}
-
-/// See [`SwapSources`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SwappedOut {
-    /// pswpout, zswpout and swpout_zero of its cgroup's memory.stat.
-    #[serde(rename = "memory.stat pswpout")]
-    Cgroup,
-    /// Folios of its cgroup that reclaim writes out.
-    #[serde(rename = "mm_vmscan_write_folio")]
-    Tracepoint,
-}
 
 /// Follows the host and its VMs.
 pub struct Watch {

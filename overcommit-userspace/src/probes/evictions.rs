@@ -1,5 +1,6 @@
 //! The eviction matrix that the programs fill: who takes pages of whom.
 
+use crate::model::evictions::EvictionCounts;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
 use anyhow::{Context, Result, anyhow};
@@ -10,19 +11,6 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Looks without anything new after which an entry is given back: processes come and go.
 const IDLE_LOOKS: u32 = 60;
-
-/// Pages taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EvictionCounts {
-    /// Folios handed to swap.
-    pub written_folios: u64,
-    /// Their pages.
-    pub written_pages: u64,
-    /// Folios dropped that had not just been written.
-    pub dropped_folios: u64,
-    /// Their pages.
-    pub dropped_pages: u64,
-}
 
 /// What one took of another since the last look.
 #[derive(Debug)]
@@ -127,30 +115,6 @@ fn give_back(
     free.push(place as u32, 0).context("cannot free an eviction")
 }
 
-impl EvictionCounts {
-    fn since(self, before: Self) -> Self {
-        Self {
-            written_folios: self.written_folios - before.written_folios,
-            written_pages: self.written_pages - before.written_pages,
-            dropped_folios: self.dropped_folios - before.dropped_folios,
-            dropped_pages: self.dropped_pages - before.dropped_pages,
-        }
-    }
-
-    /// Adds others.
-    pub fn add(&mut self, other: Self) {
-        self.written_folios += other.written_folios;
-        self.written_pages += other.written_pages;
-        self.dropped_folios += other.dropped_folios;
-        self.dropped_pages += other.dropped_pages;
-    }
-
-    /// Pages in all.
-    pub fn pages(self) -> u64 {
-        self.written_pages + self.dropped_pages
-    }
-}
-
 fn counts(entry: &Eviction) -> EvictionCounts {
     EvictionCounts {
         written_folios: entry.written_folios.load(Relaxed),
@@ -167,5 +131,5 @@ fn words(key: EvictionKey) -> [u32; 4] {
 fn thread(entry: &Eviction) -> String {
     let bytes = entry.name.each_ref().map(|word| word.load(Relaxed).to_ne_bytes()).concat();
     let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    crate::vm::name::escape(name)
+    crate::model::name::escape(name)
 }

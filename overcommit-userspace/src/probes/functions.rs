@@ -9,9 +9,10 @@
 //! Linux 6.6, is hooked by kprobe on either backend. One that is missing or inlined
 //! leaves its hook out, with the reason.
 
-use crate::probes::Kernel;
+use crate::model::run::HookState;
 use crate::probes::decide::Backend;
-use crate::probes::tracefs::{self, End, FunctionEvents};
+use crate::probes::tracefs::{End, FunctionEvents};
+use crate::probes::{Kernel, tracefs};
 use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::programs::fentry::FEntryLink;
@@ -110,19 +111,6 @@ impl Purpose {
             _ => &[End::Return, End::Entry],
         }
     }
-}
-
-/// What became of a hook.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HookState {
-    /// What it is for.
-    pub purpose: Purpose,
-    /// The function, if one is hooked.
-    pub function: Option<String>,
-    /// How it is hooked: `fentry` or `kprobe`.
-    pub by: Option<String>,
-    /// Why it is not.
-    pub missing: Option<String>,
 }
 
 /// A hook whose programs are loaded.

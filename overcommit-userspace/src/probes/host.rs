@@ -1,8 +1,7 @@
 //! What does this kernel allow? Asked by trying, not by version.
 
-use crate::probes::Kernel;
-use crate::probes::object::{self, Sizes};
-use crate::probes::tracefs;
+use crate::probes::object::Sizes;
+use crate::probes::{Kernel, object, tracefs};
 use anyhow::{Result, anyhow};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{

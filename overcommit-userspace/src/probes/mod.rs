@@ -13,13 +13,14 @@ pub mod perf;
 pub mod raw;
 pub mod rings;
 pub mod shared;
+pub mod sight;
 pub mod slots;
 pub mod stacks;
 pub mod tracefs;
 
 use crate::kernel::Symbols;
-use crate::kernel_layout::{KernelLayout, VMLINUX_BTF};
-use crate::metrics::Sight;
+use crate::kernel::layout::{KernelLayout, VMLINUX_BTF};
+use crate::probes::sight::Sight;
 use anyhow::{Context, Result, ensure};
 use aya::{Btf, Ebpf};
 use decide::Backend;

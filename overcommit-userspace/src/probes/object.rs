@@ -1,7 +1,7 @@
 //! Loads the eBPF object that the binary carries.
 
 use crate::kernel::IOCTL;
-use crate::kernel_layout::SWAP_TYPE;
+use crate::kernel::layout::SWAP_TYPE;
 use crate::probes::Kernel;
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};

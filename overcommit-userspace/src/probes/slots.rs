@@ -1,12 +1,11 @@
 //! The table of VMs and threads that the programs look into: who has a slot.
 
-use crate::exit_reasons;
-use crate::kernel::TICK_NS;
-use crate::metrics::MetricName;
+use crate::kernel::{TICK_NS, exit_reasons};
+use crate::model::metric::MetricName;
+use crate::model::vm::Mapping;
 use crate::probes::evictions::EvictionTable;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
-use crate::vm::memory::Mapping;
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{HashMap, MapData, Queue};
 use aya::programs::Iter;

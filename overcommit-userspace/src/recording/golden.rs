@@ -2,36 +2,37 @@
 //! what was written once is read, and written, for good. Where they are to change,
 //! `OVERCOMMIT_BLESS=1 cargo test golden` writes them anew.
 
-use crate::clock::Clocks;
 use crate::commands::report::{Format, View, rebuild};
-use crate::export::slow_faults::SlowFault;
-use crate::host::balloon::{self, Balloon, GuestMemory};
-use crate::host::counters::Memory;
-use crate::host::memory_use::{Compressed, HostMemory, MemoryUse};
-use crate::host::numa::NodeSet;
-use crate::host::overcommit::{Headroom, Overcommit, Range};
-use crate::host::swap_state::Rates;
-use crate::host::watch::{HostSwap, VmSwap};
-use crate::host::working_set::{self, WorkingSet};
-use crate::host::{BalloonState, HostSample, OvercommitState, SwapState, VmHostSample};
-use crate::metrics::{self, MetricName, Sight};
-use crate::probes::decide::Backend;
-use crate::probes::evictions::EvictionCounts;
-use crate::probes::functions::{HookState, Purpose};
-use crate::recording::run_file::{
-    BackendChoice, EvictionSight, HostState, NotCounted, Options, RunClocks, RunFile,
+use crate::model;
+use crate::model::balloon::{Balloon, BalloonState, GuestMemory};
+use crate::model::clock::Clocks;
+use crate::model::coverage::{Coverage, Seen};
+use crate::model::evictions::{Aggressor, AggressorClass, EvictionCounts, EvictionSample};
+use crate::model::interval::{
+    FileFaults, HostSample, Interval, MetricSample, Stall, StallSource, VmHostSample, VmSample,
 };
-use crate::recording::{Folder, Interval, Span, Writer};
-use crate::sampler::coverage::{Coverage, Seen};
-use crate::sampler::evictions::{Aggressor, AggressorClass, EvictionSample};
-use crate::sampler::latencies::Latencies;
+use crate::model::latencies::Latencies;
+use crate::model::memory::{
+    Compressed, Headroom, HostMemory, MemoryUse, NodeSet, Overcommit, OvercommitState, Range,
+    WorkingSet,
+};
+use crate::model::metric::MetricName;
+use crate::model::name::Name;
+use crate::model::run::{
+    BackendChoice, EvictionSight, HookState, HostState, NotCounted, Options, RunClocks, RunFile,
+};
+use crate::model::slow_fault::SlowFault;
+use crate::model::swap::{HostSwap, Memory, Rates, SwapState, VmSwap};
+use crate::model::swapins::{SwapinCounts, SwapinTotals};
+use crate::model::vcpus::VcpuTime;
+use crate::model::vm::{Vm, VmId};
+use crate::model::vm::tests::vm;
+use crate::probes::decide::Backend;
+use crate::probes::functions::Purpose;
+use crate::probes::sight;
+use crate::probes::sight::Sight;
+use crate::recording::{Folder, Span, Writer};
 use crate::sampler::roster::Member;
-use crate::sampler::stall::StallSource;
-use crate::sampler::swapins::{SwapinCounts, SwapinTotals};
-use crate::sampler::vcpus::VcpuTime;
-use crate::sampler::{FileFaults, MetricSample, Stall, VmSample};
-use crate::vm::tests::vm;
-use crate::vm::{Name, VmId};
 use overcommit_ebpf::layout::{self, FaultBacking, Metric, Part, SWAP_DEVICES_MAX};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -121,7 +122,7 @@ fn run_file() -> RunFile {
         clocks: RunClocks { start: start(), steps: vec![at(1)], end: None },
         recorded: Default::default(),
         vms: Vec::new(),
-        coverage: metrics::declared(&sight()),
+        coverage: sight::declared(&sight()),
         not_counted: NotCounted::default(),
         host_state: HostState {
             unreadable: Some("a file is missing".to_owned()),
@@ -134,7 +135,7 @@ fn run_file() -> RunFile {
 /// One of them ends with the second interval.
 fn members(number: u64) -> Vec<Member> {
     let member = |pid, name: &str| Member {
-        vm: crate::vm::Vm {
+        vm: Vm {
             id: VmId { pid, start_ticks: 4711 },
             name: Name::new(name),
             uuid: Some(format!("00000000-0000-4000-8000-0000000000{pid}")),
@@ -247,13 +248,13 @@ fn vm_host(member: usize, number: u64) -> VmHostSample {
             configured: Some(8 * GIB),
             current: Some(6 * GIB),
             ballooned: 2 * GIB,
-            source: balloon::Source::Qmp,
+            source: model::balloon::Source::Qmp,
             guest: Some(guest),
         }),
         memory: Some(MemoryUse { resident: GIB, swapped: GIB / 2, hugetlb: GIB / 4 }),
         working_set: Some(WorkingSet {
             range: Range { lower: GIB, upper: 6 * GIB },
-            source: working_set::Source::Damon,
+            source: model::memory::Source::Damon,
             window_s: 0.2,
             cost: 0.015,
         }),
@@ -376,7 +377,7 @@ fn record(path: &Path) -> Folder {
     };
     for number in 0..2 {
         let members = members(number);
-        let coverage = metrics::declared(&sight());
+        let coverage = sight::declared(&sight());
         writer.write(&interval(number), &members, not_counted.clone(), coverage).unwrap();
     }
     writer.write_slow_faults(&members(1), vec![slow_fault()], &at(2)).unwrap();

@@ -1,20 +1,21 @@
 //! Reads a recording back from its files alone, a cut-off one too.
 
-use crate::export::hlog;
-use crate::host::SwapState;
-use crate::host::state::Times;
-use crate::metrics::MetricName;
+use crate::format::hlog;
+use crate::model::breakdown::Breakdown;
+use crate::model::coverage::{Coverage, Seen};
+use crate::model::interval::Stall;
+use crate::model::latencies::Latencies;
+use crate::model::metric::MetricName;
+use crate::model::run::{RunFile, RunVm};
+use crate::model::state::Times;
+use crate::model::swap::SwapState;
 use crate::recording::folder::{EVICTIONS, Folder, HOST, INTERVALS, LATENCY_LOG, SLOW_FAULTS, VMS};
 use crate::recording::rows::{
     EvictionRow, HostRow, OfInterval, Row, VmFigures, VmRow, eviction_row, host_row, row, rows,
     vm_row, whole_lines,
 };
-use crate::recording::run_file::{RunFile, RunVm};
+use crate::recording::run_file;
 use crate::recording::span::Span;
-use crate::sampler::Stall;
-use crate::sampler::breakdown::Breakdown;
-use crate::sampler::coverage::{Coverage, Seen};
-use crate::sampler::latencies::Latencies;
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use overcommit_ebpf::layout::{Loss, Metric, Taker};
@@ -95,8 +96,8 @@ impl Recording {
     /// The folder is no recording, is of a newer version, or cannot be read.
     pub fn open(folder: &Folder, span: Span) -> Result<Self> {
         // Asked first: a recording that ends meanwhile is complete without us.
-        let is_recording = RunFile::read(folder.path())?.is_recording();
-        let run = RunFile::read(folder.path())?;
+        let is_recording = run_file::is_recording(&run_file::read(folder.path())?);
+        let run = run_file::read(folder.path())?;
         let mut logs = Logs::read(folder, &run, span)?;
         if !is_recording && run.clocks.end.is_none() {
             logs.mend(folder, &run)?;

@@ -1,17 +1,17 @@
 //! The rows of a recording's CSV files, read back by column name.
 
-use crate::export::csv::{reader, units_of_seconds, untext};
-use crate::export::vms;
-use crate::host::overcommit::{Headroom, Range};
-use crate::host::{BalloonState, OvercommitState, State, SwapState};
-use crate::metrics::MetricName;
-use crate::probes::evictions::EvictionCounts;
-use crate::recording::run_file::RunFile;
-use crate::sampler::Stall;
-use crate::sampler::breakdown::Breakdown;
-use crate::sampler::coverage::{Coverage, Seen};
-use crate::sampler::evictions::{Aggressor, AggressorClass};
-use crate::sampler::stall::StallSource;
+use crate::format::csv::{reader, units_of_seconds, untext};
+use crate::model::balloon::BalloonState;
+use crate::model::breakdown::Breakdown;
+use crate::model::coverage::{Coverage, Seen};
+use crate::model::evictions::{Aggressor, AggressorClass, EvictionCounts};
+use crate::model::interval::{Stall, StallSource};
+use crate::model::memory::{Headroom, OvercommitState, Range};
+use crate::model::metric::MetricName;
+use crate::model::run::RunFile;
+use crate::model::state::State;
+use crate::model::swap::SwapState;
+use crate::recording::vms;
 use anyhow::{Context, Result};
 use overcommit_ebpf::layout::{Loss, Part, Taker};
 use serde::Serialize;

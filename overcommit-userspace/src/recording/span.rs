@@ -1,6 +1,7 @@
 //! A part of a recording, between two marks; and the marks.
 
-use crate::export::csv::{self, reader, seconds_of_us, text, units_of_seconds, untext};
+use crate::format::csv;
+use crate::format::csv::{reader, seconds_of_us, text, units_of_seconds, untext};
 use crate::recording::folder::{Folder, MARKS};
 use anyhow::{Context, Result, bail, ensure};
 

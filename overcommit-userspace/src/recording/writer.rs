@@ -1,22 +1,21 @@
 //! Writes a recording, interval by interval.
 
-use crate::clock::Clocks;
-use crate::export::slow_faults::{self, SlowFault, SlowRow};
-use crate::export::{csv, evictions, hlog, host, intervals, vms};
+use crate::format::{csv, hlog};
 use crate::host::Host;
-use crate::host::watch::SwapSources;
-use crate::metrics::MetricCoverage;
+use crate::model::clock::Clocks;
+use crate::model::coverage::{Coverage, MetricCoverage};
+use crate::model::interval::{FileFaults, Interval};
+use crate::model::name::{FOLDER_MAX, Name};
+use crate::model::run::{HostState, NotCounted, Recorded, RunFile, RunVm};
+use crate::model::slow_fault::SlowFault;
+use crate::model::swap::SwapSources;
+use crate::model::swapins::SwapinTotals;
 use crate::recording::folder::{
     EVICTIONS, Folder, HOST, INTERVALS, LATENCY_LOG, MARKS, RUN_FILE, SLOW_FAULTS, VMS,
 };
-use crate::recording::run_file::{HostState, NotCounted, Recorded, RunFile, RunVm};
-use crate::recording::{Interval, span};
-use crate::sampler::FileFaults;
-use crate::sampler::coverage::Coverage;
+use crate::recording::slow_faults::SlowRow;
+use crate::recording::{evictions, host, intervals, slow_faults, span, vms};
 use crate::sampler::roster::Member;
-use crate::sampler::swapins::SwapinTotals;
-use crate::vm::Name;
-use crate::vm::name::FOLDER_MAX;
 use anyhow::{Context, Result};
 use overcommit_ebpf::layout::{Loss, Metric};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,79 +1,9 @@
 //! Who took pages of whom in an interval, by name.
 
-use crate::probes::evictions::{EvictionCounts, Taken};
-use crate::vm::Vm;
+use crate::model::evictions::{Aggressor, AggressorClass, EvictionSample};
+use crate::model::vm::Vm;
+use crate::probes::evictions::Taken;
 use overcommit_ebpf::layout::AggressorKind;
-use serde::{Deserialize, Serialize};
-
-/// On whose behalf reclaim ran.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AggressorClass {
-    /// A VM: its threads, or workers that fill its memory.
-    Vm,
-    /// Another process.
-    Process,
-    /// The kernel's own reclaim, when the host as a whole runs short.
-    Kswapd,
-    /// DAMON's proactive reclaim.
-    Damon,
-    /// Another thread of the kernel.
-    Kernel,
-}
-
-impl AggressorClass {
-    const ALL: [Self; 5] = [Self::Vm, Self::Process, Self::Kswapd, Self::Damon, Self::Kernel];
-
-    /// The name in all files.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Vm => "vm",
-            Self::Process => "process",
-            Self::Kswapd => "kswapd",
-            Self::Damon => "damon",
-            Self::Kernel => "kernel",
-        }
-    }
-
-    /// The class of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| class.name() == name)
-    }
-
-    /// Of a thread of the kernel by its name, which nobody else can give it.
-    fn of_thread(name: &str) -> Self {
-        if name.starts_with("kswapd") {
-            Self::Kswapd
-        } else if name.starts_with("kdamond") {
-            Self::Damon
-        } else {
-            Self::Kernel
-        }
-    }
-}
-
-/// Who runs reclaim.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct Aggressor {
-    /// What it is.
-    pub class: AggressorClass,
-    /// PID-STARTTIME of a VM, else a process or thread id; empty of workers.
-    pub id: String,
-    /// What it is called, as it may be shown.
-    pub name: String,
-}
-
-/// What one took of another in an interval.
-#[derive(Clone, Debug)]
-pub struct EvictionSample {
-    /// Whose pages, as an index into the VMs of the recording; `None` of memory that is
-    /// no recorded VM's own.
-    pub victim: Option<usize>,
-    /// Who took them.
-    pub aggressor: Aggressor,
-    /// How much.
-    pub counts: EvictionCounts,
-}
 
 /// Puts names to what was taken. `member` knows the VM of a slot, `inspect` one that is
 /// not recorded, `process` what a process is called.
@@ -123,7 +53,8 @@ pub fn of_kernel(tid: i32, name: String) -> Aggressor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::tests::vm;
+    use crate::model::evictions::EvictionCounts;
+    use crate::model::vm::tests::vm;
     use overcommit_ebpf::layout::{EvictionKey, NOBODY};
 
     fn taken(victim: u32, kind: AggressorKind, by: u32, thread: &str) -> Taken {

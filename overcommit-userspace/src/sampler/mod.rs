@@ -1,27 +1,27 @@
 //! What happened in this interval?
 
-pub mod breakdown;
-pub mod coverage;
+pub mod carry;
 pub mod evictions;
-pub mod latencies;
 pub mod roster;
-pub mod sample;
 pub mod stall;
 pub mod swapins;
 mod tracked;
 pub mod vcpus;
 
-use crate::clock::Clocks;
-use crate::metrics::{self, MetricCoverage, SILENT, Sight, coverage_of};
-use crate::probes::Probes;
+use crate::model::clock::Clocks;
+use crate::model::coverage::{MetricCoverage, coverage_of};
+use crate::model::evictions::Aggressor;
+use crate::model::evictions::EvictionSample;
+use crate::model::interval::VmSample;
 use crate::probes::rings::Event;
+use crate::probes::sight::{SILENT, Sight};
 use crate::probes::slots::Holdings;
+use crate::probes::{Probes, sight};
 use anyhow::Result;
-use evictions::{Aggressor, EvictionSample, of_kernel, of_process, of_vm};
+use evictions::{of_kernel, of_process, of_vm};
 use overcommit_ebpf::layout::{AggressorKind, Metric, Thread, unpack_aggressor};
 use procfs::process::Process;
 use roster::{Member, Roster};
-pub use sample::{FileFaults, MetricSample, Stall, VmSample};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -175,7 +175,7 @@ impl Sampler {
         self.probes.slots.see_new_threads();
         self.evictions = self.take_evictions()?;
         let host = HostView {
-            declared: metrics::declared(&self.sight()),
+            declared: sight::declared(&self.sight()),
             exits_absent: self.probes.exits_absent().map(str::to_owned),
             now,
         };

@@ -1,15 +1,18 @@
 //! Which VMs are recorded: those that the user means, from the moment that they
 //! are found to their end.
 
-use crate::clock::Clocks;
 use crate::kernel::TICK_NS;
+use crate::model::clock::Clocks;
+use crate::model::coverage::Seen;
+use crate::model::interval::FileFaults;
+use crate::model::name::Name;
+use crate::model::pattern::Pattern;
+use crate::model::swapins::{SwapinCounts, SwapinTotals};
+use crate::model::vcpus::VcpuTime;
+use crate::model::vm::{NamedBy, Vm, VmId};
 use crate::probes::slots::Slots;
 use crate::sampler::FaultCounts;
-use crate::sampler::coverage::Seen;
-use crate::sampler::sample::FileFaults;
-use crate::sampler::swapins::{SwapinCounts, SwapinTotals};
-use crate::sampler::vcpus::VcpuTime;
-use crate::vm::{Discovery, Name, NamedBy, Pattern, Vm, VmId};
+use crate::vm::Discovery;
 use anyhow::Result;
 use procfs::process::Process;
 use std::collections::BTreeSet;

@@ -1,39 +1,13 @@
 //! How much of an interval did a VM's vCPUs wait?
 
+use crate::model::interval::StallSource;
 use overcommit_ebpf::layout::{APF, MEMORY, MMIO, Thread};
-use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 
 /// Reads of an entry before one that its thread keeps changing is left for the
 /// next interval.
 const TRIES: u32 = 100;
-
-/// Where the waiting of vCPUs is seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum StallSource {
-    /// Between a memory exit and the next entry, and in halts that wait for a page.
-    #[serde(rename = "stall.memory")]
-    Windows,
-    /// In the faults of the vCPU threads.
-    #[serde(rename = "fault")]
-    Faults,
-}
-
-impl StallSource {
-    /// The name in all files.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Windows => "stall.memory",
-            Self::Faults => "fault",
-        }
-    }
-
-    /// What a file calls so.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Windows, Self::Faults].into_iter().find(|source| source.name() == name)
-    }
-}
 
 /// What a thread has waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

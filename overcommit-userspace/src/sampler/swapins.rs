@@ -1,43 +1,9 @@
 //! Where did swapped pages come from?
 
-use overcommit_ebpf::layout::{SWAP_DEVICES_MAX, Swapins};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use crate::model::swapins::SwapinCounts;
+use overcommit_ebpf::layout::Swapins;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
-
-/// Swap-ins by where the page came from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SwapinCounts {
-    /// Already in the swap cache.
-    pub from_cache: u64,
-    /// Out of zswap.
-    pub from_zswap: u64,
-    /// Read from a device, by its number.
-    pub from_device: [u64; SWAP_DEVICES_MAX],
-    /// By khugepaged, which nobody waits for: in no other count.
-    pub without_fault: u64,
-}
-
-impl SwapinCounts {
-    /// Read from any device.
-    pub fn from_devices(&self) -> u64 {
-        self.from_device.iter().sum()
-    }
-}
-
-/// The same over a recording, devices by their names.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SwapinTotals {
-    /// See [`SwapinCounts::from_cache`].
-    pub from_cache: u64,
-    /// See [`SwapinCounts::from_zswap`].
-    pub from_zswap: u64,
-    /// By the name of the disk.
-    pub from_device: BTreeMap<String, u64>,
-    /// See [`SwapinCounts::without_fault`].
-    pub without_fault: u64,
-}
 
 /// Reads what the counters have grown by.
 #[derive(Debug, Default)]

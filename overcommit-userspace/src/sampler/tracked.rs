@@ -1,13 +1,16 @@
 //! A VM's slot from drain to drain.
 
-use crate::metrics::MetricName;
+use crate::model::coverage::{Coverage, Seen};
+use crate::model::interval::{FileFaults, MetricSample, Stall, StallSource, VmSample};
+use crate::model::latencies::Latencies;
+use crate::model::metric::MetricName;
+use crate::model::swapins::SwapinCounts;
 use crate::probes::slots::{Holdings, Kind, Slots};
 use crate::sampler::FaultCounts;
-use crate::sampler::coverage::{Coverage, Seen};
-use crate::sampler::latencies::{Carry, Latencies};
-use crate::sampler::sample::{FileFaults, MetricSample, Stall, VmSample};
-use crate::sampler::stall::{self, StallSource, Waits};
-use crate::sampler::swapins::{SwapinCounts, SwapinReader};
+use crate::sampler::carry::Carry;
+use crate::sampler::stall::Waits;
+use crate::sampler::stall::is_waiting;
+use crate::sampler::swapins::SwapinReader;
 use crate::sampler::vcpus::VcpuTimes;
 use crate::vm::threads::VcpuThreads;
 use overcommit_ebpf::layout::{self, FaultBacking, Loss, Part, Taker, Thread};
@@ -192,7 +195,7 @@ pub(super) fn stall(
             // One that is known by its name alone, for the programs.
             thread.is_vcpu.store(1, SeqCst);
             let waits = &mut tracked.waits;
-            waited_ns += waits.advance(thread, source, until_ns, length_ns, stall::is_waiting);
+            waited_ns += waits.advance(thread, source, until_ns, length_ns, is_waiting);
             waits.skip(thread, other, until_ns);
         } else {
             tracked.waits.skip(thread, source, until_ns);

@@ -3,14 +3,13 @@
 //! Every fault is counted, so a figure has no sampling error; but a quantile of too
 //! few samples is just their maximum, and what was not all seen can only be worse.
 
-use crate::metrics::{MetricName, coverage_of};
+use crate::model::coverage::{Coverage, coverage_of};
+use crate::model::interval::{Stall, StallSource};
+use crate::model::metric::MetricName;
+use crate::model::run::RunVm;
 use crate::recording::reader::VmTotals;
 use crate::recording::rows::VmRow;
-use crate::recording::run_file::RunVm;
 use crate::recording::{Folder, Recording};
-use crate::sampler::Stall;
-use crate::sampler::coverage::Coverage;
-use crate::sampler::stall::StallSource;
 use crate::slo::Objective;
 use crate::slo::objective::{Bound, Quantile};
 use anyhow::Result;
@@ -332,7 +331,7 @@ fn of_share(stall: Option<Stall>, limit: f64, of_faults: Coverage) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::latencies::Latencies;
+    use crate::model::latencies::Latencies;
 
     fn latencies(counts: &[(u64, u64)]) -> Latencies {
         let mut latencies = Latencies::empty();

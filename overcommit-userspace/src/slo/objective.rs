@@ -1,8 +1,8 @@
 //! What a VM shall have: `web-*:fault.major:p99<2ms`, `stall.share<1%`.
 
-use crate::clock::parse_duration;
-use crate::metrics::{MetricName, is_known};
-use crate::vm::Pattern;
+use crate::format::text::parse_duration;
+use crate::model::metric::{MetricName, is_known};
+use crate::model::pattern::Pattern;
 use anyhow::{Context, Result, bail, ensure};
 use std::fmt;
 

@@ -3,10 +3,10 @@
 //! A process counts as a VM for what it is: it executes QEMU's system emulator,
 //! or it holds descriptors of KVM. What it calls itself decides nothing.
 
+use crate::model::name::{Name, escape};
+use crate::model::vm::{NamedBy, Vm, VmId};
 use crate::vm::cmdline::CommandLine;
 use crate::vm::memory;
-use crate::vm::name::escape;
-use crate::vm::{Name, NamedBy, Vm, VmId};
 use anyhow::{Context, Result};
 use procfs::ProcError;
 use procfs::process::{FDTarget, Process, Stat};
@@ -246,7 +246,7 @@ fn cgroup(process: &Process) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::memory::Backing;
+    use crate::model::vm::Backing;
     use std::fs;
     use std::os::unix::fs::symlink;
 

@@ -1,48 +1,12 @@
 //! What backs a guest's memory.
 
+use crate::model::vm::Backing;
+use crate::model::vm::Mapping;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, MountInfo, Process};
-use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// Smallest mapping that can be a guest's memory.
 const SMALLEST: u64 = 1 << 20;
-
-/// What backs the largest mapping of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Backing {
-    /// Private anonymous memory.
-    Anonymous,
-    /// `memfd_create`.
-    Memfd,
-    /// A file, on tmpfs or on disk.
-    File,
-    /// Huge pages out of the host's pool.
-    Hugetlb,
-}
-
-impl fmt::Display for Backing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Anonymous => "anonymous",
-            Self::Memfd => "memfd",
-            Self::File => "file",
-            Self::Hugetlb => "hugetlb",
-        })
-    }
-}
-
-/// Where a process has its guest's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// What backs it.
-    pub backing: Backing,
-    /// Its first address.
-    pub start: u64,
-    /// The address behind it.
-    pub end: u64,
-}
 
 /// The largest writable mapping of the process: guest memory is one mapping, and by
 /// far the largest. Of a guest with several nodes it is one of them.

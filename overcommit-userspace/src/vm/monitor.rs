@@ -1,18 +1,9 @@
 //! Where can a QEMU be asked? Its monitors that speak QMP, from its command line.
 
+use crate::model::vm::Monitor;
 use crate::vm::cmdline::{pairs, value};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
-
-/// A monitor that speaks QMP.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Monitor {
-    /// QEMU listens there, as it sees the file system.
-    Socket(PathBuf),
-    /// A descriptor that whoever started it holds, as libvirt does.
-    Held,
-}
 
 /// Collects them option by option: a character device may come after what uses it.
 #[derive(Default)]

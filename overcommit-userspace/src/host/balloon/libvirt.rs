@@ -2,7 +2,7 @@
 //! that works with the libvirt that the host has, and can be given up when it hangs.
 
 use crate::host::balloon::qmp::PATIENCE;
-use crate::host::balloon::{Balloon, GuestMemory, Source};
+use crate::model::balloon::{Balloon, GuestMemory, Source};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::collections::BTreeMap;
 use std::process::Stdio;

@@ -4,7 +4,7 @@
 //! greeted, so a monitor that keeps silent is somebody else's; ours is left again after
 //! each look.
 
-use crate::host::balloon::{Balloon, GuestMemory, Source};
+use crate::model::balloon::{Balloon, GuestMemory, Source};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use std::path::Path;

@@ -1,40 +1,9 @@
 //! Normal, pressure or crisis? One VM with a balloon is somebody's choice; several that
 //! are held down, on a host that swaps all the same, are a host that has run out.
 
-use crate::host::SwapState;
-use crate::host::state::State;
-use serde::{Deserialize, Serialize};
+use crate::model::balloon::BalloonState;
+use crate::model::swap::SwapState;
 use std::collections::{BTreeMap, VecDeque};
-
-/// How hard the host takes memory back from its VMs.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum BalloonState {
-    /// Nobody says what the VMs gave back, or not for long enough.
-    #[default]
-    Unknown,
-    /// Nothing is taken back, or no more than at the start on a host that is healthy.
-    Normal,
-    /// Several VMs are held down, or the only one.
-    Pressure,
-    /// The same, it gets worse or is much, and the host swaps all the same.
-    Crisis,
-}
-
-impl State for BalloonState {
-    const ALL: &'static [Self] = &[Self::Unknown, Self::Normal, Self::Pressure, Self::Crisis];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Normal => "normal",
-            Self::Pressure => "pressure",
-            Self::Crisis => "crisis",
-        }
-    }
-}
 
 /// A VM as of now.
 #[derive(Clone, Copy, Debug)]

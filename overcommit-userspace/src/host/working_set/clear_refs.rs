@@ -2,7 +2,7 @@
 //! sees what QEMU touches itself, so a guest under TCG; and it makes reclaim forget
 //! which pages were in use.
 
-use crate::vm::memory::Mapping;
+use crate::model::vm::Mapping;
 use anyhow::{Context, Result};
 use procfs::process::Process;
 use std::path::Path;

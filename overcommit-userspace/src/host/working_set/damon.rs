@@ -2,11 +2,10 @@
 //! interval, and splits and joins regions by what it finds (mm/damon/core.c). Its
 //! interface is one folder for the whole host, /sys/kernel/mm/damon/admin.
 
-use crate::host::overcommit::Range;
 use crate::host::working_set::WINDOWS;
-use crate::host::working_set::regions::{Interval, intersection, normalized, size};
-use crate::vm::VmId;
-use crate::vm::memory::Mapping;
+use crate::host::working_set::regions::{AddressRange, intersection, normalized, size};
+use crate::model::memory::Range;
+use crate::model::vm::{Mapping, VmId};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::{BTreeMap, VecDeque};
@@ -24,7 +23,7 @@ pub const SAMPLE_US_MAX: u64 = 500_000;
 /// Looks after which the regions have been split and joined often enough to follow what
 /// is touched.
 const SETTLING: usize = 6;
-/// Interval of updating the list of mappings, in microseconds: an odd figure, by which
+/// AddressRange of updating the list of mappings, in microseconds: an odd figure, by which
 /// what an overcommit that was killed has left is known.
 const UPDATE_US: u64 = 60_000_007;
 
@@ -38,7 +37,7 @@ pub struct Damon {
     running: Vec<VmId>,
     /// Looks since the start.
     looked: usize,
-    looks: BTreeMap<VmId, VecDeque<Vec<Interval>>>,
+    looks: BTreeMap<VmId, VecDeque<Vec<AddressRange>>>,
     /// In microseconds.
     sample_us: u64,
 }
@@ -180,7 +179,7 @@ impl Damon {
         ranges
     }
 
-    fn touched(&self, number: usize) -> Result<Vec<Interval>> {
+    fn touched(&self, number: usize) -> Result<Vec<AddressRange>> {
         let kdamond = self.kdamond(number);
         // Waits for the end of an aggregation.
         write(&kdamond.join("state"), "update_schemes_tried_regions")?;
@@ -231,12 +230,12 @@ impl Drop for Damon {
         let stopped = self.stop();
         let restored = self.stat.as_ref().map_or(Ok(()), |switch| write(switch, "Y"));
         if let Err(error) = stopped.and(restored) {
-            crate::commands::say(&format!("overcommit: cannot put DAMON back: {error:#}"));
+            crate::terminal::say(&format!("overcommit: cannot put DAMON back: {error:#}"));
         }
     }
 }
 
-fn over(looks: &VecDeque<Vec<Interval>>) -> Range {
+fn over(looks: &VecDeque<Vec<AddressRange>>) -> Range {
     let common = looks.iter().skip(1).fold(looks[0].clone(), |all, look| intersection(&all, look));
     let any = normalized(looks.iter().flatten().copied().collect());
     Range { lower: size(&common), upper: size(&any) }

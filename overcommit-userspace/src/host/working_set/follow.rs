@@ -1,14 +1,13 @@
 //! Measures window after window, and keeps the price of that low.
 
-use crate::host::overcommit::Range;
-use crate::host::working_set::damon::{self, Damon};
+use crate::host::working_set::damon::Damon;
 use crate::host::working_set::mglru::{Aged, Mglru};
 use crate::host::working_set::{
-    COST_MAX, Capabilities, Source, Wanted, Windows, WorkingSet, choose, clear_refs,
+    COST_MAX, Capabilities, Wanted, Windows, choose, clear_refs, damon,
 };
 use crate::kernel;
-use crate::vm::memory::Mapping;
-use crate::vm::{Vm, VmId};
+use crate::model::memory::{Range, Source, WorkingSet};
+use crate::model::vm::{Mapping, Vm, VmId};
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
 use procfs::process::Process;

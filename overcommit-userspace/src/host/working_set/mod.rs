@@ -11,10 +11,11 @@ pub mod follow;
 pub mod mglru;
 pub mod regions;
 
-use crate::host::overcommit::Range;
 use crate::host::working_set::follow::Target;
-use crate::vm::memory::Backing;
-use serde::{Deserialize, Serialize};
+use crate::model::memory::Range;
+use crate::model::memory::Source;
+use crate::model::memory::WorkingSet;
+use crate::model::vm::Backing;
 use std::collections::VecDeque;
 use std::path::Path;
 
@@ -32,45 +33,6 @@ pub enum Wanted {
     ClearRefs,
     /// Nothing; what is resident bounds it
     Bounds,
-}
-
-/// What measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// DAMON's regions of virtual addresses.
-    Damon,
-    /// Pages of the generations since the last ageing.
-    Mglru,
-    /// Pages whose referenced bit was cleared and is set again.
-    ClearRefs,
-    /// What is resident, and whether anything that was not is missed.
-    Bounds,
-}
-
-impl Source {
-    /// The word in files and views.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Damon => "damon",
-            Self::Mglru => "mglru",
-            Self::ClearRefs => "clear_refs",
-            Self::Bounds => "bounds",
-        }
-    }
-}
-
-/// A VM's working set as measured last.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct WorkingSet {
-    /// Over the last windows.
-    pub range: Range,
-    /// What measured.
-    pub source: Source,
-    /// Time in which memory must be touched to belong to it, in seconds.
-    pub window_s: f64,
-    /// CPU time that measuring this VM takes ÷ time.
-    pub cost: f64,
 }
 
 /// Share of a CPU that measuring all VMs may take.
@@ -161,9 +123,8 @@ pub fn bounds(resident: u64, configured: Option<u64>, is_missed: bool) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::Vm;
-    use crate::vm::memory::Mapping;
-    use crate::vm::tests::vm;
+    use crate::model::vm::tests::vm;
+    use crate::model::vm::{Mapping, Vm};
 
     fn target(backing: Option<Backing>, has_page_tables: bool, cgroup: Option<&str>) -> Target {
         let mapping = backing.map(|backing| Mapping { backing, start: 0, end: 1 << 30 });

@@ -1,13 +1,13 @@
 //! Sets of addresses as sorted, disjoint intervals.
 
 /// From a first address to the one behind the last.
-pub type Interval = (u64, u64);
+pub type AddressRange = (u64, u64);
 
 /// Sorts and joins them.
-pub fn normalized(mut intervals: Vec<Interval>) -> Vec<Interval> {
+pub fn normalized(mut intervals: Vec<AddressRange>) -> Vec<AddressRange> {
     intervals.retain(|(start, end)| start < end);
     intervals.sort_unstable();
-    let mut joined: Vec<Interval> = Vec::with_capacity(intervals.len());
+    let mut joined: Vec<AddressRange> = Vec::with_capacity(intervals.len());
     for (start, end) in intervals {
         match joined.last_mut() {
             Some(last) if start <= last.1 => last.1 = last.1.max(end),
@@ -18,7 +18,7 @@ pub fn normalized(mut intervals: Vec<Interval>) -> Vec<Interval> {
 }
 
 /// What lies in both.
-pub fn intersection(a: &[Interval], b: &[Interval]) -> Vec<Interval> {
+pub fn intersection(a: &[AddressRange], b: &[AddressRange]) -> Vec<AddressRange> {
     let mut common = Vec::new();
     let (mut i, mut j) = (0, 0);
     while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
@@ -32,7 +32,7 @@ pub fn intersection(a: &[Interval], b: &[Interval]) -> Vec<Interval> {
 }
 
 /// How many addresses.
-pub fn size(intervals: &[Interval]) -> u64 {
+pub fn size(intervals: &[AddressRange]) -> u64 {
     intervals.iter().map(|(start, end)| end - start).sum()
 }
 
@@ -42,7 +42,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn members(intervals: &[Interval]) -> BTreeSet<u64> {
+    fn members(intervals: &[AddressRange]) -> BTreeSet<u64> {
         intervals.iter().flat_map(|(start, end)| *start..*end).collect()
     }
 

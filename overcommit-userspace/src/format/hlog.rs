@@ -1,0 +1,158 @@
+//! latency.hlog: HdrHistogram's log, as its Java, Python and JavaScript readers
+//! take it.
+
+use crate::model::latencies::Latencies;
+use crate::model::metric::MetricName;
+use anyhow::{Context, Result, anyhow, bail};
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::interval_log::{
+    IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
+};
+use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
+use std::collections::HashMap;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// The log's maximum is in milliseconds, its histograms in nanoseconds.
+const MAX_VALUE_DIVISOR: f64 = 1e6;
+
+/// The log's head. All times in it count from `base_us`, in Unix microseconds.
+///
+/// # Errors
+/// None that can happen in memory.
+pub fn header(base_us: u64) -> Result<Vec<u8>> {
+    let base = UNIX_EPOCH + Duration::from_micros(base_us);
+    let mut bytes = Vec::new();
+    IntervalLogWriterBuilder::new()
+        .add_comment("[Histogram log format version 1.3]")
+        .add_comment("[Histograms in nanoseconds; fault.* has a line for every interval]")
+        .with_start_time(base)
+        .with_base_time(base)
+        .with_max_value_divisor(MAX_VALUE_DIVISOR)
+        .begin_log_with(&mut bytes, &mut V2DeflateSerializer::new())?;
+    Ok(bytes)
+}
+
+/// One interval of a metric. `start_ns` counts from the log's base and never
+/// decreases, in nanoseconds.
+///
+/// # Errors
+/// The histogram cannot be serialised.
+pub fn line(
+    start_ns: u64,
+    length_ns: u64,
+    metric: &MetricName,
+    latencies: &Latencies,
+) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut serializer = V2DeflateSerializer::new();
+    let mut builder = IntervalLogWriterBuilder::new();
+    builder.with_max_value_divisor(MAX_VALUE_DIVISOR);
+    builder
+        .begin_log_with(&mut bytes, &mut serializer)?
+        .write_histogram(
+            &latencies.histogram,
+            Duration::from_nanos(start_ns),
+            Duration::from_nanos(length_ns),
+            Tag::new(metric.as_str()),
+        )
+        .map_err(|error| anyhow!("{error}"))
+        .context("cannot write a histogram")?;
+    // The builder repeats its comment on the divisor before each line.
+    let line = bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line[0] != b'#');
+    Ok(line.collect::<Vec<_>>().concat())
+}
+
+/// What begins the line of a metric.
+const TAG: &[u8] = b"Tag=";
+
+/// Lines of metrics in a log, in order. Stops at a torn one.
+pub fn lines(log: &[u8]) -> impl Iterator<Item = (MetricName, &[u8])> {
+    whole(log).split_inclusive(|byte| *byte == b'\n').filter_map(|line| {
+        let tag = line.strip_prefix(TAG)?.split(|byte| *byte == b',').next()?;
+        Some((MetricName::new(std::str::from_utf8(tag).ok()?), line))
+    })
+}
+
+/// Whole lines of each metric in a log.
+pub fn count(log: &[u8]) -> HashMap<MetricName, usize> {
+    let mut counts = HashMap::new();
+    for (metric, _) in lines(log) {
+        *counts.entry(metric).or_default() += 1;
+    }
+    counts
+}
+
+/// The line without its metric.
+pub fn untagged(line: &[u8]) -> &[u8] {
+    let end = line.iter().position(|byte| *byte == b',').filter(|_| line.starts_with(TAG));
+    end.map_or(line, |end| &line[end + 1..])
+}
+
+/// Reads the histograms of lines.
+#[derive(Default)]
+pub struct LineReader(Deserializer);
+
+impl LineReader {
+    /// The histogram of a line.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn histogram(&mut self, line: &[u8]) -> Result<Histogram<u64>> {
+        let entry = IntervalLogIterator::new(line).next().context("a line is empty")?;
+        let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
+            bail!("a line is no interval");
+        };
+        let bytes = decode(interval.encoded_histogram())?;
+        let histogram = self.0.deserialize(&mut bytes.as_slice());
+        histogram.map_err(|error| anyhow!("a line is no histogram: {error}"))
+    }
+}
+
+fn whole(log: &[u8]) -> &[u8] {
+    &log[..log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1)]
+}
+
+fn decode(text: &str) -> Result<Vec<u8>> {
+    use base64::Engine as _;
+    let engine = &base64::engine::general_purpose::STANDARD;
+    engine.decode(text).context("a line is no base64")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overcommit_ebpf::layout::Metric;
+
+    #[test]
+    fn a_log_comes_back_and_a_torn_line_is_left_out() {
+        let mut latencies = Latencies::empty();
+        latencies.histogram.record_n(2_000_000, 7).unwrap();
+        let mut log = header(1_764_000_000_000_000).unwrap();
+        log.extend(line(0, 1_000_000_000, &Metric::FaultMajor.into(), &latencies).unwrap());
+        log.extend(
+            line(1_000_000_000, 1_000_000_000, &Metric::FaultMinor.into(), &Latencies::empty())
+                .unwrap(),
+        );
+        let text = String::from_utf8(log.clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "#[Histogram log format version 1.3]");
+        assert_eq!(lines[2], "#[StartTime: 1764000000.000 (seconds since epoch)]");
+        assert_eq!(lines[4], "#[MaxValueDivisor: 1000000.000]");
+        assert!(lines[5].starts_with("Tag=fault.major,0.000,1.000,2.0"), "{}", lines[5]);
+        assert!(lines[5].contains(",HISTFAAA"), "{}", lines[5]);
+        assert_eq!(lines.len(), 7);
+        for cut in 0..=2 {
+            let log = &log[..log.len() - cut];
+            let mut reader = LineReader::default();
+            let counts: Vec<(MetricName, u64)> = super::lines(log)
+                .map(|(metric, line)| (metric, reader.histogram(line).unwrap().len()))
+                .collect();
+            assert_eq!(counts.len(), if cut == 0 { 2 } else { 1 });
+            assert_eq!(counts[0], (Metric::FaultMajor.into(), 7));
+            let (_, line) = super::lines(log).next().unwrap();
+            assert!(untagged(line).starts_with(b"0.000,1.000,2.0"));
+            let minor = count(log).get(&Metric::FaultMinor.into()).copied();
+            assert_eq!(minor, (cut == 0).then_some(1));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Durations, sizes and shares as people read and write them.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::time::Duration;
+
+/// The longest duration that makes sense, and fits all clocks.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Reads a duration with a unit: `500ms`, `2s`, `1h30m`.
+///
+/// # Errors
+/// Says what is wrong with the text.
+pub fn parse_duration(text: &str) -> Result<Duration> {
+    ensure!(!text.is_empty(), "the duration is empty; write for example 500ms or 30s");
+    if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        bail!("the duration {text} has no unit; write for example {text}s or {text}ms");
+    }
+    let span: jiff::SignedDuration = text.parse().ok().with_context(|| {
+        format!("{text} is not a duration; write for example 500us, 20ms, 30s or 1h30m")
+    })?;
+    let duration = Duration::try_from(span);
+    let duration = duration.ok().with_context(|| format!("the duration {text} is negative"))?;
+    ensure!(duration <= LONGEST, "the duration {text} is longer than a hundred years");
+    Ok(duration)
+}
+
+/// The same, and not zero.
+///
+/// # Errors
+/// As [`parse_duration`], or the duration is zero.
+pub fn parse_positive_duration(text: &str) -> Result<Duration> {
+    let duration = parse_duration(text)?;
+    ensure!(!duration.is_zero(), "the duration must be longer than zero");
+    Ok(duration)
+}
+
+/// `--interval`: 10 ms to 1 h.
+///
+/// # Errors
+/// As [`parse_duration`], or out of range.
+pub fn parse_interval(text: &str) -> Result<Duration> {
+    let interval = parse_duration(text)?;
+    let range = Duration::from_millis(10)..=Duration::from_secs(3600);
+    ensure!(range.contains(&interval), "an interval lasts from 10ms to 1h, not {text}");
+    Ok(interval)
+}
+
+/// A latency for people: three digits and a unit.
+pub fn readable(ns: u64) -> String {
+    let (value, unit) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..1_000_000 => (ns as f64 / 1e3, "us"),
+        1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
+        _ => (ns as f64 / 1e9, "s"),
+    };
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse_duration("1h30m").unwrap(), Duration::from_secs(5400));
+        assert_eq!(parse_duration("2.5s").unwrap(), Duration::from_millis(2500));
+        assert_eq!(parse_duration("0ns").unwrap(), Duration::ZERO);
+        let message = |text: &str| parse_duration(text).unwrap_err().to_string();
+        assert!(message("10").contains("has no unit"), "{}", message("10"));
+        assert!(message("9223372036854775807s").contains("hundred years"));
+        for text in ["", "ten", "5 parsecs", "s"] {
+            assert!(message(text).contains("write for example"), "{}", message(text));
+        }
+        assert!(message("-5s").contains("negative"), "{}", message("-5s"));
+        assert!(parse_positive_duration("0s").is_err());
+        assert!(parse_interval("9ms").is_err());
+        assert!(parse_interval("10ms").is_ok());
+        assert!(parse_interval("61m").is_err());
+    }
+
+    #[test]
+    fn latencies_are_readable() {
+        for (ns, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1_000, "1.00 us"),
+            (12_345, "12.3 us"),
+            (999_900, "1000 us"),
+            (1_500_000, "1.50 ms"),
+            (137_438_953_471, "137 s"),
+        ] {
+            assert_eq!(readable(ns), text);
+        }
+    }
+}

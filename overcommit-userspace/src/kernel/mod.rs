@@ -1,0 +1,154 @@
+//! What this host is.
+
+pub mod clock;
+pub mod exit_reasons;
+pub mod layout;
+
+use crate::model::vm::VmId;
+use anyhow::{Context, Result, anyhow};
+use std::fs;
+
+/// Number of the system call `ioctl`.
+pub const IOCTL: u32 = if cfg!(target_arch = "aarch64") { 29 } else { 16 };
+
+/// Nanoseconds in a clock tick of /proc: `USER_HZ` is 100 on every architecture
+/// that runs KVM.
+pub const TICK_NS: u64 = 10_000_000;
+
+/// `uname -r`.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn release() -> Result<String> {
+    let path = "/proc/sys/kernel/osrelease";
+    Ok(fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
+}
+
+/// The host's name.
+///
+/// # Errors
+/// It is not set, or no UTF-8.
+pub fn host_name() -> Result<String> {
+    let name = nix::unistd::gethostname().context("cannot get the host name")?;
+    name.into_string().map_err(|name| anyhow!("the host name {name:?} is not UTF-8"))
+}
+
+/// CPUs that the kernel can ever have, online or not.
+///
+/// # Errors
+/// /sys cannot be read.
+pub fn possible_cpus() -> Result<u32> {
+    let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))?;
+    u32::try_from(cpus).context("more CPUs than there can be")
+}
+
+/// Bytes of a page.
+pub fn page_size() -> u64 {
+    procfs::page_size()
+}
+
+/// The names that the kernel itself has, without those of modules.
+pub struct Symbols(String);
+
+impl Symbols {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// /proc/kallsyms cannot be read.
+    pub fn read() -> Result<Self> {
+        let path = "/proc/kallsyms";
+        Ok(Self(fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?))
+    }
+
+    /// The address of a function or variable, 0 if the kernel hides it. `None` if it
+    /// has none: a function may be inlined, or have been given other arguments, which
+    /// shows in its name (`.isra`).
+    pub fn address(&self, name: &str) -> Option<u64> {
+        self.0.lines().find_map(|line| {
+            let (address, rest) = line.split_once(' ')?;
+            (rest.get(2..) == Some(name)).then(|| u64::from_str_radix(address, 16).unwrap_or(0))
+        })
+    }
+}
+
+/// Every function of the kernel and its modules, by address.
+pub struct Functions(Vec<(u64, String)>);
+
+impl Functions {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// /proc/kallsyms cannot be read.
+    pub fn read() -> Result<Self> {
+        Ok(Self::of(&Symbols::read()?.0))
+    }
+
+    fn of(symbols: &str) -> Self {
+        let function = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            let is_function = words.next()?.eq_ignore_ascii_case("t");
+            (is_function && address != 0).then_some((address, words.next()?.to_owned()))
+        };
+        let mut functions: Vec<_> = symbols.lines().filter_map(function).collect();
+        functions.sort_unstable();
+        Self(functions)
+    }
+
+    /// The function in which an address lies.
+    pub fn name(&self, address: u64) -> Option<&str> {
+        let behind = self.0.partition_point(|(start, _)| *start <= address);
+        Some(&self.0.get(behind.checked_sub(1)?)?.1)
+    }
+}
+
+/// The kernel's id of this boot.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    Ok(fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
+}
+
+/// Which run of a process that is.
+///
+/// # Errors
+/// There is no such process.
+pub fn process_id(pid: i32) -> Result<VmId> {
+    let stat = procfs::process::Process::new(pid)?.stat()?;
+    Ok(VmId { pid, start_ticks: stat.starttime })
+}
+
+/// Whether this process has every right of root.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_kernels_own_whole_names_count() {
+        let text = "ffffffff81000000 T do_swap_page\nffffffff81000040 t late.isra.0\n\
+            ffffffffc0000000 t kvm_mmu_page_fault\t[kvm]\n0000000000000000 b nr_swapfiles\n";
+        let symbols = Symbols(text.to_owned());
+        assert_eq!(symbols.address("do_swap_page"), Some(0xffff_ffff_8100_0000));
+        assert_eq!(symbols.address("swap_page"), None);
+        assert_eq!(symbols.address("late"), None);
+        assert_eq!(symbols.address("kvm_mmu_page_fault"), None);
+        assert_eq!(symbols.address("nr_swapfiles"), Some(0), "hidden");
+    }
+
+    #[test]
+    fn an_address_lies_in_the_function_before_it() {
+        let text = "ffffffff81000040 t later\nffffffff81000000 T earlier\n\
+            ffffffff81000050 d data\nffffffffc0000000 t in_a_module\t[kvm]\n";
+        let functions = Functions::of(text);
+        assert_eq!(functions.name(0xffff_ffff_8100_003f), Some("earlier"));
+        assert_eq!(functions.name(0xffff_ffff_8100_0060), Some("later"));
+        assert_eq!(functions.name(0xffff_ffff_c000_0010), Some("in_a_module"));
+        assert_eq!(functions.name(0x1000), None);
+    }
+}

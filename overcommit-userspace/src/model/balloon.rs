@@ -1,0 +1,86 @@
+//! What a VM was made to give back.
+
+use crate::model::state::State;
+use serde::{Deserialize, Serialize};
+
+/// Who said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// QEMU, by a monitor that was free.
+    Qmp,
+    /// libvirt, which holds the monitor.
+    Libvirt,
+    /// The kernel saw pages given back one by one: how much more since the start.
+    Discards,
+}
+
+impl Source {
+    /// The word in files and views.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Qmp => "qmp",
+            Self::Libvirt => "libvirt",
+            Self::Discards => "discards",
+        }
+    }
+}
+
+/// What a VM was given, and what its balloon has taken back, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Balloon {
+    /// What it was started with, and what was plugged in since.
+    pub configured: Option<u64>,
+    /// What the guest's driver last said that it keeps: not the target, and not what the
+    /// host got back. `None` where the VM has no balloon, or nobody can be asked.
+    pub current: Option<u64>,
+    /// Taken back; without a balloon 0, by [`Source::Discards`] since the start.
+    pub ballooned: u64,
+    /// Who said so.
+    pub source: Source,
+    /// The guest's own view.
+    pub guest: Option<GuestMemory>,
+}
+
+/// Memory as the guest's balloon driver last reported it, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestMemory {
+    /// What the guest manages.
+    pub total: Option<u64>,
+    /// What programs in it could still have.
+    pub available: Option<u64>,
+    /// What lies idle.
+    pub free: Option<u64>,
+    /// When, in Unix seconds; a guest that stands still stays at its last report.
+    pub updated_unix_s: u64,
+}
+
+/// How hard the host takes memory back from its VMs.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum BalloonState {
+    /// Nobody says what the VMs gave back, or not for long enough.
+    #[default]
+    Unknown,
+    /// Nothing is taken back, or no more than at the start on a host that is healthy.
+    Normal,
+    /// Several VMs are held down, or the only one.
+    Pressure,
+    /// The same, it gets worse or is much, and the host swaps all the same.
+    Crisis,
+}
+
+impl State for BalloonState {
+    const ALL: &'static [Self] = &[Self::Unknown, Self::Normal, Self::Pressure, Self::Crisis];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Normal => "normal",
+            Self::Pressure => "pressure",
+            Self::Crisis => "crisis",
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What the host and its VMs have, hold and use of memory.
+
+use crate::model::state::State;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Memory of a VM's process, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// In RAM, its part of what it shares.
+    pub resident: u64,
+    /// On swap, its part of what it shares.
+    pub swapped: u64,
+    /// Huge pages out of the host's pool.
+    pub hugetlb: u64,
+}
+
+/// What takes memory beside the VMs, or saves it, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostMemory {
+    /// MemTotal.
+    pub total: u64,
+    /// MemAvailable.
+    pub available: Option<u64>,
+    /// Pools of huge pages, used or not.
+    pub hugetlb_pools: u64,
+    /// What KSM has merged.
+    pub ksm_saved: u64,
+    /// Compressed memory as swap: what it takes, and what it holds.
+    pub zram: Compressed,
+    /// Compressed memory before swap: what it takes, and what it holds.
+    pub zswap: Compressed,
+}
+
+/// See [`HostMemory`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compressed {
+    /// RAM that it takes.
+    pub taken: u64,
+    /// What that was before.
+    pub held: u64,
+}
+
+/// How near the host is to running out of memory.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum OvercommitState {
+    /// Something that it takes is not known.
+    #[default]
+    Unknown,
+    /// What the VMs need has room.
+    Safe,
+    /// Little is left, or may be.
+    Approaching,
+    /// The VMs need more than there is.
+    Critical,
+}
+
+impl State for OvercommitState {
+    const ALL: &'static [Self] = &[Self::Unknown, Self::Safe, Self::Approaching, Self::Critical];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Safe => "safe",
+            Self::Approaching => "approaching",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// From a lower to an upper bound, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// At least.
+    pub lower: u64,
+    /// At most.
+    pub upper: u64,
+}
+
+/// What is left beside the working sets, in bytes: less than nothing if they need more
+/// than there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Headroom {
+    /// At least.
+    pub lower: i64,
+    /// At most.
+    pub upper: i64,
+}
+
+impl Headroom {
+    /// What working sets leave of the memory that they may have; `None` beyond 8 EiB.
+    pub fn of(memory: u64, sets: Range) -> Option<Self> {
+        let left = |need: u64| i64::try_from(i128::from(memory) - i128::from(need)).ok();
+        Some(Self { lower: left(sets.upper)?, upper: left(sets.lower)? })
+    }
+}
+
+/// The sums, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Overcommit {
+    /// How near.
+    pub state: OvercommitState,
+    /// Of the VMs, those on huge pages left out; `None` if one of them is not known.
+    pub configured: Option<u64>,
+    /// Memory without the pools of huge pages.
+    pub physical: u64,
+    /// Share of it that is in use, from 0 to 1.
+    pub in_use: Option<f64>,
+    /// What the VMs could have: what is available, and what they hold.
+    pub capacity: Option<u64>,
+    /// What they need.
+    pub working_sets: Option<Range>,
+    /// What the three that can grow most could still take.
+    pub can_grow: Option<u64>,
+}
+
+impl Overcommit {
+    /// Configured ÷ physical.
+    pub fn ratio(&self) -> Option<f64> {
+        Some(self.configured? as f64 / self.physical.max(1) as f64)
+    }
+
+    /// What is left beside the working sets.
+    pub fn headroom(&self) -> Option<Headroom> {
+        Headroom::of(self.capacity?, self.working_sets?)
+    }
+}
+
+/// Nodes by number, below 64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeSet(u64);
+
+impl NodeSet {
+    /// The kernel's list, such as `0,2-3`; `None` of one with a node of 64 or more.
+    pub fn parse(list: &str) -> Option<Self> {
+        let mut set = Self::default();
+        for part in list.trim().split(',').filter(|part| !part.is_empty()) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            for node in first.parse::<u32>().ok()?..=last.parse().ok()? {
+                set.0 |= 1u64.checked_shl(node)?;
+            }
+        }
+        Some(set)
+    }
+
+    /// Their numbers.
+    pub fn nodes(self) -> impl Iterator<Item = u32> {
+        (0..u64::BITS).filter(move |node| self.0 >> node & 1 != 0)
+    }
+
+    /// Those that the other set has too.
+    pub fn within(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether the other set has all of them.
+    pub fn is_within(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
+    }
+}
+
+impl fmt::Display for NodeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nodes: Vec<String> = self.nodes().map(|node| node.to_string()).collect();
+        f.write_str(&nodes.join(" "))
+    }
+}
+
+/// What measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// DAMON's regions of virtual addresses.
+    Damon,
+    /// Pages of the generations since the last ageing.
+    Mglru,
+    /// Pages whose referenced bit was cleared and is set again.
+    ClearRefs,
+    /// What is resident, and whether anything that was not is missed.
+    Bounds,
+}
+
+impl Source {
+    /// The word in files and views.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Damon => "damon",
+            Self::Mglru => "mglru",
+            Self::ClearRefs => "clear_refs",
+            Self::Bounds => "bounds",
+        }
+    }
+}
+
+/// A VM's working set as measured last.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WorkingSet {
+    /// Over the last windows.
+    pub range: Range,
+    /// What measured.
+    pub source: Source,
+    /// Time in which memory must be touched to belong to it, in seconds.
+    pub window_s: f64,
+    /// CPU time that measuring this VM takes ÷ time.
+    pub cost: f64,
+}

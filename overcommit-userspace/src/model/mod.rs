@@ -1,0 +1,20 @@
+//! What an interval, a VM and a recording are. No I/O, no probes, no text.
+
+pub mod balloon;
+pub mod breakdown;
+pub mod clock;
+pub mod coverage;
+pub mod evictions;
+pub mod interval;
+pub mod latencies;
+pub mod memory;
+pub mod metric;
+pub mod name;
+pub mod pattern;
+pub mod run;
+pub mod slow_fault;
+pub mod state;
+pub mod swap;
+pub mod swapins;
+pub mod vcpus;
+pub mod vm;

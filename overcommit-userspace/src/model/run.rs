@@ -1,0 +1,241 @@
+//! What holds for a whole recording: run.json is this.
+
+use crate::model::clock::Clocks;
+use crate::model::coverage::{Coverage, MetricCoverage, Seen};
+use crate::model::interval::FileFaults;
+use crate::model::swap::SwapSources;
+use crate::model::swapins::SwapinTotals;
+use crate::model::vcpus::VcpuTime;
+use crate::model::vm::{Backing, NamedBy};
+use crate::probes::functions::Purpose;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Name and major version of the format.
+pub const SCHEMA: &str = "overcommit.run";
+/// See [`SCHEMA`].
+pub const MAJOR: u32 = 1;
+
+/// run.json. Durations and times in the unit of their name's end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunFile {
+    /// `overcommit.run/1`.
+    pub schema: String,
+    /// UUIDv7.
+    pub run_id: String,
+    /// Version of overcommit.
+    pub tool_version: String,
+    /// Host name.
+    pub host: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+    /// The process that records, as PID-STARTTIME.
+    pub recorder: String,
+    /// What the user asked for.
+    pub options: Options,
+    /// Where faults are seen.
+    pub backend: BackendChoice,
+    /// The moments that fix all times.
+    pub clocks: RunClocks,
+    /// How far the logs go.
+    pub recorded: Recorded,
+    /// Every VM recorded.
+    pub vms: Vec<RunVm>,
+    /// Each metric, over all VMs.
+    pub coverage: Vec<MetricCoverage>,
+    /// What could not be counted on the whole host.
+    pub not_counted: NotCounted,
+    /// Where the state of the host comes from.
+    #[serde(default)]
+    pub host_state: HostState,
+    /// What is seen of evictions; `None` of a version that did not look.
+    #[serde(default)]
+    pub evictions: Option<EvictionSight>,
+}
+
+/// See [`RunFile::host_state`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostState {
+    /// Why it could not be read, if so.
+    pub unreadable: Option<String>,
+    /// Why what VMs give back is not seen, where nobody says it.
+    #[serde(default)]
+    pub discards_absent: Option<String>,
+}
+
+/// See [`RunFile::evictions`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct EvictionSight {
+    /// Why written pages are not seen, if so.
+    pub written_absent: Option<String>,
+    /// Why pages that are dropped without being written are not seen, if so.
+    pub dropped_absent: Option<String>,
+}
+
+/// See [`RunFile::options`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Options {
+    /// `--interval`
+    pub interval_ns: u64,
+    /// `--duration`
+    pub duration_ns: Option<u64>,
+    /// `--delay`
+    pub delay_ns: u64,
+    /// `--vm`
+    pub vm: Vec<String>,
+    /// `--wait`
+    #[serde(default)]
+    pub wait: bool,
+    /// `--backend`
+    #[serde(default)]
+    pub backend: String,
+    /// `--pid`
+    pub pid: Vec<i32>,
+    /// `--slow-faults`
+    pub slow_faults_ns: Option<u64>,
+    /// `--causes`
+    #[serde(default)]
+    pub causes: bool,
+    /// `--slo` and `--config`
+    #[serde(default)]
+    pub slo: Vec<String>,
+    /// `--label`
+    pub labels: BTreeMap<String, String>,
+    /// The command that was run.
+    pub command: Vec<String>,
+}
+
+/// See [`RunFile::backend`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackendChoice {
+    /// Its name.
+    pub name: String,
+    /// Where the latency of a fault begins.
+    pub fault_starts_at: String,
+    /// The better ones and why they were refused.
+    pub refused: BTreeMap<String, String>,
+    /// The kernel's functions that it hooks.
+    #[serde(default)]
+    pub hooks: Vec<HookState>,
+}
+
+/// What became of a hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookState {
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The function, if one is hooked.
+    pub function: Option<String>,
+    /// How it is hooked: `fentry` or `kprobe`.
+    pub by: Option<String>,
+    /// Why it is not.
+    pub missing: Option<String>,
+}
+
+/// See [`RunFile::clocks`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RunClocks {
+    /// When counting began.
+    pub start: Clocks,
+    /// After each step of the time of day.
+    pub steps: Vec<Clocks>,
+    /// When it ended; missing after a kill.
+    pub end: Option<Clocks>,
+}
+
+/// See [`RunFile::recorded`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Intervals that are complete in all logs: those with a lower number.
+    pub intervals: u64,
+}
+
+/// A VM of the recording.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunVm {
+    /// PID-STARTTIME, the instance.
+    pub vm_id: String,
+    /// Its name as shown.
+    pub name: String,
+    /// How it got the name.
+    pub named_by: NamedBy,
+    /// QEMU's uuid.
+    pub uuid: Option<String>,
+    /// Process id.
+    pub pid: i32,
+    /// Its folder below `vms`.
+    pub folder: String,
+    /// File name of its executable.
+    pub executable: String,
+    /// vCPUs at the start.
+    pub vcpus: Option<u32>,
+    /// Memory configured.
+    pub memory_bytes: Option<u64>,
+    /// What backs the memory.
+    pub backing: Option<Backing>,
+    /// `kvm`, `tcg`, …
+    pub accelerator: Option<String>,
+    /// Its memory cgroup.
+    pub cgroup: Option<String>,
+    /// When counting began.
+    pub first_seen_us: u64,
+    /// When it ended, if it did.
+    pub ended_us: Option<u64>,
+    /// The kernel's counters when counting began, by metric: not in this recording.
+    pub faults_before: BTreeMap<String, u64>,
+    /// How its vCPU threads are known: `name`, `kvm_run`, or not at all.
+    pub vcpus_known_by: Option<String>,
+    /// Where each vCPU's time out of its guest went; empty if no exit was seen.
+    #[serde(default)]
+    pub vcpu_times: Vec<VcpuTime>,
+    /// Where swapped pages came from.
+    #[serde(default)]
+    pub swapins: SwapinTotals,
+    /// Where pages of files came from.
+    #[serde(default)]
+    pub file_faults: FileFaults,
+    /// Where its rates of swapping come from.
+    #[serde(default)]
+    pub swap_sources: SwapSources,
+    /// Why nobody says what it gave back.
+    #[serde(default)]
+    pub balloon_unknown: Option<String>,
+    /// Why its working set is not measured but bounded.
+    #[serde(default)]
+    pub working_set_unknown: Option<String>,
+    /// Why it is in the eviction matrix as an aggressor alone, if so.
+    #[serde(default)]
+    pub evictions_absent: Option<String>,
+    /// Why nothing is known of the exits of a VM under KVM.
+    #[serde(default)]
+    pub exits_absent: Option<String>,
+    /// Faults counted against the kernel's counters.
+    pub seen: Seen,
+    /// Of `fault.*`, measured.
+    pub coverage: Coverage,
+    /// By cause.
+    pub not_counted: BTreeMap<String, u64>,
+}
+
+/// See [`RunFile::not_counted`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCounted {
+    /// Runs of each program that the kernel skipped, over all processes.
+    pub programs_skipped: BTreeMap<String, u64>,
+    /// VMs that could not be recorded because every slot was taken.
+    pub vms_without_slot: u64,
+}
+
+impl RunFile {
+    /// The schema that this version writes.
+    pub fn schema() -> String {
+        format!("{SCHEMA}/{MAJOR}")
+    }
+
+    /// Whether pages that are dropped without being written are seen.
+    pub fn sees_drops(&self) -> bool {
+        self.evictions.as_ref().is_some_and(|sight| sight.dropped_absent.is_none())
+    }
+}

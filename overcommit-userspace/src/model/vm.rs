@@ -1,0 +1,159 @@
+//! A virtual machine: a process that runs one.
+
+use crate::model::name::Name;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+/// One run of a process: PIDs are used again, their start times are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmId {
+    /// Process id.
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat: start after boot, in clock ticks.
+    pub start_ticks: u64,
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.pid, self.start_ticks)
+    }
+}
+
+/// How a VM got the name that it is shown under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamedBy {
+    /// QEMU's `-name guest=`.
+    Guest,
+    /// QEMU's `-name process=`.
+    Process,
+    /// Nothing: executable and PID.
+    Pid,
+}
+
+impl NamedBy {
+    /// In words, for `list`.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Guest => "-name guest=",
+            Self::Process => "-name process=",
+            Self::Pid => "its PID, for it has no name",
+        }
+    }
+}
+
+/// What backs the largest mapping of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backing {
+    /// Private anonymous memory.
+    Anonymous,
+    /// `memfd_create`.
+    Memfd,
+    /// A file, on tmpfs or on disk.
+    File,
+    /// Huge pages out of the host's pool.
+    Hugetlb,
+}
+
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "anonymous",
+            Self::Memfd => "memfd",
+            Self::File => "file",
+            Self::Hugetlb => "hugetlb",
+        })
+    }
+}
+
+/// Where a process has its guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// What backs it.
+    pub backing: Backing,
+    /// Its first address.
+    pub start: u64,
+    /// The address behind it.
+    pub end: u64,
+}
+
+/// A monitor that speaks QMP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// QEMU listens there, as it sees the file system.
+    Socket(PathBuf),
+    /// A descriptor that whoever started it holds, as libvirt does.
+    Held,
+}
+
+/// Bytes of a guest that lie where they lie in its process, from the start.
+const FLAT: u64 = 1 << 30;
+
+/// A virtual machine: a process that runs one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vm {
+    /// Which run of which process.
+    pub id: VmId,
+    /// What it is called; not unique.
+    pub name: Name,
+    /// Why it is called so.
+    pub named_by: NamedBy,
+    /// QEMU's `-uuid`, in lower case.
+    pub uuid: Option<String>,
+    /// File name of the executable.
+    pub executable: String,
+    /// vCPUs at the start.
+    pub vcpus: Option<u32>,
+    /// Memory configured, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Where the guest's memory is.
+    pub mapping: Option<Mapping>,
+    /// `kvm`, `tcg`, …
+    pub accelerator: Option<String>,
+    /// Path in the hierarchy of the memory controller.
+    pub cgroup: Option<String>,
+    /// Where QEMU can be asked.
+    pub monitors: Vec<Monitor>,
+}
+
+impl Vm {
+    /// Where in the guest's physical memory an address of its process lies; `None` where
+    /// that cannot be told without asking QEMU. On x86 the first GiB lies at its own place:
+    /// a machine has no less below its hole for devices (`pc_memory_init`, hw/i386/pc.c, by
+    /// `max-ram-below-4g`, of which QEMU warns if it is less).
+    pub fn guest_address(&self, address: u64) -> Option<u64> {
+        let mapping = self.mapping.filter(|map| Some(map.end - map.start) == self.memory_bytes)?;
+        let offset = address.checked_sub(mapping.start)?;
+        let is_x86 = cfg!(target_arch = "x86_64") && self.executable.starts_with("qemu-system-x86");
+        (is_x86 && offset < FLAT.min(self.memory_bytes?)).then_some(offset)
+    }
+
+    /// What backs the guest's memory.
+    pub fn backing(&self) -> Option<Backing> {
+        Some(self.mapping?.backing)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A VM of that name.
+    pub(crate) fn vm(name: &str) -> Vm {
+        Vm {
+            id: VmId { pid: 42, start_ticks: 4711 },
+            name: Name::new(name),
+            named_by: NamedBy::Guest,
+            uuid: None,
+            executable: "qemu-system-x86_64".to_owned(),
+            vcpus: Some(2),
+            memory_bytes: Some(1 << 30),
+            mapping: None,
+            accelerator: Some("kvm".to_owned()),
+            cgroup: Some("/vms/a".to_owned()),
+            monitors: Vec::new(),
+        }
+    }
+}

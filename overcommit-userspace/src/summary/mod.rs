@@ -1,0 +1,277 @@
+//! summary.json and summary.csv: the whole run, one entry a VM and metric.
+
+pub mod evictions;
+pub mod host;
+pub mod kswapd_estimate;
+
+use crate::format::csv;
+use crate::format::csv::{optional, text};
+use crate::model::breakdown::Breakdown;
+use crate::model::coverage::{Coverage, coverage_of};
+use crate::model::interval::FileFaults;
+use crate::model::latencies::Latencies;
+use crate::model::metric::MetricName;
+use crate::model::run::RunVm;
+use crate::model::swapins::SwapinTotals;
+use crate::recording::Recording;
+use crate::recording::reader::{MetricTotals, VmTotals};
+use crate::recording::rows::VmFigures;
+use crate::slo::Judged;
+use crate::summary::evictions::SummaryEvictions;
+use crate::summary::host::{StateSummary, SummaryHost};
+use anyhow::Result;
+use overcommit_ebpf::layout::{FaultBacking, Loss, Taker};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The columns of summary.csv; only ever appended to.
+const COLUMNS: [&str; 16] = [
+    "vm_id",
+    "vm",
+    "uuid",
+    "pid",
+    "metric",
+    "coverage",
+    "count",
+    "rate_per_s",
+    "sum_ns",
+    "mean_ns",
+    "p50_ns",
+    "p90_ns",
+    "p99_ns",
+    "p999_ns",
+    "max_ns",
+    "over_range",
+];
+
+/// The whole run.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    /// `overcommit.summary/1`.
+    pub schema: &'static str,
+    /// Of run.json.
+    pub run_id: String,
+    /// Complete intervals.
+    pub intervals: u64,
+    /// The host.
+    pub host: SummaryHost,
+    /// Each VM.
+    pub vms: Vec<SummaryVm>,
+    /// Each objective for each VM that it is for.
+    pub objectives: Vec<Judged>,
+}
+
+/// A VM over the whole run.
+#[derive(Debug, Serialize)]
+pub struct SummaryVm {
+    /// PID-STARTTIME.
+    pub vm_id: String,
+    /// Its name as shown.
+    pub vm: String,
+    /// QEMU's uuid.
+    pub uuid: Option<String>,
+    /// Process id.
+    pub pid: i32,
+    /// Time recorded, in seconds.
+    pub length_s: f64,
+    /// How much swapping hurt it.
+    pub swap: StateSummary,
+    /// Its memory, as last known.
+    pub memory: VmFigures,
+    /// `stall.share`: `null` where the vCPU threads are not known.
+    pub stall: Option<StallShare>,
+    /// Faults that the kernel accounted to the VM's threads.
+    pub faults_kernel: u64,
+    /// Those of them that were counted.
+    pub faults_counted: u64,
+    /// Faults counted that threads of another process took, or of the kernel.
+    pub faults_by_others: u64,
+    /// All faults counted, by who took them.
+    pub taken_by: BTreeMap<&'static str, u64>,
+    /// Where swapped pages came from; `null` of a part of the recording.
+    pub swapins: Option<SwapinTotals>,
+    /// Where pages of files came from; `null` of a part of the recording, and where that is
+    /// not seen.
+    pub file_faults: Option<FileFaults>,
+    /// What the time of its faults went into.
+    pub fault_time: Breakdown,
+    /// What the time of its windows of `stall.memory` went into; `null` without such.
+    pub stall_time: Option<Breakdown>,
+    /// Who took its pages; `null` where they cannot be told from others'.
+    pub evictions: Option<SummaryEvictions>,
+    /// By cause.
+    pub not_counted: BTreeMap<&'static str, u64>,
+    /// Each metric.
+    pub metrics: Vec<SummaryMetric>,
+}
+
+/// How much of its vCPUs' time a VM waited for memory.
+#[derive(Debug, Serialize)]
+pub struct StallShare {
+    /// From 0 to 1.
+    pub share: f64,
+    /// Which metric it comes from.
+    pub source: &'static str,
+    /// Summed over vCPUs.
+    pub waited_ns: u64,
+    /// vCPUs × time.
+    pub vcpu_ns: u64,
+}
+
+/// A metric over the whole run. Empty where there is nothing to say it of.
+#[derive(Debug, Serialize)]
+pub struct SummaryMetric {
+    /// Its name.
+    pub metric: MetricName,
+    /// How much was seen.
+    pub coverage: Coverage,
+    /// How many.
+    pub count: u64,
+    /// By the length of the VM's intervals.
+    pub rate_per_s: f64,
+    /// Exact.
+    pub sum_ns: u64,
+    /// Exact, rounded down.
+    pub mean_ns: Option<u64>,
+    /// Quantile 0.5.
+    pub p50_ns: Option<u64>,
+    /// Quantile 0.9.
+    pub p90_ns: Option<u64>,
+    /// Quantile 0.99.
+    pub p99_ns: Option<u64>,
+    /// Quantile 0.999.
+    pub p999_ns: Option<u64>,
+    /// Exact.
+    pub max_ns: Option<u64>,
+    /// How many exceeded the range of the histogram.
+    pub over_range: u64,
+}
+
+impl Summary {
+    /// Of a recording, held against objectives.
+    pub fn of(recording: &Recording, objectives: Vec<Judged>) -> Self {
+        let evictions = evictions::of(recording);
+        let vms = recording.run.vms.iter().zip(&recording.vms).zip(evictions);
+        let vms = vms.map(|((vm, totals), evictions)| summary_vm(recording, vm, totals, evictions));
+        Self {
+            schema: "overcommit.summary/1",
+            run_id: recording.run.run_id.clone(),
+            intervals: recording.intervals,
+            host: SummaryHost::of(recording),
+            vms: vms.collect(),
+            objectives,
+        }
+    }
+
+    /// summary.json.
+    ///
+    /// # Errors
+    /// None that can happen in memory.
+    pub fn json(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// summary.csv.
+    ///
+    /// # Errors
+    /// See [`csv::rows`].
+    pub fn csv(&self) -> Result<Vec<u8>> {
+        let mut file = csv::header(&COLUMNS);
+        let rows = self.vms.iter().flat_map(|vm| vm.metrics.iter().map(|metric| row(vm, metric)));
+        file.extend(csv::rows(rows)?);
+        Ok(file)
+    }
+}
+
+fn summary_vm(
+    recording: &Recording,
+    vm: &RunVm,
+    totals: &VmTotals,
+    evictions: Option<SummaryEvictions>,
+) -> SummaryVm {
+    // Of the whole recording run.json has what no row has.
+    let whole = recording.is_whole().then_some(vm);
+    let files = coverage_of(&recording.run.coverage, &MetricName::from(FaultBacking::File));
+    let stall = totals.stall.and_then(|stall| {
+        Some(StallShare {
+            share: stall.share()?,
+            source: stall.source.name(),
+            waited_ns: stall.waited_ns,
+            vcpu_ns: stall.vcpu_ns,
+        })
+    });
+    SummaryVm {
+        vm_id: vm.vm_id.clone(),
+        vm: vm.name.clone(),
+        uuid: vm.uuid.clone(),
+        pid: vm.pid,
+        length_s: totals.length_ns as f64 / 1e9,
+        swap: StateSummary::of(&totals.swap_states),
+        memory: totals.memory.clone(),
+        stall,
+        faults_kernel: totals.seen.kernel,
+        faults_counted: totals.seen.counted,
+        faults_by_others: totals.taken_by[Taker::Outside as usize],
+        taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
+        swapins: whole.map(|vm| vm.swapins.clone()),
+        file_faults: whole.filter(|_| files != Coverage::Absent).map(|vm| vm.file_faults),
+        fault_time: totals.fault_time,
+        stall_time: totals.stall_time,
+        evictions,
+        not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
+        metrics: totals
+            .metrics
+            .iter()
+            .map(|(name, metric)| summary_metric(name, metric, totals))
+            .collect(),
+    }
+}
+
+fn summary_metric(name: &MetricName, metric: &MetricTotals, totals: &VmTotals) -> SummaryMetric {
+    let latencies: &Latencies = &metric.latencies;
+    let count = latencies.count();
+    let rate =
+        if totals.length_ns == 0 { 0.0 } else { count as f64 * 1e9 / totals.length_ns as f64 };
+    SummaryMetric {
+        metric: name.clone(),
+        coverage: metric.coverage,
+        count,
+        rate_per_s: rate,
+        sum_ns: latencies.sum_ns,
+        mean_ns: latencies.sum_ns.checked_div(count),
+        p50_ns: latencies.quantile(0.5),
+        p90_ns: latencies.quantile(0.9),
+        p99_ns: latencies.quantile(0.99),
+        p999_ns: latencies.quantile(0.999),
+        max_ns: (count > 0).then_some(latencies.max_ns),
+        over_range: latencies.over_range,
+    }
+}
+
+fn row(vm: &SummaryVm, metric: &SummaryMetric) -> Vec<String> {
+    vec![
+        vm.vm_id.clone(),
+        text(&vm.vm),
+        text(vm.uuid.as_deref().unwrap_or_default()),
+        vm.pid.to_string(),
+        metric.metric.as_str().to_owned(),
+        metric.coverage.name().to_owned(),
+        metric.count.to_string(),
+        format!("{:.3}", metric.rate_per_s),
+        metric.sum_ns.to_string(),
+        optional(metric.mean_ns),
+        optional(metric.p50_ns),
+        optional(metric.p90_ns),
+        optional(metric.p99_ns),
+        optional(metric.p999_ns),
+        optional(metric.max_ns),
+        metric.over_range.to_string(),
+    ]
+}
+
+/// A share as people read it.
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}

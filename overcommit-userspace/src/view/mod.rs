@@ -1,0 +1,6 @@
+//! A recording as people read it.
+
+pub mod memory_text;
+pub mod progress;
+pub mod sentence;
+pub mod summary_text;

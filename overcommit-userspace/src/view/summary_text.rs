@@ -1,0 +1,196 @@
+//! The summary as people read it.
+
+use crate::format::text::readable;
+use crate::model::coverage::{Coverage, FAULT_TIME};
+use crate::model::metric::MetricName;
+use crate::model::run::RunFile;
+use crate::slo::{Judged, Verdict};
+use crate::summary::{Summary, SummaryMetric, SummaryVm, percent};
+use crate::view::memory_text;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use std::fmt::Write;
+
+/// Head, table, and what was not seen or counted.
+pub fn text(run: &RunFile, summary: &Summary) -> String {
+    let mut text = head(run, summary);
+    if summary.vms.is_empty() {
+        text.push_str("No VM was recorded.\n");
+    } else {
+        let _ = writeln!(text, "\n{}\n", table(summary).trim_fmt());
+        memory_text::host(&mut text, &summary.host);
+        for vm in &summary.vms {
+            memory_text::vm(&mut text, vm, &shown_name(summary, vm));
+            notes(&mut text, vm, &shown_name(summary, vm));
+        }
+    }
+    not_counted(&mut text, run);
+    objectives(&mut text, &summary.objectives);
+    text
+}
+
+fn head(run: &RunFile, summary: &Summary) -> String {
+    let interval = std::time::Duration::from_nanos(run.options.interval_ns);
+    format!(
+        "{} · Linux {} · backend {} · {} intervals of {interval:?}{}\n",
+        run.host,
+        run.kernel,
+        run.backend.name,
+        summary.intervals,
+        if run.clocks.end.is_none() { " · not ended" } else { "" },
+    )
+}
+
+fn table(summary: &Summary) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header([
+        "VM", "STALL", "METRIC", "COUNT", "PER S", "P50", "P90", "P99", "P99.9", "MAX",
+    ]);
+    for vm in &summary.vms {
+        let mut name = shown_name(summary, vm);
+        let mut stall = vm.stall.as_ref().map_or("-".to_owned(), |stall| percent(stall.share));
+        for metric in &vm.metrics {
+            let mut row = vec![std::mem::take(&mut name), std::mem::take(&mut stall)];
+            row.extend(figures(metric));
+            table.add_row(row);
+        }
+    }
+    for column in table.column_iter_mut().filter(|column| ![0, 2].contains(&column.index)) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn figures(metric: &SummaryMetric) -> [String; 8] {
+    let latency = |ns: Option<u64>| ns.map_or("-".to_owned(), readable);
+    let partial = if metric.coverage == Coverage::Partial { " (partial)" } else { "" };
+    [
+        format!("{}{partial}", metric.metric.as_str()),
+        metric.count.to_string(),
+        format!("{:.1}", metric.rate_per_s),
+        latency(metric.p50_ns),
+        latency(metric.p90_ns),
+        latency(metric.p99_ns),
+        latency(metric.p999_ns),
+        latency(metric.max_ns),
+    ]
+}
+
+/// The name, with the instance behind it where two VMs share it.
+fn shown_name(summary: &Summary, vm: &SummaryVm) -> String {
+    let same = summary.vms.iter().filter(|other| other.vm == vm.vm).count();
+    if same > 1 { format!("{} ({})", vm.vm, vm.vm_id) } else { vm.vm.clone() }
+}
+
+fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
+    let unseen = vm.faults_kernel.saturating_sub(vm.faults_counted);
+    if vm.metrics.iter().any(|metric| metric.coverage == Coverage::Partial) {
+        let share = percent(unseen as f64 / vm.faults_kernel.max(1) as f64);
+        let _ = writeln!(
+            text,
+            "{name}: {unseen} of {} faults ({share}) were not seen by this backend.",
+            vm.faults_kernel
+        );
+    }
+    if vm.faults_by_others > 0 {
+        let _ = writeln!(
+            text,
+            "{name}: {} faults were taken from outside, by kernel workers or other processes.",
+            vm.faults_by_others
+        );
+    }
+    let of_swap = vm.swapins.as_ref().map(|swapins| {
+        let cached = [("the swap cache", swapins.from_cache), ("zswap", swapins.from_zswap)];
+        let devices = swapins.from_device.iter().map(|(name, count)| (name.as_str(), *count));
+        cached.into_iter().chain(devices).collect()
+    });
+    let of_files =
+        vm.file_faults.map(|files| vec![("the page cache", files.cached), ("a disk", files.read)]);
+    for (what, sources) in [("swapped pages", of_swap), ("pages of files", of_files)] {
+        let sources: Vec<(&str, u64)> = sources.unwrap_or_default();
+        if let Some(shares) = shares(&sources) {
+            let _ = writeln!(text, "{name}: {what} came {shares}.");
+        }
+    }
+    let lost: Vec<String> = vm
+        .not_counted
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(cause, count)| format!("{cause} {count}"))
+        .collect();
+    if !lost.is_empty() {
+        let _ = writeln!(text, "{name}: not counted: {}.", lost.join(", "));
+    }
+}
+
+/// How much came from where; `None` of nothing.
+fn shares(sources: &[(&str, u64)]) -> Option<String> {
+    let total: u64 = sources.iter().map(|(_, count)| count).sum();
+    let used = sources.iter().filter(|(_, count)| *count > 0);
+    let shares: Vec<String> = used
+        .map(|(name, count)| format!("{} from {name}", percent(*count as f64 / total as f64)))
+        .collect();
+    (total > 0).then(|| shares.join(", "))
+}
+
+/// A line for each objective and VM, the broken ones first.
+fn objectives(text: &mut String, judged: &[Judged]) {
+    if !judged.is_empty() {
+        text.push('\n');
+    }
+    for (verdict, word) in
+        [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "not judged"), (Verdict::Held, "held")]
+    {
+        for judged in judged.iter().filter(|judged| judged.verdict == verdict) {
+            let vm = judged.vm.as_deref().unwrap_or("-");
+            let _ = write!(text, "{word:<10}  {vm}  {}", judged.objective);
+            let value = judged.value_ns.map(readable).or(judged.share.map(percent));
+            if let Some(value) = value {
+                let _ = write!(text, ": {value}");
+            }
+            let intervals = judged.intervals;
+            if intervals.broken > 0 {
+                let all = intervals.broken + intervals.held + intervals.not_judged;
+                let _ = write!(
+                    text,
+                    "; broken in {} of {all} intervals, for {:.1} s at the longest",
+                    intervals.broken, intervals.longest_broken_s
+                );
+            }
+            if let Some(why) = &judged.why {
+                let _ = write!(text, " ({why})");
+            }
+            text.push('\n');
+        }
+    }
+}
+
+fn not_counted(text: &mut String, run: &RunFile) {
+    let skipped: u64 = run.not_counted.programs_skipped.values().sum();
+    if skipped > 0 {
+        let _ =
+            writeln!(text, "The kernel skipped the programs {skipped} times, over all processes.");
+    }
+    for (reason, families) in absent(run) {
+        let _ = writeln!(text, "Absent: {}: {reason}.", families.join(", "));
+    }
+    if run.not_counted.vms_without_slot > 0 {
+        let count = run.not_counted.vms_without_slot;
+        let _ = writeln!(text, "{count} VMs were not recorded: every slot was taken.");
+    }
+}
+
+/// What this recording could have had and has not, by reason.
+fn absent(run: &RunFile) -> Vec<(&str, Vec<&str>)> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for entry in run.coverage.iter().filter(|entry| entry.coverage == Coverage::Absent) {
+        // Parts are told where they were seen.
+        let is_part = MetricName::new(&entry.metric).is_in(FAULT_TIME);
+        let Some(reason) = entry.not_seen.first().filter(|_| !is_part) else { continue };
+        match reasons.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, families)) => families.push(&entry.metric),
+            None => reasons.push((reason, vec![&entry.metric])),
+        }
+    }
+    reasons
+}
