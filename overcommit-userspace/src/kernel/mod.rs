@@ -6,6 +6,7 @@ pub mod layout;
 
 use crate::model::vm::VmId;
 use anyhow::{Context, Result, anyhow};
+use std::collections::HashMap;
 use std::fs;
 
 /// Number of the system call `ioctl`.
@@ -47,8 +48,8 @@ pub fn page_size() -> u64 {
     procfs::page_size()
 }
 
-/// The names that the kernel itself has, without those of modules.
-pub struct Symbols(String);
+/// The names that the kernel itself has, without those of modules, with their addresses.
+pub struct Symbols(HashMap<String, u64>);
 
 impl Symbols {
     /// Reads them.
@@ -56,19 +57,31 @@ impl Symbols {
     /// # Errors
     /// /proc/kallsyms cannot be read.
     pub fn read() -> Result<Self> {
-        let path = "/proc/kallsyms";
-        Ok(Self(fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?))
+        Ok(Self::of(&kallsyms()?))
+    }
+
+    fn of(text: &str) -> Self {
+        let symbol = |line: &str| {
+            let (address, rest) = line.split_once(' ')?;
+            let name = rest.get(2..).filter(|name| !name.contains('\t'))?;
+            Some((name.to_owned(), u64::from_str_radix(address, 16).unwrap_or(0)))
+        };
+        // Of several that share a name the first counts.
+        Self(text.lines().rev().filter_map(symbol).collect())
     }
 
     /// The address of a function or variable, 0 if the kernel hides it. `None` if it
     /// has none: a function may be inlined, or have been given other arguments, which
     /// shows in its name (`.isra`).
     pub fn address(&self, name: &str) -> Option<u64> {
-        self.0.lines().find_map(|line| {
-            let (address, rest) = line.split_once(' ')?;
-            (rest.get(2..) == Some(name)).then(|| u64::from_str_radix(address, 16).unwrap_or(0))
-        })
+        self.0.get(name).copied()
     }
+}
+
+/// A name of the kernel's or a module's on each line.
+fn kallsyms() -> Result<String> {
+    let path = "/proc/kallsyms";
+    fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
 }
 
 /// Every function of the kernel and its modules, by address.
@@ -80,7 +93,7 @@ impl Functions {
     /// # Errors
     /// /proc/kallsyms cannot be read.
     pub fn read() -> Result<Self> {
-        Ok(Self::of(&Symbols::read()?.0))
+        Ok(Self::of(&kallsyms()?))
     }
 
     fn of(symbols: &str) -> Self {
@@ -133,7 +146,7 @@ mod tests {
     fn only_the_kernels_own_whole_names_count() {
         let text = "ffffffff81000000 T do_swap_page\nffffffff81000040 t late.isra.0\n\
             ffffffffc0000000 t kvm_mmu_page_fault\t[kvm]\n0000000000000000 b nr_swapfiles\n";
-        let symbols = Symbols(text.to_owned());
+        let symbols = Symbols::of(text);
         assert_eq!(symbols.address("do_swap_page"), Some(0xffff_ffff_8100_0000));
         assert_eq!(symbols.address("swap_page"), None);
         assert_eq!(symbols.address("late"), None);

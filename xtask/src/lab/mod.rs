@@ -24,8 +24,11 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// Labs among which the scenarios of a kernel are divided, so that no CPU waits for the
 /// last kernel alone.
 const PARTS: u32 = 2;
+/// Labs at a time for each CPU: they wait a good part of their time, and nothing in them depends
+/// on how much of a CPU they get.
+const A_CPU: usize = 2;
 /// Labs at a time at the most, each of which takes 3 GiB.
-const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 4;
 /// Bytes of the slow disk.
 const DISK: u64 = 256 << 20;
 
@@ -118,7 +121,7 @@ impl Labs {
             .map(Self)
     }
 
-    /// Boots them, as many at a time as there are CPUs: each keeps one busy.
+    /// Boots them, some at a time.
     ///
     /// # Errors
     /// A kernel does not boot, or a scenario fails on one that is pinned.
@@ -126,7 +129,7 @@ impl Labs {
         let failed = Mutex::new(Vec::new());
         let waiting = Mutex::new(self.0.into_iter());
         let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let at_once = std::thread::available_parallelism()?.get().min(AT_ONCE);
+        let at_once = (std::thread::available_parallelism()?.get() * A_CPU).min(AT_ONCE);
         std::thread::scope(|scope| {
             for _ in 0..at_once {
                 scope.spawn(|| {
