@@ -7,14 +7,12 @@
 // Output goes through `commands::print` and `say`, which survive a closed pipe.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod boundary;
 pub mod commands;
 pub mod compare;
 pub mod export;
 pub mod format;
 pub mod host;
 pub mod kernel;
-pub mod load;
 pub mod model;
 pub mod probes;
 pub mod recording;
@@ -25,4 +23,3 @@ pub mod summary;
 pub mod terminal;
 pub mod view;
 pub mod vm;
-pub mod wait;

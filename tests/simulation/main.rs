@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use model::{Load, recording};
 use overcommit::compare::compare;
-use overcommit::compare::series::Run;
-use overcommit::recording::Span;
+use overcommit::compare::series::Side;
+use overcommit::recording::{Recording, Span};
 use std::process::ExitCode;
 
 /// Pairs without a change, of each kind of load.
@@ -32,9 +32,9 @@ fn main() -> ExitCode {
 /// Whether anything is claimed of a pair; `None` where it is said to be too short.
 fn is_claimed(load: Load, seconds: u64, seed: u64, factor: f64) -> Result<Option<bool>> {
     let dir = tempfile::tempdir_in("/dev/shm")?;
-    let run = |name: &str, seed, factor| -> Result<Vec<Run>> {
+    let run = |name: &str, seed, factor| -> Result<Vec<Side>> {
         let folder = recording(&dir.path().join(name), load, seconds, seed, factor)?;
-        Ok(vec![Run::open(folder, Span::WHOLE)?])
+        Ok(vec![Side::read(Recording::open(&folder)?, Span::WHOLE)?])
     };
     let compared = compare(&run("base", 2 * seed, 1.0)?, &run("new", 2 * seed + 1, factor)?)?;
     ensure!(compared.compared.len() == 3, "{compared:#?}");
@@ -70,7 +70,7 @@ fn simulate(load: Load, seconds: u64) -> Result<()> {
 fn too_short() -> Result<()> {
     let dir = tempfile::tempdir_in("/dev/shm")?;
     let folder = recording(&dir.path().join("run"), Load::Bursts, 60, 1, 1.0)?;
-    let runs = [Run::open(folder, Span::WHOLE)?];
+    let runs = [Side::read(Recording::open(&folder)?, Span::WHOLE)?];
     let compared = compare(&runs, &runs)?;
     let says = |why: &Option<String>| why.as_ref().is_some_and(|why| why.contains("60 s recorded"));
     ensure!(compared.compared.iter().all(|entry| says(&entry.why_not)), "{compared:#?}");

@@ -4,19 +4,14 @@ use anyhow::Result;
 use overcommit::model::clock::Clocks;
 use overcommit::model::coverage::{Coverage, Seen};
 use overcommit::model::interval::{
-    FileFaults, HostSample, Interval, MetricSample, Stall, StallSource, VmHostSample, VmSample,
+    Interval, MetricInterval, Place, Stall, StallSource, VmInterval,
 };
 use overcommit::model::latencies::Latencies;
 use overcommit::model::name::Name;
-use overcommit::model::run::{BackendChoice, NotCounted, Options, RunClocks, RunFile};
-use overcommit::model::swapins::{SwapinCounts, SwapinTotals};
-use overcommit::model::vm::{NamedBy, Vm, VmId};
-use overcommit::probes::decide::Backend;
-use overcommit::probes::sight;
-use overcommit::probes::sight::Sight;
+use overcommit::model::run::{Options, Run, RunClocks, RunVm};
+use overcommit::model::vm::{Vm, VmId};
 use overcommit::recording::{Folder, Writer};
-use overcommit::sampler::roster::Member;
-use overcommit_ebpf::layout::{Loss, Metric, Part, Taker};
+use overcommit_ebpf::layout::Metric;
 use std::path::Path;
 
 /// How a load changes by itself.
@@ -91,9 +86,9 @@ pub(crate) fn recording(
         level.next(&mut random);
     }
     let start = Clocks { realtime_ns: 1_700_000_000 * SECOND_NS, ..Clocks::default() };
-    let mut writer = Writer::create(Folder::create(path, None)?, run_file(start))?;
-    let members = [member(start)];
-    let coverage = sight::declared(&sight());
+    let mut run = run(start);
+    let folder = Folder::create(path, None)?;
+    let mut writer = Writer::create(folder.clone(), &run)?;
     for number in 0..seconds / INTERVAL {
         let mut latencies = Latencies::empty();
         for _ in 0..INTERVAL {
@@ -105,77 +100,25 @@ pub(crate) fn recording(
                 latencies.max_ns = latencies.max_ns.max(latency as u64);
             }
         }
-        let interval = interval(number, start, latencies);
-        writer.write(&interval, &members, NotCounted::default(), coverage.clone())?;
+        run.recorded.intervals = number + 1;
+        writer.write(&run, &interval(number, start, latencies))?;
     }
     let end_ns = seconds * SECOND_NS;
-    let end = Clocks { realtime_ns: start.realtime_ns + end_ns, monotonic_ns: end_ns, ..start };
-    let folder = writer.folder().clone();
-    writer.finish(end, NotCounted::default())?;
+    run.clocks.end =
+        Some(Clocks { realtime_ns: start.realtime_ns + end_ns, monotonic_ns: end_ns, ..start });
+    writer.write_run(&run)?;
     Ok(folder)
 }
 
-fn sight() -> Sight {
-    Sight {
-        backend: Some(Backend::Perf),
-        hooks: Vec::new(),
-        exits_absent: None,
-        has_apf: false,
-        absent: Default::default(),
-        has_run_delay: false,
-    }
-}
-
-fn run_file(start: Clocks) -> RunFile {
-    RunFile {
-        schema: RunFile::schema(),
-        run_id: String::new(),
-        tool_version: String::new(),
+fn run(start: Clocks) -> Run {
+    let vm = Vm { name: Name::new("vm"), ..Vm::gone(VmId { pid: 1, start_ticks: 1 }) };
+    Run {
+        schema: Run::schema(),
         host: "simulated".to_owned(),
-        kernel: String::new(),
-        boot_id: String::new(),
-        recorder: String::new(),
         options: Options { interval_ns: INTERVAL * SECOND_NS, ..Options::default() },
-        backend: BackendChoice {
-            name: "perf".to_owned(),
-            fault_starts_at: String::new(),
-            refused: Default::default(),
-            hooks: Vec::new(),
-        },
         clocks: RunClocks { start, steps: Vec::new(), end: None },
-        recorded: Default::default(),
-        vms: Vec::new(),
-        coverage: Vec::new(),
-        not_counted: NotCounted::default(),
-        host_state: Default::default(),
-        evictions: None,
-    }
-}
-
-fn member(start: Clocks) -> Member {
-    Member {
-        vm: Vm {
-            id: VmId { pid: 1, start_ticks: 1 },
-            name: Name::new("vm"),
-            named_by: NamedBy::Guest,
-            uuid: None,
-            executable: String::new(),
-            vcpus: Some(1),
-            memory_bytes: None,
-            mapping: None,
-            accelerator: None,
-            cgroup: None,
-            monitors: Vec::new(),
-        },
-        first_seen_ns: start.realtime_ns,
-        ended_ns: None,
-        faults_before: [0; 2],
-        seen: Seen::default(),
-        vcpus_known_by: None,
-        vcpu_times: Vec::new(),
-        swapins: SwapinTotals::default(),
-        file_faults: FileFaults::default(),
-        exits_absent: None,
+        vms: vec![RunVm::found(&vm, &[], &start, [0; 2])],
+        ..Run::default()
     }
 }
 
@@ -184,36 +127,29 @@ fn interval(number: u64, start: Clocks, latencies: Latencies) -> Interval {
     let count = latencies.count();
     let stall =
         Stall { waited_ns: latencies.sum_ns, vcpu_ns: length_ns, source: StallSource::Faults };
-    let sample = |metric: Metric, latencies| MetricSample {
+    let metric = |metric: Metric, latencies| MetricInterval {
         name: metric.into(),
         coverage: Coverage::Full,
         latencies,
     };
-    let vm = VmSample {
-        member: 0,
+    let vm = VmInterval {
         metrics: vec![
-            sample(Metric::FaultMinor, Latencies::empty()),
-            sample(Metric::FaultMajor, latencies),
+            metric(Metric::FaultMinor, Latencies::empty()),
+            metric(Metric::FaultMajor, latencies),
         ],
         seen: Seen { counted: count, kernel: count },
-        taken_by: [0; Taker::COUNT],
         stall: Some(stall),
-        swapins: SwapinCounts::default(),
-        swapped_out: 0,
-        discards: [0; 2],
-        parts_ns: [0; Part::COUNT],
-        stall_ns: [0; Part::COUNT + 1],
-        not_counted: [0; Loss::COUNT],
+        ..VmInterval::default()
     };
     Interval {
-        number,
-        start_us: start.realtime_ns / 1_000 + number * INTERVAL * 1_000_000,
-        offset_ns: number * length_ns,
-        length_ns,
-        partial: false,
+        place: Place {
+            number,
+            start_us: start.realtime_ns / 1_000 + number * INTERVAL * 1_000_000,
+            offset_ns: number * length_ns,
+            length_ns,
+            partial: false,
+        },
         vms: vec![vm],
-        evictions: Vec::new(),
-        host: HostSample::default(),
-        vm_hosts: vec![VmHostSample::default()],
+        ..Interval::default()
     }
 }

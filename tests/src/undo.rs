@@ -156,7 +156,8 @@ pub fn sweep() -> Result<()> {
             println!("left by a killed process: {}", text.lines().next().unwrap_or_default());
             put_back("what a killed process left", Action::Script(script.clone()));
         }
-        let _ = fs::remove_dir(&dir);
+        // What cannot be put back has been said; it would be said again each time.
+        let _ = fs::remove_dir_all(&dir);
     }
     Ok(())
 }
@@ -263,7 +264,7 @@ mod tests {
         let left = Path::new(JOURNAL).join("999999999-1");
         fs::create_dir_all(&left).unwrap();
         let say = |name: &str, text: &str| {
-            let script = format!("printf '{text}' >> '{}'", changed.display());
+            let script = format!("printf %s '{text}' >> '{}'", changed.display());
             fs::write(left.join(name), script).unwrap();
         };
         say("000001", "-first");

@@ -200,7 +200,7 @@ fn text(report: &Report) -> String {
             (Some(function), Some(by), None) => format!("{function} by {by}"),
             (.., missing) => missing.clone().unwrap_or_default(),
         };
-        let _ = writeln!(out, "  {:<16} {how}", hook.purpose.name());
+        let _ = writeln!(out, "  {:<16} {how}", hook.purpose);
     }
     let _ = writeln!(out, "\nWorking sets, bounded where neither can be used");
     for source in &report.working_sets {

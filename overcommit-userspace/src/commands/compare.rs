@@ -1,11 +1,11 @@
 //! `overcommit compare`
 
 use crate::commands::SpanArgs;
-use crate::compare::series::Run;
+use crate::compare::series::Side;
 use crate::compare::{Compared, Comparison, compare};
 use crate::format::text::readable;
-use crate::recording::Folder;
 use crate::recording::run_file;
+use crate::recording::{Folder, Recording};
 use crate::slo::judge::BROKEN;
 use crate::terminal::print;
 use anyhow::{Context, Result, ensure};
@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// A recording, or each of those in a folder.
-fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Run>> {
+fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Side>> {
     let is_recording = |dir: &Path| dir.join(crate::recording::folder::RUN_FILE).exists();
     let mut dirs = vec![dir.to_owned()];
     if !is_recording(dir) {
@@ -62,7 +62,8 @@ fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Run>> {
         let folder = Folder::open(&dir);
         run_file::read(&dir)?;
         let span = span.read(&folder)?;
-        Run::open(folder, span).with_context(|| format!("{}", dir.display()))
+        let side = Recording::open(&folder).and_then(|recording| Side::read(recording, span));
+        side.with_context(|| format!("{}", dir.display()))
     };
     dirs.into_iter().map(open).collect()
 }

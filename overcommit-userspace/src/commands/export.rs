@@ -37,9 +37,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let folder = Folder::open(&args.dir);
     run_file::read(folder.path())?;
-    let recording = Recording::open(&folder, args.span.read(&folder)?)?;
+    let span = args.span.read(&folder)?;
+    let recording = Recording::open(&folder)?;
     let selection = Selection { vms: args.vm.clone(), metrics: args.metric.clone() };
-    let files = files::write(&recording, &folder, args.format, &selection)?;
+    let files = files::write(&recording, span, args.format, &selection)?;
     print(
         &files.iter().map(|name| format!("{}\n", folder.file(name).display())).collect::<String>(),
     )?;

@@ -1,11 +1,9 @@
 //! `overcommit record`
 
-use crate::boundary::Boundary;
 use crate::commands::report::{Format, View};
 use crate::commands::{FAILED, HostArgs, ObjectiveArgs, report, require_root};
 use crate::format::text::{parse_duration, parse_interval, parse_positive_duration};
-use crate::kernel::clock;
-use crate::load::Load;
+use crate::kernel;
 use crate::model::pattern::Pattern;
 use crate::model::run::Options;
 use crate::model::vm::Vm;
@@ -13,24 +11,25 @@ use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
 use crate::recording::folder::Owner;
-use crate::recording::{Folder, Span};
+use crate::recording::{Folder, Span, Writer};
 use crate::sampler::roster::{Roster, Selection};
-use crate::session::{RunningSession, Session, Want};
+use crate::session::load::{self, Load};
+use crate::session::run::{Early, End, Told, Until, follow, warm_up};
+use crate::session::wait::{self, Waiter, Woken};
+use crate::session::{Session, Want};
 use crate::slo::Objective;
 use crate::slo::judge::BROKEN;
 use crate::terminal::{print, say};
 use crate::view::progress::Progress;
 use crate::vm::Discovery;
-use crate::{kernel, load, wait};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitCode;
 use std::time::Duration;
-use wait::{Waiter, Woken};
 
 /// Options of `record`.
 #[derive(Debug, clap::Args)]
@@ -154,18 +153,34 @@ async fn record(args: Args) -> Result<ExitCode> {
             }
         }
     }
-    if let Some(early) = warm_up(&args, &mut session, &mut waiter, &mut load).await? {
+    if let Some(early) = warm_up(args.delay, &mut session, &mut waiter, &mut load).await? {
         folder.discard();
-        return Ok(early);
+        return Ok(over(early));
     }
 
-    let mut session = session.record(folder, options(&args, &objectives), &host)?;
+    let mut session = session.begin(options(&args, &objectives), &host)?;
+    let mut writer = Writer::create(folder.clone(), session.run())?;
     if let Some(path) = &args.ready_file {
-        ready(path, session.writer().folder().path())?;
+        ready(path, folder.path())?;
     }
-    let end = follow(&args, &mut session, &mut waiter, &mut load).await?;
+    let mut progress = Progress::new(!args.quiet);
+    let until = Until {
+        interval: args.interval,
+        duration: args.duration,
+        slow_faults: args.slow_faults.is_some(),
+    };
     // What the load does while it shuts down is none of the recording's.
-    let (_, folder) = session.finish()?;
+    let end = follow(&until, &mut session, &mut waiter, &mut load, |run, told| match told {
+        Told::Interval(interval) => {
+            writer.write(run, interval)?;
+            progress.show(run, interval);
+            Ok(())
+        }
+        Told::SlowFaults(faults) => writer.write_slow_faults(run, faults),
+    })
+    .await?;
+    writer.write_run(session.run())?;
+    drop((progress, session));
     let code = match (end, &mut load) {
         (End::Load(status), _) => load::code(status, None),
         (End::Signal(signal), Some(load)) => load::code(load.end(signal).await?, Some(signal)),
@@ -275,7 +290,7 @@ fn options(args: &Args, objectives: &[Objective]) -> Options {
         delay_ns: ns(args.delay),
         vm: args.vm.iter().map(Pattern::to_string).collect(),
         wait: args.wait,
-        backend: format!("{:?}", args.backend).to_lowercase(),
+        backend: args.backend.name().to_owned(),
         pid: args.pid.clone(),
         slow_faults_ns: args.slow_faults.map(ns),
         causes: args.causes,
@@ -285,33 +300,16 @@ fn options(args: &Args, objectives: &[Objective]) -> Options {
     }
 }
 
-/// Lets the load warm up; an exit code if it, or the user, ends already.
-async fn warm_up(
-    args: &Args,
-    session: &mut Session,
-    waiter: &mut Waiter,
-    load: &mut Option<Load>,
-) -> Result<Option<ExitCode>> {
-    let end = tokio::time::Instant::now() + args.delay;
-    while tokio::time::Instant::now() < end {
-        match waiter.until(end, load).await? {
-            Woken::Signal(signal) => {
-                if let Some(load) = load {
-                    load.end(signal).await?;
-                }
-                return Ok(Some(signalled(signal)));
-            }
-            Woken::LoadEnded(status) => {
-                say("overcommit: error: the command ended during --delay; nothing was recorded");
-                let code = load::code(status, None);
-                return Ok(Some(ExitCode::from(if code == 0 { FAILED } else { code })));
-            }
-            Woken::Event => session.follow_events()?,
-            Woken::Scan => session.rescan()?,
-            Woken::Time | Woken::Poll => {}
+/// What a recording that ended before it began says, and ends with.
+fn over(early: Early) -> ExitCode {
+    match early {
+        Early::Signal(signal) => signalled(signal),
+        Early::LoadEnded(status) => {
+            say("overcommit: error: the command ended during --delay; nothing was recorded");
+            let code = load::code(status, None);
+            ExitCode::from(if code == 0 { FAILED } else { code })
         }
     }
-    Ok(None)
 }
 
 /// The file is whole when it is there.
@@ -321,48 +319,6 @@ fn ready(path: &Path, folder: &Path) -> Result<()> {
     unfinished.push(".new");
     std::fs::write(&unfinished, format!("{}\n", folder.display())).with_context(failed)?;
     std::fs::rename(&unfinished, path).with_context(failed)
-}
-
-/// Why a recording is over.
-enum End {
-    /// The command has ended.
-    Load(ExitStatus),
-    /// The user has enough, or the time is over; the load is to be sent this.
-    Signal(Signal),
-}
-
-/// Ends interval after interval until the recording is over.
-async fn follow(
-    args: &Args,
-    session: &mut RunningSession,
-    waiter: &mut Waiter,
-    load: &mut Option<Load>,
-) -> Result<End> {
-    let mut progress = Progress::new(!args.quiet);
-    let end = args.duration.map(|duration| tokio::time::Instant::now() + duration);
-    let mut boundary = Boundary::after(&clock::now()?, args.interval);
-    waiter.poll(args.slow_faults.is_some());
-    loop {
-        let next = tokio::time::Instant::now() + boundary.in_time(&clock::now()?);
-        let until = end.map_or(next, |end| end.min(next));
-        match waiter.until(until, load).await? {
-            Woken::Signal(signal) => return Ok(End::Signal(signal)),
-            Woken::LoadEnded(status) => return Ok(End::Load(status)),
-            Woken::Event => session.session().follow_events()?,
-            Woken::Scan => session.session().rescan()?,
-            Woken::Poll => session.write_slow_faults()?,
-            Woken::Time => {
-                let now = clock::now()?;
-                if boundary.reached(&now) {
-                    let interval = session.end_interval(Some(boundary.last_us(&now)))?;
-                    progress.show(&interval, session.session().sampler());
-                    boundary = Boundary::after(&now, args.interval);
-                } else if end.is_some_and(|end| tokio::time::Instant::now() >= end) {
-                    return Ok(End::Signal(Signal::SIGTERM));
-                }
-            }
-        }
-    }
 }
 
 fn signalled(signal: Signal) -> ExitCode {

@@ -2,12 +2,15 @@
 
 use crate::commands::{ObjectiveArgs, SpanArgs};
 use crate::format::hgrm;
+use crate::model::run::Run;
+use crate::model::totals::Totals;
 use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
+use crate::recording::reader::EVERY;
 use crate::recording::run_file;
 use crate::recording::{Folder, Recording, Span};
 use crate::slo::Objective;
-use crate::slo::judge::{exit_code, judge};
-use crate::summary::Summary;
+use crate::slo::judge::{Judging, exit_code};
+use crate::summary::Summing;
 use crate::terminal::print;
 use crate::view::summary_text;
 use anyhow::{Context, Result};
@@ -90,37 +93,43 @@ pub struct Report {
 /// # Errors
 /// As [`run`].
 pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
-    let recording = Recording::open(folder, view.span)?;
+    let recording = Recording::open(folder)?;
+    let run = &recording.run;
     let as_recorded = view.span == Span::WHOLE && view.objectives.is_empty();
     let objectives = if view.objectives.is_empty() {
-        let recorded = recording.run.options.slo.iter().map(|text| Objective::parse(text));
+        let recorded = run.options.slo.iter().map(|text| Objective::parse(text));
         recorded.collect::<Result<_>>().context("run.json has an objective that is none")?
     } else {
         view.objectives.clone()
     };
-    let judged = judge(&recording, folder, &objectives)?;
+    let (mut summing, mut judging) = (Summing::new(run), Judging::new(objectives));
+    recording.each(view.span, EVERY, |interval| {
+        summing.add(interval);
+        judging.add(run, interval);
+        Ok(())
+    })?;
+    let judged = judging.judge(run, &summing.totals);
     let code = exit_code(&judged);
-    let summary = Summary::of(&recording, judged);
+    let summary = summing.summary(run, view.span == Span::WHOLE, judged);
     let json = summary.json()?;
     if !recording.is_recording && as_recorded {
         folder.replace(SUMMARY_JSON, &json)?;
         folder.replace(SUMMARY_CSV, &summary.csv()?)?;
-        for (vm, totals) in recording.run.vms.iter().zip(&recording.vms) {
-            let plotted = totals.metrics.iter().filter(|(name, _)| is_plotted(name.as_str()));
-            for (name, metric) in plotted {
-                let name = format!("vms/{}/{}.hgrm", vm.folder, name.as_str());
-                folder.replace(&name, hgrm::file(&metric.latencies).as_bytes())?;
-            }
-        }
+        write_distributions(folder, run, &summing.totals)?;
     }
     let text = match view.format {
-        Format::Text => summary_text::text(&recording.run, &summary),
+        Format::Text => summary_text::text(run, &summary),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
     };
     Ok(Report { text, code })
 }
 
-/// Metrics that get a percentile distribution at the end; `export` makes the others.
-fn is_plotted(metric: &str) -> bool {
-    metric.starts_with("fault.") || ["swapin", "stall.memory"].contains(&metric)
+fn write_distributions(folder: &Folder, run: &Run, totals: &Totals) -> Result<()> {
+    for (vm, totals) in run.vms.iter().zip(&totals.vms) {
+        for (name, metric) in totals.metrics.iter().filter(|(name, _)| name.is_plotted()) {
+            let name = format!("vms/{}/{}.hgrm", vm.folder, name.as_str());
+            folder.replace(&name, hgrm::file(&metric.latencies).as_bytes())?;
+        }
+    }
+    Ok(())
 }

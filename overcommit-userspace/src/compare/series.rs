@@ -4,32 +4,50 @@ use crate::compare::batches::Point;
 use crate::model::coverage::Coverage;
 use crate::model::metric::MetricName;
 use crate::model::run::RunVm;
-use crate::recording::{Folder, Recording, Span};
+use crate::model::totals::Totals;
+use crate::recording::{Recording, Span};
 use anyhow::Result;
 use hdrhistogram::Histogram;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-/// A recording with its folder.
+/// A recording that is compared, read once for its totals.
 #[derive(Debug)]
-pub struct Run {
-    /// Where it is.
-    pub folder: Folder,
-    /// What it holds.
+pub struct Side {
+    /// The recording.
     pub recording: Recording,
+    span: Span,
+    totals: Totals,
+    /// Of each VM, interval by interval: the time of its vCPUs, and how much they waited.
+    stalls: Vec<Vec<Point>>,
 }
 
-/// Families that are compared: how often a guest leaves for other reasons is its own
-/// business.
-const FAMILIES: [&str; 4] = ["fault", "swapin", "stall.memory", "apf"];
+/// Points of a VM by metric.
+pub type Series = BTreeMap<MetricName, Vec<Point>>;
 
-impl Run {
+impl Side {
     /// Reads it, or the part that is meant.
     ///
     /// # Errors
-    /// See [`Recording::open`].
-    pub fn open(folder: Folder, span: Span) -> Result<Self> {
-        let recording = Recording::open(&folder, span)?;
-        Ok(Self { folder, recording })
+    /// See [`Recording::each`].
+    pub fn read(recording: Recording, span: Span) -> Result<Self> {
+        let vms = recording.run.vms.len();
+        let (mut totals, mut stalls) = (Totals::of(vms), vec![Vec::new(); vms]);
+        recording.each(span, &|metric| metric.is_compared(), |interval| {
+            totals.add(interval);
+            let length_s = interval.place.length_ns as f64 / 1e9;
+            for vm in &interval.vms {
+                if let Some(stall) = vm.stall {
+                    stalls[vm.vm].push(Point {
+                        interval: interval.place.number,
+                        length_s,
+                        all: stall.vcpu_ns as f64,
+                        meant: stall.waited_ns as f64,
+                    });
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Self { recording, span, totals, stalls })
     }
 
     /// Its VMs by index.
@@ -37,18 +55,12 @@ impl Run {
         self.recording.run.vms.iter().enumerate()
     }
 
-    /// Time recorded of a VM, in seconds.
-    pub fn length_s(&self, vm: usize) -> f64 {
-        self.recording.vms[vm].length_ns as f64 / 1e9
-    }
-
     /// The metrics of a VM that can be compared.
     pub fn metrics(&self, vm: usize) -> impl Iterator<Item = &MetricName> {
-        let metrics = self.recording.vms[vm].metrics.iter();
-        let is_compared = |name: &MetricName| FAMILIES.iter().any(|family| name.is_in(family));
+        let metrics = self.totals.vms[vm].metrics.iter();
         metrics
             .filter(move |(name, totals)| {
-                is_compared(name)
+                name.is_compared()
                     && totals.coverage != Coverage::Absent
                     && totals.latencies.count() > 0
             })
@@ -57,57 +69,48 @@ impl Run {
 
     /// The distribution of a metric over the whole time.
     pub fn histogram(&self, vm: usize, metric: &MetricName) -> Option<&Histogram<u64>> {
-        Some(&self.recording.vms[vm].metrics.get(metric)?.latencies.histogram)
+        Some(&self.totals.vms[vm].metrics.get(metric)?.latencies.histogram)
     }
 
     /// Of each interval how many were counted, and how many of them exceed a threshold,
-    /// in nanoseconds; for VMs and metrics by threshold.
+    /// in nanoseconds; for the metrics of each VM with their thresholds. The logs are read once
+    /// for all of them.
     ///
     /// # Errors
     /// A log cannot be read.
-    pub fn above(
-        &self,
-        thresholds: &BTreeMap<(usize, MetricName), u64>,
-    ) -> Result<BTreeMap<(usize, MetricName), Vec<Point>>> {
-        let mut counted: HashMap<(usize, MetricName), HashMap<u64, (f64, f64)>> = HashMap::new();
-        self.recording.each_histogram(&self.folder, |row, histogram| {
-            let key = (row.vm, row.metric.clone());
-            if let Some(threshold) = thresholds.get(&key) {
-                let above = histogram
-                    .iter_recorded()
-                    .filter(|value| value.value_iterated_to() > *threshold)
-                    .map(|value| value.count_at_value())
-                    .sum::<u64>();
-                let counts = (histogram.len() as f64, above as f64);
-                counted.entry(key).or_default().insert(row.interval, counts);
+    pub fn above(&self, thresholds: &[Vec<(MetricName, u64)>]) -> Result<Vec<Series>> {
+        let none = |of: &Vec<(MetricName, u64)>| -> Series {
+            of.iter().map(|(metric, _)| (metric.clone(), Vec::new())).collect()
+        };
+        let mut series: Vec<Series> = thresholds.iter().map(none).collect();
+        let is_wanted =
+            |name: &MetricName| thresholds.iter().flatten().any(|(wanted, _)| wanted == name);
+        self.recording.each(self.span, &is_wanted, |interval| {
+            let length_s = interval.place.length_ns as f64 / 1e9;
+            for vm in &interval.vms {
+                for (metric, threshold) in &thresholds[vm.vm] {
+                    let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
+                    let (all, meant) = counted
+                        .map(|entry| above(&entry.latencies.histogram, *threshold))
+                        .unwrap_or_default();
+                    let point = Point { interval: interval.place.number, length_s, all, meant };
+                    series[vm.vm].entry(metric.clone()).or_default().push(point);
+                }
             }
+            Ok(())
         })?;
-        let points = thresholds.keys().map(|key| {
-            let counted = counted.get(key);
-            let of = |interval| counted.and_then(|counted| counted.get(&interval)).copied();
-            let rows = self.recording.vm_rows().filter(|row| row.vm == key.0);
-            let points = rows.map(|row| {
-                let (all, meant) = of(row.interval).unwrap_or_default();
-                let length_s = row.length_ns as f64 / 1e9;
-                Point { interval: row.interval, length_s, all, meant }
-            });
-            (key.clone(), points.collect())
-        });
-        Ok(points.collect())
+        Ok(series)
     }
 
     /// Of each interval the time of the vCPUs, and how much of it they waited.
-    pub fn stalls(&self, vm: usize) -> Vec<Point> {
-        let rows = self.recording.vm_rows().filter(|row| row.vm == vm);
-        let point = |row: &crate::recording::rows::VmRow| {
-            let stall = row.stall?;
-            Some(Point {
-                interval: row.interval,
-                length_s: row.length_ns as f64 / 1e9,
-                all: stall.vcpu_ns as f64,
-                meant: stall.waited_ns as f64,
-            })
-        };
-        rows.filter_map(point).collect()
+    pub fn stalls(&self, vm: usize) -> &[Point] {
+        &self.stalls[vm]
     }
+}
+
+/// How many there are, and how many of them exceed a threshold.
+fn above(histogram: &Histogram<u64>, threshold: u64) -> (f64, f64) {
+    let above = histogram.iter_recorded().filter(|value| value.value_iterated_to() > threshold);
+    let above: u64 = above.map(|value| value.count_at_value()).sum();
+    (histogram.len() as f64, above as f64)
 }

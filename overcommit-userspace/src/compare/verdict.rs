@@ -2,13 +2,13 @@
 
 use crate::compare::batches::{BATCHES, Batch, Point, cut, needed_s};
 use crate::compare::claim::{holm, permutation, welch};
-use crate::compare::series::Run;
+use crate::compare::series::{Series, Side};
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
+use crate::model::run::RunVm;
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// Quantile that is compared.
 const QUANTILE: f64 = 0.99;
@@ -70,19 +70,22 @@ impl Compared {
 /// A VM on both sides: one recording or more, each with its index there.
 struct Pair<'a> {
     name: String,
-    base: Vec<(&'a Run, usize)>,
-    new: Vec<(&'a Run, usize)>,
+    base: Vec<(&'a Side, usize)>,
+    new: Vec<(&'a Side, usize)>,
 }
 
 /// Compares. VMs are matched by uuid, then by name.
 ///
 /// # Errors
 /// A log cannot be read.
-pub fn compare(base: &[Run], new: &[Run]) -> Result<Comparison> {
+pub fn compare(base: &[Side], new: &[Side]) -> Result<Comparison> {
     let (pairs, unmatched) = matched(base, new);
+    let wanted: Vec<Vec<&MetricName>> = pairs.iter().map(Pair::metrics).collect();
+    let base_points = points(base, &pairs, &wanted, |pair| &pair.base)?;
+    let new_points = points(new, &pairs, &wanted, |pair| &pair.new)?;
     let mut compared = Vec::new();
-    for pair in &pairs {
-        compared.extend(latencies(pair)?);
+    for (pair, metrics) in pairs.iter().zip(&wanted) {
+        compared.extend(latencies(pair, metrics, &base_points, &new_points));
         compared.extend(stall(pair));
     }
     let tested: Vec<usize> =
@@ -96,10 +99,10 @@ pub fn compare(base: &[Run], new: &[Run]) -> Result<Comparison> {
     Ok(Comparison { compared, unmatched, warnings: warnings(base, new) })
 }
 
-fn matched<'a>(base: &'a [Run], new: &'a [Run]) -> (Vec<Pair<'a>>, Vec<String>) {
+fn matched<'a>(base: &'a [Side], new: &'a [Side]) -> (Vec<Pair<'a>>, Vec<String>) {
     let (mut pairs, mut unmatched) = (Vec::<Pair<'_>>::new(), Vec::new());
     for (index, vm) in new[0].vms() {
-        let find = |runs: &'a [Run]| -> Option<Vec<(&'a Run, usize)>> {
+        let find = |runs: &'a [Side]| -> Option<Vec<(&'a Side, usize)>> {
             runs.iter().map(|run| Some((run, the_one(run, vm)?))).collect()
         };
         // Of itself there must be one as well.
@@ -119,8 +122,8 @@ fn matched<'a>(base: &'a [Run], new: &'a [Run]) -> (Vec<Pair<'a>>, Vec<String>) 
 }
 
 /// The only VM of a recording with the same uuid, else with the same name.
-fn the_one(run: &Run, vm: &crate::model::run::RunVm) -> Option<usize> {
-    let only = |is_it: &dyn Fn(&crate::model::run::RunVm) -> bool| {
+fn the_one(run: &Side, vm: &RunVm) -> Option<usize> {
+    let only = |is_it: &dyn Fn(&RunVm) -> bool| {
         let mut found = run.vms().filter(|(_, other)| is_it(other)).map(|(index, _)| index);
         found.next().filter(|_| found.next().is_none())
     };
@@ -128,55 +131,80 @@ fn the_one(run: &Run, vm: &crate::model::run::RunVm) -> Option<usize> {
     by_uuid().or_else(|| only(&|other| other.name == vm.name))
 }
 
-fn latencies(pair: &Pair<'_>) -> Result<Vec<Compared>> {
-    let sides = || pair.base.iter().chain(&pair.new);
-    let (first, vm) = pair.new[0];
-    let is_everywhere =
-        |metric: &&MetricName| sides().all(|(run, vm)| run.metrics(*vm).any(|m| m == *metric));
-    let metrics: Vec<&MetricName> = first.metrics(vm).filter(is_everywhere).collect();
-    let mut points: Vec<BTreeMap<(usize, MetricName), Vec<Point>>> = Vec::new();
-    for (run, vm) in sides() {
-        let thresholds = metrics.iter().filter_map(|metric| {
-            let mut pooled = Latencies::empty();
-            for (run, vm) in sides() {
-                pooled.add(run.histogram(*vm, metric)?);
-            }
-            let threshold = pooled.histogram.value_at_quantile(QUANTILE);
-            Some(((*vm, (*metric).clone()), threshold))
-        });
-        points.push(run.above(&thresholds.collect())?);
+impl<'a> Pair<'a> {
+    fn sides(&self) -> impl Iterator<Item = &(&'a Side, usize)> {
+        self.base.iter().chain(&self.new)
     }
-    let mut compared = Vec::new();
-    for metric in metrics {
-        let of = |(points, (_, vm)): (&BTreeMap<_, Vec<Point>>, &(&Run, usize))| {
-            points.get(&(*vm, metric.clone())).cloned().unwrap_or_default()
+
+    /// The metrics that every recording has of it.
+    fn metrics(&self) -> Vec<&'a MetricName> {
+        let (first, vm) = self.new[0];
+        let is_everywhere = |metric: &&MetricName| {
+            self.sides().all(|(side, vm)| side.metrics(*vm).any(|m| m == *metric))
         };
-        let each: Vec<Vec<Point>> = points.iter().zip(sides()).map(of).collect();
-        let (base, new) = each.split_at(pair.base.len());
-        let p99 = |side: &[(&Run, usize)]| merged(side, metric).value_at_quantile(QUANTILE) as f64;
-        let tail = Figure { name: "p99_ns", mean: tail_share, needs_events: true };
-        compared.push(tail.compare(
-            pair,
-            metric.as_str(),
-            (p99(&pair.base), p99(&pair.new)),
-            base,
-            new,
-        ));
-        let rate = Figure { name: "rate_per_s", mean: rate, needs_events: false };
-        compared.push(rate.compare(pair, metric.as_str(), rates(base, new), base, new));
+        first.metrics(vm).filter(is_everywhere).collect()
     }
-    Ok(compared)
+
+    /// The quantile of a metric over both sides.
+    fn threshold(&self, metric: &MetricName) -> u64 {
+        let mut pooled = Latencies::empty();
+        let all = self.sides().filter_map(|(side, vm)| side.histogram(*vm, metric));
+        all.for_each(|histogram| pooled.add(histogram));
+        pooled.histogram.value_at_quantile(QUANTILE)
+    }
 }
 
-fn merged(side: &[(&Run, usize)], metric: &MetricName) -> Histogram<u64> {
+/// The points of every recording of a side by VM; its logs are read once each.
+fn points<'a>(
+    side: &'a [Side],
+    pairs: &[Pair<'a>],
+    wanted: &[Vec<&MetricName>],
+    of_pair: for<'b> fn(&'b Pair<'a>) -> &'b Vec<(&'a Side, usize)>,
+) -> Result<Vec<Vec<Series>>> {
+    let each = side.iter().enumerate().map(|(number, recording)| {
+        let mut thresholds = vec![Vec::new(); recording.vms().count()];
+        for (pair, metrics) in pairs.iter().zip(wanted) {
+            let of = metrics.iter().map(|metric| ((*metric).clone(), pair.threshold(metric)));
+            thresholds[of_pair(pair)[number].1].extend(of);
+        }
+        recording.above(&thresholds)
+    });
+    each.collect()
+}
+
+fn latencies(
+    pair: &Pair<'_>,
+    metrics: &[&MetricName],
+    base_points: &[Vec<Series>],
+    new_points: &[Vec<Series>],
+) -> Vec<Compared> {
+    let mut compared = Vec::new();
+    for metric in metrics {
+        let of = |side: &[(&Side, usize)], points: &[Vec<Series>]| -> Vec<Vec<Point>> {
+            let each = side.iter().zip(points);
+            let each = each.map(|((_, vm), points)| points[*vm].get(metric));
+            each.map(|points| points.cloned().unwrap_or_default()).collect()
+        };
+        let (base, new) = (of(&pair.base, base_points), of(&pair.new, new_points));
+        let p99 = |side: &[(&Side, usize)]| merged(side, metric).value_at_quantile(QUANTILE) as f64;
+        let tail = Figure { name: "p99_ns", mean: tail_share, needs_events: true };
+        let values = (p99(&pair.base), p99(&pair.new));
+        compared.push(tail.compare(pair, metric.as_str(), values, &base, &new));
+        let rate = Figure { name: "rate_per_s", mean: rate, needs_events: false };
+        compared.push(rate.compare(pair, metric.as_str(), rates(&base, &new), &base, &new));
+    }
+    compared
+}
+
+fn merged(side: &[(&Side, usize)], metric: &MetricName) -> Histogram<u64> {
     let mut all = Latencies::empty();
     side.iter().filter_map(|(run, vm)| run.histogram(*vm, metric)).for_each(|h| all.add(h));
     all.histogram
 }
 
 fn stall(pair: &Pair<'_>) -> Option<Compared> {
-    let points = |side: &[(&Run, usize)]| -> Vec<Vec<Point>> {
-        side.iter().map(|(run, vm)| run.stalls(*vm)).collect()
+    let points = |side: &[(&Side, usize)]| -> Vec<Vec<Point>> {
+        side.iter().map(|(run, vm)| run.stalls(*vm).to_vec()).collect()
     };
     let (base, new) = (points(&pair.base), points(&pair.new));
     if base.iter().chain(&new).any(Vec::is_empty) {
@@ -312,7 +340,7 @@ fn enough_events(points: &[Point], batches: &[Batch; BATCHES]) -> Result<(), Str
     Ok(())
 }
 
-fn warnings(base: &[Run], new: &[Run]) -> Vec<String> {
+fn warnings(base: &[Side], new: &[Side]) -> Vec<String> {
     let (base_run, new_run) = (&base[0].recording.run, &new[0].recording.run);
     let mut warnings = Vec::new();
     let mut differ = |what: &str, a: &str, b: &str| {

@@ -1,14 +1,16 @@
 //! One file a VM and metric, for tools that read no more than one.
 
-use crate::format::csv::reader;
 use crate::format::{csv, hgrm, hlog};
+use crate::model::columns::{self, OfMetric, Row};
 use crate::model::metric::MetricName;
 use crate::model::pattern::Pattern;
 use crate::model::run::RunVm;
-use crate::recording::folder::INTERVALS;
-use crate::recording::{Folder, Recording};
-use anyhow::{Context, Result, ensure};
+use crate::model::totals::Totals;
+use crate::recording::reader::NONE;
+use crate::recording::{Recording, Span};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use overcommit_ebpf::layout::Metric;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The folder, within the recording's.
@@ -64,17 +66,12 @@ type Part = (usize, MetricName);
 /// Nothing is meant, a log cannot be read, or a file cannot be written.
 pub fn write(
     recording: &Recording,
-    folder: &Folder,
+    span: Span,
     format: Format,
     selection: &Selection,
 ) -> Result<Vec<String>> {
     let vms = &recording.run.vms;
-    let has = recording
-        .vms
-        .iter()
-        .enumerate()
-        .flat_map(|(vm, totals)| totals.metrics.keys().map(move |metric| (vm, metric.clone())));
-    let all: Vec<Part> = has.collect();
+    let all = parts(recording, span)?;
     let parts: Vec<Part> =
         all.iter().filter(|(vm, metric)| selection.wants(&vms[*vm], metric)).cloned().collect();
     ensure!(
@@ -83,18 +80,33 @@ pub fn write(
         content(recording, &all)
     );
     let mut files = match format {
-        Format::Hlog => logs(recording, folder, &parts)?,
-        Format::Hgrm => distributions(recording, &parts),
-        Format::Csv => rows(recording, folder, &parts)?,
+        Format::Hlog => logs(recording, span, &parts)?,
+        Format::Hgrm => distributions(recording, span, &parts)?,
+        Format::Csv => rows(recording, span, &parts)?,
     };
     let mut names = Vec::new();
     for part in parts {
         let name =
             format!("{FOLDER}/{}/{}.{}", vms[part.0].folder, part.1.as_str(), format.extension());
-        folder.put(&name, &files.remove(&part).unwrap_or_default())?;
+        recording.folder.put(&name, &files.remove(&part).unwrap_or_default())?;
         names.push(name);
     }
     Ok(names)
+}
+
+/// What the recording has.
+fn parts(recording: &Recording, span: Span) -> Result<Vec<Part>> {
+    let faults = Metric::FAULTS.map(MetricName::from);
+    let vms = 0..recording.run.vms.len();
+    let mut parts: BTreeSet<Part> =
+        vms.flat_map(|vm| faults.clone().map(|metric| (vm, metric))).collect();
+    recording.each(span, NONE, |interval| {
+        for vm in &interval.vms {
+            parts.extend(vm.metrics.iter().map(|metric| (vm.vm, metric.name.clone())));
+        }
+        Ok(())
+    })?;
+    Ok(parts.into_iter().collect())
 }
 
 fn content(recording: &Recording, parts: &[Part]) -> String {
@@ -105,52 +117,56 @@ fn content(recording: &Recording, parts: &[Part]) -> String {
     format!("the VMs {}, and of them {}", vms.join(", "), metrics.join(", "))
 }
 
-fn logs(recording: &Recording, folder: &Folder, parts: &[Part]) -> Result<BTreeMap<Part, Vec<u8>>> {
+/// A file of each part, with its head.
+fn begun(parts: &[Part], head: &[u8]) -> BTreeMap<Part, Vec<u8>> {
+    parts.iter().map(|part| (part.clone(), head.to_vec())).collect()
+}
+
+fn logs(recording: &Recording, span: Span, parts: &[Part]) -> Result<BTreeMap<Part, Vec<u8>>> {
     let head = hlog::header(recording.run.clocks.start.realtime_ns / 1_000)?;
-    let mut files: BTreeMap<Part, Vec<u8>> =
-        parts.iter().map(|part| (part.clone(), head.clone())).collect();
-    recording.each_line(folder, |row, line| {
-        if let Some(file) = files.get_mut(&(row.vm, row.metric.clone())) {
-            file.extend(hlog::untagged(line));
+    let mut files = begun(parts, &head);
+    recording.each_with_lines(span, NONE, |interval, lines| {
+        for ((vm, metric), line) in interval.metrics().zip(lines) {
+            if let Some(file) = files.get_mut(&(vm, metric.name.clone())) {
+                file.extend(hlog::untagged(line));
+            }
         }
         Ok(())
     })?;
     Ok(files)
 }
 
-fn distributions(recording: &Recording, parts: &[Part]) -> BTreeMap<Part, Vec<u8>> {
+fn distributions(
+    recording: &Recording,
+    span: Span,
+    parts: &[Part],
+) -> Result<BTreeMap<Part, Vec<u8>>> {
+    let mut totals = Totals::of(recording.run.vms.len());
+    let is_meant = |name: &MetricName| parts.iter().any(|(_, metric)| metric == name);
+    recording.each(span, &is_meant, |interval| {
+        totals.add(interval);
+        Ok(())
+    })?;
     let file = |part: &Part| {
-        let metric = recording.vms[part.0].metrics.get(&part.1)?;
+        let metric = totals.vms[part.0].metrics.get(&part.1)?;
         Some((part.clone(), hgrm::file(&metric.latencies).into_bytes()))
     };
-    parts.iter().filter_map(file).collect()
+    Ok(parts.iter().filter_map(file).collect())
 }
 
-fn rows(recording: &Recording, folder: &Folder, parts: &[Part]) -> Result<BTreeMap<Part, Vec<u8>>> {
-    let failed = || format!("cannot read {INTERVALS}");
-    let meant: BTreeSet<(usize, u64)> =
-        recording.vm_rows().map(|row| (row.vm, row.interval)).collect();
-    let mut reader = reader(std::fs::File::open(folder.file(INTERVALS)).with_context(failed)?);
-    let columns = reader.headers().with_context(failed)?.clone();
-    let place = |name: &str| {
-        let found = columns.iter().position(|column| column == name);
-        found.with_context(|| format!("{INTERVALS} has no column {name}"))
-    };
-    let (vm_id, metric, interval) = (place("vm_id")?, place("metric")?, place("interval")?);
-    let names: Vec<&str> = columns.iter().collect();
-    let head = csv::header(&names);
-    let mut files: BTreeMap<Part, Vec<u8>> =
-        parts.iter().map(|part| (part.clone(), head.clone())).collect();
-    // A torn last row is of no complete interval.
-    for row in reader.records().map_while(Result::ok) {
-        let cell = |place: usize| row.get(place).unwrap_or_default();
-        let vm = recording.run.vms.iter().position(|vm| vm.vm_id == cell(vm_id));
-        let Some((vm, number)) = vm.zip(cell(interval).parse::<u64>().ok()) else { continue };
-        let part = (vm, MetricName::new(cell(metric)));
-        if let Some(file) = files.get_mut(&part).filter(|_| meant.contains(&(vm, number))) {
-            let cells: Vec<String> = row.iter().map(str::to_owned).collect();
-            file.extend(csv::rows([cells])?);
+fn rows(recording: &Recording, span: Span, parts: &[Part]) -> Result<BTreeMap<Part, Vec<u8>>> {
+    let columns = columns::metrics();
+    let mut files = begun(parts, &csv::head(&columns));
+    let is_meant = |name: &MetricName| parts.iter().any(|(_, metric)| metric == name);
+    recording.each(span, &is_meant, |interval| {
+        for (vm, metric) in interval.metrics() {
+            if let Some(file) = files.get_mut(&(vm, metric.name.clone())) {
+                let of = &OfMetric { vm, metric: metric.clone() };
+                let row = Row { run: &recording.run, place: &interval.place, of };
+                file.extend(csv::rows([csv::cells(&columns, &row)])?);
+            }
         }
-    }
+        Ok(())
+    })?;
     Ok(files)
 }

@@ -1,5 +1,6 @@
 //! CSV as spreadsheets and pandas read it: RFC 4180, UTF-8, LF, by column name.
 
+use crate::model::columns::{Column, Row, Unit, Value};
 use anyhow::Result;
 use csv::{ReaderBuilder, Terminator, WriterBuilder};
 use std::io::Read;
@@ -23,6 +24,34 @@ pub fn header(columns: &[impl AsRef<str>]) -> Vec<u8> {
     let mut line = columns.join(",").into_bytes();
     line.push(b'\n');
     line
+}
+
+/// The header line of a table.
+pub fn head<T>(columns: &[Column<T>]) -> Vec<u8> {
+    header(&columns.iter().map(|column| column.name.as_ref()).collect::<Vec<_>>())
+}
+
+/// The cells of a row of a table.
+pub fn cells<T>(columns: &[Column<T>], row: &Row<'_, T>) -> Vec<String> {
+    columns.iter().map(|column| cell(&column.get(row), column.unit)).collect()
+}
+
+/// A figure as a cell; empty where it was not measured.
+fn cell(value: &Value, unit: Unit) -> String {
+    match (value, unit) {
+        (Value::Absent, _) => String::new(),
+        (Value::Count(ns), Unit::Nanoseconds) => seconds_of_ns(*ns),
+        (Value::Count(us), Unit::Microseconds) => seconds_of_us(*us),
+        (Value::Count(address), Unit::Address) => format!("{address:#x}"),
+        (Value::Count(count), _) => count.to_string(),
+        (Value::Signed(count), _) => count.to_string(),
+        (Value::Ratio(ratio), Unit::Tenths) => format!("{ratio:.1}"),
+        (Value::Ratio(ratio), Unit::PerSecond | Unit::Thousandths) => format!("{ratio:.3}"),
+        (Value::Ratio(ratio), _) => format!("{ratio:.6}"),
+        (Value::Word(word), _) => (*word).to_owned(),
+        (Value::Text(plain), Unit::Text) => text(plain),
+        (Value::Text(plain), _) => plain.clone(),
+    }
 }
 
 /// Reads rows by column name.

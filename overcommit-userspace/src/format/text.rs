@@ -57,6 +57,20 @@ pub fn readable(ns: u64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
+/// Bytes in the unit that fits.
+pub fn readable_bytes(bytes: u64) -> String {
+    let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let unit = units.into_iter().find(|(_, size)| bytes >= *size);
+    unit.map_or(format!("{bytes} B"), |(name, size)| {
+        format!("{:.1} {name}", bytes as f64 / size as f64)
+    })
+}
+
+/// A share as people read it.
+pub fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

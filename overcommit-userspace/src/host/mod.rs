@@ -18,3 +18,15 @@ pub mod watch;
 pub mod working_set;
 
 pub use picture::Host;
+
+/// What the probes saw of a VM in an interval for whoever follows the host; not in files.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ForHost {
+    /// Pages of its memory cgroup that reclaim wrote out, if that is being counted.
+    pub swapped_out: u64,
+    /// Pages of its guest's memory that it gave back one by one, and those that it took
+    /// again, if that is being counted.
+    pub discards: [u64; 2],
+    /// Whether it runs under KVM without a single exit.
+    pub has_no_exits: bool,
+}

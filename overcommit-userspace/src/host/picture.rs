@@ -1,24 +1,21 @@
 //! The host and its VMs in an interval: what `watch` follows and `survey` finds, as one.
 
+use crate::host::ForHost;
+use crate::host::balloon::qmp::POLL_SECONDS;
 use crate::host::balloon::state::{BalloonStates, Inflated};
 use crate::host::memory_cgroup::MemoryCgroup;
-use crate::host::overcommit;
-use crate::host::overcommit::VmMemory;
-use crate::host::survey::{Options, Survey, VmFound};
+use crate::host::overcommit::{self, VmMemory};
+use crate::host::survey::{Found, Options, Survey, VmFound};
 use crate::host::swap_state::RETURNS;
 use crate::host::watch::Watch;
 use crate::host::working_set::bounds;
 use crate::host::working_set::follow::Target;
 use crate::model::balloon::{Balloon, Source};
-use crate::model::interval::HostSample;
-use crate::model::interval::VmHostSample;
-use crate::model::interval::VmSample;
+use crate::model::interval::{HostInterval, Place, VmInterval};
 use crate::model::memory::MemoryUse;
-use crate::model::swap::{SwapSources, SwapState, VmSwap};
+use crate::model::run::Run;
+use crate::model::swap::{SwapState, VmSwap};
 use crate::model::vm::{Backing, Vm, VmId};
-use crate::probes::raw::Group;
-use crate::probes::sight::{SILENT, Sight};
-use crate::sampler::roster::Member;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,14 +24,16 @@ use std::path::Path;
 const BALLOON_PAGE: u64 = 4096;
 /// Time for which pages that came back are a sign that memory is missed, in nanoseconds.
 const MISSED_NS: u64 = 10_000_000_000;
+/// Age of a guest's report from which it says nothing of now, in seconds.
+const STALE_S: f64 = 2.0 * POLL_SECONDS as f64 + 1.0;
 
 /// Why something is not known of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Unknown {
+struct Unknown {
     /// Its balloon, or its exact size.
-    pub balloon: Option<String>,
+    balloon: Option<String>,
     /// Its working set, but for bounds.
-    pub working_set: Option<String>,
+    working_set: Option<String>,
 }
 
 /// Follows the host.
@@ -43,7 +42,7 @@ pub struct Host {
     survey: Survey,
     balloons: BalloonStates,
     vms: BTreeMap<usize, Followed>,
-    /// Whether [`VmSample::discards`] are counted.
+    /// Whether [`ForHost::discards`] are counted.
     sees_discards: bool,
 }
 
@@ -54,20 +53,22 @@ struct Followed {
     /// Bytes that it gave back and took again since then, as the kernel saw it.
     discarded: [u64; 2],
     missed_ns: Option<u64>,
+    /// Whether pages came back lately.
+    is_missed: bool,
+    sees_discards: bool,
     unknown: Unknown,
-    now: VmHostSample,
 }
 
 impl Host {
-    /// Begins to follow it.
+    /// Begins to follow it. Whether the probes see swap-ins, and swap-outs by cgroup, decides
+    /// where rates come from.
     ///
     /// # Errors
     /// See [`Survey::start`].
-    pub fn start(sight: &Sight, options: &Options) -> Result<Self> {
+    pub fn start(sees_swapins: bool, sees_swapouts: bool, options: &Options) -> Result<Self> {
         let proc = Path::new("/proc");
-        let watch = Watch::new(proc, sight.sees_swapins(), sight.absent(Group::Swapouts).is_none());
         Ok(Self {
-            watch,
+            watch: Watch::new(proc, sees_swapins, sees_swapouts),
             survey: Survey::start(proc, Path::new("/sys"), options)?,
             balloons: BalloonStates::default(),
             vms: BTreeMap::new(),
@@ -75,76 +76,90 @@ impl Host {
         })
     }
 
-    /// Takes what the probes saw in an interval that ended at `now_ns`
-    /// (`CLOCK_MONOTONIC`).
-    pub fn advance(&mut self, members: &[Member], samples: &[VmSample], now_ns: u64) -> HostSample {
-        self.watch.advance(members, samples, now_ns);
-        let targets = samples
+    /// Takes what the probes saw in an interval that ended at `now_ns` (`CLOCK_MONOTONIC`), and
+    /// adds to each VM's what is known of it here.
+    pub fn advance(
+        &mut self,
+        vms: &[Vm],
+        drained: &mut [(VmInterval, ForHost)],
+        place: &Place,
+        now_ns: u64,
+    ) -> HostInterval {
+        self.watch.advance(vms, drained, now_ns);
+        let targets = drained
             .iter()
-            .map(|sample| target(&members[sample.member], self.watch.cgroup(sample.member)));
+            .map(|(vm, seen)| target(&vms[vm.vm], seen.has_no_exits, self.watch.cgroup(vm.vm)));
         self.survey.follow(targets.collect());
         let found = self.survey.found();
-        self.vms.retain(|member, _| samples.iter().any(|sample| sample.member == *member));
-        for sample in samples {
-            let member = &members[sample.member];
-            let found = found.vms.get(&member.vm.id).cloned().unwrap_or_default();
-            let swap = self.watch.vm(sample.member);
-            let vm = self.vms.entry(sample.member).or_default();
-            vm.advance(member, sample, found, swap, self.sees_discards, now_ns);
+        self.vms.retain(|index, _| drained.iter().any(|(vm, _)| vm.vm == *index));
+        for (interval, seen) in drained.iter_mut() {
+            let of = &vms[interval.vm];
+            let found = found.vms.get(&of.id).cloned().unwrap_or_default();
+            interval.swap = self.watch.vm(interval.vm);
+            let vm = self.vms.entry(interval.vm).or_default();
+            vm.count(*seen, self.sees_discards, &interval.swap, now_ns);
+            vm.advance(of, interval, found);
+            let guest = interval.balloon.and_then(|balloon| balloon.guest);
+            interval.guest_age_s = guest.map(|guest| guest.age_s(place));
+            interval.guest_is_stale = interval.guest_age_s.map(|age| age > STALE_S);
         }
+        self.sum_up(vms, &found, drained, now_ns)
+    }
+
+    /// The host, by all that is known of its VMs; adds what is left on the nodes of each.
+    fn sum_up(
+        &mut self,
+        vms: &[Vm],
+        found: &Found,
+        drained: &mut [(VmInterval, ForHost)],
+        now_ns: u64,
+    ) -> HostInterval {
         let swap = self.watch.host();
-        let inflated = self.vms.iter().map(|(member, vm)| (*member, vm.inflated()));
+        let inflated = drained.iter().map(|(vm, _)| (vm.vm, inflated(vm)));
         let balloon = self.balloons.advance(now_ns, &inflated.collect(), swap.state);
-        let ballooned = self.vms.values().filter_map(|vm| vm.now.balloon);
+        let ballooned = drained.iter().filter_map(|(vm, _)| vm.balloon);
         let ballooned = ballooned.map(|balloon| balloon.ballooned).reduce(|sum, more| sum + more);
         let memory = found.host.map(|mut memory| {
             // Fresher than at the last walk.
             memory.available = swap.memory.map_or(memory.available, |now| now.available);
             memory
         });
-        let vms = self.vms.iter().map(|(member, vm)| {
-            let member = &members[*member];
-            Some((member.vm.id, vm.memory(member)?))
+        let each = drained.iter().map(|(vm, _)| {
+            let of = &vms[vm.vm];
+            Some((of.id, held(of, vm)?))
         });
         let is_missed = swap.state >= SwapState::Pressure;
         let others = found.others.iter();
         let others = others.map(|(vm, held)| Some((vm.id, beside(vm, *held, is_missed))));
-        let vms: Option<Vec<(VmId, VmMemory)>> = vms.chain(others).collect();
-        for (member, vm) in &mut self.vms {
-            let nodes = found.numa.nodes_of(members[*member].vm.id);
-            let left = |nodes| found.numa.headroom(nodes, vms.as_deref()?);
-            vm.now.numa = nodes.map(|nodes| (nodes, left(nodes)));
+        let all: Option<Vec<(VmId, VmMemory)>> = each.chain(others).collect();
+        for (vm, _) in drained {
+            vm.numa_nodes = found.numa.nodes_of(vms[vm.vm].id);
+            let left = |nodes| found.numa.headroom(nodes, all.as_deref()?);
+            vm.numa_headroom = vm.numa_nodes.and_then(left);
         }
-        let overcommit = memory.zip(vms).map(|(host, vms)| {
+        let overcommit = memory.zip(all).map(|(host, vms)| {
             let vms: Vec<VmMemory> = vms.into_iter().map(|(_, vm)| vm).collect();
             overcommit::of(&host, &vms, swap.state, balloon)
         });
-        HostSample { swap, balloon, ballooned, overcommit, memory }
+        HostInterval { swap, balloon, ballooned, overcommit, memory }
     }
 
-    /// A VM as of the last interval.
-    pub fn vm(&self, member: usize) -> VmHostSample {
-        self.vms.get(&member).map(|vm| vm.now).unwrap_or_default()
-    }
-
-    /// Why something is not known of a VM.
-    pub fn unknown(&self, member: usize) -> Unknown {
-        self.vms.get(&member).map(|vm| vm.unknown.clone()).unwrap_or_default()
-    }
-
-    /// Where the rates of a VM come from.
-    pub fn swap_sources(&self, member: usize) -> SwapSources {
-        self.watch.sources(member)
+    /// Adds to what holds for the whole recording where the figures of each VM come from.
+    pub fn note(&self, run: &mut Run) {
+        run.host_state.unreadable = self.watch.unreadable().map(str::to_owned);
+        for (index, vm) in run.vms.iter_mut().enumerate().filter(|(_, vm)| vm.ended_us.is_none()) {
+            vm.swap_sources = self.watch.sources(index);
+            let unknown = self.vms.get(&index).map(|vm| vm.unknown.clone()).unwrap_or_default();
+            vm.balloon_unknown = unknown.balloon;
+            vm.working_set_unknown = unknown.working_set;
+            let shares = || "it has no memory cgroup of its own".to_owned();
+            vm.evictions_absent = self.cgroup_id(index).is_none().then(shares);
+        }
     }
 
     /// The id of the memory cgroup that is a VM's own.
-    pub fn cgroup_id(&self, member: usize) -> Option<u64> {
-        Some(self.watch.cgroup(member)?.id)
-    }
-
-    /// Why the host's counters could not be read, if so.
-    pub fn unreadable(&self) -> Option<&str> {
-        self.watch.unreadable()
+    pub fn cgroup_id(&self, vm: usize) -> Option<u64> {
+        Some(self.watch.cgroup(vm)?.id)
     }
 
     /// Whether a VM's balloon can be seen in no other way.
@@ -169,50 +184,47 @@ fn beside(vm: &Vm, memory: MemoryUse, is_missed: bool) -> VmMemory {
     }
 }
 
-fn target(member: &Member, own: Option<&MemoryCgroup>) -> Target {
-    let is_kvm = member.vm.accelerator.as_deref() == Some("kvm");
-    let has_page_tables = is_kvm && member.exits_absent.as_deref() != Some(SILENT);
+fn target(vm: &Vm, has_no_exits: bool, own: Option<&MemoryCgroup>) -> Target {
+    let is_kvm = vm.accelerator.as_deref() == Some("kvm");
     let cgroup = own.map(|cgroup| cgroup.name.clone());
-    Target { vm: member.vm.clone(), has_page_tables, cgroup }
+    Target { vm: vm.clone(), has_page_tables: is_kvm && !has_no_exits, cgroup }
 }
 
 impl Followed {
-    fn advance(
-        &mut self,
-        member: &Member,
-        sample: &VmSample,
-        found: VmFound,
-        swap: VmSwap,
-        sees_discards: bool,
-        now_ns: u64,
-    ) {
-        for (sum, pages) in self.discarded.iter_mut().zip(sample.discards) {
+    /// Takes what the probes counted.
+    fn count(&mut self, seen: ForHost, sees_discards: bool, swap: &VmSwap, now_ns: u64) {
+        for (sum, pages) in self.discarded.iter_mut().zip(seen.discards) {
             *sum += pages * BALLOON_PAGE;
         }
+        self.sees_discards = sees_discards;
         if swap.rates.and_then(|rates| rates.swapped_in).is_some_and(|pages| pages >= RETURNS) {
             self.missed_ns = Some(now_ns);
         }
-        let is_missed = self.missed_ns.is_some_and(|at| now_ns.saturating_sub(at) < MISSED_NS);
+        self.is_missed = self.missed_ns.is_some_and(|at| now_ns.saturating_sub(at) < MISSED_NS);
+    }
+
+    /// Adds what was found of its memory.
+    fn advance(&mut self, vm: &Vm, interval: &mut VmInterval, found: VmFound) {
         let (balloon, why) = match found.balloon {
             Some(Ok(balloon)) => {
                 (self.told, self.discarded) = (balloon.ballooned, [0; 2]);
                 (Some(balloon), None)
             }
-            Some(Err(why)) => (sees_discards.then(|| self.seen_from_outside()), Some(why)),
+            Some(Err(why)) => (self.sees_discards.then(|| self.seen_from_outside()), Some(why)),
             None => (None, None),
         };
         self.unknown.balloon = why;
-        let configured = balloon.and_then(|balloon| balloon.configured).or(member.vm.memory_bytes);
+        let configured = balloon.and_then(|balloon| balloon.configured).or(vm.memory_bytes);
         let resident = found.memory.map(|memory| memory.resident);
-        let bounded = || bounds(resident?, configured, is_missed);
+        let bounded = || bounds(resident?, configured, self.is_missed);
         let (working_set, why) = match found.working_set {
             Some(Ok(set)) => (Some(set), None),
             Some(Err(why)) => (bounded(), Some(why)),
             None => (bounded(), None),
         };
         self.unknown.working_set = why;
-        let memory = found.memory;
-        self.now = VmHostSample { swap, configured, balloon, memory, working_set, numa: None };
+        (interval.configured, interval.balloon) = (configured, balloon);
+        (interval.memory, interval.working_set) = (found.memory, working_set);
     }
 
     /// What the kernel saw, where nobody says it.
@@ -222,19 +234,20 @@ impl Followed {
         let source = Source::Discards;
         Balloon { configured: None, current: None, ballooned, source, guest: None }
     }
+}
 
-    fn inflated(&self) -> Inflated {
-        let ballooned = self.now.balloon.map(|balloon| balloon.ballooned);
-        Inflated { configured: self.now.configured, ballooned }
-    }
+fn inflated(vm: &VmInterval) -> Inflated {
+    let ballooned = vm.balloon.map(|balloon| balloon.ballooned);
+    Inflated { configured: vm.configured, ballooned }
+}
 
-    fn memory(&self, member: &Member) -> Option<VmMemory> {
-        Some(VmMemory {
-            configured: self.now.configured,
-            resident: self.now.memory?.resident,
-            is_hugetlb: member.vm.backing() == Some(Backing::Hugetlb),
-            working_set: self.now.working_set.map(|set| set.range),
-            swap: self.now.swap.state,
-        })
-    }
+/// A recorded VM for the sums of the host; `None` before its memory was walked.
+fn held(of: &Vm, vm: &VmInterval) -> Option<VmMemory> {
+    Some(VmMemory {
+        configured: vm.configured,
+        resident: vm.memory?.resident,
+        is_hugetlb: of.backing() == Some(Backing::Hugetlb),
+        working_set: vm.working_set.map(|set| set.range),
+        swap: vm.swap.state,
+    })
 }

@@ -1,9 +1,10 @@
 //! Brings what the kernel counts together with what the probes see, once a second.
 
+use crate::host::ForHost;
 use crate::host::counters::HostCounters;
 use crate::host::memory_cgroup::{CgroupCounters, Hierarchy, MemoryCgroup};
 use crate::host::swap_state::SwapStates;
-use crate::model::interval::VmSample;
+use crate::model::interval::VmInterval;
 use crate::model::swap::HostSwap;
 use crate::model::swap::SwapSources;
 use crate::model::swap::SwappedIn;
@@ -11,7 +12,7 @@ use crate::model::swap::SwappedOut;
 use crate::model::swap::VmSwap;
 use crate::model::swap::{Memory, Rates, SwapState};
 use crate::model::vm::Backing;
-use crate::sampler::roster::Member;
+use crate::model::vm::Vm;
 use overcommit_ebpf::layout::Metric;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -82,10 +83,10 @@ impl Watch {
 
     /// Takes what the probes saw in an interval that ended at `now_ns`
     /// (`CLOCK_MONOTONIC`), and looks at the host if it is time.
-    pub fn advance(&mut self, members: &[Member], samples: &[VmSample], now_ns: u64) {
-        self.vms.retain(|member, _| samples.iter().any(|sample| sample.member == *member));
-        for sample in samples {
-            self.vms.entry(sample.member).or_default().since.add(sample);
+    pub fn advance(&mut self, vms: &[Vm], drained: &[(VmInterval, ForHost)], now_ns: u64) {
+        self.vms.retain(|index, _| drained.iter().any(|(vm, _)| vm.vm == *index));
+        for (vm, for_host) in drained {
+            self.vms.entry(vm.vm).or_default().since.add(vm, *for_host);
         }
         let length_ns = now_ns.saturating_sub(self.last_ns);
         if self.last_ns != 0 && length_ns < LOOK_NS {
@@ -101,11 +102,11 @@ impl Watch {
         let counters = counters.ok();
         let available = counters.as_ref().and_then(|now| share_available(now.memory));
         let shared = Shared { length_ns, available, is_first };
-        for (member, vm) in &mut self.vms {
+        for (index, vm) in &mut self.vms {
             if self.looks.is_multiple_of(CHECK_EVERY) || !vm.is_checked {
-                vm.check(&self.proc, self.hierarchy.as_ref(), &members[*member]);
+                vm.check(&self.proc, self.hierarchy.as_ref(), &vms[*index]);
             }
-            vm.look(&members[*member], self.sees_swapins, self.sees_swapouts, shared);
+            vm.look(&vms[*index], self.sees_swapins, self.sees_swapouts, shared);
         }
         self.looks += 1;
         let memory = counters.as_ref().map(|now| now.memory);
@@ -145,18 +146,18 @@ impl Watch {
     }
 
     /// A VM as of the last interval.
-    pub fn vm(&self, member: usize) -> VmSwap {
-        self.vms.get(&member).map(|vm| vm.now).unwrap_or_default()
+    pub fn vm(&self, vm: usize) -> VmSwap {
+        self.vms.get(&vm).map(|vm| vm.now).unwrap_or_default()
     }
 
     /// Where the rates of a VM come from.
-    pub fn sources(&self, member: usize) -> SwapSources {
-        self.vms.get(&member).map(|vm| vm.sources).unwrap_or_default()
+    pub fn sources(&self, vm: usize) -> SwapSources {
+        self.vms.get(&vm).map(|vm| vm.sources).unwrap_or_default()
     }
 
     /// The memory cgroup that is a VM's own.
-    pub fn cgroup(&self, member: usize) -> Option<&MemoryCgroup> {
-        self.vms.get(&member)?.cgroup.as_ref()
+    pub fn cgroup(&self, vm: usize) -> Option<&MemoryCgroup> {
+        self.vms.get(&vm)?.cgroup.as_ref()
     }
 
     /// Why the host's counters could not be read, if so.
@@ -180,12 +181,12 @@ impl Shared {
 }
 
 impl Since {
-    fn add(&mut self, sample: &VmSample) {
-        let count = |metric| sample.latencies(metric).map_or(0, |latencies| latencies.count());
+    fn add(&mut self, vm: &VmInterval, for_host: ForHost) {
+        let count = |metric| vm.latencies(metric).map_or(0, |latencies| latencies.count());
         self.swapins += count(Metric::Swapin);
         self.majors += count(Metric::FaultMajor);
-        self.swapped_out += sample.swapped_out;
-        if let Some(stall) = sample.stall {
+        self.swapped_out += for_host.swapped_out;
+        if let Some(stall) = vm.stall {
             let (waited, vcpus) = self.stall.get_or_insert_default();
             *waited += stall.waited_ns;
             *vcpus += stall.vcpu_ns;
@@ -200,21 +201,21 @@ impl Since {
 
 impl WatchedVm {
     /// Looks for the cgroup that is the VM's alone.
-    fn check(&mut self, proc: &std::path::Path, hierarchy: Option<&Hierarchy>, member: &Member) {
+    fn check(&mut self, proc: &std::path::Path, hierarchy: Option<&Hierarchy>, of: &Vm) {
         let own = || {
-            let found = hierarchy?.memory_cgroup(member.vm.cgroup.as_deref()?)?;
+            let found = hierarchy?.memory_cgroup(of.cgroup.as_deref()?)?;
             let counters = found.read().ok()?;
-            found.is_of(proc, member.vm.id.pid, &counters).then_some(found)
+            found.is_of(proc, of.id.pid, &counters).then_some(found)
         };
         let own = own();
         self.is_checked = true;
-        self.now.limit = own.as_ref().and_then(|own| own.limit(proc, member.vm.id.pid));
+        self.now.limit = own.as_ref().and_then(|own| own.limit(proc, of.id.pid));
         if own != self.cgroup {
             (self.cgroup, self.last) = (own, None);
         }
     }
 
-    fn look(&mut self, member: &Member, sees_swapins: bool, sees_swapouts: bool, shared: Shared) {
+    fn look(&mut self, vm: &Vm, sees_swapins: bool, sees_swapouts: bool, shared: Shared) {
         let since = std::mem::take(&mut self.since);
         let now = self.cgroup.as_ref().and_then(|cgroup| cgroup.read().ok());
         let before = std::mem::replace(&mut self.last, now.clone());
@@ -224,7 +225,7 @@ impl WatchedVm {
             Some(field(now)?.saturating_sub(field(before)?))
         };
         let majors = of(|counters| counters.major_faults);
-        let (swapped_in, swapped_in_by) = if member.vm.backing() == Some(Backing::File)
+        let (swapped_in, swapped_in_by) = if vm.backing() == Some(Backing::File)
             && let Some((majors, files)) = majors.zip(of(|counters| counters.refaulted_files))
         {
             (majors + files, SwappedIn::CgroupFiles)

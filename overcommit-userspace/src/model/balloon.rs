@@ -1,13 +1,15 @@
 //! What a VM was made to give back.
 
+use crate::model::interval::Place;
 use crate::model::state::State;
 use serde::{Deserialize, Serialize};
 
 /// Who said so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// QEMU, by a monitor that was free.
+    #[default]
     Qmp,
     /// libvirt, which holds the monitor.
     Libvirt,
@@ -16,6 +18,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// Each.
+    const ALL: [Self; 3] = [Self::Qmp, Self::Libvirt, Self::Discards];
+
+    /// What a file calls so.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|source| source.name() == name)
+    }
+
     /// The word in files and views.
     pub const fn name(self) -> &'static str {
         match self {
@@ -27,7 +37,7 @@ impl Source {
 }
 
 /// What a VM was given, and what its balloon has taken back, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Balloon {
     /// What it was started with, and what was plugged in since.
     pub configured: Option<u64>,
@@ -53,6 +63,13 @@ pub struct GuestMemory {
     pub free: Option<u64>,
     /// When, in Unix seconds; a guest that stands still stays at its last report.
     pub updated_unix_s: u64,
+}
+
+impl GuestMemory {
+    /// How old the report is at the end of an interval, in seconds.
+    pub fn age_s(&self, place: &Place) -> f64 {
+        (place.end_s() - self.updated_unix_s as f64).max(0.0)
+    }
 }
 
 /// How hard the host takes memory back from its VMs.

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 const SLACK: u64 = 16;
 
 /// How much of a metric was seen: the best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Coverage {
     /// All, within 1 %.
+    #[default]
     Full,
     /// Less; an objective on it can be broken but not held.
     Partial,

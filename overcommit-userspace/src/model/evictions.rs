@@ -100,7 +100,7 @@ impl EvictionCounts {
 
 /// What one took of another in an interval.
 #[derive(Clone, Debug)]
-pub struct EvictionSample {
+pub struct Eviction {
     /// Whose pages, as an index into the VMs of the recording; `None` of memory that is
     /// no recorded VM's own.
     pub victim: Option<usize>,
@@ -108,4 +108,13 @@ pub struct EvictionSample {
     pub aggressor: Aggressor,
     /// How much.
     pub counts: EvictionCounts,
+}
+
+impl Eviction {
+    /// Nothing, before a row is read into it.
+    pub fn none() -> Self {
+        let (id, name) = (String::new(), String::new());
+        let aggressor = Aggressor { class: AggressorClass::Kernel, id, name };
+        Self { victim: None, aggressor, counts: EvictionCounts::default() }
+    }
 }

@@ -170,7 +170,7 @@ impl fmt::Display for NodeSet {
 }
 
 /// What measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// DAMON's regions of virtual addresses.
@@ -180,10 +180,19 @@ pub enum Source {
     /// Pages whose referenced bit was cleared and is set again.
     ClearRefs,
     /// What is resident, and whether anything that was not is missed.
+    #[default]
     Bounds,
 }
 
 impl Source {
+    /// Each.
+    const ALL: [Self; 4] = [Self::Damon, Self::Mglru, Self::ClearRefs, Self::Bounds];
+
+    /// What a file calls so.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|source| source.name() == name)
+    }
+
     /// The word in files and views.
     pub const fn name(self) -> &'static str {
         match self {
@@ -196,7 +205,7 @@ impl Source {
 }
 
 /// A VM's working set as measured last.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WorkingSet {
     /// Over the last windows.
     pub range: Range,

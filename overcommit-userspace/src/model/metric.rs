@@ -40,6 +40,17 @@ impl MetricName {
         ["exit", "idle", "stall.memory", "apf", "runq"].iter().any(|family| self.is_in(family))
     }
 
+    /// Whether it gets a percentile distribution at the end; `export` makes the others.
+    pub fn is_plotted(&self) -> bool {
+        ["fault", "swapin", "stall.memory"].iter().any(|family| self.is_in(family))
+    }
+
+    /// Whether `compare` looks at it: how often a guest leaves for other reasons is its own
+    /// business.
+    pub fn is_compared(&self) -> bool {
+        ["fault", "swapin", "stall.memory", "apf"].iter().any(|family| self.is_in(family))
+    }
+
     /// Whether every interval and VM has it, counted or not.
     pub fn is_always_written(&self) -> bool {
         Metric::FAULTS.iter().any(|metric| metric.name() == self.as_str())

@@ -3,8 +3,10 @@
 pub mod balloon;
 pub mod breakdown;
 pub mod clock;
+pub mod columns;
 pub mod coverage;
 pub mod evictions;
+pub mod figures;
 pub mod interval;
 pub mod latencies;
 pub mod memory;
@@ -16,5 +18,6 @@ pub mod slow_fault;
 pub mod state;
 pub mod swap;
 pub mod swapins;
+pub mod totals;
 pub mod vcpus;
 pub mod vm;

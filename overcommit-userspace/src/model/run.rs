@@ -3,11 +3,12 @@
 use crate::model::clock::Clocks;
 use crate::model::coverage::{Coverage, MetricCoverage, Seen};
 use crate::model::interval::FileFaults;
+use crate::model::name::FOLDER_MAX;
 use crate::model::swap::SwapSources;
-use crate::model::swapins::SwapinTotals;
+use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
-use crate::model::vm::{Backing, NamedBy};
-use crate::probes::functions::Purpose;
+use crate::model::vm::{Backing, NamedBy, Vm};
+use overcommit_ebpf::layout::Metric;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -17,8 +18,8 @@ pub const SCHEMA: &str = "overcommit.run";
 pub const MAJOR: u32 = 1;
 
 /// run.json. Durations and times in the unit of their name's end.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RunFile {
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Run {
     /// `overcommit.run/1`.
     pub schema: String,
     /// UUIDv7.
@@ -53,9 +54,17 @@ pub struct RunFile {
     /// What is seen of evictions; `None` of a version that did not look.
     #[serde(default)]
     pub evictions: Option<EvictionSight>,
+    /// Bytes of a page of the host.
+    #[serde(default = "small_page")]
+    pub page_size: u64,
 }
 
-/// See [`RunFile::host_state`].
+/// What versions that did not say so were run with.
+const fn small_page() -> u64 {
+    4096
+}
+
+/// See [`Run::host_state`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostState {
     /// Why it could not be read, if so.
@@ -65,7 +74,7 @@ pub struct HostState {
     pub discards_absent: Option<String>,
 }
 
-/// See [`RunFile::evictions`].
+/// See [`Run::evictions`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct EvictionSight {
     /// Why written pages are not seen, if so.
@@ -74,7 +83,7 @@ pub struct EvictionSight {
     pub dropped_absent: Option<String>,
 }
 
-/// See [`RunFile::options`].
+/// See [`Run::options`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Options {
     /// `--interval`
@@ -107,8 +116,8 @@ pub struct Options {
     pub command: Vec<String>,
 }
 
-/// See [`RunFile::backend`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// See [`Run::backend`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct BackendChoice {
     /// Its name.
     pub name: String,
@@ -124,8 +133,8 @@ pub struct BackendChoice {
 /// What became of a hook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookState {
-    /// What it is for.
-    pub purpose: Purpose,
+    /// What it is for, by name.
+    pub purpose: String,
     /// The function, if one is hooked.
     pub function: Option<String>,
     /// How it is hooked: `fentry` or `kprobe`.
@@ -134,7 +143,7 @@ pub struct HookState {
     pub missing: Option<String>,
 }
 
-/// See [`RunFile::clocks`].
+/// See [`Run::clocks`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RunClocks {
     /// When counting began.
@@ -145,7 +154,7 @@ pub struct RunClocks {
     pub end: Option<Clocks>,
 }
 
-/// See [`RunFile::recorded`].
+/// See [`Run::recorded`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     /// Intervals that are complete in all logs: those with a lower number.
@@ -153,7 +162,7 @@ pub struct Recorded {
 }
 
 /// A VM of the recording.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RunVm {
     /// PID-STARTTIME, the instance.
     pub vm_id: String,
@@ -192,7 +201,7 @@ pub struct RunVm {
     pub vcpu_times: Vec<VcpuTime>,
     /// Where swapped pages came from.
     #[serde(default)]
-    pub swapins: SwapinTotals,
+    pub swapins: Swapins,
     /// Where pages of files came from.
     #[serde(default)]
     pub file_faults: FileFaults,
@@ -219,7 +228,7 @@ pub struct RunVm {
     pub not_counted: BTreeMap<String, u64>,
 }
 
-/// See [`RunFile::not_counted`].
+/// See [`Run::not_counted`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotCounted {
     /// Runs of each program that the kernel skipped, over all processes.
@@ -228,7 +237,48 @@ pub struct NotCounted {
     pub vms_without_slot: u64,
 }
 
-impl RunFile {
+impl RunVm {
+    /// A VM that was just found, which is to have a folder of its own: its name's, or `~2` …
+    /// behind it if another VM has that. Case is folded: some file systems do.
+    pub fn found(vm: &Vm, others: &[Self], now: &Clocks, faults_before: [u64; 2]) -> Self {
+        let first = vm.name.folder();
+        let numbered = (2..).map(|number: u64| {
+            let suffix = format!("~{number}");
+            // The name is ASCII, and the whole is to stay as short.
+            let room = FOLDER_MAX - suffix.len();
+            format!("{}{suffix}", &first[..first.len().min(room)])
+        });
+        let is_free =
+            |folder: &String| !others.iter().any(|vm| vm.folder.eq_ignore_ascii_case(folder));
+        let folder = std::iter::once(first.clone()).chain(numbered).find(is_free);
+        let names = Metric::FAULTS.map(|metric| metric.name().to_owned());
+        let mut found = Self {
+            vm_id: vm.id.to_string(),
+            name: vm.name.to_string(),
+            named_by: vm.named_by,
+            uuid: vm.uuid.clone(),
+            pid: vm.id.pid,
+            folder: folder.unwrap_or_default(),
+            executable: vm.executable.clone(),
+            vcpus: vm.vcpus,
+            memory_bytes: vm.memory_bytes,
+            first_seen_us: now.realtime_ns / 1_000,
+            faults_before: names.into_iter().zip(faults_before).collect(),
+            ..Self::default()
+        };
+        found.follow(vm);
+        found
+    }
+
+    /// Takes over what is known of it by now.
+    pub fn follow(&mut self, vm: &Vm) {
+        self.accelerator.clone_from(&vm.accelerator);
+        self.backing = vm.backing();
+        self.cgroup.clone_from(&vm.cgroup);
+    }
+}
+
+impl Run {
     /// The schema that this version writes.
     pub fn schema() -> String {
         format!("{SCHEMA}/{MAJOR}")

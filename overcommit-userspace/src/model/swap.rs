@@ -65,7 +65,7 @@ pub struct Memory {
 }
 
 /// The swapping of the host in an interval.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HostSwap {
     /// As of the last look.
     pub state: SwapState,
@@ -78,7 +78,7 @@ pub struct HostSwap {
 }
 
 /// The swapping of a VM in an interval.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct VmSwap {
     /// As of the last look.
     pub state: SwapState,
@@ -115,6 +115,9 @@ pub enum SwappedIn {
     /// The metric.
     #[serde(rename = "fault.major")]
     Majors,
+    /// What a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 /// See [`SwapSources`].
@@ -126,4 +129,7 @@ pub enum SwappedOut {
     /// Folios of its cgroup that reclaim writes out.
     #[serde(rename = "mm_vmscan_write_folio")]
     Tracepoint,
+    /// What a later version knows.
+    #[serde(other)]
+    Other,
 }

@@ -21,7 +21,7 @@ impl fmt::Display for VmId {
 }
 
 /// How a VM got the name that it is shown under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NamedBy {
     /// QEMU's `-name guest=`.
@@ -29,7 +29,11 @@ pub enum NamedBy {
     /// QEMU's `-name process=`.
     Process,
     /// Nothing: executable and PID.
+    #[default]
     Pid,
+    /// In a way that a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 impl NamedBy {
@@ -39,6 +43,7 @@ impl NamedBy {
             Self::Guest => "-name guest=",
             Self::Process => "-name process=",
             Self::Pid => "its PID, for it has no name",
+            Self::Other => "in a way that this version does not know",
         }
     }
 }
@@ -55,6 +60,9 @@ pub enum Backing {
     File,
     /// Huge pages out of the host's pool.
     Hugetlb,
+    /// What a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 impl fmt::Display for Backing {
@@ -64,6 +72,7 @@ impl fmt::Display for Backing {
             Self::Memfd => "memfd",
             Self::File => "file",
             Self::Hugetlb => "hugetlb",
+            Self::Other => "other",
         })
     }
 }
@@ -119,6 +128,23 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// One of which nothing can be told any more but that it was a hypervisor.
+    pub fn gone(id: VmId) -> Self {
+        Self {
+            id,
+            name: Name::new(format!("qemu-{}", id.pid)),
+            named_by: NamedBy::Pid,
+            uuid: None,
+            executable: "qemu".to_owned(),
+            vcpus: None,
+            memory_bytes: None,
+            mapping: None,
+            accelerator: None,
+            cgroup: None,
+            monitors: Vec::new(),
+        }
+    }
+
     /// Where in the guest's physical memory an address of its process lies; `None` where
     /// that cannot be told without asking QEMU. On x86 the first GiB lies at its own place:
     /// a machine has no less below its hole for devices (`pc_memory_init`, hw/i386/pc.c, by
@@ -143,17 +169,14 @@ pub(crate) mod tests {
     /// A VM of that name.
     pub(crate) fn vm(name: &str) -> Vm {
         Vm {
-            id: VmId { pid: 42, start_ticks: 4711 },
             name: Name::new(name),
             named_by: NamedBy::Guest,
-            uuid: None,
             executable: "qemu-system-x86_64".to_owned(),
             vcpus: Some(2),
             memory_bytes: Some(1 << 30),
-            mapping: None,
             accelerator: Some("kvm".to_owned()),
             cgroup: Some("/vms/a".to_owned()),
-            monitors: Vec::new(),
+            ..Vm::gone(VmId { pid: 42, start_ticks: 4711 })
         }
     }
 }

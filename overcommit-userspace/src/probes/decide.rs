@@ -71,6 +71,16 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// As on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fentry => Backend::Fentry.name(),
+            Self::Kprobe => Backend::Kprobe.name(),
+            Self::Perf => Backend::Perf.name(),
+        }
+    }
+
     const fn only(self) -> Option<Backend> {
         match self {
             Self::Auto => None,

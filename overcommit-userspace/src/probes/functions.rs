@@ -193,7 +193,7 @@ impl FunctionHooks {
     /// What became of each hook.
     pub fn states(&self) -> Vec<HookState> {
         let state = |hook: &Hook| HookState {
-            purpose: hook.purpose,
+            purpose: hook.purpose.name().to_owned(),
             function: hook.found.as_ref().map(|found| found.function.clone()),
             by: hook.found.as_ref().map(|found| found.by.name().to_owned()),
             missing: hook.missing.clone(),

@@ -66,7 +66,7 @@ pub struct Sight {
 impl Sight {
     /// Whether the waits for swapped anonymous memory are seen.
     pub fn sees_swapins(&self) -> bool {
-        self.hooks.iter().any(|hook| hook.purpose == Purpose::Swap && hook.missing.is_none())
+        self.hooks.iter().any(|hook| hook.purpose == Purpose::Swap.name() && hook.missing.is_none())
     }
 
     /// Why tracepoints are not seen, if so.
@@ -76,7 +76,7 @@ impl Sight {
 
     /// Why a hook is missing, if it is.
     fn missing(&self, purpose: Purpose) -> Option<&str> {
-        let hook = self.hooks.iter().find(|hook| hook.purpose == purpose);
+        let hook = self.hooks.iter().find(|hook| hook.purpose == purpose.name());
         hook.and_then(|hook| hook.missing.as_deref())
     }
 
@@ -87,7 +87,7 @@ impl Sight {
 
     /// Why pages that reclaim drops without writing them are not seen, if so.
     pub fn drops_absent(&self) -> Option<String> {
-        let hook = self.hooks.iter().find(|hook| hook.purpose == Purpose::Drop);
+        let hook = self.hooks.iter().find(|hook| hook.purpose == Purpose::Drop.name());
         hook.map_or(Some(NO_HOOKS.to_owned()), |hook| hook.missing.clone())
     }
 

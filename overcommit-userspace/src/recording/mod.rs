@@ -3,18 +3,14 @@
 //! `writer` adds an interval to the logs and then replaces run.json, which says
 //! how far they go; `reader` believes run.json and the logs where they agree.
 
-pub mod evictions;
 pub mod folder;
 #[cfg(test)]
 mod golden;
-pub mod host;
-pub mod intervals;
+mod logs;
 pub mod reader;
-pub mod rows;
+mod rows;
 pub mod run_file;
-pub mod slow_faults;
 pub mod span;
-pub mod vms;
 pub mod writer;
 
 pub use folder::Folder;

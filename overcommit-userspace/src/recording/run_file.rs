@@ -1,6 +1,6 @@
 //! run.json: what was recorded, how, and how far the logs go.
 
-use crate::model::run::{MAJOR, RunFile, SCHEMA};
+use crate::model::run::{MAJOR, Run, SCHEMA};
 use crate::recording::folder::RUN_FILE;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// The folder is no recording, or one of a newer major version.
-pub fn read(dir: &Path) -> Result<RunFile> {
+pub fn read(dir: &Path) -> Result<Run> {
     let path = dir.join(RUN_FILE);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -25,7 +25,7 @@ pub fn read(dir: &Path) -> Result<RunFile> {
     parse(&text).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn parse(text: &str) -> Result<RunFile> {
+fn parse(text: &str) -> Result<Run> {
     #[derive(Deserialize)]
     struct Header {
         schema: String,
@@ -45,7 +45,7 @@ fn parse(text: &str) -> Result<RunFile> {
 }
 
 /// Whether the process that records still runs.
-pub fn is_recording(run: &RunFile) -> bool {
+pub fn is_recording(run: &Run) -> bool {
     if run.clocks.end.is_some() {
         return false;
     }

@@ -1,6 +1,6 @@
 //! Who took pages of whom in an interval, by name.
 
-use crate::model::evictions::{Aggressor, AggressorClass, EvictionSample};
+use crate::model::evictions::{Aggressor, AggressorClass, Eviction};
 use crate::model::vm::Vm;
 use crate::probes::evictions::Taken;
 use overcommit_ebpf::layout::AggressorKind;
@@ -12,7 +12,7 @@ pub fn name(
     member: impl Fn(u32) -> Option<(usize, Aggressor)>,
     inspect: impl Fn(i32) -> Option<Vm>,
     process: impl Fn(i32) -> Option<String>,
-) -> Vec<EvictionSample> {
+) -> Vec<Eviction> {
     let named = taken.into_iter().filter_map(|taken| {
         let Taken { key, thread, counts } = taken;
         let kind = AggressorKind::ALL.into_iter().find(|kind| *kind as u32 == key.kind)?;
@@ -26,7 +26,7 @@ pub fn name(
             AggressorKind::Kernel => of_kernel(pid, thread),
         };
         let victim = member(key.victim).map(|(member, _)| member);
-        Some(EvictionSample { victim, aggressor, counts })
+        Some(Eviction { victim, aggressor, counts })
     });
     named.collect()
 }

@@ -8,20 +8,28 @@ pub mod swapins;
 mod tracked;
 pub mod vcpus;
 
+use crate::host::ForHost;
+use crate::model::breakdown::Breakdown;
 use crate::model::clock::Clocks;
-use crate::model::coverage::{MetricCoverage, coverage_of};
-use crate::model::evictions::Aggressor;
-use crate::model::evictions::EvictionSample;
-use crate::model::interval::VmSample;
+use crate::model::coverage::{
+    Coverage, MetricCoverage, Seen, can_split_stalls, coverage_of, is_part_seen,
+};
+use crate::model::evictions::{Aggressor, Eviction};
+use crate::model::interval::VmInterval;
+use crate::model::metric::MetricName;
+use crate::model::run::{Run, RunVm};
+use crate::model::vm::Vm;
 use crate::probes::rings::Event;
 use crate::probes::sight::{SILENT, Sight};
 use crate::probes::slots::Holdings;
 use crate::probes::{Probes, sight};
 use anyhow::Result;
 use evictions::{of_kernel, of_process, of_vm};
-use overcommit_ebpf::layout::{AggressorKind, Metric, Thread, unpack_aggressor};
+use overcommit_ebpf::layout::{
+    AggressorKind, FaultBacking, Loss, Metric, Thread, unpack_aggressor,
+};
 use procfs::process::Process;
-use roster::{Member, Roster};
+use roster::Roster;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -44,6 +52,33 @@ struct HostView<'a> {
     now: &'a Clocks,
 }
 
+impl HostView<'_> {
+    /// Whether a metric is seen at all.
+    fn sees(&self, metric: &MetricName) -> bool {
+        coverage_of(&self.declared, metric) != Coverage::Absent
+    }
+}
+
+/// What an interval adds to what is known of a VM's threads.
+fn note_seen(run: &mut RunVm, tracked: &Tracked, seen: Seen) {
+    if let Some(known_by) = tracked.vcpus.known_by() {
+        run.vcpus_known_by = Some(known_by.to_owned());
+    }
+    run.seen.merge(seen);
+    run.coverage = run.seen.coverage();
+    run.vcpu_times = tracked.times.totals();
+}
+
+/// `fault.*` of the whole recording is as partial as its worst VM.
+fn note_partial(run: &mut Run) {
+    let full = run.vms.iter().all(|vm| vm.coverage == Coverage::Full);
+    let coverage = if full { Coverage::Full } else { Coverage::Partial };
+    let faults = Metric::FAULTS.map(Metric::name);
+    for entry in run.coverage.iter_mut().filter(|entry| faults.contains(&entry.metric.as_str())) {
+        entry.coverage = coverage;
+    }
+}
+
 /// Drains the slots of the VMs that are recorded, and keeps them in step with the
 /// VMs that run.
 pub struct Sampler {
@@ -51,12 +86,15 @@ pub struct Sampler {
     roster: Roster,
     tracked: Vec<Tracked>,
     /// As of the last drain.
-    evictions: Vec<EvictionSample>,
+    evictions: Vec<Eviction>,
     /// Slots whose VM is gone, to be freed a while after the time beside them, in
     /// nanoseconds.
     closing: Vec<(u32, u64)>,
     scans: u32,
     last_ns: u64,
+    /// Whether a VM under KVM ran without a single exit, and whether one had exits.
+    is_silent: bool,
+    has_exits: bool,
 }
 
 impl Sampler {
@@ -70,12 +108,14 @@ impl Sampler {
             closing: Vec::new(),
             scans: 0,
             last_ns: now.monotonic_ns,
+            is_silent: false,
+            has_exits: false,
         }
     }
 
-    /// Every VM that has been recorded, the ended ones too.
-    pub fn members(&self) -> &[Member] {
-        self.roster.members()
+    /// Every VM that has been recorded, the ended ones too, in the order of the recording.
+    pub fn vms(&self) -> &[Vm] {
+        self.roster.vms()
     }
 
     /// Running VMs that are recorded.
@@ -92,12 +132,12 @@ impl Sampler {
     ///
     /// # Errors
     /// /proc cannot be listed, or the kernel refuses the probes of a new CPU.
-    pub fn rescan(&mut self, now: &Clocks) -> Result<()> {
+    pub fn rescan(&mut self, run: &mut Vec<RunVm>, now: &Clocks) -> Result<()> {
         self.probes.follow_host()?;
         self.probes.slots.forget_swap_devices();
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
-        self.roster.look_again(now);
+        self.roster.look_again(run, now);
         let new = self.roster.new_vms()?;
         if !new.is_empty() {
             let pids: Vec<i32> = new.iter().map(|vm| vm.id.pid).collect();
@@ -111,8 +151,8 @@ impl Sampler {
                     let process = self.roster.open(vm.id);
                     let before = process.as_ref().and_then(|process| process.stat().ok());
                     let before = before.as_ref().map(faults).unwrap_or_default();
-                    let member = self.roster.add(vm, now, before);
-                    self.track(member, slot, process, before, now);
+                    let vm = self.roster.add(vm, run, now, before);
+                    self.track(vm, slot, process, before, now);
                 }
                 Some(_) => {}
                 None => self.roster.no_slot(vm.id, full),
@@ -124,7 +164,7 @@ impl Sampler {
             let runs = slots.vms.get(tracked.slot as usize);
             let runs = runs.is_some_and(|vm| vm.ended_ns.load(SeqCst) == 0);
             if let Some(process) = tracked.process.as_ref().filter(|_| runs) {
-                let vm = &self.roster.members()[tracked.member].vm;
+                let vm = &self.roster.vms()[tracked.vm];
                 tracked.vcpus.refresh(process, vm.vcpus);
                 if let Some(memory) = vm.mapping {
                     slots.count_discards(tracked.slot, memory);
@@ -139,7 +179,7 @@ impl Sampler {
     }
 
     /// Takes up a VM that the exec tracepoint has given a slot.
-    pub fn started(&mut self, event: Event, now: &Clocks) {
+    pub fn started(&mut self, event: Event, run: &mut Vec<RunVm>, now: &Clocks) {
         if self.has(event.slot) {
             return;
         }
@@ -151,8 +191,8 @@ impl Sampler {
         match self.roster.started(event.pid, started_ns) {
             Some(vm) => {
                 let process = self.roster.open(vm.id);
-                let member = self.roster.add(vm, now, before);
-                self.track(member, event.slot, process, before, now);
+                let vm = self.roster.add(vm, run, now, before);
+                self.track(vm, event.slot, process, before, now);
             }
             None => {
                 self.probes.slots.close(event.slot);
@@ -166,16 +206,17 @@ impl Sampler {
         self.roster.missed(pid);
     }
 
-    /// Takes what happened since the last drain.
+    /// Takes what happened to each VM since the last drain, and what that adds to the recording.
     ///
     /// # Errors
     /// The kernel refuses to take back the slot of a VM that has ended.
-    pub fn drain(&mut self, now: &Clocks) -> Result<Vec<VmSample>> {
+    pub fn drain(&mut self, run: &mut Run, now: &Clocks) -> Result<Vec<(VmInterval, ForHost)>> {
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
         self.evictions = self.take_evictions()?;
+        run.coverage = sight::declared(&self.sight());
         let host = HostView {
-            declared: sight::declared(&self.sight()),
+            declared: run.coverage.clone(),
             exits_absent: self.probes.exits_absent().map(str::to_owned),
             now,
         };
@@ -186,14 +227,16 @@ impl Sampler {
         };
         let ended: Vec<u64> = self.tracked.iter().map(ended).collect();
         let mut holdings = self.probes.slots.holdings();
-        let mut samples = Vec::with_capacity(self.tracked.len());
+        let mut drained = Vec::with_capacity(self.tracked.len());
         for (mut tracked, ended_ns) in std::mem::take(&mut self.tracked).into_iter().zip(ended) {
             let held = holdings.remove(&tracked.slot).unwrap_or_default();
-            samples.extend(self.drain_one(&mut tracked, &held, ended_ns, &host));
+            let of_run = &mut run.vms[tracked.vm];
+            drained.extend(self.drain_one(&mut tracked, of_run, &held, ended_ns, &host));
             if ended_ns == 0 {
                 self.tracked.push(tracked);
             } else {
-                self.roster.ended(tracked.member, now.realtime_of(ended_ns));
+                of_run.ended_us = Some(now.realtime_of(ended_ns) / 1_000);
+                self.roster.ended(tracked.vm);
                 if let Some(cgroup) = tracked.cgroup {
                     self.probes.slots.forget_swapouts(tracked.slot, cgroup);
                 }
@@ -202,11 +245,12 @@ impl Sampler {
             }
         }
         self.last_ns = now.monotonic_ns;
-        Ok(samples)
+        note_partial(run);
+        Ok(drained)
     }
 
     /// Who took pages of whom up to the last drain.
-    pub fn evictions(&mut self) -> Vec<EvictionSample> {
+    pub fn evictions(&mut self) -> Vec<Eviction> {
         std::mem::take(&mut self.evictions)
     }
 
@@ -215,11 +259,11 @@ impl Sampler {
     pub fn aggressor(&self, aggressor: u64) -> Option<Aggressor> {
         let (kind, id) = unpack_aggressor(aggressor)?;
         let (pid, roster) = (id.cast_signed(), &self.roster);
-        let recorded = roster.members().iter().rev().find(|member| member.vm.id.pid == pid);
+        let recorded = roster.vms().iter().rev().find(|vm| vm.id.pid == pid);
         match kind {
             AggressorKind::Kernel if pid == 0 => Some(of_kernel(pid, String::new())),
             AggressorKind::Kernel => Some(of_kernel(pid, roster.process(pid)?)),
-            AggressorKind::Vm => Some(of_vm(&recorded?.vm)),
+            AggressorKind::Vm => Some(of_vm(recorded?)),
             AggressorKind::Process => match roster.inspect(pid) {
                 Some(vm) => Some(of_vm(&vm)),
                 None => Some(of_process(pid, roster.process(pid)?)),
@@ -227,11 +271,11 @@ impl Sampler {
         }
     }
 
-    fn take_evictions(&mut self) -> Result<Vec<EvictionSample>> {
+    fn take_evictions(&mut self) -> Result<Vec<Eviction>> {
         let taken = self.probes.slots.evictions.take()?;
         let member = |slot| {
             let tracked = self.tracked.iter().find(|tracked| tracked.slot == slot)?;
-            Some((tracked.member, of_vm(&self.roster.members()[tracked.member].vm)))
+            Some((tracked.vm, of_vm(&self.roster.vms()[tracked.vm])))
         };
         let roster = &self.roster;
         Ok(evictions::name(taken, member, |pid| roster.inspect(pid), |pid| roster.process(pid)))
@@ -239,14 +283,17 @@ impl Sampler {
 
     /// Begins anew after a drain: what was counted before it, and the VMs that
     /// ended before it, are none of the recording's.
-    pub fn restart(&mut self, now: &Clocks) {
-        let running: Vec<usize> = self.tracked.iter().map(|tracked| tracked.member).collect();
-        self.roster.restart(&running, now);
-        for (member, tracked) in self.tracked.iter_mut().enumerate() {
-            tracked.member = member;
+    pub fn restart(&mut self, run: &mut Vec<RunVm>, now: &Clocks) {
+        let running: Vec<usize> = self.tracked.iter().map(|tracked| tracked.vm).collect();
+        self.roster.restart(&running);
+        run.clear();
+        for (index, tracked) in self.tracked.iter_mut().enumerate() {
+            tracked.vm = index;
             tracked.times.restart();
             let stat = tracked.process.as_ref().and_then(|process| process.stat().ok());
-            self.roster.begins_at(member, stat.as_ref().map(faults).unwrap_or_default());
+            let before = stat.as_ref().map(faults).unwrap_or_default();
+            let found = RunVm::found(&self.roster.vms()[index], run, now, before);
+            run.push(found);
         }
     }
 
@@ -263,8 +310,8 @@ impl Sampler {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn count_swapouts(&mut self, member: usize, cgroup: Option<u64>) -> Result<()> {
-        let tracked = self.tracked.iter_mut().find(|tracked| tracked.member == member);
+    pub fn count_swapouts(&mut self, vm: usize, cgroup: Option<u64>) -> Result<()> {
+        let tracked = self.tracked.iter_mut().find(|tracked| tracked.vm == vm);
         let Some(tracked) = tracked.filter(|tracked| tracked.cgroup != cgroup) else {
             return Ok(());
         };
@@ -291,10 +338,7 @@ impl Sampler {
     /// What can be seen, and was: on some KVMs no exit ever comes.
     pub fn sight(&self) -> Sight {
         let mut sight = self.probes.sight();
-        let silent = |member: &Member| member.exits_absent.as_deref() == Some(SILENT);
-        let told = |member: &Member| !member.vcpu_times.is_empty();
-        let members = self.members();
-        if sight.exits_absent.is_none() && members.iter().any(silent) && !members.iter().any(told) {
+        if sight.exits_absent.is_none() && self.is_silent && !self.has_exits {
             sight.exits_absent = Some(SILENT.to_owned());
         }
         sight
@@ -317,51 +361,74 @@ impl Sampler {
 
     fn track(
         &mut self,
-        member: usize,
+        vm: usize,
         slot: u32,
         process: Option<Process>,
         before: FaultCounts,
         now: &Clocks,
     ) {
-        self.tracked.push(Tracked::new(member, slot, process, before, now.monotonic_ns));
+        self.tracked.push(Tracked::new(vm, slot, process, before, now.monotonic_ns));
     }
 
     /// One VM's interval. `ended_ns` is 0 while it runs.
     fn drain_one(
         &mut self,
         tracked: &mut Tracked,
+        run: &mut RunVm,
         held: &Holdings,
         ended_ns: u64,
         host: &HostView<'_>,
-    ) -> Option<VmSample> {
+    ) -> Option<(VmInterval, ForHost)> {
         let slots = &self.probes.slots;
         let shared = slots.vms.get(tracked.slot as usize)?;
         let (mut metrics, files) = tracked.take(slots, held);
         let until_ns = if ended_ns == 0 { host.now.monotonic_ns } else { ended_ns };
         let length_ns = until_ns.saturating_sub(self.last_ns.max(tracked.since_ns));
-        let vcpus = self.roster.members()[tracked.member].vm.vcpus;
-        let threads = held
-            .threads
-            .iter()
-            .filter_map(|index| slots.threads.get(*index as usize))
-            .collect::<Vec<_>>();
-        let stall = stall(tracked, &threads, vcpus, until_ns, length_ns);
-        let swapins = tracked.swapins.read(&shared.swapin);
+        let threads = held.threads.iter();
+        let threads: Vec<&Thread> =
+            threads.filter_map(|index| slots.threads.get(*index as usize)).collect();
+        let stall = stall(tracked, &threads, run.vcpus, until_ns, length_ns);
+        let swapins = tracked.swapins.read(&shared.swapin, |number| slots.swap_device(number));
         let stat = tracked.process.as_ref().and_then(|process| process.stat().ok());
         let seen = tracked.seen(shared, &metrics, stat.as_ref().filter(|_| ended_ns == 0));
-        self.roster.saw(tracked.member, tracked.vcpus.known_by(), seen);
-        let coverage = self.roster.members()[tracked.member].seen.coverage();
-        for sample in &mut metrics {
-            let is_fault = sample.name.is_always_written();
-            sample.coverage =
-                if is_fault { coverage } else { coverage_of(&host.declared, &sample.name) };
+        note_seen(run, tracked, seen);
+        let is_silent = tracked.is_silent(stat.as_ref());
+        self.has_exits |= !run.vcpu_times.is_empty();
+        for metric in &mut metrics {
+            let is_fault = metric.name.is_always_written();
+            metric.coverage =
+                if is_fault { run.coverage } else { coverage_of(&host.declared, &metric.name) };
         }
-        self.roster.swapped_in(tracked.member, &swapins, &self.probes.slots);
-        self.roster.took_of_files(tracked.member, files);
-        self.roster.spent(tracked.member, tracked.times.totals());
-        let is_silent = || tracked.is_silent(stat.as_ref()).then(|| SILENT.to_owned());
-        self.roster.exits_absent(tracked.member, host.exits_absent.clone().or_else(is_silent));
-        Some(tracked.sample(shared, metrics, seen, stall, swapins))
+        let counts = tracked.counts(shared);
+        let is_kvm = run.accelerator.as_deref() == Some("kvm");
+        let silent = || is_silent.then(|| SILENT.to_owned());
+        run.exits_absent = host.exits_absent.clone().or_else(silent).filter(|_| is_kvm);
+        let has_no_exits = is_kvm && is_silent;
+        self.is_silent |= has_no_exits && host.exits_absent.is_none();
+        run.swapins.add(&swapins);
+        run.file_faults.add(files);
+        for (cause, count) in Loss::ALL.iter().zip(counts.not_counted) {
+            *run.not_counted.entry(cause.name().to_owned()).or_default() += count;
+        }
+        let mut vm = VmInterval {
+            vm: tracked.vm,
+            metrics,
+            seen,
+            taken_by: counts.taken_by,
+            stall,
+            swapins: Some(swapins),
+            file_faults: host.sees(&FaultBacking::File.into()).then_some(files),
+            not_counted: counts.not_counted,
+            ..VmInterval::default()
+        };
+        let is_seen = |part| is_part_seen(&host.declared, part);
+        vm.fault_time = Breakdown::new(vm.fault_ns(), counts.parts_ns, is_seen);
+        let windows = vm.latencies(Metric::StallMemory).map(|windows| windows.sum_ns);
+        vm.stall_time = windows.filter(|_| can_split_stalls(&host.declared)).map(|total_ns| {
+            let [parts @ .., kvm_ns] = counts.stall_ns;
+            Breakdown { kvm_ns: Some(kvm_ns), ..Breakdown::new(total_ns, parts, is_seen) }
+        });
+        Some((vm, ForHost { has_no_exits, ..counts.for_host }))
     }
 
     /// Gives back the slots that were closed a while ago.

@@ -3,14 +3,9 @@
 
 use crate::kernel::TICK_NS;
 use crate::model::clock::Clocks;
-use crate::model::coverage::Seen;
-use crate::model::interval::FileFaults;
-use crate::model::name::Name;
 use crate::model::pattern::Pattern;
-use crate::model::swapins::{SwapinCounts, SwapinTotals};
-use crate::model::vcpus::VcpuTime;
-use crate::model::vm::{NamedBy, Vm, VmId};
-use crate::probes::slots::Slots;
+use crate::model::run::RunVm;
+use crate::model::vm::{Vm, VmId};
 use crate::sampler::FaultCounts;
 use crate::vm::Discovery;
 use anyhow::Result;
@@ -44,37 +39,12 @@ impl Selection {
     }
 }
 
-/// A VM of the recording.
-#[derive(Debug)]
-pub struct Member {
-    /// Who it is.
-    pub vm: Vm,
-    /// When counting began, in Unix nanoseconds.
-    pub first_seen_ns: u64,
-    /// When it ended, in Unix nanoseconds.
-    pub ended_ns: Option<u64>,
-    /// The kernel's counters when counting began, minor and major.
-    pub faults_before: FaultCounts,
-    /// Coverage over the recording.
-    pub seen: Seen,
-    /// How its vCPU threads are known.
-    pub vcpus_known_by: Option<&'static str>,
-    /// Where each vCPU's time out of its guest went.
-    pub vcpu_times: Vec<VcpuTime>,
-    /// Where swapped pages came from.
-    pub swapins: SwapinTotals,
-    /// Where pages of files came from.
-    pub file_faults: FileFaults,
-    /// Why nothing is known of its exits; `None` if they are seen, or it does not run
-    /// under KVM.
-    pub exits_absent: Option<String>,
-}
-
 /// Finds VMs and remembers them.
 pub struct Roster {
     discovery: Discovery,
     selection: Selection,
-    members: Vec<Member>,
+    /// In the order of the recording's.
+    vms: Vec<Vm>,
     present: BTreeSet<VmId>,
     /// Never to be taken up: they share the memory of a VM that has a slot, or
     /// have ended.
@@ -89,7 +59,7 @@ impl Roster {
         Self {
             discovery,
             selection,
-            members: Vec::new(),
+            vms: Vec::new(),
             present: BTreeSet::new(),
             done: BTreeSet::new(),
             unserved: BTreeSet::new(),
@@ -108,8 +78,8 @@ impl Roster {
     }
 
     /// All VMs so far, in the order in which they were found.
-    pub fn members(&self) -> &[Member] {
-        &self.members
+    pub fn vms(&self) -> &[Vm] {
+        &self.vms
     }
 
     /// VMs that found no free slot.
@@ -148,19 +118,7 @@ impl Roster {
         let vm = match self.discovery.inspect(pid).filter(|vm| vm.id == id) {
             Some(vm) => vm,
             None if runs => return None,
-            None => Vm {
-                id,
-                name: Name::new(format!("qemu-{pid}")),
-                named_by: NamedBy::Pid,
-                uuid: None,
-                executable: "qemu".to_owned(),
-                vcpus: None,
-                memory_bytes: None,
-                mapping: None,
-                accelerator: None,
-                cgroup: None,
-                monitors: Vec::new(),
-            },
+            None => Vm::gone(id),
         };
         let mut vm = vm;
         // It has not opened KVM nor mapped its memory yet; see `look_again`.
@@ -169,97 +127,54 @@ impl Roster {
     }
 
     /// Looks again at VMs that were starting up when they were found.
-    pub(super) fn look_again(&mut self, now: &Clocks) {
-        for member in self.members.iter_mut().filter(|member| member.ended_ns.is_none()) {
-            if now.realtime_ns.saturating_sub(member.first_seen_ns) > STARTING_UP_NS {
+    pub(super) fn look_again(&mut self, run: &mut [RunVm], now: &Clocks) {
+        for (vm, run) in self.vms.iter_mut().zip(run).filter(|(_, run)| run.ended_us.is_none()) {
+            if now.realtime_ns.saturating_sub(run.first_seen_us * 1_000) > STARTING_UP_NS {
                 continue;
             }
-            if let Some(vm) = self.discovery.inspect(member.vm.id.pid)
-                && vm.id == member.vm.id
+            if let Some(found) = self.discovery.inspect(vm.id.pid)
+                && found.id == vm.id
             {
-                member.vm.accelerator = vm.accelerator;
-                member.vm.mapping = vm.mapping;
-                member.vm.cgroup = vm.cgroup;
+                vm.accelerator = found.accelerator;
+                vm.mapping = found.mapping;
+                vm.cgroup = found.cgroup;
+                run.follow(vm);
             }
         }
     }
 
-    /// Keeps these members alone, in this order, as if they were just found.
-    pub(super) fn restart(&mut self, running: &[usize], now: &Clocks) {
-        let mut members: Vec<Option<Member>> = self.members.drain(..).map(Some).collect();
-        self.members = running.iter().filter_map(|index| members[*index].take()).collect();
-        for member in &mut self.members {
-            member.first_seen_ns = now.realtime_ns;
-            member.seen = Seen::default();
-            member.swapins = SwapinTotals::default();
-            member.file_faults = FileFaults::default();
-        }
+    /// Keeps these VMs alone, in this order.
+    pub(super) fn restart(&mut self, running: &[usize]) {
+        self.vms = running.iter().map(|index| self.vms[*index].clone()).collect();
         self.missed = 0;
-    }
-
-    /// What the kernel had counted when the member's recording began.
-    pub(super) fn begins_at(&mut self, member: usize, faults: FaultCounts) {
-        self.members[member].faults_before = faults;
     }
 
     pub(super) fn open(&self, id: VmId) -> Option<Process> {
         self.discovery.open(id).ok()
     }
 
-    pub(super) fn add(&mut self, vm: Vm, now: &Clocks, faults_before: FaultCounts) -> usize {
+    /// Takes up a VM; gives its index.
+    pub(super) fn add(
+        &mut self,
+        vm: Vm,
+        run: &mut Vec<RunVm>,
+        now: &Clocks,
+        faults_before: FaultCounts,
+    ) -> usize {
         self.present.insert(vm.id);
         self.unserved.remove(&vm.id);
-        self.members.push(Member {
-            vm,
-            first_seen_ns: now.realtime_ns,
-            ended_ns: None,
-            faults_before,
-            seen: Seen::default(),
-            vcpus_known_by: None,
-            vcpu_times: Vec::new(),
-            swapins: SwapinTotals::default(),
-            file_faults: FileFaults::default(),
-            exits_absent: None,
-        });
-        self.members.len() - 1
+        let found = RunVm::found(&vm, run, now, faults_before);
+        run.push(found);
+        self.vms.push(vm);
+        self.vms.len() - 1
     }
 
-    pub(super) fn saw(&mut self, member: usize, known_by: Option<&'static str>, seen: Seen) {
-        let member = &mut self.members[member];
-        member.vcpus_known_by = known_by.or(member.vcpus_known_by);
-        member.seen.merge(seen);
-    }
-
-    pub(super) fn spent(&mut self, member: usize, vcpu_times: Vec<VcpuTime>) {
-        self.members[member].vcpu_times = vcpu_times;
-    }
-
-    pub(super) fn swapped_in(&mut self, member: usize, counts: &SwapinCounts, slots: &Slots) {
-        let totals = &mut self.members[member].swapins;
-        totals.from_cache += counts.from_cache;
-        totals.from_zswap += counts.from_zswap;
-        totals.without_fault += counts.without_fault;
-        for (number, count) in counts.from_device.iter().enumerate().filter(|(_, n)| **n > 0) {
-            *totals.from_device.entry(slots.swap_device(number)).or_default() += count;
-        }
-    }
-
-    pub(super) fn took_of_files(&mut self, member: usize, files: FileFaults) {
-        self.members[member].file_faults.add(files);
-    }
-
-    pub(super) fn exits_absent(&mut self, member: usize, why: Option<String>) {
-        let member = &mut self.members[member];
-        let is_kvm = member.vm.accelerator.as_deref() == Some("kvm");
-        member.exits_absent = why.filter(|_| is_kvm);
-    }
-
-    pub(super) fn ended(&mut self, member: usize, at_ns: u64) {
-        let member = &mut self.members[member];
-        member.ended_ns = Some(at_ns);
-        self.present.remove(&member.vm.id);
+    /// A VM has ended.
+    pub(super) fn ended(&mut self, vm: usize) {
+        let id = self.vms[vm].id;
+        self.present.remove(&id);
         // Its entry in /proc may outlive it; it is not to be found again.
-        self.done.insert(member.vm.id);
+        self.done.insert(id);
     }
 
     /// The kernel gave the VM no slot: there is none, or its memory has one.

@@ -1,34 +1,29 @@
 //! Where did swapped pages come from?
 
-use crate::model::swapins::SwapinCounts;
-use overcommit_ebpf::layout::Swapins;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::SeqCst;
+use crate::model::swapins::Swapins;
+use crate::sampler::tracked::grown;
+use overcommit_ebpf::layout::{self, SWAP_DEVICES_MAX};
+use std::collections::BTreeMap;
 
 /// Reads what the counters have grown by.
 #[derive(Debug, Default)]
-pub struct SwapinReader(SwapinCounts);
+pub struct SwapinReader {
+    /// From the swap cache, from zswap, without a fault.
+    others: [u64; 3],
+    /// By the number of the device.
+    from_device: [u64; SWAP_DEVICES_MAX],
+}
 
 impl SwapinReader {
-    /// Since the last time.
-    pub fn read(&mut self, shared: &Swapins) -> SwapinCounts {
-        let load = |count: &AtomicU64| count.load(SeqCst);
-        let now = SwapinCounts {
-            from_cache: load(&shared.from_cache),
-            from_zswap: load(&shared.from_zswap),
-            from_device: shared.from_device.each_ref().map(load),
-            without_fault: load(&shared.without_fault),
-        };
-        let before = std::mem::replace(&mut self.0, now);
-        let mut from_device = now.from_device;
-        for (count, before) in from_device.iter_mut().zip(before.from_device) {
-            *count -= before;
+    /// Since the last time; `name` knows what the device of a number is called.
+    pub fn read(&mut self, shared: &layout::Swapins, name: impl Fn(usize) -> String) -> Swapins {
+        let others = [&shared.from_cache, &shared.from_zswap, &shared.without_fault];
+        let [from_cache, from_zswap, without_fault] = grown(others, &mut self.others);
+        let by_number = grown(shared.from_device.each_ref(), &mut self.from_device);
+        let mut from_device = BTreeMap::new();
+        for (number, count) in by_number.into_iter().enumerate().filter(|(_, count)| *count > 0) {
+            *from_device.entry(name(number)).or_default() += count;
         }
-        SwapinCounts {
-            from_cache: now.from_cache - before.from_cache,
-            from_zswap: now.from_zswap - before.from_zswap,
-            from_device,
-            without_fault: now.without_fault - before.without_fault,
-        }
+        Swapins { from_cache, from_zswap, from_device, without_fault }
     }
 }

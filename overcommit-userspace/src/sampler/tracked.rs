@@ -1,10 +1,10 @@
 //! A VM's slot from drain to drain.
 
+use crate::host::ForHost;
 use crate::model::coverage::{Coverage, Seen};
-use crate::model::interval::{FileFaults, MetricSample, Stall, StallSource, VmSample};
+use crate::model::interval::{FileFaults, MetricInterval, Stall, StallSource};
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
-use crate::model::swapins::SwapinCounts;
 use crate::probes::slots::{Holdings, Kind, Slots};
 use crate::sampler::FaultCounts;
 use crate::sampler::carry::Carry;
@@ -25,7 +25,8 @@ const BUSY_TICKS: u64 = 10;
 
 /// A VM whose slot is drained.
 pub(super) struct Tracked {
-    pub(super) member: usize,
+    /// As an index into the VMs of the recording.
+    pub(super) vm: usize,
     pub(super) slot: u32,
     /// `None` for a VM that was gone before it could be looked at.
     pub(super) process: Option<Process>,
@@ -54,7 +55,7 @@ impl Tracked {
     /// A VM that is followed from `since_ns` on; the kernel had counted that many faults
     /// of it before.
     pub(super) fn new(
-        member: usize,
+        vm: usize,
         slot: u32,
         process: Option<Process>,
         before: FaultCounts,
@@ -62,7 +63,7 @@ impl Tracked {
     ) -> Self {
         let stat = process.as_ref().and_then(|process| process.stat().ok());
         Self {
-            member,
+            vm,
             slot,
             cpu_before: stat.as_ref().map_or(0, cpu_ticks),
             process,
@@ -94,7 +95,7 @@ impl Tracked {
         &mut self,
         slots: &Slots,
         held: &Holdings,
-    ) -> (Vec<MetricSample>, FileFaults) {
+    ) -> (Vec<MetricInterval>, FileFaults) {
         let mut metrics: BTreeMap<MetricName, Latencies> = BTreeMap::new();
         let mut files = FileFaults::default();
         for (index, kind) in slots.histograms_of(self.slot, held) {
@@ -111,7 +112,8 @@ impl Tracked {
                 }
             }
         }
-        let sample = |(name, latencies)| MetricSample { name, coverage: Coverage::Full, latencies };
+        let sample =
+            |(name, latencies)| MetricInterval { name, coverage: Coverage::Full, latencies };
         (metrics.into_iter().map(sample).collect(), files)
     }
 
@@ -120,7 +122,7 @@ impl Tracked {
     pub(super) fn seen(
         &mut self,
         shared: &layout::Vm,
-        metrics: &[MetricSample],
+        metrics: &[MetricInterval],
         running: Option<&Stat>,
     ) -> Seen {
         let at_end = || shared.faults_at_end.iter().map(|count| count.load(SeqCst)).sum();
@@ -137,32 +139,37 @@ impl Tracked {
         seen
     }
 
-    pub(super) fn sample(
-        &mut self,
-        shared: &layout::Vm,
-        metrics: Vec<MetricSample>,
-        seen: Seen,
-        stall: Option<Stall>,
-        swapins: SwapinCounts,
-    ) -> VmSample {
-        VmSample {
-            member: self.member,
-            metrics,
-            seen,
+    /// What else its slot has counted since the last drain.
+    pub(super) fn counts(&mut self, shared: &layout::Vm) -> Counts {
+        Counts {
             taken_by: grown(shared.taken_by.each_ref(), &mut self.taken_by),
-            stall,
-            swapins,
-            swapped_out: grown([&shared.swapped_out], &mut self.swapped_out)[0],
-            discards: grown([&shared.given_back, &shared.taken_again], &mut self.discards),
             parts_ns: grown(shared.parts_ns.each_ref(), &mut self.parts_ns),
             stall_ns: grown(shared.stall_ns.each_ref(), &mut self.stall_ns),
             not_counted: grown(shared.lost.each_ref(), &mut self.lost),
+            for_host: ForHost {
+                swapped_out: grown([&shared.swapped_out], &mut self.swapped_out)[0],
+                discards: grown([&shared.given_back, &shared.taken_again], &mut self.discards),
+                has_no_exits: false,
+            },
         }
     }
 }
 
+/// Counters of a slot, by how much they have grown.
+pub(super) struct Counts {
+    /// By [`Taker`].
+    pub(super) taken_by: [u64; Taker::COUNT],
+    /// By [`Part`].
+    pub(super) parts_ns: [u64; Part::COUNT],
+    /// By [`Part`] and outside faults.
+    pub(super) stall_ns: [u64; Part::COUNT + 1],
+    /// By [`Loss`].
+    pub(super) not_counted: [u64; Loss::COUNT],
+    pub(super) for_host: ForHost,
+}
+
 /// What counters have grown by since they were last read.
-fn grown<const N: usize>(counters: [&AtomicU64; N], before: &mut [u64; N]) -> [u64; N] {
+pub(super) fn grown<const N: usize>(counters: [&AtomicU64; N], before: &mut [u64; N]) -> [u64; N] {
     let now = counters.map(|count| count.load(SeqCst));
     let mut grown = now;
     for (grown, before) in grown.iter_mut().zip(std::mem::replace(before, now)) {

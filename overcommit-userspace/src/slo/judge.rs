@@ -4,16 +4,14 @@
 //! few samples is just their maximum, and what was not all seen can only be worse.
 
 use crate::model::coverage::{Coverage, coverage_of};
-use crate::model::interval::{Stall, StallSource};
+use crate::model::interval::{Interval, Place, Stall, StallSource, VmInterval};
 use crate::model::metric::MetricName;
-use crate::model::run::RunVm;
-use crate::recording::reader::VmTotals;
-use crate::recording::rows::VmRow;
-use crate::recording::{Folder, Recording};
+use crate::model::run::{Run, RunVm};
+use crate::model::totals::{Totals, VmTotals};
 use crate::slo::Objective;
 use crate::slo::objective::{Bound, Quantile};
-use anyhow::Result;
 use hdrhistogram::Histogram;
+use overcommit_ebpf::layout::Metric;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -81,44 +79,59 @@ pub const BROKEN: u8 = 3;
 /// Exit code: none was broken, one could not be judged.
 pub const NOT_JUDGED: u8 = 4;
 
-/// Judges each objective for each VM that it is for.
-///
-/// # Errors
-/// A log of the recording cannot be read.
-pub fn judge(
-    recording: &Recording,
-    folder: &Folder,
-    objectives: &[Objective],
-) -> Result<Vec<Judged>> {
-    let quantiles: Vec<(&MetricName, Quantile, u64)> =
-        objectives.iter().filter_map(latency).collect();
-    let by_interval = if quantiles.is_empty() {
-        Quantiles::default()
-    } else {
-        Quantiles::read(recording, folder, &quantiles)?
-    };
-    let mut judged = Vec::new();
-    for objective in objectives {
-        let before = judged.len();
-        let vms = recording.run.vms.iter().zip(&recording.vms).enumerate();
-        for (index, (vm, totals)) in vms {
-            if objective.is_for(&vm.name, vm.uuid.as_deref()) {
-                let rows: Vec<&VmRow> = recording.vm_rows().filter(|row| row.vm == index).collect();
-                let case = Case { recording, vm, totals, rows };
-                judged.push(case.judge(objective, index, &by_interval));
-            }
-        }
-        if judged.len() == before {
-            judged.push(nobody(objective));
-        }
-    }
-    Ok(judged)
+/// Holds intervals against objectives, one after the other.
+#[derive(Debug)]
+pub struct Judging {
+    objectives: Vec<Objective>,
+    /// Of each objective, by VM.
+    each: Vec<BTreeMap<usize, OneByOne>>,
 }
 
-fn latency(objective: &Objective) -> Option<(&MetricName, Quantile, u64)> {
-    match &objective.bound {
-        Bound::Latency { metric, quantile, limit_ns } => Some((metric, *quantile, *limit_ns)),
-        Bound::StallShare { .. } => None,
+impl Judging {
+    /// Begins with these.
+    pub fn new(objectives: Vec<Objective>) -> Self {
+        let each = objectives.iter().map(|_| BTreeMap::new()).collect();
+        Self { objectives, each }
+    }
+
+    /// Whether the distribution of a metric is needed.
+    pub fn needs(&self, metric: &MetricName) -> bool {
+        let of = |objective: &Objective| match &objective.bound {
+            Bound::Latency { metric: wanted, .. } => wanted == metric,
+            Bound::StallShare { .. } => false,
+        };
+        self.objectives.iter().any(of)
+    }
+
+    /// Adds an interval.
+    pub fn add(&mut self, run: &Run, interval: &Interval) {
+        for (objective, each) in self.objectives.iter().zip(&mut self.each) {
+            for vm in &interval.vms {
+                let Some(of) = run.vms.get(vm.vm) else { continue };
+                if objective.is_for(&of.name, of.uuid.as_deref()) {
+                    let verdict = in_an_interval(objective, run, of, vm);
+                    each.entry(vm.vm).or_default().add(&interval.place, verdict);
+                }
+            }
+        }
+    }
+
+    /// Judges each objective for each VM that it is for, over the whole time.
+    pub fn judge(&self, run: &Run, totals: &Totals) -> Vec<Judged> {
+        let mut judged = Vec::new();
+        for (objective, each) in self.objectives.iter().zip(&self.each) {
+            let before = judged.len();
+            for (index, (vm, totals)) in run.vms.iter().zip(&totals.vms).enumerate() {
+                if objective.is_for(&vm.name, vm.uuid.as_deref()) {
+                    let one_by_one = each.get(&index).copied().unwrap_or_default();
+                    judged.push(Case { run, vm, totals }.judge(objective, one_by_one));
+                }
+            }
+            if judged.len() == before {
+                judged.push(nobody(objective));
+            }
+        }
+        judged
     }
 }
 
@@ -135,61 +148,116 @@ fn nobody(objective: &Objective) -> Judged {
     }
 }
 
-/// Verdicts of intervals in which a metric was counted.
-#[derive(Default)]
-struct Quantiles(BTreeMap<(usize, MetricName, u64, u64), BTreeMap<u64, Verdict>>);
+/// How an objective came out in one interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InOne {
+    /// So, whatever follows.
+    Is(Verdict),
+    /// Held if all faults of the recording were seen.
+    HeldIfSeen,
+}
 
-impl Quantiles {
-    fn read(
-        recording: &Recording,
-        folder: &Folder,
-        wanted: &[(&MetricName, Quantile, u64)],
-    ) -> Result<Self> {
-        let mut verdicts = Self::default();
-        recording.each_histogram(folder, |row, histogram| {
-            for (metric, quantile, limit_ns) in wanted.iter().filter(|(m, ..)| **m == row.metric) {
-                let samples = Samples { histogram, max_ns: row.max_ns };
-                let (verdict, _) = of_latency(samples, *quantile, *limit_ns, row.coverage);
-                let key = key(row.vm, metric, *quantile, *limit_ns);
-                verdicts.0.entry(key).or_default().insert(row.interval, verdict);
+fn in_an_interval(objective: &Objective, run: &Run, of: &RunVm, vm: &VmInterval) -> InOne {
+    match &objective.bound {
+        Bound::StallShare { limit } => match of_share(vm.stall, *limit, Coverage::Full).0 {
+            Verdict::Held if vm.stall.is_some_and(|stall| stall.source == StallSource::Faults) => {
+                InOne::HeldIfSeen
             }
-        })?;
-        Ok(verdicts)
+            verdict => InOne::Is(verdict),
+        },
+        Bound::Latency { metric, quantile, limit_ns } => {
+            let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
+            InOne::Is(counted.map_or_else(
+                || none_counted(declared(run, of, metric).0).0,
+                |entry| {
+                    let latencies = &entry.latencies;
+                    let samples =
+                        Samples { histogram: &latencies.histogram, max_ns: latencies.max_ns };
+                    of_latency(samples, *quantile, *limit_ns, entry.coverage).0
+                },
+            ))
+        }
     }
 }
 
-fn key(
-    vm: usize,
-    metric: &MetricName,
-    quantile: Quantile,
-    limit_ns: u64,
-) -> (usize, MetricName, u64, u64) {
-    (vm, metric.clone(), quantile.rank(u64::from(u32::MAX)), limit_ns)
+/// The intervals of a VM so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct OneByOne {
+    counts: IntervalVerdicts,
+    held_if_seen: u64,
+    /// For how long it has been broken without a break, and at the most, in nanoseconds.
+    stretch_ns: u64,
+    longest_ns: u64,
+    last: Option<u64>,
+}
+
+impl OneByOne {
+    fn add(&mut self, place: &Place, verdict: InOne) {
+        match verdict {
+            InOne::Is(Verdict::Held) => self.counts.held += 1,
+            InOne::Is(Verdict::Broken) => self.counts.broken += 1,
+            InOne::Is(Verdict::NotJudged) => self.counts.not_judged += 1,
+            InOne::HeldIfSeen => self.held_if_seen += 1,
+        }
+        let follows = self.last.is_some_and(|last| last + 1 == place.number);
+        let before = if follows { self.stretch_ns } else { 0 };
+        let is_broken = verdict == InOne::Is(Verdict::Broken);
+        self.stretch_ns = if is_broken { before + place.length_ns } else { 0 };
+        self.longest_ns = self.longest_ns.max(self.stretch_ns);
+        self.last = Some(place.number);
+    }
+
+    /// All together; `of_faults` is how much of `fault.*` was seen.
+    fn verdicts(self, of_faults: Coverage) -> IntervalVerdicts {
+        let mut counts = self.counts;
+        match of_faults {
+            Coverage::Full => counts.held += self.held_if_seen,
+            _ => counts.not_judged += self.held_if_seen,
+        }
+        counts.longest_broken_s = self.longest_ns as f64 / 1e9;
+        counts
+    }
+}
+
+/// How much of a metric can be seen of a VM; why not, if nothing can.
+fn declared(run: &Run, vm: &RunVm, metric: &MetricName) -> (Coverage, Option<String>) {
+    let absent =
+        |why: &str| (Coverage::Absent, Some(format!("{} is absent: {why}", metric.as_str())));
+    if metric.is_of_exits()
+        && let Some(why) = &vm.exits_absent
+    {
+        return absent(why);
+    }
+    match coverage_of(&run.coverage, metric) {
+        Coverage::Absent => {
+            let entry = run.coverage.iter().find(|entry| metric.is_in(&entry.metric));
+            absent(entry.and_then(|entry| entry.not_seen.first()).map_or("", String::as_str))
+        }
+        coverage => (coverage, None),
+    }
 }
 
 /// One VM of the recording.
 struct Case<'a> {
-    recording: &'a Recording,
+    run: &'a Run,
     vm: &'a RunVm,
     totals: &'a VmTotals,
-    rows: Vec<&'a VmRow>,
 }
 
 impl Case<'_> {
-    fn judge(&self, objective: &Objective, index: usize, by_interval: &Quantiles) -> Judged {
+    fn judge(&self, objective: &Objective, one_by_one: OneByOne) -> Judged {
+        let of_faults = self.coverage(&Metric::FaultMajor.into()).0;
         let mut judged = Judged {
             vm_id: Some(self.vm.vm_id.clone()),
             vm: Some(self.vm.name.clone()),
             why: None,
+            intervals: one_by_one.verdicts(of_faults),
             ..nobody(objective)
         };
-        let (outcome, each): (Outcome, Vec<Verdict>) = match &objective.bound {
+        let outcome = match &objective.bound {
             Bound::StallShare { limit } => {
                 judged.share = self.totals.stall.and_then(Stall::share);
-                let share = |stall, coverage| of_share(stall, *limit, coverage);
-                let of_faults = self.coverage(&overcommit_ebpf::layout::Metric::FaultMajor.into());
-                let each = self.rows.iter().map(|row| share(row.stall, of_faults.0).0);
-                (share(self.totals.stall, of_faults.0), each.collect())
+                of_share(self.totals.stall, *limit, of_faults)
             }
             Bound::Latency { metric, quantile, limit_ns } => {
                 let (coverage, why) = self.coverage(metric);
@@ -201,66 +269,21 @@ impl Case<'_> {
                     let samples = Samples { histogram, max_ns: counted.latencies.max_ns };
                     of_latency(samples, *quantile, *limit_ns, coverage.max(counted.coverage))
                 });
-                let outcome =
-                    (outcome.0, why.filter(|_| outcome.0 == Verdict::NotJudged).or(outcome.1));
-                let seen = by_interval.0.get(&key(index, metric, *quantile, *limit_ns));
-                let of = |row: &&VmRow| {
-                    let verdict = seen.and_then(|seen| seen.get(&row.interval)).copied();
-                    verdict.unwrap_or(none_counted(coverage).0)
-                };
-                (outcome, self.rows.iter().map(of).collect())
+                (outcome.0, why.filter(|_| outcome.0 == Verdict::NotJudged).or(outcome.1))
             }
         };
         (judged.verdict, judged.why) = outcome;
-        judged.intervals = IntervalVerdicts::of(&self.rows, &each);
         judged
     }
 
     /// How much of a metric was seen of this VM; why not, if nothing was.
     fn coverage(&self, metric: &MetricName) -> (Coverage, Option<String>) {
-        let absent =
-            |why: &str| (Coverage::Absent, Some(format!("{} is absent: {why}", metric.as_str())));
-        if metric.is_of_exits()
-            && let Some(why) = &self.vm.exits_absent
-        {
-            return absent(why);
-        }
-        let declared = &self.recording.run.coverage;
-        match coverage_of(declared, metric) {
-            Coverage::Absent => {
-                let entry = declared.iter().find(|entry| metric.is_in(&entry.metric));
-                absent(entry.and_then(|entry| entry.not_seen.first()).map_or("", String::as_str))
-            }
-            coverage if metric.is_always_written() => {
+        match declared(self.run, self.vm, metric) {
+            (coverage, None) if metric.is_always_written() => {
                 (coverage.max(self.totals.seen.coverage()), None)
             }
-            coverage => (coverage, None),
+            declared => declared,
         }
-    }
-}
-
-impl IntervalVerdicts {
-    /// `rows` are those of one VM, in order.
-    fn of(rows: &[&VmRow], verdicts: &[Verdict]) -> Self {
-        let mut sum = Self::default();
-        let (mut stretch_ns, mut longest_ns, mut last) = (0, 0, None);
-        for (row, verdict) in rows.iter().zip(verdicts) {
-            match verdict {
-                Verdict::Held => sum.held += 1,
-                Verdict::Broken => sum.broken += 1,
-                Verdict::NotJudged => sum.not_judged += 1,
-            }
-            let follows = last.is_some_and(|last: u64| last + 1 == row.interval);
-            stretch_ns = match verdict {
-                Verdict::Broken if follows => stretch_ns + row.length_ns,
-                Verdict::Broken => row.length_ns,
-                _ => 0,
-            };
-            longest_ns = stretch_ns.max(longest_ns);
-            last = Some(row.interval);
-        }
-        sum.longest_broken_s = longest_ns as f64 / 1e9;
-        sum
     }
 }
 
@@ -346,8 +369,26 @@ mod tests {
         let latencies = latencies(counts);
         let samples = Samples { histogram: &latencies.histogram, max_ns: latencies.max_ns };
         let objective = Objective::parse(objective).unwrap();
-        let (_, quantile, limit_ns) = latency(&objective).unwrap();
+        let Bound::Latency { quantile, limit_ns, .. } = objective.bound else { unreachable!() };
         of_latency(samples, quantile, limit_ns, coverage).0
+    }
+
+    #[test]
+    fn intervals_are_counted_and_the_longest_stretch_told() {
+        let mut of = OneByOne::default();
+        let second = 1_000_000_000;
+        let broken = InOne::Is(Verdict::Broken);
+        let verdicts = [broken, broken, InOne::HeldIfSeen, broken, InOne::Is(Verdict::Held)];
+        for (number, verdict) in verdicts.into_iter().enumerate() {
+            let place = Place { number: number as u64, length_ns: second, ..Place::default() };
+            of.add(&place, verdict);
+        }
+        // One is missing before it.
+        of.add(&Place { number: 6, length_ns: second, ..Place::default() }, broken);
+        let seen = of.verdicts(Coverage::Full);
+        assert_eq!((seen.held, seen.broken, seen.not_judged), (2, 4, 0));
+        assert_eq!(seen.longest_broken_s, 2.0);
+        assert_eq!(of.verdicts(Coverage::Partial).not_judged, 1);
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! Who took a VM's pages over the whole run.
 
-use crate::kernel;
-use crate::model::evictions::{Aggressor, EvictionCounts};
-use crate::recording::Recording;
-use crate::summary::kswapd_estimate::KswapdEstimate;
-use crate::summary::{kswapd_estimate, percent};
-use crate::view::memory_text::readable;
+use crate::format::text::{percent, readable_bytes};
+use crate::model::evictions::{Aggressor, Eviction, EvictionCounts};
+use crate::model::interval::Interval;
+use crate::model::run::Run;
+use crate::summary::kswapd_estimate::{EstimateTotals, KswapdEstimate};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -14,6 +13,9 @@ use std::collections::BTreeMap;
 pub struct SummaryEvictions {
     /// Pages in all.
     pub pages: u64,
+    /// Their bytes.
+    #[serde(skip)]
+    pub bytes: u64,
     /// Those that were handed to swap.
     pub written_pages: u64,
     /// Those that were dropped, because a disk has their content; `null` where that is
@@ -41,43 +43,57 @@ pub struct EvictedBy {
     pub share: f64,
 }
 
-/// Of each VM of the recording, in order; `None` of one whose pages cannot be told from
-/// others'.
-pub fn of(recording: &Recording) -> Vec<Option<SummaryEvictions>> {
-    let run = &recording.run;
-    let sees_drops = run.sees_drops();
-    let is_seen = run.evictions.as_ref().is_some_and(|sight| sight.written_absent.is_none());
-    let mut taken = vec![BTreeMap::<&Aggressor, EvictionCounts>::new(); run.vms.len()];
-    for row in recording.eviction_rows() {
-        if let Some(victim) = row.victim {
-            taken[victim].entry(&row.aggressor).or_default().add(row.counts);
+/// What was taken of each VM, interval by interval.
+#[derive(Debug, Default)]
+pub struct EvictionTotals {
+    /// By victim.
+    taken: BTreeMap<usize, BTreeMap<Aggressor, EvictionCounts>>,
+    kswapd: EstimateTotals,
+}
+
+impl EvictionTotals {
+    /// Adds an interval.
+    pub fn add(&mut self, interval: &Interval) {
+        for Eviction { victim, aggressor, counts } in &interval.evictions {
+            if let Some(victim) = victim {
+                let by = self.taken.entry(*victim).or_default();
+                by.entry(aggressor.clone()).or_default().add(*counts);
+            }
         }
+        self.kswapd.add(interval);
     }
-    let each = run.vms.iter().zip(taken);
-    let each = each.map(|(vm, taken)| {
-        // What was taken while its cgroup was its own counts even if it is not any more.
-        let is_told = is_seen && (vm.evictions_absent.is_none() || !taken.is_empty());
-        is_told.then(|| summary(&vm.vm_id, &taken, sees_drops))
-    });
-    let mut each: Vec<Option<SummaryEvictions>> = each.collect();
-    for (vm, estimate) in kswapd_estimate::of(recording) {
-        if let Some(evictions) = &mut each[vm] {
-            evictions.kswapd_estimate = Some(estimate);
-        }
+
+    /// Of each VM of the recording, in order; `None` of one whose pages cannot be told from
+    /// others'.
+    pub fn of(&self, run: &Run) -> Vec<Option<SummaryEvictions>> {
+        let is_seen = run.evictions.as_ref().is_some_and(|sight| sight.written_absent.is_none());
+        let mut estimates = self.kswapd.of(run);
+        let nothing = BTreeMap::new();
+        let each = run.vms.iter().enumerate().map(|(index, vm)| {
+            let taken = self.taken.get(&index).unwrap_or(&nothing);
+            // What was taken while its cgroup was its own counts even if it is not any more.
+            let is_told = is_seen && (vm.evictions_absent.is_none() || !taken.is_empty());
+            let kswapd_estimate = estimates.remove(&index);
+            is_told.then(|| {
+                let summary = summary(&vm.vm_id, taken, run.sees_drops());
+                let bytes = summary.pages * run.page_size;
+                SummaryEvictions { kswapd_estimate, bytes, ..summary }
+            })
+        });
+        each.collect()
     }
-    each
 }
 
 fn summary(
     vm_id: &str,
-    taken: &BTreeMap<&Aggressor, EvictionCounts>,
+    taken: &BTreeMap<Aggressor, EvictionCounts>,
     sees_drops: bool,
 ) -> SummaryEvictions {
     let mut all = EvictionCounts::default();
     taken.values().for_each(|counts| all.add(*counts));
     let dropped = |counts: EvictionCounts| sees_drops.then_some(counts.dropped_pages);
     let by = taken.iter().map(|(aggressor, counts)| EvictedBy {
-        aggressor: (*aggressor).clone(),
+        aggressor: aggressor.clone(),
         is_itself: aggressor.id == vm_id,
         written_pages: counts.written_pages,
         dropped_pages: dropped(*counts),
@@ -87,6 +103,7 @@ fn summary(
     by.sort_by(|a, b| b.share.total_cmp(&a.share));
     SummaryEvictions {
         pages: all.pages(),
+        bytes: 0,
         written_pages: all.written_pages,
         dropped_pages: dropped(all),
         by,
@@ -104,7 +121,7 @@ impl SummaryEvictions {
         };
         let others = others.iter().take(2).filter(|by| by.share >= 0.01).map(said);
         let all: Vec<String> = std::iter::once(said(worst)).chain(others).collect();
-        let bytes = readable(self.pages * kernel::page_size());
+        let bytes = readable_bytes(self.bytes);
         let seen = if self.dropped_pages.is_none() { ", written pages only" } else { "" };
         let estimate = self.kswapd_estimate.as_ref();
         let estimate = estimate.map(|estimate| format!(" ({})", estimate.clause(vm_id)));
@@ -138,19 +155,23 @@ mod tests {
         let kswapd = aggressor(AggressorClass::Kswapd, "60", "kswapd0");
         let damon = aggressor(AggressorClass::Damon, "61", "kdamond.0");
         let taken = BTreeMap::from([
-            (&itself, counts(16, 0)),
-            (&batch, counts(40, 43)),
-            (&kswapd, counts(1, 0)),
-            (&damon, counts(0, 0)),
+            (itself, counts(16, 0)),
+            (batch.clone(), counts(40, 43)),
+            (kswapd, counts(1, 0)),
+            (damon, counts(0, 0)),
         ]);
-        let seen = summary("1-1", &taken, true);
+        let told = |taken: &BTreeMap<Aggressor, EvictionCounts>, sees_drops| {
+            let summary = summary("1-1", taken, sees_drops);
+            SummaryEvictions { bytes: summary.pages * 4096, ..summary }
+        };
+        let seen = told(&taken, true);
         assert_eq!((seen.pages, seen.dropped_pages), (100, Some(43)));
         let said =
             "400.0 KiB of it were evicted, 83.0 % by batch, 16.0 % by itself, 1.0 % by kswapd0";
         assert_eq!(seen.sentence("1-1").unwrap(), said);
-        let blind = summary("1-1", &BTreeMap::from([(&batch, counts(40, 0))]), false);
+        let blind = told(&BTreeMap::from([(batch, counts(40, 0))]), false);
         let said = "160.0 KiB of it were evicted, 100.0 % by batch, written pages only";
         assert_eq!(blind.sentence("1-1").unwrap(), said);
-        assert_eq!(summary("1-1", &BTreeMap::new(), true).sentence("1-1"), None);
+        assert_eq!(told(&BTreeMap::new(), true).sentence("1-1"), None);
     }
 }

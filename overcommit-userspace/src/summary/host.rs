@@ -1,11 +1,12 @@
 //! The host over a whole run.
 
-use crate::model::memory::Headroom;
+use crate::model::balloon::BalloonState;
+use crate::model::figures::HostFigures;
+use crate::model::interval::Interval;
+use crate::model::memory::{Headroom, OvercommitState};
 use crate::model::state::{State, Times};
-use crate::recording::Recording;
-use crate::recording::rows::{HostFigures, HostRow};
+use crate::model::swap::SwapState;
 use serde::{Serialize, Serializer};
-use std::collections::BTreeMap;
 
 /// The host over the whole run.
 #[derive(Debug, Serialize)]
@@ -59,31 +60,44 @@ impl StateSummary {
     }
 }
 
-impl SummaryHost {
-    /// Of a recording.
-    pub fn of(recording: &Recording) -> Self {
-        let rows: Vec<&HostRow> = recording.host_rows().collect();
-        let headroom: Vec<Headroom> =
-            rows.iter().filter_map(|row| row.memory.headroom_bytes).collect();
-        let least = headroom.iter().copied().min_by_key(|left| left.lower);
-        let known = rows.iter().rfind(|row| row.memory.physical_bytes.is_some());
-        Self {
-            swap: times(&rows, |row| row.swap_state),
-            balloon: times(&rows, |row| row.balloon_state),
-            overcommit: times(&rows, |row| row.overcommit_state),
-            memory: known.map(|row| row.memory.clone()).unwrap_or_default(),
-            headroom: least
-                .zip(headroom.first())
-                .zip(headroom.last())
-                .map(|((least, first), last)| Moved { first: *first, least, last: *last }),
-        }
-    }
+/// The host, interval by interval.
+#[derive(Debug, Default)]
+pub struct HostTotals {
+    swap: Times<SwapState>,
+    balloon: Times<BalloonState>,
+    overcommit: Times<OvercommitState>,
+    memory: HostFigures,
+    headroom: Option<Moved>,
 }
 
-fn times<S: State>(rows: &[&HostRow], state: fn(&HostRow) -> S) -> StateSummary {
-    let mut times = BTreeMap::new();
-    for row in rows {
-        *times.entry(state(row)).or_default() += row.length_ns;
+impl HostTotals {
+    /// Adds an interval.
+    pub fn add(&mut self, interval: &Interval) {
+        let (host, length_ns) = (&interval.host, interval.place.length_ns);
+        let overcommit = host.overcommit.map(|sum| sum.state).unwrap_or_default();
+        *self.swap.entry(host.swap.state).or_default() += length_ns;
+        *self.balloon.entry(host.balloon).or_default() += length_ns;
+        *self.overcommit.entry(overcommit).or_default() += length_ns;
+        if let Some(memory) = HostFigures::of(host) {
+            self.memory = memory;
+        }
+        if let Some(left) = host.overcommit.and_then(|sum| sum.headroom()) {
+            let moved = self.headroom.get_or_insert(Moved { first: left, least: left, last: left });
+            moved.last = left;
+            if left.lower < moved.least.lower {
+                moved.least = left;
+            }
+        }
     }
-    StateSummary::of(&times)
+
+    /// As the summary has it.
+    pub fn of(&self) -> SummaryHost {
+        SummaryHost {
+            swap: StateSummary::of(&self.swap),
+            balloon: StateSummary::of(&self.balloon),
+            overcommit: StateSummary::of(&self.overcommit),
+            memory: self.memory.clone(),
+            headroom: self.headroom,
+        }
+    }
 }

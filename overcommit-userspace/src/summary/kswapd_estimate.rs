@@ -1,10 +1,10 @@
 //! For whom did kswapd take a VM's pages? It works because others allocate, and nobody
 //! writes down who: this is an estimate, by their share of the pages that were allocated.
 
+use crate::format::text::percent;
 use crate::model::evictions::AggressorClass;
-use crate::recording::Recording;
-use crate::recording::rows::EvictionRow;
-use crate::summary::percent;
+use crate::model::interval::Interval;
+use crate::model::run::Run;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -33,85 +33,79 @@ pub struct Charged {
     pub share: f64,
 }
 
-/// What is known of the intervals up to a look at the host.
-#[derive(Default)]
-struct Allocations {
-    /// Pages of the whole host.
-    all: f64,
+/// Adds up interval by interval. What is allocated is known from look to look at the host, and
+/// a look may come after several intervals.
+#[derive(Debug, Default)]
+pub struct EstimateTotals {
+    since: SinceLook,
+    /// By victim: pages, and the part of them that is charged to each VM.
+    taken: BTreeMap<usize, (u64, BTreeMap<usize, f64>)>,
+}
+
+/// What happened since the last look.
+#[derive(Debug, Default)]
+struct SinceLook {
+    length_ns: u64,
     /// Faults by VM, each of which counts as a page: one that takes a huge page counts for
     /// too little.
-    by_vm: BTreeMap<usize, u64>,
+    faults: BTreeMap<usize, u64>,
+    /// Pages that kswapd took, by victim.
+    taken: BTreeMap<usize, u64>,
 }
 
-/// Of each VM of the recording, by index.
-pub fn of(recording: &Recording) -> BTreeMap<usize, KswapdEstimate> {
-    let looks =
-        looks(recording.host_rows().map(|row| (row.interval, row.length_ns, row.allocated)));
-    let mut known: BTreeMap<u64, Allocations> = BTreeMap::new();
-    for (look, all) in looks.values() {
-        known.entry(*look).or_default().all = *all;
-    }
-    for row in recording.vm_rows() {
-        let interval = looks.get(&row.interval).and_then(|(look, _)| known.get_mut(look));
-        if let Some(interval) = interval {
-            *interval.by_vm.entry(row.vm).or_default() += row.faults();
+impl EstimateTotals {
+    /// Adds an interval.
+    pub fn add(&mut self, interval: &Interval) {
+        self.since.length_ns += interval.place.length_ns;
+        for vm in &interval.vms {
+            *self.since.faults.entry(vm.vm).or_default() += vm.faults();
+        }
+        let by_kswapd =
+            interval.evictions.iter().filter(|row| row.aggressor.class == AggressorClass::Kswapd);
+        for row in by_kswapd {
+            if let Some(victim) = row.victim {
+                *self.since.taken.entry(victim).or_default() += row.counts.pages();
+            }
+        }
+        if let Some(rate) = interval.host.swap.allocated {
+            let since = std::mem::take(&mut self.since);
+            self.charge(rate * since.length_ns as f64 / 1e9, &since);
         }
     }
-    let of_interval = |interval: u64| known.get(&looks.get(&interval)?.0);
-    let id = |vm: usize| {
-        let vm = &recording.run.vms[vm];
-        (vm.vm_id.clone(), vm.name.clone())
-    };
-    estimate(recording.eviction_rows(), of_interval, id)
-}
 
-/// Which interval had the next look at the host, for each one: its number, and the pages
-/// allocated since the look before. From intervals with their length in nanoseconds and what
-/// was allocated a second.
-fn looks(rows: impl Iterator<Item = (u64, u64, Option<f64>)>) -> BTreeMap<u64, (u64, f64)> {
-    let mut looks = BTreeMap::new();
-    let (mut since, mut length_ns) = (Vec::new(), 0);
-    for (interval, length, allocated) in rows {
-        since.push(interval);
-        length_ns += length;
-        if let Some(rate) = allocated {
-            let all = rate * length_ns as f64 / 1e9;
-            looks.extend(since.drain(..).map(|before| (before, (interval, all))));
-            length_ns = 0;
+    /// Charges what was taken since the last look, of that many pages allocated in all.
+    fn charge(&mut self, allocated: f64, since: &SinceLook) {
+        if allocated <= 0.0 {
+            return;
+        }
+        let faults: u64 = since.faults.values().sum();
+        for (victim, pages) in &since.taken {
+            let (all, charged) = self.taken.entry(*victim).or_default();
+            *all += pages;
+            for (vm, own) in &since.faults {
+                let share = *own as f64 / allocated.max(faults as f64);
+                *charged.entry(*vm).or_default() += *pages as f64 * share;
+            }
         }
     }
-    looks
-}
 
-fn estimate<'a>(
-    rows: impl Iterator<Item = &'a EvictionRow>,
-    of_interval: impl Fn(u64) -> Option<&'a Allocations>,
-    id: impl Fn(usize) -> (String, String),
-) -> BTreeMap<usize, KswapdEstimate> {
-    let mut taken: BTreeMap<usize, (u64, BTreeMap<usize, f64>)> = BTreeMap::new();
-    for row in rows.filter(|row| row.aggressor.class == AggressorClass::Kswapd) {
-        let known = of_interval(row.interval).filter(|interval| interval.all > 0.0);
-        let (Some(victim), Some(interval)) = (row.victim, known) else { continue };
-        let (pages, charged) = taken.entry(victim).or_default();
-        *pages += row.counts.pages();
-        let faults: u64 = interval.by_vm.values().sum();
-        for (vm, own) in &interval.by_vm {
-            let share = *own as f64 / interval.all.max(faults as f64);
-            *charged.entry(*vm).or_default() += row.counts.pages() as f64 * share;
-        }
-    }
-    let told = taken.into_iter().filter(|(_, (pages, _))| *pages > 0);
-    let told = told.map(|(victim, (pages, charged))| {
-        let charged = charged.into_iter().filter(|(_, part)| *part > 0.0).map(|(vm, part)| {
-            let (vm_id, vm) = id(vm);
-            Charged { vm_id, vm, share: part / pages as f64 }
+    /// Of each VM of the recording, by index.
+    pub fn of(&self, run: &Run) -> BTreeMap<usize, KswapdEstimate> {
+        let told = self.taken.iter().filter(|(_, (pages, _))| *pages > 0);
+        let told = told.map(|(victim, (pages, charged))| {
+            let charged = charged.iter().filter(|(_, part)| **part > 0.0).map(|(vm, part)| {
+                let of = &run.vms[*vm];
+                let share = part / *pages as f64;
+                Charged { vm_id: of.vm_id.clone(), vm: of.name.clone(), share }
+            });
+            let mut charged: Vec<Charged> = charged.collect();
+            charged.sort_by(|a, b| b.share.total_cmp(&a.share));
+            let vms: f64 = charged.iter().map(|charged| charged.share).sum();
+            let others_share = (1.0 - vms).max(0.0);
+            (*victim, KswapdEstimate { pages: *pages, charged, others_share })
         });
-        let mut charged: Vec<Charged> = charged.collect();
-        charged.sort_by(|a, b| b.share.total_cmp(&a.share));
-        let vms: f64 = charged.iter().map(|charged| charged.share).sum();
-        (victim, KswapdEstimate { pages, charged, others_share: (1.0 - vms).max(0.0) })
-    });
-    told.collect()
+        told.collect()
+    }
 }
 
 impl KswapdEstimate {
@@ -132,37 +126,59 @@ impl KswapdEstimate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::evictions::{Aggressor, EvictionCounts};
+    use crate::model::coverage::Seen;
+    use crate::model::evictions::{Aggressor, Eviction, EvictionCounts};
+    use crate::model::interval::{HostInterval, Place, VmInterval};
+    use crate::model::run::RunVm;
+    use crate::model::swap::HostSwap;
 
-    fn row(interval: u64, class: AggressorClass, pages: u64) -> EvictionRow {
-        let aggressor = Aggressor { class, id: "60".to_owned(), name: "kswapd0".to_owned() };
-        let counts = EvictionCounts { written_pages: pages, ..EvictionCounts::default() };
-        EvictionRow::of(interval, Some(0), aggressor, counts)
-    }
-
-    #[test]
-    fn a_look_is_of_all_intervals_since_the_one_before() {
-        let second = 1_000_000_000;
-        let rows = [(0, second, None), (1, second, Some(50.0)), (2, second / 2, Some(10.0))];
-        let told = looks(rows.into_iter().chain([(3, second, None)]));
-        assert_eq!(told, BTreeMap::from([(0, (1, 100.0)), (1, (1, 100.0)), (2, (2, 5.0))]));
+    /// An interval of that length with a look, or none, in which two VMs took that many faults
+    /// and somebody pages of the first.
+    fn interval(
+        length_ns: u64,
+        allocated: Option<f64>,
+        faults: [u64; 2],
+        taken: &[(AggressorClass, u64)],
+    ) -> Interval {
+        let vm = |(vm, counted)| VmInterval {
+            vm,
+            seen: Seen { counted, kernel: 0 },
+            ..VmInterval::default()
+        };
+        let eviction = |(class, pages): &(AggressorClass, u64)| Eviction {
+            victim: Some(0),
+            aggressor: Aggressor { class: *class, id: "60".into(), name: "kswapd0".into() },
+            counts: EvictionCounts { written_pages: *pages, ..EvictionCounts::default() },
+        };
+        Interval {
+            place: Place { length_ns, ..Place::default() },
+            host: HostInterval {
+                swap: HostSwap { allocated, ..HostSwap::default() },
+                ..HostInterval::default()
+            },
+            vms: faults.into_iter().enumerate().map(vm).collect(),
+            evictions: taken.iter().map(eviction).collect(),
+        }
     }
 
     #[test]
     fn kswapd_is_charged_to_those_who_allocate() {
-        let busy = |all: f64, faults: [u64; 2]| Allocations {
-            all,
-            by_vm: faults.into_iter().enumerate().collect(),
+        use AggressorClass::{Kswapd, Vm};
+        let second = 1_000_000_000;
+        let mut totals = EstimateTotals::default();
+        // A look is of all intervals since the one before: 1,000 pages in two seconds.
+        totals.add(&interval(second, None, [0, 400], &[(Kswapd, 100)]));
+        totals.add(&interval(second, Some(500.0), [0, 200], &[(Kswapd, 200)]));
+        totals.add(&interval(second / 2, Some(100.0), [100, 0], &[(Kswapd, 100), (Vm, 900)]));
+        // Nobody has looked since.
+        totals.add(&interval(second, None, [0, 0], &[(Kswapd, 900)]));
+        let vm = |vm_id: &str, name: &str| RunVm {
+            vm_id: vm_id.to_owned(),
+            name: name.to_owned(),
+            ..RunVm::default()
         };
-        let intervals = BTreeMap::from([(0, busy(1000.0, [0, 600])), (1, busy(50.0, [100, 0]))]);
-        let rows = [
-            row(0, AggressorClass::Kswapd, 300),
-            row(1, AggressorClass::Kswapd, 100),
-            row(1, AggressorClass::Vm, 900),
-            row(2, AggressorClass::Kswapd, 900),
-        ];
-        let id = |vm: usize| (vm.to_string(), ["web", "batch"][vm].to_owned());
-        let told = estimate(rows.iter(), |interval| intervals.get(&interval), id);
+        let run = Run { vms: vec![vm("0", "web"), vm("1", "batch")], ..Run::default() };
+        let told = totals.of(&run);
         let told = &told[&0];
         // 300 × 0.6 of 400 for batch, 100 of 400 for itself, which took more than there was.
         assert_eq!((told.pages, told.charged.len()), (400, 2));

@@ -8,17 +8,16 @@ use crate::format::csv;
 use crate::format::csv::{optional, text};
 use crate::model::breakdown::Breakdown;
 use crate::model::coverage::{Coverage, coverage_of};
-use crate::model::interval::FileFaults;
+use crate::model::figures::VmFigures;
+use crate::model::interval::{FileFaults, Interval};
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
-use crate::model::run::RunVm;
-use crate::model::swapins::SwapinTotals;
-use crate::recording::Recording;
-use crate::recording::reader::{MetricTotals, VmTotals};
-use crate::recording::rows::VmFigures;
+use crate::model::run::{Run, RunVm};
+use crate::model::swapins::Swapins;
+use crate::model::totals::{MetricTotals, Totals, VmTotals};
 use crate::slo::Judged;
-use crate::summary::evictions::SummaryEvictions;
-use crate::summary::host::{StateSummary, SummaryHost};
+use crate::summary::evictions::{EvictionTotals, SummaryEvictions};
+use crate::summary::host::{HostTotals, StateSummary, SummaryHost};
 use anyhow::Result;
 use overcommit_ebpf::layout::{FaultBacking, Loss, Taker};
 use serde::Serialize;
@@ -88,10 +87,10 @@ pub struct SummaryVm {
     pub faults_by_others: u64,
     /// All faults counted, by who took them.
     pub taken_by: BTreeMap<&'static str, u64>,
-    /// Where swapped pages came from; `null` of a part of the recording.
-    pub swapins: Option<SwapinTotals>,
-    /// Where pages of files came from; `null` of a part of the recording, and where that is
-    /// not seen.
+    /// Where swapped pages came from; `null` of a part of a recording of a version that does
+    /// not tell by interval.
+    pub swapins: Option<Swapins>,
+    /// Where pages of files came from; `null` where that is not seen.
     pub file_faults: Option<FileFaults>,
     /// What the time of its faults went into.
     pub fault_time: Breakdown,
@@ -147,22 +146,50 @@ pub struct SummaryMetric {
     pub over_range: u64,
 }
 
-impl Summary {
-    /// Of a recording, held against objectives.
-    pub fn of(recording: &Recording, objectives: Vec<Judged>) -> Self {
-        let evictions = evictions::of(recording);
-        let vms = recording.run.vms.iter().zip(&recording.vms).zip(evictions);
-        let vms = vms.map(|((vm, totals), evictions)| summary_vm(recording, vm, totals, evictions));
-        Self {
+/// What a summary is made of, interval by interval.
+#[derive(Debug)]
+pub struct Summing {
+    /// The VMs.
+    pub totals: Totals,
+    host: HostTotals,
+    evictions: EvictionTotals,
+}
+
+impl Summing {
+    /// Begins with nothing.
+    pub fn new(run: &Run) -> Self {
+        let totals = Totals::of(run.vms.len());
+        Self { totals, host: HostTotals::default(), evictions: EvictionTotals::default() }
+    }
+
+    /// Adds an interval.
+    pub fn add(&mut self, interval: &Interval) {
+        self.totals.add(interval);
+        self.host.add(interval);
+        self.evictions.add(interval);
+    }
+
+    /// The summary, with the objectives as they were judged. Of the whole recording run.json
+    /// knows what older versions have in no row.
+    pub fn summary(&self, run: &Run, is_whole: bool, objectives: Vec<Judged>) -> Summary {
+        let evictions = self.evictions.of(run);
+        let vms = run.vms.iter().zip(&self.totals.vms).zip(evictions);
+        let vms = vms.map(|((vm, totals), evictions)| SummaryVm {
+            evictions,
+            ..summary_vm(run, vm, totals, is_whole)
+        });
+        Summary {
             schema: "overcommit.summary/1",
-            run_id: recording.run.run_id.clone(),
-            intervals: recording.intervals,
-            host: SummaryHost::of(recording),
+            run_id: run.run_id.clone(),
+            intervals: self.totals.intervals,
+            host: self.host.of(),
             vms: vms.collect(),
             objectives,
         }
     }
+}
 
+impl Summary {
     /// summary.json.
     ///
     /// # Errors
@@ -185,15 +212,10 @@ impl Summary {
     }
 }
 
-fn summary_vm(
-    recording: &Recording,
-    vm: &RunVm,
-    totals: &VmTotals,
-    evictions: Option<SummaryEvictions>,
-) -> SummaryVm {
-    // Of the whole recording run.json has what no row has.
-    let whole = recording.is_whole().then_some(vm);
-    let files = coverage_of(&recording.run.coverage, &MetricName::from(FaultBacking::File));
+fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool) -> SummaryVm {
+    let files = coverage_of(&run.coverage, &MetricName::from(FaultBacking::File));
+    let whole = is_whole.then_some(vm);
+    let of_run = whole.filter(|_| files != Coverage::Absent).map(|vm| vm.file_faults);
     let stall = totals.stall.and_then(|stall| {
         Some(StallShare {
             share: stall.share()?,
@@ -215,11 +237,11 @@ fn summary_vm(
         faults_counted: totals.seen.counted,
         faults_by_others: totals.taken_by[Taker::Outside as usize],
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
-        swapins: whole.map(|vm| vm.swapins.clone()),
-        file_faults: whole.filter(|_| files != Coverage::Absent).map(|vm| vm.file_faults),
+        swapins: totals.swapins.clone().or_else(|| whole.map(|vm| vm.swapins.clone())),
+        file_faults: totals.file_faults.or(of_run),
         fault_time: totals.fault_time,
         stall_time: totals.stall_time,
-        evictions,
+        evictions: None,
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
         metrics: totals
             .metrics
@@ -269,9 +291,4 @@ fn row(vm: &SummaryVm, metric: &SummaryMetric) -> Vec<String> {
         optional(metric.max_ns),
         metric.over_range.to_string(),
     ]
-}
-
-/// A share as people read it.
-pub(super) fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
 }

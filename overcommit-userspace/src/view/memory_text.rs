@@ -1,12 +1,15 @@
 //! The memory of the host and its VMs as people read it: what the guest says beside
 //! what the host knows.
 
+use crate::format::text::percent;
+use crate::format::text::readable_bytes;
+use crate::model::balloon::Source;
+use crate::model::figures::{HostFigures, VmFigures};
 use crate::model::memory::{Headroom, Range};
 use crate::model::state::State;
 use crate::model::swap::SwapState;
-use crate::recording::rows::{HostFigures, VmFigures};
+use crate::summary::SummaryVm;
 use crate::summary::host::{Moved, StateSummary, SummaryHost};
-use crate::summary::{SummaryVm, percent};
 use crate::view::sentence;
 use std::fmt::Write;
 
@@ -37,22 +40,22 @@ fn host_memory(text: &mut String, memory: &HostFigures) -> Option<()> {
         let _ = write!(
             text,
             "Host: {} configured, {ratio:.2} × the {} that there are. ",
-            readable(configured),
-            readable(physical)
+            readable_bytes(configured),
+            readable_bytes(physical)
         );
     }
     let (sets, capacity) = (memory.working_sets_bytes?, memory.capacity_bytes?);
-    let _ = write!(text, "Working sets {} of {}", range(sets), readable(capacity));
+    let _ = write!(text, "Working sets {} of {}", range(sets), readable_bytes(capacity));
     let (left, growth) = (memory.headroom_bytes?.lower, memory.can_grow_bytes?);
     let _ = match u64::try_from(left) {
-        Err(_) => writeln!(text, ": {} more than there is.", readable(left.unsigned_abs())),
+        Err(_) => writeln!(text, ": {} more than there is.", readable_bytes(left.unsigned_abs())),
         Ok(left) if growth <= left => {
             writeln!(text, "; the three that can grow most cannot exceed RAM even fully grown.")
         }
         Ok(left) => writeln!(
             text,
             "; the three that can grow most may take {} more before swapping.",
-            readable(left.min(growth))
+            readable_bytes(left.min(growth))
         ),
     };
     Some(())
@@ -75,11 +78,11 @@ pub fn vm(text: &mut String, vm: &SummaryVm, name: &str) {
     let Some(resident) = memory.resident_bytes else { return };
     let guest = guest(memory).map(|says| format!("guest: {says}; host: ")).unwrap_or_default();
     let facts = if facts.is_empty() { String::new() } else { format!(", {}", facts.join(", ")) };
-    let _ = writeln!(text, "{name}: {guest}{} resident{facts}.", readable(resident));
+    let _ = writeln!(text, "{name}: {guest}{} resident{facts}.", readable_bytes(resident));
 }
 
 fn guest(memory: &VmFigures) -> Option<String> {
-    let available = readable(memory.guest_available_bytes?);
+    let available = readable_bytes(memory.guest_available_bytes?);
     let age = memory.guest_age_s?;
     let stale = if memory.guest_is_stale? { ", stale" } else { "" };
     Some(format!("{available} available ({age:.0} s ago{stale})"))
@@ -92,22 +95,23 @@ fn swapped(memory: &VmFigures) -> Option<String> {
 }
 
 fn ballooned(memory: &VmFigures) -> Option<String> {
-    let (ballooned, source) = (memory.ballooned_bytes?, memory.balloon_source.as_ref()?);
-    let least = if source == "discards" { "at least " } else { "" };
-    let of = memory.configured_bytes.map(|all| format!(" of {}", readable(all)));
-    (ballooned > 0)
-        .then(|| format!("{least}{}{} ballooned", readable(ballooned), of.unwrap_or_default()))
+    let (ballooned, source) = (memory.ballooned_bytes?, memory.balloon_source?);
+    let least = if source == Source::Discards { "at least " } else { "" };
+    let of = memory.configured_bytes.map(|all| format!(" of {}", readable_bytes(all)));
+    (ballooned > 0).then(|| {
+        format!("{least}{}{} ballooned", readable_bytes(ballooned), of.unwrap_or_default())
+    })
 }
 
 fn working_set(memory: &VmFigures) -> Option<String> {
-    let (set, source) = (memory.working_set_bytes?, memory.working_set_source.as_ref()?);
+    let (set, source) = (memory.working_set_bytes?, memory.working_set_source?.name());
     let cost = memory.working_set_cost_share.filter(|cost| *cost > 0.0);
     let cost = cost.map(|cost| format!(", {} of a CPU", percent(cost))).unwrap_or_default();
     Some(format!("working set {} ({source}{cost})", range(set)))
 }
 
 fn cgroup(memory: &VmFigures) -> Option<String> {
-    let limit = readable(memory.cgroup_limit_bytes?);
+    let limit = readable_bytes(memory.cgroup_limit_bytes?);
     let left = headroom(memory.cgroup_headroom_bytes?);
     Some(format!("which leaves {left} of the {limit} that its cgroup may hold"))
 }
@@ -137,22 +141,13 @@ fn times(what: &str, states: &StateSummary) -> String {
 }
 
 fn range(range: Range) -> String {
-    let (lower, upper) = (readable(range.lower), readable(range.upper));
+    let (lower, upper) = (readable_bytes(range.lower), readable_bytes(range.upper));
     if lower == upper { upper } else { format!("{lower} to {upper}") }
 }
 
 fn signed(bytes: i64) -> String {
     let sign = if bytes < 0 { "-" } else { "" };
-    format!("{sign}{}", readable(bytes.unsigned_abs()))
-}
-
-/// Bytes in the unit that fits.
-pub fn readable(bytes: u64) -> String {
-    let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    let unit = units.into_iter().find(|(_, size)| bytes >= *size);
-    unit.map_or(format!("{bytes} B"), |(name, size)| {
-        format!("{:.1} {name}", bytes as f64 / size as f64)
-    })
+    format!("{sign}{}", readable_bytes(bytes.unsigned_abs()))
 }
 
 #[cfg(test)]
@@ -194,7 +189,7 @@ mod tests {
             resident_bytes: Some(62 << 20),
             swapped_bytes: Some(38 << 20),
             ballooned_bytes: Some(2 * GIB),
-            balloon_source: Some("qmp".to_owned()),
+            balloon_source: Some(Source::Qmp),
             guest_available_bytes: Some(3 * GIB / 2),
             guest_age_s: Some(9.0),
             guest_is_stale: Some(true),

@@ -1,9 +1,9 @@
 //! The line that a recording shows while it runs.
 
 use crate::format::text::readable;
-use crate::model::interval::{Interval, VmSample};
+use crate::model::interval::Interval;
 use crate::model::latencies::Latencies;
-use crate::sampler::Sampler;
+use crate::model::run::Run;
 use overcommit_ebpf::layout::Metric;
 use std::io::{IsTerminal, Write, stderr};
 
@@ -20,23 +20,16 @@ impl Progress {
     }
 
     /// Shows the VM that waited most in the interval.
-    pub fn show(&mut self, interval: &Interval, sampler: &Sampler) {
-        self.recorded_ns += interval.length_ns;
+    pub fn show(&mut self, run: &Run, interval: &Interval) {
+        self.recorded_ns += interval.place.length_ns;
         if !self.visible {
             return;
         }
         let seconds = self.recorded_ns / 1_000_000_000;
-        let mut line =
-            format!("{:02}:{:02}  {} VMs", seconds / 60, seconds % 60, sampler.running());
-        let waited = |sample: &&VmSample| -> u64 {
-            Metric::FAULTS
-                .iter()
-                .filter_map(|metric| sample.latencies(*metric))
-                .map(|latencies| latencies.sum_ns)
-                .sum()
-        };
-        if let Some(worst) = interval.vms.iter().max_by_key(waited) {
-            let name = &sampler.members()[worst.member].vm.name;
+        let running = run.vms.iter().filter(|vm| vm.ended_us.is_none()).count();
+        let mut line = format!("{:02}:{:02}  {running} VMs", seconds / 60, seconds % 60);
+        if let Some(worst) = interval.vms.iter().max_by_key(|vm| vm.fault_ns()) {
+            let name = &run.vms[worst.vm].name;
             let major = worst.latencies(Metric::FaultMajor);
             let p99 = major.and_then(|major| major.quantile(0.99));
             let p99 = p99.map_or("-".to_owned(), readable);

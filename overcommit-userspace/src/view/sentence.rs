@@ -1,9 +1,10 @@
 //! What happened to a VM, in a sentence. Each number stands in summary.json too.
 
+use crate::format::text::percent;
 use crate::format::text::readable;
 use crate::model::breakdown::Breakdown;
-use crate::model::swapins::SwapinTotals;
-use crate::summary::{SummaryVm, percent};
+use crate::model::swapins::Swapins;
+use crate::summary::SummaryVm;
 use overcommit_ebpf::layout::{Metric, Part};
 
 /// Shares below this are not worth a word.
@@ -43,7 +44,7 @@ pub fn of(vm: &SummaryVm) -> Option<String> {
 }
 
 /// What the time of faults went into, the most first, and the rest.
-fn parts(time: Breakdown, swapins: Option<&SwapinTotals>) -> Option<String> {
+fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
     let all = time.total_ns.max(1) as f64;
     let mut parts: Vec<(String, u64)> = SAID
         .into_iter()
@@ -67,7 +68,7 @@ fn parts(time: Breakdown, swapins: Option<&SwapinTotals>) -> Option<String> {
 }
 
 /// Where most pages came from, if that is known.
-fn swap_in(swapins: Option<&SwapinTotals>) -> String {
+fn swap_in(swapins: Option<&Swapins>) -> String {
     let Some(swapins) = swapins else { return "swap-in".to_owned() };
     let devices = swapins.from_device.iter().map(|(name, pages)| (name.as_str(), *pages));
     let sources = devices.chain([("zswap", swapins.from_zswap)]).filter(|(_, pages)| *pages > 0);
@@ -81,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_greatest_part_comes_first() {
-        let mut swapins = SwapinTotals::default();
+        let mut swapins = Swapins::default();
         swapins.from_device.extend([("zram0".to_owned(), 9), ("sda".to_owned(), 1)]);
         let time = |parts: &[(Part, u64)]| {
             let mut time = Breakdown { total_ns: 1_000, ..Breakdown::default() };

@@ -1,17 +1,18 @@
 //! The summary as people read it.
 
+use crate::format::text::percent;
 use crate::format::text::readable;
 use crate::model::coverage::{Coverage, FAULT_TIME};
 use crate::model::metric::MetricName;
-use crate::model::run::RunFile;
+use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
-use crate::summary::{Summary, SummaryMetric, SummaryVm, percent};
+use crate::summary::{Summary, SummaryMetric, SummaryVm};
 use crate::view::memory_text;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use std::fmt::Write;
 
 /// Head, table, and what was not seen or counted.
-pub fn text(run: &RunFile, summary: &Summary) -> String {
+pub fn text(run: &Run, summary: &Summary) -> String {
     let mut text = head(run, summary);
     if summary.vms.is_empty() {
         text.push_str("No VM was recorded.\n");
@@ -28,7 +29,7 @@ pub fn text(run: &RunFile, summary: &Summary) -> String {
     text
 }
 
-fn head(run: &RunFile, summary: &Summary) -> String {
+fn head(run: &Run, summary: &Summary) -> String {
     let interval = std::time::Duration::from_nanos(run.options.interval_ns);
     format!(
         "{} · Linux {} · backend {} · {} intervals of {interval:?}{}\n",
@@ -165,7 +166,7 @@ fn objectives(text: &mut String, judged: &[Judged]) {
     }
 }
 
-fn not_counted(text: &mut String, run: &RunFile) {
+fn not_counted(text: &mut String, run: &Run) {
     let skipped: u64 = run.not_counted.programs_skipped.values().sum();
     if skipped > 0 {
         let _ =
@@ -181,7 +182,7 @@ fn not_counted(text: &mut String, run: &RunFile) {
 }
 
 /// What this recording could have had and has not, by reason.
-fn absent(run: &RunFile) -> Vec<(&str, Vec<&str>)> {
+fn absent(run: &Run) -> Vec<(&str, Vec<&str>)> {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for entry in run.coverage.iter().filter(|entry| entry.coverage == Coverage::Absent) {
         // Parts are told where they were seen.

@@ -1,7 +1,7 @@
 //! What a recording waits for.
 
-use crate::load::Load;
 use crate::probes::rings::Events;
+use crate::session::load::Load;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal as SignalNumber;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,0 +1,146 @@
+//! What intervals add up to.
+
+use crate::model::breakdown::Breakdown;
+use crate::model::coverage::{Coverage, Seen};
+use crate::model::figures::VmFigures;
+use crate::model::interval::{FileFaults, Interval, Stall, VmInterval};
+use crate::model::latencies::Latencies;
+use crate::model::metric::MetricName;
+use crate::model::state::Times;
+use crate::model::swap::SwapState;
+use crate::model::swapins::Swapins;
+use overcommit_ebpf::layout::{Loss, Metric, Taker};
+use std::collections::BTreeMap;
+
+/// The VMs of a recording over all intervals that were added.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// How many intervals.
+    pub intervals: u64,
+    /// In the order of [`Run::vms`](crate::model::run::Run::vms).
+    pub vms: Vec<VmTotals>,
+}
+
+/// What intervals held for one VM.
+#[derive(Clone, Debug)]
+pub struct VmTotals {
+    /// Sum of its intervals' lengths, in nanoseconds.
+    pub length_ns: u64,
+    /// Each metric that it has.
+    pub metrics: BTreeMap<MetricName, MetricTotals>,
+    /// Measured coverage.
+    pub seen: Seen,
+    /// Faults by who took them, by [`Taker`].
+    pub taken_by: [u64; Taker::COUNT],
+    /// `None` if its vCPU threads were never known.
+    pub stall: Option<Stall>,
+    /// Time in each swap state.
+    pub swap_states: Times<SwapState>,
+    /// Its memory as of the last interval that knew each figure.
+    pub memory: VmFigures,
+    /// Where swapped pages came from; `None` if no interval tells.
+    pub swapins: Option<Swapins>,
+    /// Where pages of files came from; `None` if no interval tells.
+    pub file_faults: Option<FileFaults>,
+    /// What the time of its faults went into.
+    pub fault_time: Breakdown,
+    /// What that of its windows of `stall.memory` did; `None` without such.
+    pub stall_time: Option<Breakdown>,
+    /// By [`Loss`].
+    pub not_counted: [u64; Loss::COUNT],
+}
+
+/// A metric of a VM over all intervals.
+#[derive(Clone, Debug)]
+pub struct MetricTotals {
+    /// The least of any interval; of `fault.*`, over all.
+    pub coverage: Coverage,
+    /// What was counted.
+    pub latencies: Latencies,
+}
+
+impl Totals {
+    /// Nothing yet, of so many VMs.
+    pub fn of(vms: usize) -> Self {
+        Self { intervals: 0, vms: (0..vms).map(|_| VmTotals::none()).collect() }
+    }
+
+    /// Adds an interval.
+    pub fn add(&mut self, interval: &Interval) {
+        self.intervals += 1;
+        for vm in &interval.vms {
+            while self.vms.len() <= vm.vm {
+                self.vms.push(VmTotals::none());
+            }
+            self.vms[vm.vm].add(vm, interval.place.length_ns);
+        }
+    }
+}
+
+impl MetricTotals {
+    fn none() -> Self {
+        Self { coverage: Coverage::Full, latencies: Latencies::empty() }
+    }
+}
+
+impl VmTotals {
+    fn none() -> Self {
+        let metrics = Metric::FAULTS.map(|metric| (metric.into(), MetricTotals::none()));
+        Self {
+            length_ns: 0,
+            metrics: metrics.into(),
+            seen: Seen::default(),
+            taken_by: [0; Taker::COUNT],
+            stall: None,
+            swap_states: Times::new(),
+            memory: VmFigures::default(),
+            swapins: None,
+            file_faults: None,
+            fault_time: Breakdown::default(),
+            stall_time: None,
+            not_counted: [0; Loss::COUNT],
+        }
+    }
+
+    fn add(&mut self, vm: &VmInterval, length_ns: u64) {
+        self.length_ns += length_ns;
+        self.seen.merge(vm.seen);
+        *self.swap_states.entry(vm.swap.state).or_default() += length_ns;
+        self.memory.update(vm);
+        if let Some(swapins) = &vm.swapins {
+            self.swapins.get_or_insert_default().add(swapins);
+        }
+        if let Some(files) = vm.file_faults {
+            self.file_faults.get_or_insert_default().add(files);
+        }
+        self.fault_time.add(vm.fault_time);
+        if let Some(time) = vm.stall_time {
+            self.stall_time.get_or_insert_default().add(time);
+        }
+        for (total, count) in self.taken_by.iter_mut().zip(vm.taken_by) {
+            *total += count;
+        }
+        if let Some(stall) = vm.stall {
+            let none = Stall { waited_ns: 0, vcpu_ns: 0, ..stall };
+            let total = self.stall.get_or_insert(none);
+            total.waited_ns += stall.waited_ns;
+            total.vcpu_ns += stall.vcpu_ns;
+            total.source = stall.source;
+        }
+        for (total, count) in self.not_counted.iter_mut().zip(vm.not_counted) {
+            *total += count;
+        }
+        for metric in &vm.metrics {
+            let total = self.metrics.entry(metric.name.clone());
+            let total = total.or_insert_with(MetricTotals::none);
+            total.coverage = total.coverage.max(metric.coverage);
+            total.latencies.merge(&metric.latencies);
+        }
+        // Of faults all intervals together say more than the worst of them.
+        for metric in Metric::FAULTS {
+            if let Some(total) = self.metrics.get_mut(&metric.into()) {
+                total.coverage = self.seen.coverage();
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Histogram logs of the VMs of a recording, read line by line in step with its rows.
+
+use crate::format::hlog;
+use crate::model::metric::MetricName;
+use crate::model::run::{Run, RunVm};
+use crate::recording::folder::{Folder, LATENCY_LOG};
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::PathBuf;
+
+/// Logs that are open at a time: a recording may have more VMs than a process may have files.
+const OPEN_MAX: usize = 200;
+/// Bytes in which the head of a log has room.
+const HEAD_MAX: u64 = 4096;
+
+/// A log of each VM.
+pub(super) struct Logs {
+    logs: Vec<Log>,
+    /// Those that are open, the one used last at the end.
+    open: Vec<usize>,
+}
+
+struct Log {
+    path: PathBuf,
+    file: Option<BufReader<File>>,
+    /// Where the next line begins.
+    at: u64,
+}
+
+/// A line of a metric.
+pub(super) struct Line {
+    /// The metric.
+    pub(super) metric: MetricName,
+    /// The whole line, its end included.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// A VM's log, within the recording's folder.
+pub(super) fn name(vm: &RunVm) -> String {
+    format!("vms/{}/{LATENCY_LOG}", vm.folder)
+}
+
+impl Logs {
+    /// Of a recording; none is opened yet.
+    pub(super) fn new(folder: &Folder, run: &Run) -> Self {
+        let log = |vm| Log { path: folder.file(&name(vm)), file: None, at: 0 };
+        Self { logs: run.vms.iter().map(log).collect(), open: Vec::new() }
+    }
+
+    /// The next line of a VM's log that is a metric's; `None` at its end, or at a torn one.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub(super) fn next(&mut self, vm: usize) -> Result<Option<Line>> {
+        self.open(vm)?;
+        let log = &mut self.logs[vm];
+        let Some(file) = &mut log.file else { return Ok(None) };
+        let failed = || format!("cannot read {}", log.path.display());
+        let mut bytes = Vec::new();
+        while file.read_until(b'\n', &mut bytes).with_context(failed)? > 0 {
+            if bytes.last() != Some(&b'\n') {
+                return Ok(None);
+            }
+            log.at += bytes.len() as u64;
+            if let Some(metric) = hlog::metric(&bytes) {
+                return Ok(Some(Line { metric, bytes }));
+            }
+            bytes.clear();
+        }
+        Ok(None)
+    }
+
+    /// Where the lines of a VM that were read end: behind its head, if none was.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub(super) fn end(&self, vm: usize) -> Result<u64> {
+        let Log { path, at, .. } = &self.logs[vm];
+        if *at > 0 {
+            return Ok(*at);
+        }
+        let failed = || format!("cannot read {}", path.display());
+        let mut head = Vec::new();
+        File::open(path)
+            .and_then(|log| log.take(HEAD_MAX).read_to_end(&mut head))
+            .with_context(failed)?;
+        Ok(hlog::head_length(&head) as u64)
+    }
+
+    fn open(&mut self, vm: usize) -> Result<()> {
+        self.open.retain(|open| *open != vm);
+        if self.logs[vm].file.is_none() {
+            if self.open.len() == OPEN_MAX {
+                let oldest = self.open.remove(0);
+                self.logs[oldest].file = None;
+            }
+            let log = &mut self.logs[vm];
+            let failed = || format!("cannot read {}", log.path.display());
+            let mut file = File::open(&log.path).with_context(failed)?;
+            file.seek(SeekFrom::Start(log.at)).with_context(failed)?;
+            log.file = Some(BufReader::new(file));
+        }
+        self.open.push(vm);
+        Ok(())
+    }
+}

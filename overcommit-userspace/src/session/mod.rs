@@ -1,0 +1,321 @@
+//! Attached probes, and what they say interval by interval. What becomes of it is the business
+//! of whoever asks.
+
+pub mod boundary;
+pub mod load;
+pub mod run;
+pub mod wait;
+
+use crate::host::Host;
+use crate::host::survey::Options as HostOptions;
+use crate::kernel::{self, clock};
+use crate::model::breakdown::Breakdown;
+use crate::model::clock::Clocks;
+use crate::model::coverage::is_part_seen;
+use crate::model::evictions::Aggressor;
+use crate::model::interval::{Interval, Place};
+use crate::model::name::escape;
+use crate::model::run::{BackendChoice, EvictionSight, NotCounted, Options, Run, RunClocks};
+use crate::model::slow_fault::SlowFault;
+use crate::model::vm::Vm;
+use crate::probes::decide::{Backend, Decision};
+use crate::probes::log::ProgramLog;
+use crate::probes::object::Sizes;
+use crate::probes::raw::Group;
+use crate::probes::rings::{Events, SlowFaults};
+use crate::probes::stacks::Stacks;
+use crate::probes::{Kernel, Probes, Rings};
+use crate::sampler::Sampler;
+use crate::sampler::roster::{Roster, Selection};
+use anyhow::Result;
+use overcommit_ebpf::layout::{self, FaultBacking, LifecycleKind, Metric};
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// VMs that can be recorded at a time beyond twice those that run at the start.
+const SPARE_VMS: u32 = 64;
+/// Threads that can fault in VMs at a time.
+const THREADS: u32 = 16_384;
+/// Ring buffer of slow faults: more than a second of a host that swaps hard.
+const SLOW_BYTES: u32 = 16 << 20;
+
+/// Attached probes, whose intervals have not begun yet.
+pub struct Session {
+    sampler: Sampler,
+    run: Run,
+    slow: SlowFaults,
+    stacks: Stacks,
+    events: Events,
+    log: Option<ProgramLog>,
+}
+
+impl Session {
+    /// Attaches the backend and takes up the VMs that run.
+    ///
+    /// # Errors
+    /// The kernel refuses something, or /proc cannot be read.
+    pub fn attach(kernel: &Kernel, decision: Decision, roster: Roster, want: Want) -> Result<Self> {
+        let sizes = Sizes {
+            vms: want.running_vms.saturating_mul(2).saturating_add(SPARE_VMS).min(4096),
+            threads: THREADS,
+            cpus: kernel::possible_cpus()?,
+            slow_bytes: if want.slow_faults.is_some() { SLOW_BYTES } else { 4096 },
+            slow_ns: want.slow_faults.map_or(u64::MAX, |least| least.as_nanos() as u64),
+            follow_exec: want.follow_exec,
+            hooks_calls: decision.backend != Backend::Perf,
+            sees_sleeps: want.causes || want.slow_faults.is_some(),
+            verbose: want.verbose,
+        };
+        let (probes, Rings { events, slow, stacks, log }) =
+            Probes::attach(kernel, decision.backend, &want.without, sizes)?;
+        let now = clock::now()?;
+        let sampler = Sampler::new(probes, roster, &now);
+        let mut session = Self { sampler, run: run(&decision)?, slow, stacks, events, log };
+        session.sampler.rescan(&mut session.run.vms, &now)?;
+        Ok(session)
+    }
+
+    /// Where VMs that start and end are announced.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Takes up what has been announced.
+    ///
+    /// # Errors
+    /// The clocks cannot be read.
+    pub fn follow_events(&mut self) -> Result<()> {
+        if let Some(log) = &mut self.log {
+            log.print();
+        }
+        let now = clock::now()?;
+        for event in &mut self.events {
+            match event.kind {
+                LifecycleKind::Started => self.sampler.started(event, &mut self.run.vms, &now),
+                LifecycleKind::NoSlot => self.sampler.missed(event.pid),
+                // The drain sees it in the slot.
+                LifecycleKind::Ended => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for what was not announced.
+    ///
+    /// # Errors
+    /// See [`Sampler::rescan`].
+    pub fn rescan(&mut self) -> Result<()> {
+        self.sampler.rescan(&mut self.run.vms, &clock::now()?)
+    }
+
+    /// Forgets what was counted so far; the first interval begins.
+    ///
+    /// # Errors
+    /// The host cannot be followed, or the clocks not be read.
+    pub fn begin(mut self, options: Options, host: &HostOptions) -> Result<RunningSession> {
+        self.slow.by_ref().for_each(drop);
+        let start = clock::now()?;
+        self.sampler.drain(&mut self.run, &start)?;
+        self.sampler.restart(&mut self.run.vms, &start);
+        let sight = self.sampler.sight();
+        let sees_swapouts = sight.absent(Group::Swapouts).is_none();
+        let host = Host::start(sight.sees_swapins(), sees_swapouts, host)?;
+        self.run.options = options;
+        self.run.backend.hooks.clone_from(&sight.hooks);
+        self.run.clocks = RunClocks { start, steps: Vec::new(), end: None };
+        self.run.evictions = Some(EvictionSight {
+            written_absent: sight.absent(Group::Swapouts).map(str::to_owned),
+            dropped_absent: sight.drops_absent(),
+        });
+        let start_us = start.realtime_ns / 1_000;
+        Ok(RunningSession { session: self, host, last: start, start_us, number: 0 })
+    }
+}
+
+/// What is known of a recording before it begins.
+fn run(decision: &Decision) -> Result<Run> {
+    let refused = decision.refused.iter();
+    let refused = refused.map(|no| (no.backend.name().to_owned(), no.reason.clone()));
+    Ok(Run {
+        schema: Run::schema(),
+        run_id: uuid::Uuid::now_v7().to_string(),
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: kernel::host_name()?,
+        kernel: kernel::release()?,
+        boot_id: kernel::boot_id()?,
+        recorder: kernel::process_id(std::process::id().cast_signed())?.to_string(),
+        page_size: kernel::page_size(),
+        backend: BackendChoice {
+            name: decision.backend.name().to_owned(),
+            fault_starts_at: decision.backend.fault_starts_at().to_owned(),
+            refused: refused.collect::<BTreeMap<_, _>>(),
+            hooks: Vec::new(),
+        },
+        ..Run::default()
+    })
+}
+
+/// What the user wants of the probes.
+#[derive(Clone, Debug)]
+pub struct Want {
+    /// VMs that run now.
+    pub running_vms: u32,
+    /// `--slow-faults`
+    pub slow_faults: Option<Duration>,
+    /// `--causes`
+    pub causes: bool,
+    /// Whether VMs that start later can be meant.
+    pub follow_exec: bool,
+    /// `--verbose`
+    pub verbose: bool,
+    /// `--without`
+    pub without: Vec<String>,
+}
+
+impl Want {
+    /// For these VMs.
+    pub fn new(selection: &Selection, running_vms: usize) -> Self {
+        let running_vms = u32::try_from(running_vms).unwrap_or(u32::MAX);
+        Self {
+            running_vms,
+            slow_faults: None,
+            causes: false,
+            follow_exec: selection.is_open(),
+            verbose: false,
+            without: Vec::new(),
+        }
+    }
+}
+
+/// Intervals, one after the other.
+pub struct RunningSession {
+    session: Session,
+    host: Host,
+    last: Clocks,
+    /// Start of the open interval as its rows will say, in Unix microseconds.
+    start_us: u64,
+    number: u64,
+}
+
+impl RunningSession {
+    /// The probes.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// What holds for the whole recording so far.
+    pub fn run(&self) -> &Run {
+        &self.session.run
+    }
+
+    /// The slow faults that have come, of VMs that have been announced by now.
+    ///
+    /// # Errors
+    /// The clocks, or the names of functions, cannot be read.
+    pub fn slow_faults(&mut self) -> Result<Vec<SlowFault>> {
+        self.session.follow_events()?;
+        let faults: Vec<_> = self.session.slow.by_ref().collect();
+        let mut aggressors: HashMap<u64, Option<Aggressor>> = HashMap::new();
+        let now = clock::now()?;
+        let mut told = Vec::with_capacity(faults.len());
+        for (metric, fault) in faults {
+            let Session { sampler, run, stacks, .. } = &mut self.session;
+            // The latest, should the PID have been used again; none of a VM that is not recorded.
+            let is_its = |vm: &Vm| vm.id.pid == fault.vm_tgid.cast_signed();
+            let Some(vm) = sampler.vms().iter().rposition(is_its) else { continue };
+            let stack = fault.stack.checked_sub(1).map(|number| stacks.folded(number));
+            let aggressor = aggressors.entry(fault.aggressor);
+            let aggressor = aggressor.or_insert_with_key(|word| sampler.aggressor(*word)).clone();
+            let is_seen = |part| is_part_seen(&run.coverage, part);
+            told.push(SlowFault {
+                swap_device: fault.swap_device.checked_sub(1).map(|n| sampler.swap_device(n)),
+                guest_address: sampler.vms()[vm].guest_address(fault.address),
+                stack: stack.transpose()?.map(str::to_owned),
+                aggressor,
+                time: Breakdown::new(fault.latency_ns, fault.parts_ns, is_seen),
+                ..slow_fault(vm, metric, &fault, &now)
+            });
+        }
+        Ok(told)
+    }
+
+    /// Ends the interval at a boundary, in Unix microseconds, and begins the next
+    /// there. `None` ends it now, short of a boundary. Slow faults are to be taken before: a VM
+    /// that ended gives its slot back.
+    ///
+    /// # Errors
+    /// The kernel refuses something, or the clocks cannot be read.
+    pub fn end_interval(&mut self, boundary_us: Option<u64>) -> Result<Interval> {
+        self.session.follow_events()?;
+        let now = clock::now()?;
+        let Session { sampler, run, .. } = &mut self.session;
+        if now.stepped_since(&self.last) {
+            run.clocks.steps.push(now);
+        }
+        let mut drained = sampler.drain(run, &now)?;
+        let place = Place {
+            number: self.number,
+            start_us: self.start_us,
+            offset_ns: self.last.monotonic_ns - run.clocks.start.monotonic_ns,
+            length_ns: now.monotonic_ns - self.last.monotonic_ns,
+            partial: self.number == 0 || boundary_us.is_none(),
+        };
+        let host = self.host.advance(sampler.vms(), &mut drained, &place, now.monotonic_ns);
+        for (vm, _) in &drained {
+            sampler.count_swapouts(vm.vm, self.host.cgroup_id(vm.vm))?;
+        }
+        run.host_state.discards_absent = None;
+        if self.host.needs_discards() {
+            let absent = sampler.see_discards().err().map(|error| format!("{error:#}"));
+            self.host.sees_discards(absent.is_none());
+            run.host_state.discards_absent = absent;
+        }
+        self.host.note(run);
+        run.not_counted = not_counted(sampler);
+        run.recorded.intervals = self.number + 1;
+        self.number += 1;
+        self.last = now;
+        self.start_us = boundary_us.unwrap_or(now.realtime_ns / 1_000);
+        let vms = drained.into_iter().map(|(vm, _)| vm).collect();
+        Ok(Interval { place, host, vms, evictions: sampler.evictions() })
+    }
+
+    /// Ends counting for every VM at once, so that what is still open is no loss.
+    pub fn stop_counting(&mut self) {
+        self.session.sampler.close();
+    }
+
+    /// Detaches the probes; gives the last interval.
+    ///
+    /// # Errors
+    /// As [`Self::end_interval`].
+    pub fn close(&mut self) -> Result<Interval> {
+        let last = self.end_interval(None)?;
+        let Session { sampler, run, .. } = &mut self.session;
+        sampler.stop();
+        run.clocks.end = Some(self.last);
+        run.not_counted = not_counted(sampler);
+        Ok(last)
+    }
+}
+
+/// What the programs tell of a slow fault.
+fn slow_fault(vm: usize, metric: Metric, fault: &layout::SlowFault, now: &Clocks) -> SlowFault {
+    let backing = (fault.backing as usize).checked_sub(1);
+    let comm = fault.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    SlowFault {
+        vm,
+        end_ns: now.realtime_of(fault.end_ns),
+        tid: fault.tid,
+        thread: escape(comm),
+        metric: metric.into(),
+        latency_ns: fault.latency_ns,
+        address: fault.address,
+        backing: backing.and_then(|number| FaultBacking::ALL.get(number)).copied(),
+        ..SlowFault::none()
+    }
+}
+
+fn not_counted(sampler: &mut Sampler) -> NotCounted {
+    NotCounted { programs_skipped: sampler.skipped(), vms_without_slot: sampler.without_slot() }
+}

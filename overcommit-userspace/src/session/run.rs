@@ -1,0 +1,129 @@
+//! The loop of a session: waits, looks for VMs, ends interval after interval and hands each on.
+
+use crate::kernel::clock;
+use crate::model::interval::Interval;
+use crate::model::run::Run;
+use crate::model::slow_fault::SlowFault;
+use crate::session::boundary::Boundary;
+use crate::session::load::Load;
+use crate::session::wait::{Waiter, Woken};
+use crate::session::{RunningSession, Session};
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use std::process::ExitStatus;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a session goes on, and in which steps.
+pub struct Until {
+    /// Length of an interval.
+    pub interval: Duration,
+    /// For how long; until the user or the load ends it if not given.
+    pub duration: Option<Duration>,
+    /// Whether slow faults are wanted.
+    pub slow_faults: bool,
+}
+
+/// What a session hands on.
+pub enum Told<'a> {
+    /// An interval is over.
+    Interval(&'a Interval),
+    /// Slow faults have come.
+    SlowFaults(&'a [SlowFault]),
+}
+
+/// Why a session is over.
+pub enum End {
+    /// The load has ended.
+    Load(ExitStatus),
+    /// The user has enough, or the time is over; the load is to be sent this.
+    Signal(Signal),
+}
+
+/// Why a session was over before it began.
+pub enum Early {
+    /// The user has enough. The load has been ended.
+    Signal(Signal),
+    /// The load has ended.
+    LoadEnded(ExitStatus),
+}
+
+/// Lets the load warm up.
+///
+/// # Errors
+/// The probes cannot be kept in step with the host.
+pub async fn warm_up(
+    delay: Duration,
+    session: &mut Session,
+    waiter: &mut Waiter,
+    load: &mut Option<Load>,
+) -> Result<Option<Early>> {
+    let end = Instant::now() + delay;
+    while Instant::now() < end {
+        match waiter.until(end, load).await? {
+            Woken::Signal(signal) => {
+                if let Some(load) = load {
+                    load.end(signal).await?;
+                }
+                return Ok(Some(Early::Signal(signal)));
+            }
+            Woken::LoadEnded(status) => return Ok(Some(Early::LoadEnded(status))),
+            Woken::Event => session.follow_events()?,
+            Woken::Scan => session.rescan()?,
+            Woken::Time | Woken::Poll => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Ends interval after interval until the session is over, the last one included, and hands on
+/// each.
+///
+/// # Errors
+/// The probes fail, or `take` does.
+pub async fn follow(
+    until: &Until,
+    session: &mut RunningSession,
+    waiter: &mut Waiter,
+    load: &mut Option<Load>,
+    mut take: impl FnMut(&Run, Told<'_>) -> Result<()>,
+) -> Result<End> {
+    let end = until.duration.map(|duration| Instant::now() + duration);
+    let mut boundary = Boundary::after(&clock::now()?, until.interval);
+    waiter.poll(until.slow_faults);
+    let why = loop {
+        let next = Instant::now() + boundary.in_time(&clock::now()?);
+        let wake = end.map_or(next, |end| end.min(next));
+        match waiter.until(wake, load).await? {
+            Woken::Signal(signal) => break End::Signal(signal),
+            Woken::LoadEnded(status) => break End::Load(status),
+            Woken::Event => session.session().follow_events()?,
+            Woken::Scan => session.session().rescan()?,
+            Woken::Poll => hand_on_slow_faults(session, &mut take)?,
+            Woken::Time => {
+                let now = clock::now()?;
+                if boundary.reached(&now) {
+                    hand_on_slow_faults(session, &mut take)?;
+                    let interval = session.end_interval(Some(boundary.last_us(&now)))?;
+                    take(session.run(), Told::Interval(&interval))?;
+                    boundary = Boundary::after(&now, until.interval);
+                } else if end.is_some_and(|end| Instant::now() >= end) {
+                    break End::Signal(Signal::SIGTERM);
+                }
+            }
+        }
+    };
+    session.stop_counting();
+    hand_on_slow_faults(session, &mut take)?;
+    let last = session.close().context("the last interval is lost")?;
+    take(session.run(), Told::Interval(&last))?;
+    Ok(why)
+}
+
+fn hand_on_slow_faults(
+    session: &mut RunningSession,
+    take: &mut impl FnMut(&Run, Told<'_>) -> Result<()>,
+) -> Result<()> {
+    let faults = session.slow_faults()?;
+    if faults.is_empty() { Ok(()) } else { take(session.run(), Told::SlowFaults(&faults)) }
+}
