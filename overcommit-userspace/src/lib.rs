@@ -8,18 +8,10 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod commands;
-pub mod compare;
-pub mod export;
-pub mod format;
 pub mod host;
 pub mod kernel;
-pub mod model;
 pub mod probes;
-pub mod recording;
 pub mod sampler;
 pub mod session;
-pub mod slo;
-pub mod summary;
 pub mod terminal;
-pub mod view;
 pub mod vm;

@@ -3,10 +3,10 @@
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use overcommit::model::coverage::Coverage;
 use overcommit::probes::decide::Backend;
 use overcommit::probes::object::Sizes;
 use overcommit::probes::{Kernel, Probes, sight};
+use overcommit_recording::model::coverage::Coverage;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;

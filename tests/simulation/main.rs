@@ -7,9 +7,9 @@ mod model;
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use model::{Load, recording};
-use overcommit::compare::compare;
-use overcommit::compare::series::Side;
-use overcommit::recording::{Recording, Span};
+use overcommit_recording::compare::compare;
+use overcommit_recording::compare::series::Side;
+use overcommit_recording::recording::{Recording, Span};
 use std::process::ExitCode;
 
 /// Pairs without a change, of each kind of load.

@@ -1,17 +1,17 @@
 //! Made-up recordings.
 
 use anyhow::Result;
-use overcommit::model::clock::Clocks;
-use overcommit::model::coverage::{Coverage, Seen};
-use overcommit::model::interval::{
+use overcommit_ebpf::layout::Metric;
+use overcommit_recording::model::clock::Clocks;
+use overcommit_recording::model::coverage::{Coverage, Seen};
+use overcommit_recording::model::interval::{
     Interval, MetricInterval, Place, Stall, StallSource, VmInterval,
 };
-use overcommit::model::latencies::Latencies;
-use overcommit::model::name::Name;
-use overcommit::model::run::{Options, Run, RunClocks, RunVm};
-use overcommit::model::vm::{Vm, VmId};
-use overcommit::recording::{Folder, Writer};
-use overcommit_ebpf::layout::Metric;
+use overcommit_recording::model::latencies::Latencies;
+use overcommit_recording::model::name::Name;
+use overcommit_recording::model::run::{Options, Run, RunClocks, RunVm};
+use overcommit_recording::model::vm::{Vm, VmId};
+use overcommit_recording::recording::{Folder, Writer};
 use std::path::Path;
 
 /// How a load changes by itself.

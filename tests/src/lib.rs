@@ -2,6 +2,8 @@
 //! as it was on every way out.
 
 pub mod host;
+#[cfg(test)]
+mod layers;
 pub mod payload;
 pub mod qemu;
 pub mod record;

@@ -3,6 +3,7 @@
 
 mod build;
 mod demo;
+mod docs;
 mod lab;
 mod last_test;
 mod scenario;
@@ -28,6 +29,8 @@ enum Command {
     Build,
     /// Show two VMs, one of them squeezed, side by side
     Demo(demo::Args),
+    /// Write the documents that are made from the code
+    Docs,
     /// Run the tests on other kernels, in an emulated host
     Lab(lab::Args),
     /// Show a failure of the field on real VMs
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => build::ebpf(),
         Command::Build => build::all(),
         Command::Demo(args) => demo::run(&args),
+        Command::Docs => docs::run(),
         Command::Lab(args) => lab::run(&args),
         Command::Scenario(args) => scenario::run(&args),
         Command::Test(args) => test::run(&args),

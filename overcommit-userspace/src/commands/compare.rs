@@ -1,15 +1,14 @@
 //! `overcommit compare`
 
 use crate::commands::SpanArgs;
-use crate::compare::series::Side;
-use crate::compare::{Compared, Comparison, compare};
-use crate::format::text::readable;
-use crate::recording::run_file;
-use crate::recording::{Folder, Recording};
-use crate::slo::judge::BROKEN;
 use crate::terminal::print;
 use anyhow::{Context, Result, ensure};
-use std::fmt::Write;
+use overcommit_recording::compare::series::Side;
+use overcommit_recording::compare::{Compared, compare};
+use overcommit_recording::recording::run_file;
+use overcommit_recording::recording::{Folder, Recording};
+use overcommit_recording::slo::judge::BROKEN;
+use overcommit_recording::view::comparison_text;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -39,7 +38,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&compared)?))?;
     } else {
-        print(&text(&compared))?;
+        print(&comparison_text::text(&compared))?;
     }
     let is_worse = compared.compared.iter().any(Compared::is_regression);
     Ok(ExitCode::from(if args.fail_on_regression && is_worse { BROKEN } else { 0 }))
@@ -47,7 +46,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// A recording, or each of those in a folder.
 fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Side>> {
-    let is_recording = |dir: &Path| dir.join(crate::recording::folder::RUN_FILE).exists();
+    let is_recording =
+        |dir: &Path| dir.join(overcommit_recording::recording::folder::RUN_FILE).exists();
     let mut dirs = vec![dir.to_owned()];
     if !is_recording(dir) {
         let within = std::fs::read_dir(dir);
@@ -66,56 +66,4 @@ fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Side>> {
         side.with_context(|| format!("{}", dir.display()))
     };
     dirs.into_iter().map(open).collect()
-}
-
-fn text(compared: &Comparison) -> String {
-    let mut text = String::new();
-    for entry in &compared.compared {
-        let _ = writeln!(text, "{}", line(entry));
-    }
-    if compared.compared.is_empty() {
-        text.push_str("Nothing can be compared: no VM is on both sides.\n");
-    }
-    for vm in &compared.unmatched {
-        let _ = writeln!(text, "{vm}: on one side alone, or not the only one there.");
-    }
-    for warning in &compared.warnings {
-        let _ = writeln!(text, "Note: {warning}.");
-    }
-    text
-}
-
-fn line(entry: &Compared) -> String {
-    let change = entry.change().map(|change| format!(" ({:+.0} %)", change * 100.0));
-    let figures = format!(
-        "{} → {}{}",
-        shown(entry.figure, entry.base),
-        shown(entry.figure, entry.new),
-        change.unwrap_or_default()
-    );
-    let what = match entry.figure {
-        "p99_ns" => format!("{} p99", entry.metric),
-        "rate_per_s" => format!("{} rate", entry.metric),
-        _ => entry.metric.clone(),
-    };
-    let claim = match (&entry.why_not, entry.p) {
-        (Some(why), _) => format!("nothing can be claimed, {why}."),
-        (None, Some(p)) if entry.is_real => {
-            let word = if entry.new > entry.base { "WORSE" } else { "better" };
-            format!("{word}, p = {p:.2e}.")
-        }
-        (None, p) => format!(
-            "no difference can be claimed, p = {:.2}. Not proof of equality.",
-            p.unwrap_or(1.0)
-        ),
-    };
-    format!("{}: {what} {figures}: {claim}", entry.vm)
-}
-
-fn shown(figure: &str, value: f64) -> String {
-    match figure {
-        "p99_ns" => readable(value as u64),
-        "share" => format!("{:.2} %", value * 100.0),
-        _ => format!("{value:.1}/s"),
-    }
 }

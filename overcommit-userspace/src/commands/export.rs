@@ -1,13 +1,13 @@
 //! `overcommit export`
 
 use crate::commands::SpanArgs;
-use crate::export::files;
-use crate::export::files::{Format, Selection};
-use crate::model::pattern::Pattern;
-use crate::recording::run_file;
-use crate::recording::{Folder, Recording};
 use crate::terminal::print;
 use anyhow::Result;
+use overcommit_recording::export::files;
+use overcommit_recording::export::files::{Format, Selection};
+use overcommit_recording::model::pattern::Pattern;
+use overcommit_recording::recording::run_file;
+use overcommit_recording::recording::{Folder, Recording};
 use std::path::PathBuf;
 use std::process::ExitCode;
 

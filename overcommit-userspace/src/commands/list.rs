@@ -1,11 +1,11 @@
 //! `overcommit list`
 
 use crate::commands::require_root;
-use crate::model::vm::Vm;
 use crate::terminal::print;
 use crate::vm::Discovery;
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
+use overcommit_recording::model::vm::Vm;
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -22,13 +22,13 @@ pub struct Args {
 struct Entry<'a> {
     vm_id: String,
     name: String,
-    named_by: crate::model::vm::NamedBy,
+    named_by: overcommit_recording::model::vm::NamedBy,
     uuid: &'a Option<String>,
     pid: i32,
     executable: &'a str,
     vcpus: Option<u32>,
     memory_bytes: Option<u64>,
-    backing: Option<crate::model::vm::Backing>,
+    backing: Option<overcommit_recording::model::vm::Backing>,
     accelerator: &'a Option<String>,
     cgroup: &'a Option<String>,
 }

@@ -1,10 +1,10 @@
 //! `overcommit mark`
 
 use crate::kernel::clock;
-use crate::recording::folder::MARKS;
-use crate::recording::run_file;
-use crate::recording::{Folder, span};
 use anyhow::{Context, Result, ensure};
+use overcommit_recording::recording::folder::MARKS;
+use overcommit_recording::recording::run_file;
+use overcommit_recording::recording::{Folder, span};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;

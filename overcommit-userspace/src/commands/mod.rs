@@ -11,11 +11,11 @@ pub mod report;
 use crate::host::survey::Options as HostOptions;
 use crate::host::working_set::Wanted;
 use crate::kernel;
-use crate::model::pattern::Pattern;
-use crate::recording::{Folder, Span};
-use crate::slo::{Objective, config};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use overcommit_recording::model::pattern::Pattern;
+use overcommit_recording::recording::{Folder, Span};
+use overcommit_recording::slo::{Objective, config};
 use std::path::PathBuf;
 use std::process::ExitCode;
 

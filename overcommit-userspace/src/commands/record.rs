@@ -1,30 +1,30 @@
 //! `overcommit record`
 
-use crate::commands::report::{Format, View};
-use crate::commands::{FAILED, HostArgs, ObjectiveArgs, report, require_root};
-use crate::format::text::{parse_duration, parse_interval, parse_positive_duration};
+use crate::commands::{FAILED, HostArgs, ObjectiveArgs, require_root};
 use crate::kernel;
-use crate::model::pattern::Pattern;
-use crate::model::run::Options;
-use crate::model::vm::Vm;
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
-use crate::recording::folder::Owner;
-use crate::recording::{Folder, Span, Writer};
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::load::{self, Load};
 use crate::session::run::{Early, End, Told, Until, follow, warm_up};
 use crate::session::wait::{self, Waiter, Woken};
 use crate::session::{Session, Want};
-use crate::slo::Objective;
-use crate::slo::judge::BROKEN;
 use crate::terminal::{print, say};
-use crate::view::progress::Progress;
 use crate::vm::Discovery;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use overcommit_recording::format::text::{parse_duration, parse_interval, parse_positive_duration};
+use overcommit_recording::model::pattern::Pattern;
+use overcommit_recording::model::run::Options;
+use overcommit_recording::model::vm::Vm;
+use overcommit_recording::recording::folder::Owner;
+use overcommit_recording::recording::{Folder, Span, Writer};
+use overcommit_recording::report::{Format, View, rebuild};
+use overcommit_recording::slo::Objective;
+use overcommit_recording::slo::judge::BROKEN;
+use overcommit_recording::view::progress::Progress;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -189,7 +189,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     let format = if args.json { Format::Json } else { Format::Text };
     // Those that it was recorded with.
     let view = View { format, span: Span::WHOLE, objectives: Vec::new() };
-    let report = report::rebuild(&folder, &view)?;
+    let report = rebuild(&folder, &view)?;
     if !args.quiet {
         print(&report.text)?;
         if !args.json {

@@ -1,7 +1,7 @@
 //! What the kernel counts for the whole host.
 
-use crate::model::swap::Memory;
 use anyhow::{Context, Result};
+use overcommit_recording::model::swap::Memory;
 use procfs::prelude::{FromRead, FromReadSI};
 use procfs::{CpuTime, KernelStats, LocalSystemInfo, Meminfo, MemoryPressure, VmStat};
 use std::collections::HashMap;

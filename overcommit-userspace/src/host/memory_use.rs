@@ -1,10 +1,10 @@
 //! How much memory does each VM hold, and what takes memory beside them? Each page
 //! counted once.
 
-use crate::model::memory::Compressed;
-use crate::model::memory::HostMemory;
-use crate::model::memory::MemoryUse;
 use anyhow::{Context, Result, ensure};
+use overcommit_recording::model::memory::Compressed;
+use overcommit_recording::model::memory::HostMemory;
+use overcommit_recording::model::memory::MemoryUse;
 use procfs::Meminfo;
 use procfs::prelude::FromRead;
 use procfs::process::{

@@ -2,9 +2,9 @@
 //! host's memory, however much there is.
 
 use crate::host::overcommit::VmMemory;
-use crate::model::memory::NodeSet;
-use crate::model::memory::{Headroom, Range};
-use crate::model::vm::VmId;
+use overcommit_recording::model::memory::NodeSet;
+use overcommit_recording::model::memory::{Headroom, Range};
+use overcommit_recording::model::vm::VmId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;

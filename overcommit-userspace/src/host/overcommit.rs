@@ -1,12 +1,12 @@
 //! How near is the edge? What the VMs may have, what they hold and what they need,
 //! against the memory that there is.
 
-use crate::model::balloon::BalloonState;
-use crate::model::memory::HostMemory;
-use crate::model::memory::Overcommit;
-use crate::model::memory::OvercommitState;
-use crate::model::memory::Range;
-use crate::model::swap::SwapState;
+use overcommit_recording::model::balloon::BalloonState;
+use overcommit_recording::model::memory::HostMemory;
+use overcommit_recording::model::memory::Overcommit;
+use overcommit_recording::model::memory::OvercommitState;
+use overcommit_recording::model::memory::Range;
+use overcommit_recording::model::swap::SwapState;
 
 /// What is known of a VM, in bytes.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,8 +1,8 @@
 //! Healthy, under pressure, or thrashing? Decided from rates and stall, not from what
 //! is swapped out: a page that left last week harms nobody.
 
-use crate::model::swap::Rates;
-use crate::model::swap::SwapState;
+use overcommit_recording::model::swap::Rates;
+use overcommit_recording::model::swap::SwapState;
 use std::collections::VecDeque;
 
 /// Pages a second from which swapping counts.
@@ -22,38 +22,37 @@ const THRASHING_NS: u64 = 6 * SECOND_NS;
 /// Time below half of what made a state until it falls to the one below.
 const CALM_NS: u64 = 30 * SECOND_NS;
 
-impl Rates {
-    /// Whether it is pressure, with all rates and shares at that part of what it takes.
-    fn pressure(&self, part: f64) -> Option<bool> {
-        let reads = self.swapped_in.map(|pages| pages >= RETURNS * part);
-        // Nobody waits for swap where nothing is swapped.
-        let is_quiet = self.swapped_in == Some(0.0) && self.swapped_out == Some(0.0);
-        let stalls = self.stall.or(is_quiet.then_some(0.0));
-        let stalls = stalls.map(|share| share >= STALL_PRESSURE * part);
-        let writes = self.swapped_out.map(|pages| pages >= RETURNS * part);
-        let is_tight = self.available.map(|share| share < AVAILABLE);
-        any([reads, stalls, all([writes, is_tight])])
-    }
+/// Whether it is pressure, with all rates and shares at that part of what it takes.
+fn pressure(rates: &Rates, part: f64) -> Option<bool> {
+    let reads = rates.swapped_in.map(|pages| pages >= RETURNS * part);
+    // Nobody waits for swap where nothing is swapped.
+    let is_quiet = rates.swapped_in == Some(0.0) && rates.swapped_out == Some(0.0);
+    let stalls = rates.stall.or(is_quiet.then_some(0.0));
+    let stalls = stalls.map(|share| share >= STALL_PRESSURE * part);
+    let writes = rates.swapped_out.map(|pages| pages >= RETURNS * part);
+    let is_tight = rates.available.map(|share| share < AVAILABLE);
+    any([reads, stalls, all([writes, is_tight])])
+}
 
-    fn thrashing(&self, part: f64) -> Option<bool> {
-        let reads = self.swapped_in.map(|pages| pages >= RETURNS * part);
-        let writes = self.swapped_out.map(|pages| pages >= RETURNS * part);
-        let stalls = self.stall.map(|share| share >= STALL_THRASHING * part);
-        all([reads, writes, stalls])
-    }
+/// The same of thrashing.
+fn thrashing(rates: &Rates, part: f64) -> Option<bool> {
+    let reads = rates.swapped_in.map(|pages| pages >= RETURNS * part);
+    let writes = rates.swapped_out.map(|pages| pages >= RETURNS * part);
+    let stalls = rates.stall.map(|share| share >= STALL_THRASHING * part);
+    all([reads, writes, stalls])
+}
 
-    /// Where no stall is known: both directions at least double, and CPUs wait for it
-    /// more and more.
-    fn doubles_since(&self, before: &Self) -> bool {
-        let doubled = |now: Option<f64>, before: Option<f64>| {
-            now.zip(before).is_some_and(|(now, before)| now >= RETURNS && now >= 2.0 * before)
-        };
-        let waits = self.io_wait.zip(before.io_wait);
-        self.stall.is_none()
-            && doubled(self.swapped_in, before.swapped_in)
-            && doubled(self.swapped_out, before.swapped_out)
-            && waits.is_some_and(|(now, before)| now >= IO_WAIT && now > before)
-    }
+/// Where no stall is known: both directions at least double, and CPUs wait for it
+/// more and more.
+fn doubles_since(rates: &Rates, before: &Rates) -> bool {
+    let doubled = |now: Option<f64>, before: Option<f64>| {
+        now.zip(before).is_some_and(|(now, before)| now >= RETURNS && now >= 2.0 * before)
+    };
+    let waits = rates.io_wait.zip(before.io_wait);
+    rates.stall.is_none()
+        && doubled(rates.swapped_in, before.swapped_in)
+        && doubled(rates.swapped_out, before.swapped_out)
+        && waits.is_some_and(|(now, before)| now >= IO_WAIT && now > before)
 }
 
 /// True if one is, unknown if one that is not known could be.
@@ -82,15 +81,15 @@ pub struct SwapStates {
 impl SwapStates {
     /// The state after this was seen: worse at once, better one step at a time.
     pub fn advance(&mut self, rates: Rates) -> SwapState {
-        let doubles = self.window.back().is_some_and(|before| rates.doubles_since(before));
+        let doubles = self.window.back().is_some_and(|before| doubles_since(&rates, before));
         self.window.push_back(rates);
         while self.time(|_| true) - self.window[0].length_ns >= WINDOW_NS {
             self.window.pop_front();
         }
         let upheld = match self.state {
             SwapState::Unknown | SwapState::Healthy => None,
-            SwapState::Pressure => rates.pressure(0.5),
-            SwapState::Thrashing => rates.thrashing(0.5),
+            SwapState::Pressure => pressure(&rates, 0.5),
+            SwapState::Thrashing => thrashing(&rates, 0.5),
         };
         self.calm_ns = if upheld == Some(false) { self.calm_ns + rates.length_ns } else { 0 };
         let is_calm = self.calm_ns >= CALM_NS;
@@ -99,7 +98,7 @@ impl SwapStates {
             (_, SwapState::Thrashing) if is_calm => SwapState::Pressure,
             (Some(_), SwapState::Pressure) if is_calm => SwapState::Healthy,
             (None, SwapState::Healthy) => SwapState::Unknown,
-            (None, _) if self.window.iter().all(|rates| rates.pressure(1.0).is_none()) => {
+            (None, _) if self.window.iter().all(|rates| pressure(rates, 1.0).is_none()) => {
                 SwapState::Unknown
             }
             (_, state) => state,
@@ -112,14 +111,14 @@ impl SwapStates {
 
     /// The state by the window alone; `None` if it does not tell.
     fn reached(&self, doubles: bool) -> Option<SwapState> {
-        let thrashing_ns = self.time(|rates| rates.thrashing(1.0) == Some(true));
+        let thrashing_ns = self.time(|rates| thrashing(rates, 1.0) == Some(true));
         if thrashing_ns >= THRASHING_NS || (doubles && self.state == SwapState::Pressure) {
             return Some(SwapState::Thrashing);
         }
-        if self.time(|rates| rates.pressure(1.0) == Some(true)) >= PRESSURE_NS {
+        if self.time(|rates| pressure(rates, 1.0) == Some(true)) >= PRESSURE_NS {
             return Some(SwapState::Pressure);
         }
-        let known_ns = self.time(|rates| rates.pressure(1.0).is_some());
+        let known_ns = self.time(|rates| pressure(rates, 1.0).is_some());
         (known_ns >= WINDOW_NS).then_some(SwapState::Healthy)
     }
 

@@ -1,8 +1,8 @@
 //! What the kernel's clocks show.
 
-use crate::model::clock::Clocks;
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
+use overcommit_recording::model::clock::Clocks;
 use std::time::Duration;
 
 /// The present moment.

@@ -4,8 +4,8 @@ pub mod clock;
 pub mod exit_reasons;
 pub mod layout;
 
-use crate::model::vm::VmId;
 use anyhow::{Context, Result, anyhow};
+use overcommit_recording::model::vm::VmId;
 use std::collections::HashMap;
 use std::fs;
 

@@ -1,12 +1,12 @@
 //! The eviction matrix that the programs fill: who takes pages of whom.
 
-use crate::model::evictions::EvictionCounts;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, Queue};
 use overcommit_ebpf::layout::{AggressorKind, Eviction, EvictionKey};
+use overcommit_recording::model::evictions::EvictionCounts;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Looks without anything new after which an entry is given back: processes come and go.
@@ -131,5 +131,5 @@ fn words(key: EvictionKey) -> [u32; 4] {
 fn thread(entry: &Eviction) -> String {
     let bytes = entry.name.each_ref().map(|word| word.load(Relaxed).to_ne_bytes()).concat();
     let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    crate::model::name::escape(name)
+    overcommit_recording::model::name::escape(name)
 }

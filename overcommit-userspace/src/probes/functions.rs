@@ -9,7 +9,6 @@
 //! Linux 6.6, is hooked by kprobe on either backend. One that is missing or inlined
 //! leaves its hook out, with the reason.
 
-use crate::model::run::HookState;
 use crate::probes::decide::Backend;
 use crate::probes::tracefs::{End, FunctionEvents};
 use crate::probes::{Kernel, tracefs};
@@ -19,6 +18,7 @@ use aya::programs::fentry::FEntryLink;
 use aya::programs::fexit::FExitLink;
 use aya::programs::{FEntry, FExit, KProbe, ProgramFd};
 use overcommit_ebpf::layout::HotProgram;
+use overcommit_recording::model::run::HookState;
 use perf_event::events::Tracepoint;
 use perf_event::{Builder, Counter};
 use serde::{Deserialize, Serialize};

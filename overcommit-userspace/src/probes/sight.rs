@@ -1,14 +1,14 @@
 //! Which metrics are there, and how much of each does a backend see?
 
-use crate::model::coverage::Coverage;
-use crate::model::coverage::MetricCoverage;
-use crate::model::coverage::part_of_faults;
-use crate::model::metric::BACKING;
-use crate::model::run::HookState;
 use crate::probes::decide::Backend;
 use crate::probes::functions::Purpose;
 use crate::probes::raw::{Absent, Group};
 use overcommit_ebpf::layout::{Metric, Part};
+use overcommit_recording::model::coverage::Coverage;
+use overcommit_recording::model::coverage::MetricCoverage;
+use overcommit_recording::model::coverage::part_of_faults;
+use overcommit_recording::model::metric::BACKING;
+use overcommit_recording::model::run::HookState;
 
 /// What is not seen of `fault.*` by perf's software events.
 const OUTSIDERS: &str = "faults that others take in the VM's memory from outside it: \

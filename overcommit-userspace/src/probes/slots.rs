@@ -1,8 +1,6 @@
 //! The table of VMs and threads that the programs look into: who has a slot.
 
 use crate::kernel::{TICK_NS, exit_reasons};
-use crate::model::metric::MetricName;
-use crate::model::vm::Mapping;
 use crate::probes::evictions::EvictionTable;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
@@ -13,6 +11,8 @@ use aya::{Btf, Ebpf};
 use overcommit_ebpf::layout::{
     FaultBacking, Histogram, Metric, SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word, fault_of_key,
 };
+use overcommit_recording::model::metric::MetricName;
+use overcommit_recording::model::vm::Mapping;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};

@@ -1,8 +1,8 @@
 //! Takes what the kernel has summed since the last time.
 
-use crate::model::latencies::Latencies;
 use overcommit_ebpf::bucket::{self, BUCKETS};
 use overcommit_ebpf::layout;
+use overcommit_recording::model::latencies::Latencies;
 use std::sync::atomic::Ordering::SeqCst;
 
 /// What the kernel was in the middle of adding at the last take.

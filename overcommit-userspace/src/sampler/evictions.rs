@@ -1,9 +1,9 @@
 //! Who took pages of whom in an interval, by name.
 
-use crate::model::evictions::{Aggressor, AggressorClass, Eviction};
-use crate::model::vm::Vm;
 use crate::probes::evictions::Taken;
 use overcommit_ebpf::layout::AggressorKind;
+use overcommit_recording::model::evictions::{Aggressor, AggressorClass, Eviction};
+use overcommit_recording::model::vm::Vm;
 
 /// Puts names to what was taken. `member` knows the VM of a slot, `inspect` one that is
 /// not recorded, `process` what a process is called.
@@ -53,9 +53,14 @@ pub fn of_kernel(tid: i32, name: String) -> Aggressor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::evictions::EvictionCounts;
-    use crate::model::vm::tests::vm;
     use overcommit_ebpf::layout::{EvictionKey, NOBODY};
+    use overcommit_recording::model::evictions::EvictionCounts;
+    use overcommit_recording::model::name::Name;
+    use overcommit_recording::model::vm::VmId;
+
+    fn vm(name: &str) -> Vm {
+        Vm { name: Name::new(name), ..Vm::gone(VmId { pid: 42, start_ticks: 4711 }) }
+    }
 
     fn taken(victim: u32, kind: AggressorKind, by: u32, thread: &str) -> Taken {
         let key = EvictionKey { victim, kind: kind as u32, by, reserved: 0 };

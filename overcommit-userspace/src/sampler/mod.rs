@@ -9,16 +9,6 @@ mod tracked;
 pub mod vcpus;
 
 use crate::host::ForHost;
-use crate::model::breakdown::Breakdown;
-use crate::model::clock::Clocks;
-use crate::model::coverage::{
-    Coverage, MetricCoverage, Seen, can_split_stalls, coverage_of, is_part_seen,
-};
-use crate::model::evictions::{Aggressor, Eviction};
-use crate::model::interval::VmInterval;
-use crate::model::metric::MetricName;
-use crate::model::run::{Run, RunVm};
-use crate::model::vm::Vm;
 use crate::probes::rings::Event;
 use crate::probes::sight::{SILENT, Sight};
 use crate::probes::slots::Holdings;
@@ -28,6 +18,16 @@ use evictions::{of_kernel, of_process, of_vm};
 use overcommit_ebpf::layout::{
     AggressorKind, FaultBacking, Loss, Metric, Thread, unpack_aggressor,
 };
+use overcommit_recording::model::breakdown::Breakdown;
+use overcommit_recording::model::clock::Clocks;
+use overcommit_recording::model::coverage::{
+    Coverage, MetricCoverage, Seen, can_split_stalls, coverage_of, is_part_seen,
+};
+use overcommit_recording::model::evictions::{Aggressor, Eviction};
+use overcommit_recording::model::interval::VmInterval;
+use overcommit_recording::model::metric::MetricName;
+use overcommit_recording::model::run::{Run, RunVm};
+use overcommit_recording::model::vm::Vm;
 use procfs::process::Process;
 use roster::Roster;
 use std::collections::BTreeMap;

@@ -2,13 +2,13 @@
 //! are found to their end.
 
 use crate::kernel::TICK_NS;
-use crate::model::clock::Clocks;
-use crate::model::pattern::Pattern;
-use crate::model::run::RunVm;
-use crate::model::vm::{Vm, VmId};
 use crate::sampler::FaultCounts;
 use crate::vm::Discovery;
 use anyhow::Result;
+use overcommit_recording::model::clock::Clocks;
+use overcommit_recording::model::pattern::Pattern;
+use overcommit_recording::model::run::RunVm;
+use overcommit_recording::model::vm::{Vm, VmId};
 use procfs::process::Process;
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
 //! How much of an interval did a VM's vCPUs wait?
 
-use crate::model::interval::StallSource;
 use overcommit_ebpf::layout::{APF, MEMORY, MMIO, Thread};
+use overcommit_recording::model::interval::StallSource;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 

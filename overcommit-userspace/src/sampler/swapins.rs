@@ -1,8 +1,8 @@
 //! Where did swapped pages come from?
 
-use crate::model::swapins::Swapins;
 use crate::sampler::tracked::grown;
 use overcommit_ebpf::layout::{self, SWAP_DEVICES_MAX};
+use overcommit_recording::model::swapins::Swapins;
 use std::collections::BTreeMap;
 
 /// Reads what the counters have grown by.

@@ -1,10 +1,6 @@
 //! A VM's slot from drain to drain.
 
 use crate::host::ForHost;
-use crate::model::coverage::{Coverage, Seen};
-use crate::model::interval::{FileFaults, MetricInterval, Stall, StallSource};
-use crate::model::latencies::Latencies;
-use crate::model::metric::MetricName;
 use crate::probes::slots::{Holdings, Kind, Slots};
 use crate::sampler::FaultCounts;
 use crate::sampler::carry::Carry;
@@ -14,6 +10,10 @@ use crate::sampler::swapins::SwapinReader;
 use crate::sampler::vcpus::VcpuTimes;
 use crate::vm::threads::VcpuThreads;
 use overcommit_ebpf::layout::{self, FaultBacking, Loss, Part, Taker, Thread};
+use overcommit_recording::model::coverage::{Coverage, Seen};
+use overcommit_recording::model::interval::{FileFaults, MetricInterval, Stall, StallSource};
+use overcommit_recording::model::latencies::Latencies;
+use overcommit_recording::model::metric::MetricName;
 use procfs::process::{Process, Stat};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;

@@ -1,7 +1,7 @@
 //! Where did each vCPU's time out of its guest go?
 
-use crate::model::vcpus::VcpuTime;
 use overcommit_ebpf::layout::{Thread, Window};
+use overcommit_recording::model::vcpus::VcpuTime;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 

@@ -1,6 +1,6 @@
 //! When does an interval end?
 
-use crate::model::clock::Clocks;
+use overcommit_recording::model::clock::Clocks;
 use std::time::Duration;
 
 /// The next whole multiple of the interval in Unix time.

@@ -1,10 +1,10 @@
 //! The load generator that a recording runs: `-- COMMAND`.
 
-use crate::recording::folder::Owner;
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, User, getgrouplist, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid};
+use overcommit_recording::recording::folder::Owner;
 use std::ffi::{CString, OsString};
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
@@ -96,15 +96,16 @@ pub fn code(status: ExitStatus, sent: Option<Signal>) -> u8 {
 
 /// Has the child drop root for the user, the groups and the home included.
 fn become_user(command: &mut Command, owner: Owner) -> Result<()> {
-    let user = User::from_uid(owner.uid)?
-        .with_context(|| format!("there is no user {} behind sudo", owner.uid))?;
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    let user =
+        User::from_uid(uid)?.with_context(|| format!("there is no user {uid} behind sudo"))?;
     let name = CString::new(user.name.clone())?;
-    let groups = getgrouplist(&name, owner.gid)?;
+    let groups = getgrouplist(&name, gid)?;
     command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
     let drop_root = move || {
         setgroups(&groups)?;
-        setgid(owner.gid)?;
-        setuid(owner.uid)?;
+        setgid(gid)?;
+        setuid(uid)?;
         Ok(())
     };
     // SAFETY: between fork and exec only these three system calls are made.

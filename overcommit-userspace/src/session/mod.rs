@@ -9,15 +9,6 @@ pub mod wait;
 use crate::host::Host;
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::{self, clock};
-use crate::model::breakdown::Breakdown;
-use crate::model::clock::Clocks;
-use crate::model::coverage::is_part_seen;
-use crate::model::evictions::Aggressor;
-use crate::model::interval::{Interval, Place};
-use crate::model::name::escape;
-use crate::model::run::{BackendChoice, EvictionSight, NotCounted, Options, Run, RunClocks};
-use crate::model::slow_fault::SlowFault;
-use crate::model::vm::Vm;
 use crate::probes::decide::{Backend, Decision};
 use crate::probes::log::ProgramLog;
 use crate::probes::object::Sizes;
@@ -29,6 +20,17 @@ use crate::sampler::Sampler;
 use crate::sampler::roster::{Roster, Selection};
 use anyhow::Result;
 use overcommit_ebpf::layout::{self, FaultBacking, LifecycleKind, Metric};
+use overcommit_recording::model::breakdown::Breakdown;
+use overcommit_recording::model::clock::Clocks;
+use overcommit_recording::model::coverage::is_part_seen;
+use overcommit_recording::model::evictions::Aggressor;
+use overcommit_recording::model::interval::{Interval, Place};
+use overcommit_recording::model::name::escape;
+use overcommit_recording::model::run::{
+    BackendChoice, EvictionSight, NotCounted, Options, Run, RunClocks,
+};
+use overcommit_recording::model::slow_fault::SlowFault;
+use overcommit_recording::model::vm::Vm;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 

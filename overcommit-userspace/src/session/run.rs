@@ -1,15 +1,15 @@
 //! The loop of a session: waits, looks for VMs, ends interval after interval and hands each on.
 
 use crate::kernel::clock;
-use crate::model::interval::Interval;
-use crate::model::run::Run;
-use crate::model::slow_fault::SlowFault;
 use crate::session::boundary::Boundary;
 use crate::session::load::Load;
 use crate::session::wait::{Waiter, Woken};
 use crate::session::{RunningSession, Session};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
+use overcommit_recording::model::interval::Interval;
+use overcommit_recording::model::run::Run;
+use overcommit_recording::model::slow_fault::SlowFault;
 use std::process::ExitStatus;
 use std::time::Duration;
 use tokio::time::Instant;

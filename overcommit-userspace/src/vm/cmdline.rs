@@ -5,8 +5,8 @@
 //! are separated by commas, a comma in a value is written twice, and the first
 //! pair may leave out its key (`opts_parse`, util/qemu-option.c).
 
-use crate::model::vm::Monitor;
 use crate::vm::monitor::Monitors;
+use overcommit_recording::model::vm::Monitor;
 
 /// Options that take no argument, over all versions since QEMU 2.0
 /// (qemu-options.hx, those without `HAS_ARG`). All others take one.

@@ -3,11 +3,11 @@
 //! A process counts as a VM for what it is: it executes QEMU's system emulator,
 //! or it holds descriptors of KVM. What it calls itself decides nothing.
 
-use crate::model::name::{Name, escape};
-use crate::model::vm::{NamedBy, Vm, VmId};
 use crate::vm::cmdline::CommandLine;
 use crate::vm::memory;
 use anyhow::{Context, Result};
+use overcommit_recording::model::name::{Name, escape};
+use overcommit_recording::model::vm::{NamedBy, Vm, VmId};
 use procfs::ProcError;
 use procfs::process::{FDTarget, Process, Stat};
 use std::collections::HashMap;
@@ -246,7 +246,7 @@ fn cgroup(process: &Process) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::vm::Backing;
+    use overcommit_recording::model::vm::Backing;
     use std::fs;
     use std::os::unix::fs::symlink;
 

@@ -1,8 +1,8 @@
 //! What backs a guest's memory.
 
-use crate::model::vm::Backing;
-use crate::model::vm::Mapping;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use overcommit_recording::model::vm::Backing;
+use overcommit_recording::model::vm::Mapping;
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, MountInfo, Process};
 
 /// Smallest mapping that can be a guest's memory.

@@ -1,7 +1,7 @@
 //! Where can a QEMU be asked? Its monitors that speak QMP, from its command line.
 
-use crate::model::vm::Monitor;
 use crate::vm::cmdline::{pairs, value};
+use overcommit_recording::model::vm::Monitor;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 

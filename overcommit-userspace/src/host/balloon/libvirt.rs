@@ -2,8 +2,8 @@
 //! that works with the libvirt that the host has, and can be given up when it hangs.
 
 use crate::host::balloon::qmp::PATIENCE;
-use crate::model::balloon::{Balloon, GuestMemory, Source};
 use anyhow::{Context, Result, anyhow, ensure};
+use overcommit_recording::model::balloon::{Balloon, GuestMemory, Source};
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use tokio::process::Command;

@@ -4,8 +4,8 @@
 //! greeted, so a monitor that keeps silent is somebody else's; ours is left again after
 //! each look.
 
-use crate::model::balloon::{Balloon, GuestMemory, Source};
 use anyhow::{Context, Result, anyhow, ensure};
+use overcommit_recording::model::balloon::{Balloon, GuestMemory, Source};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Normal, pressure or crisis? One VM with a balloon is somebody's choice; several that
 //! are held down, on a host that swaps all the same, are a host that has run out.
 
-use crate::model::balloon::BalloonState;
-use crate::model::swap::SwapState;
+use overcommit_recording::model::balloon::BalloonState;
+use overcommit_recording::model::swap::SwapState;
 use std::collections::{BTreeMap, VecDeque};
 
 /// A VM as of now.

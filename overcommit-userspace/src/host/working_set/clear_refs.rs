@@ -2,8 +2,8 @@
 //! sees what QEMU touches itself, so a guest under TCG; and it makes reclaim forget
 //! which pages were in use.
 
-use crate::model::vm::Mapping;
 use anyhow::{Context, Result};
+use overcommit_recording::model::vm::Mapping;
 use procfs::process::Process;
 use std::path::Path;
 

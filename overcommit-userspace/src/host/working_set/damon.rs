@@ -4,10 +4,10 @@
 
 use crate::host::working_set::WINDOWS;
 use crate::host::working_set::regions::{AddressRange, intersection, normalized, size};
-use crate::model::memory::Range;
-use crate::model::vm::{Mapping, VmId};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use overcommit_recording::model::memory::Range;
+use overcommit_recording::model::vm::{Mapping, VmId};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

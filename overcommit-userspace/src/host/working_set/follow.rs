@@ -6,10 +6,10 @@ use crate::host::working_set::{
     COST_MAX, Capabilities, Wanted, Windows, choose, clear_refs, damon,
 };
 use crate::kernel;
-use crate::model::memory::{Range, Source, WorkingSet};
-use crate::model::vm::{Mapping, Vm, VmId};
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
+use overcommit_recording::model::memory::{Range, Source, WorkingSet};
+use overcommit_recording::model::vm::{Mapping, Vm, VmId};
 use procfs::process::Process;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

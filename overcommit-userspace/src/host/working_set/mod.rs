@@ -12,10 +12,10 @@ pub mod mglru;
 pub mod regions;
 
 use crate::host::working_set::follow::Target;
-use crate::model::memory::Range;
-use crate::model::memory::Source;
-use crate::model::memory::WorkingSet;
-use crate::model::vm::Backing;
+use overcommit_recording::model::memory::Range;
+use overcommit_recording::model::memory::Source;
+use overcommit_recording::model::memory::WorkingSet;
+use overcommit_recording::model::vm::Backing;
 use std::collections::VecDeque;
 use std::path::Path;
 
@@ -123,12 +123,11 @@ pub fn bounds(resident: u64, configured: Option<u64>, is_missed: bool) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::vm::tests::vm;
-    use crate::model::vm::{Mapping, Vm};
+    use overcommit_recording::model::vm::{Mapping, Vm, VmId};
 
     fn target(backing: Option<Backing>, has_page_tables: bool, cgroup: Option<&str>) -> Target {
         let mapping = backing.map(|backing| Mapping { backing, start: 0, end: 1 << 30 });
-        let vm = Vm { mapping, ..vm("a") };
+        let vm = Vm { mapping, ..Vm::gone(VmId { pid: 42, start_ticks: 4711 }) };
         Target { vm, has_page_tables, cgroup: cgroup.map(str::to_owned) }
     }
 

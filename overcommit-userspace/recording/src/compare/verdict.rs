@@ -34,6 +34,20 @@ pub struct Comparison {
     pub warnings: Vec<String>,
 }
 
+/// What of a metric is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum FigureName {
+    /// Its quantile 0.99.
+    #[serde(rename = "p99_ns")]
+    P99,
+    /// How many a second.
+    #[serde(rename = "rate_per_s")]
+    Rate,
+    /// A share of the time.
+    #[serde(rename = "share")]
+    Share,
+}
+
 /// A figure of a VM on both sides.
 #[derive(Debug, Serialize)]
 pub struct Compared {
@@ -41,8 +55,8 @@ pub struct Compared {
     pub vm: String,
     /// Which metric, or `stall.share`.
     pub metric: String,
-    /// `p99_ns`, `rate_per_s` or `share`.
-    pub figure: &'static str,
+    /// Which figure of it.
+    pub figure: FigureName,
     /// What it was.
     pub base: f64,
     /// What it is.
@@ -187,10 +201,10 @@ fn latencies(
         };
         let (base, new) = (of(&pair.base, base_points), of(&pair.new, new_points));
         let p99 = |side: &[(&Side, usize)]| merged(side, metric).value_at_quantile(QUANTILE) as f64;
-        let tail = Figure { name: "p99_ns", mean: tail_share, needs_events: true };
+        let tail = Figure { name: FigureName::P99, mean: tail_share, needs_events: true };
         let values = (p99(&pair.base), p99(&pair.new));
         compared.push(tail.compare(pair, metric.as_str(), values, &base, &new));
-        let rate = Figure { name: "rate_per_s", mean: rate, needs_events: false };
+        let rate = Figure { name: FigureName::Rate, mean: rate, needs_events: false };
         compared.push(rate.compare(pair, metric.as_str(), rates(&base, &new), &base, &new));
     }
     compared
@@ -215,7 +229,7 @@ fn stall(pair: &Pair<'_>) -> Option<Compared> {
         sum(|point| point.meant) / sum(|point| point.all).max(1.0)
     };
     let values = (share(&base), share(&new));
-    let figure = Figure { name: "share", mean: tail_share, needs_events: false };
+    let figure = Figure { name: FigureName::Share, mean: tail_share, needs_events: false };
     Some(figure.compare(pair, "stall.share", values, &base, &new))
 }
 
@@ -240,7 +254,7 @@ fn rates(base: &[Vec<Point>], new: &[Vec<Point>]) -> (f64, f64) {
 }
 
 struct Figure {
-    name: &'static str,
+    name: FigureName,
     mean: Mean,
     needs_events: bool,
 }
@@ -282,7 +296,7 @@ impl Figure {
         let points = |side: &[Point]| -> Vec<Point> {
             // A rate is compared as what it is over time.
             let of_rate = |p: &Point| Point { all: p.length_s, meant: p.all, ..*p };
-            if self.needs_events || self.name == "share" {
+            if self.needs_events || self.name == FigureName::Share {
                 side.to_vec()
             } else {
                 side.iter().map(of_rate).collect()

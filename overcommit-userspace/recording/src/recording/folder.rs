@@ -1,10 +1,9 @@
 //! The folder of a recording: whose it is, and how files in it are made.
 
 use anyhow::{Context, Result, bail};
-use nix::unistd::{Gid, Uid, chown};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 /// Names of the files.
@@ -32,9 +31,9 @@ pub const LATENCY_LOG: &str = "latency.hlog";
 #[derive(Clone, Copy, Debug)]
 pub struct Owner {
     /// User id.
-    pub uid: Uid,
+    pub uid: u32,
     /// Group id.
-    pub gid: Gid,
+    pub gid: u32,
 }
 
 impl Owner {
@@ -42,7 +41,7 @@ impl Owner {
     pub fn behind_sudo() -> Option<Self> {
         let id = |name| std::env::var(name).ok()?.parse().ok();
         let (uid, gid) = (id("SUDO_UID")?, id("SUDO_GID")?);
-        (uid != 0).then(|| Self { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) })
+        (uid != 0).then_some(Self { uid, gid })
     }
 }
 

@@ -11,4 +11,4 @@ pub mod claim;
 pub mod series;
 pub mod verdict;
 
-pub use verdict::{Compared, Comparison, compare};
+pub use verdict::{Compared, Comparison, FigureName, compare};

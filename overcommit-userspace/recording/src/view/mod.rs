@@ -1,5 +1,7 @@
 //! A recording as people read it.
 
+pub mod comparison_text;
+pub mod documents;
 pub mod memory_text;
 pub mod progress;
 pub mod sentence;

@@ -1,0 +1,89 @@
+//! What a recording gets at its end, from its files alone, and how it is shown.
+
+use crate::format::hgrm;
+use crate::model::run::Run;
+use crate::model::totals::Totals;
+use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
+use crate::recording::reader::EVERY;
+use crate::recording::{Folder, Recording, Span};
+use crate::slo::Objective;
+use crate::slo::judge::{Judging, exit_code};
+use crate::summary::Summing;
+use crate::view::summary_text;
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+/// Output formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table
+    Text,
+    /// summary.json
+    Json,
+}
+
+/// What of a recording is to be seen, and how.
+pub struct View {
+    /// How it is printed.
+    pub format: Format,
+    /// Which part.
+    pub span: Span,
+    /// Instead of those that it was recorded with, if there are any.
+    pub objectives: Vec<Objective>,
+}
+
+/// A report.
+pub struct Report {
+    /// As the user asked for it.
+    pub text: String,
+    /// Exit code of the objectives.
+    pub code: u8,
+}
+
+/// Writes what a recording gets at its end, from its logs alone, and gives the
+/// report. A recording that still runs is only read, as is one of which only a part is
+/// looked at, or against other objectives.
+///
+/// # Errors
+/// The folder is no recording, or cannot be read or mended.
+pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
+    let recording = Recording::open(folder)?;
+    let run = &recording.run;
+    let as_recorded = view.span == Span::WHOLE && view.objectives.is_empty();
+    let objectives = if view.objectives.is_empty() {
+        let recorded = run.options.slo.iter().map(|text| Objective::parse(text));
+        recorded.collect::<Result<_>>().context("run.json has an objective that is none")?
+    } else {
+        view.objectives.clone()
+    };
+    let (mut summing, mut judging) = (Summing::new(run), Judging::new(objectives));
+    recording.each(view.span, EVERY, |interval| {
+        summing.add(interval);
+        judging.add(run, interval);
+        Ok(())
+    })?;
+    let judged = judging.judge(run, &summing.totals);
+    let code = exit_code(&judged);
+    let summary = summing.summary(run, view.span == Span::WHOLE, judged);
+    let json = summary.json()?;
+    if !recording.is_recording && as_recorded {
+        folder.replace(SUMMARY_JSON, &json)?;
+        folder.replace(SUMMARY_CSV, &summary.csv()?)?;
+        write_distributions(folder, run, &summing.totals)?;
+    }
+    let text = match view.format {
+        Format::Text => summary_text::text(run, &summary),
+        Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
+    };
+    Ok(Report { text, code })
+}
+
+fn write_distributions(folder: &Folder, run: &Run, totals: &Totals) -> Result<()> {
+    for (vm, totals) in run.vms.iter().zip(&totals.vms) {
+        for (name, metric) in totals.metrics.iter().filter(|(name, _)| name.is_plotted()) {
+            let name = format!("vms/{}/{}.hgrm", vm.folder, name.as_str());
+            folder.replace(&name, hgrm::file(&metric.latencies).as_bytes())?;
+        }
+    }
+    Ok(())
+}

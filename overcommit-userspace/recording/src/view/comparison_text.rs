@@ -1,0 +1,58 @@
+//! A comparison as people read it.
+
+use crate::compare::{Compared, Comparison, FigureName};
+use crate::format::text::readable;
+use std::fmt::Write;
+
+/// A line for each figure of each VM, and what could not be compared.
+pub fn text(compared: &Comparison) -> String {
+    let mut text = String::new();
+    for entry in &compared.compared {
+        let _ = writeln!(text, "{}", line(entry));
+    }
+    if compared.compared.is_empty() {
+        text.push_str("Nothing can be compared: no VM is on both sides.\n");
+    }
+    for vm in &compared.unmatched {
+        let _ = writeln!(text, "{vm}: on one side alone, or not the only one there.");
+    }
+    for warning in &compared.warnings {
+        let _ = writeln!(text, "Note: {warning}.");
+    }
+    text
+}
+
+fn line(entry: &Compared) -> String {
+    let change = entry.change().map(|change| format!(" ({:+.0} %)", change * 100.0));
+    let figures = format!(
+        "{} → {}{}",
+        shown(entry.figure, entry.base),
+        shown(entry.figure, entry.new),
+        change.unwrap_or_default()
+    );
+    let what = match entry.figure {
+        FigureName::P99 => format!("{} p99", entry.metric),
+        FigureName::Rate => format!("{} rate", entry.metric),
+        FigureName::Share => entry.metric.clone(),
+    };
+    let claim = match (&entry.why_not, entry.p) {
+        (Some(why), _) => format!("nothing can be claimed, {why}."),
+        (None, Some(p)) if entry.is_real => {
+            let word = if entry.new > entry.base { "WORSE" } else { "better" };
+            format!("{word}, p = {p:.2e}.")
+        }
+        (None, p) => format!(
+            "no difference can be claimed, p = {:.2}. Not proof of equality.",
+            p.unwrap_or(1.0)
+        ),
+    };
+    format!("{}: {what} {figures}: {claim}", entry.vm)
+}
+
+fn shown(figure: FigureName, value: f64) -> String {
+    match figure {
+        FigureName::P99 => readable(value as u64),
+        FigureName::Share => format!("{:.2} %", value * 100.0),
+        FigureName::Rate => format!("{value:.1}/s"),
+    }
+}

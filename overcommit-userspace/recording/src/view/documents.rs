@@ -1,0 +1,46 @@
+//! The documents that are made from what the code says of its figures.
+
+use crate::model::columns::{self, Column};
+use crate::model::metric::FAMILIES;
+use std::fmt::Write;
+
+/// docs/columns.md: every metric, and every column of every file.
+pub fn columns() -> String {
+    let mut text = String::from(
+        "# Metrics and columns\n\n\
+         Made by `cargo xtask docs` from the code that writes and reads the files. An empty cell \
+         was not measured; 0 was measured. Columns are read by name and only ever appended.\n",
+    );
+    text.push_str("\n## Metrics\n\n| metric | from → to |\n| --- | --- |\n");
+    for family in FAMILIES {
+        let _ = writeln!(text, "| `{}` | {} |", family.name, family.about);
+    }
+    table(&mut text, "host.csv", "one row per interval", &columns::host());
+    table(&mut text, "vms.csv", "one row per interval and VM", &columns::vms());
+    table(&mut text, "intervals.csv", "one row per interval, VM and metric", &columns::metrics());
+    let rows = "one row per interval, victim and aggressor";
+    table(&mut text, "evictions.csv", rows, &columns::evictions());
+    let rows = "one row per fault of at least `--slow-faults`";
+    table(&mut text, "slow-faults.csv", rows, &columns::slow_faults());
+    text
+}
+
+fn table<T>(text: &mut String, file: &str, rows: &str, columns: &[Column<T>]) {
+    let _ = write!(text, "\n## {file}: {rows}\n\n| column | unit | what |\n| --- | --- | --- |\n");
+    for Column { name, unit, about, .. } in columns {
+        let _ = writeln!(text, "| `{name}` | {} | {about} |", unit.name());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn documents_are_as_the_code_says() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/columns.md");
+        let there = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(there, columns(), "run: cargo xtask docs");
+    }
+}
