@@ -22,6 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 /// Time between two looks at balloons.
 const LOOK: Duration = Duration::from_secs(2);
@@ -345,15 +346,18 @@ impl Surveyor {
         held: &[&Vm],
         found: &mut BTreeMap<VmId, Result<Balloon, String>>,
     ) {
+        // Asked by uuid: the name that is shown is escaped, and not unique.
+        let uuid = |vm: &Vm| vm.uuid.as_ref().and_then(|uuid| Uuid::try_parse(uuid).ok());
+        let uuids: Vec<Uuid> = held.iter().filter_map(|vm| uuid(vm)).collect();
         let mut domains = BTreeMap::new();
-        if self.libvirt.is_over() {
-            match libvirt::look().await {
+        if self.libvirt.is_over() && !uuids.is_empty() {
+            match libvirt::look(&uuids).await {
                 Ok(answer) => (self.libvirt, domains) = (Silence::default(), answer),
                 Err(error) => self.libvirt.again(format!("{error:#}")),
             }
         }
         for vm in held {
-            let domain = domains.get(&vm.name.to_string());
+            let domain = uuid(vm).and_then(|uuid| domains.get(&uuid));
             let why = || match self.libvirt.why.as_str() {
                 "" => "libvirt knows no such domain, or cannot tell now".to_owned(),
                 why => format!("whoever started it holds its monitor; {why}"),

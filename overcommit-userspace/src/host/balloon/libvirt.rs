@@ -8,18 +8,19 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 use tokio::process::Command;
 use tokio::time::timeout;
+use uuid::Uuid;
 
-/// `VIR_DOMAIN_STATS_BALLOON`, without waiting for a domain that is busy.
-const ARGUMENTS: [&str; 6] =
-    ["--connect", "qemu:///system", "--readonly", "domstats", "--balloon", "--nowait"];
+const ARGUMENTS: [&str; 3] = ["--connect", "qemu:///system", "--readonly"];
 
-/// Asks once: all running domains by name.
+/// Asks once about the domains with these uuids. One that libvirt does not know is not in
+/// the answer.
 ///
 /// # Errors
 /// There is no virsh, or libvirt does not answer in time.
-pub async fn look() -> Result<BTreeMap<String, Balloon>> {
+pub async fn look(uuids: &[Uuid]) -> Result<BTreeMap<Uuid, Balloon>> {
     let mut virsh = Command::new("virsh");
-    virsh.args(ARGUMENTS).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
+    virsh.args(ARGUMENTS).arg(question(uuids));
+    virsh.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(PATIENCE, virsh.output()).await;
     let output = output.map_err(|_| anyhow!("virsh did not answer within {PATIENCE:?}"))?;
     let output = output.context("cannot run virsh")?;
@@ -28,23 +29,26 @@ pub async fn look() -> Result<BTreeMap<String, Balloon>> {
     Ok(parse(&String::from_utf8_lossy(&output.stdout)))
 }
 
-fn parse(text: &str) -> BTreeMap<String, Balloon> {
-    let mut domains = BTreeMap::new();
-    let mut name = None;
-    let mut figures = BTreeMap::new();
-    for line in text.lines().chain(["Domain: ''"]) {
-        let line = line.trim();
-        if let Some(next) = line.strip_prefix("Domain: '").and_then(|rest| rest.strip_suffix('\''))
-        {
-            let last = name.replace(next.to_owned());
-            domains.extend(last.zip(balloon(&std::mem::take(&mut figures))));
-        } else if let Some((key, figure)) = line.split_once('=')
+/// Commands for one virsh: each uuid, and what it tells of that domain without waiting for
+/// one that is busy. The last one succeeds, so that only a lost connection is a failure.
+fn question(uuids: &[Uuid]) -> String {
+    let ask = |uuid| format!("echo {uuid}; domstats --balloon --nowait {uuid}; ");
+    uuids.iter().map(ask).collect::<String>() + "echo"
+}
+
+fn parse(text: &str) -> BTreeMap<Uuid, Balloon> {
+    let mut figures = BTreeMap::<_, BTreeMap<_, _>>::new();
+    let mut domain = None;
+    for line in text.lines().map(str::trim) {
+        if let Ok(uuid) = line.parse::<Uuid>() {
+            domain = Some(uuid);
+        } else if let (Some(uuid), Some((key, figure))) = (domain, line.split_once('='))
             && let Ok(figure) = figure.parse::<u64>()
         {
-            figures.insert(key, figure);
+            figures.entry(uuid).or_default().insert(key, figure);
         }
     }
-    domains
+    figures.iter().filter_map(|(uuid, figures)| Some((*uuid, balloon(figures)?))).collect()
 }
 
 /// libvirt counts in KiB.
@@ -72,18 +76,19 @@ mod tests {
 
     #[test]
     fn domains_with_and_without_reports() {
-        let domains = parse(
-            "Domain: 'web-01'\n  balloon.current=524288\n  balloon.maximum=1048576\n  \
+        let [web, its, off] = [1, 2, 3].map(Uuid::from_u128);
+        let domains = parse(&format!(
+            "{web}\n\nDomain: 'web-01'\n  balloon.current=524288\n  balloon.maximum=1048576\n  \
              balloon.swap_in=0\n  balloon.unused=102400\n  balloon.available=500000\n  \
              balloon.usable=204800\n  balloon.last-update=1700000000\n  balloon.rss=70000\n\n\
-             Domain: 'it's'\n  balloon.current=2048\n  balloon.maximum=2048\n\n\
-             Domain: 'off'\n\n",
-        );
-        let web = domains["web-01"];
+             {its}\n\nDomain: 'it=1'\n  balloon.current=2048\n  balloon.maximum=2048\n\n\
+             {off}\n\n\n",
+        ));
+        assert_eq!(domains.keys().collect::<Vec<_>>(), [&web, &its]);
+        let web = domains[&web];
         assert_eq!((web.configured, web.ballooned), (Some(1 << 30), 512 << 20));
         assert_eq!(web.guest.unwrap().available, Some(200 << 20));
-        assert_eq!((domains["it's"].ballooned, domains["it's"].guest), (0, None));
-        assert_eq!(domains.len(), 2);
+        assert_eq!((domains[&its].ballooned, domains[&its].guest), (0, None));
         assert!(parse("error: nonsense\n=\n").is_empty());
     }
 }
