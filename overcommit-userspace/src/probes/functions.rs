@@ -121,9 +121,27 @@ struct Hook {
     missing: Option<String>,
 }
 
+/// How a program gets onto a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By a trampoline: fentry and fexit.
+    Fentry,
+    /// By a probe: kprobe and kretprobe.
+    Kprobe,
+}
+
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => Backend::Fentry.name(),
+            Self::Kprobe => Backend::Kprobe.name(),
+        }
+    }
+}
+
 struct Found {
     function: String,
-    by: Backend,
+    by: Way,
     attached: Vec<Attached>,
 }
 
@@ -146,7 +164,7 @@ impl FunctionHooks {
     ///
     /// # Errors
     /// The hook on faults is refused.
-    pub fn load(ebpf: &mut Ebpf, kernel: &Kernel, by: Backend, without: &[String]) -> Result<Self> {
+    pub fn load(ebpf: &mut Ebpf, kernel: &Kernel, by: Way, without: &[String]) -> Result<Self> {
         let mut hooks = Vec::new();
         for purpose in Purpose::ALL {
             let found = find(ebpf, kernel, by, purpose, without);
@@ -232,7 +250,7 @@ impl FunctionHooks {
         for (end, hot) in
             [(End::Entry, HotProgram::CallEntry), (End::Return, HotProgram::CallReturn)]
         {
-            let name = program(Backend::Kprobe, Purpose::Fault, end);
+            let name = program(Way::Kprobe, Purpose::Fault, end);
             let skipped = hits.get(&name).map(|hits| hits.saturating_sub(runs[hot as usize]));
             if let Some(count) = missed.get_mut(&name) {
                 *count = (*count).max(skipped.unwrap_or(0));
@@ -250,12 +268,12 @@ impl FunctionHooks {
     }
 }
 
-fn program(by: Backend, purpose: Purpose, end: End) -> String {
+fn program(by: Way, purpose: Purpose, end: End) -> String {
     let kind = match (by, end) {
-        (Backend::Fentry, End::Entry) => "fentry",
-        (Backend::Fentry, End::Return) => "fexit",
-        (_, End::Entry) => "kprobe",
-        (_, End::Return) => "kretprobe",
+        (Way::Fentry, End::Entry) => "fentry",
+        (Way::Fentry, End::Return) => "fexit",
+        (Way::Kprobe, End::Entry) => "kprobe",
+        (Way::Kprobe, End::Return) => "kretprobe",
     };
     format!("{kind}_{}", purpose.name())
 }
@@ -265,7 +283,7 @@ fn program(by: Backend, purpose: Purpose, end: End) -> String {
 fn find(
     ebpf: &mut Ebpf,
     kernel: &Kernel,
-    by: Backend,
+    by: Way,
     purpose: Purpose,
     without: &[String],
 ) -> Result<Found> {
@@ -274,9 +292,9 @@ fn find(
         // A function that never exists, so that the kernel itself refuses it.
         let absent = without.iter().any(|name| name == function);
         let function = if absent { format!("no_{function}") } else { (*function).to_owned() };
-        let ways: &[Backend] = match by {
-            Backend::Fentry => &[Backend::Fentry, Backend::Kprobe],
-            _ => &[Backend::Kprobe],
+        let ways: &[Way] = match by {
+            Way::Fentry => &[Way::Fentry, Way::Kprobe],
+            Way::Kprobe => &[Way::Kprobe],
         };
         for way in ways {
             match load(ebpf, kernel, *way, purpose, &function) {
@@ -288,29 +306,23 @@ fn find(
     bail!("{}", reasons.join("; "))
 }
 
-fn load(
-    ebpf: &mut Ebpf,
-    kernel: &Kernel,
-    by: Backend,
-    purpose: Purpose,
-    function: &str,
-) -> Result<()> {
-    if by == Backend::Kprobe && kernel.symbols.address(function).is_none() {
+fn load(ebpf: &mut Ebpf, kernel: &Kernel, by: Way, purpose: Purpose, function: &str) -> Result<()> {
+    if by == Way::Kprobe && kernel.symbols.address(function).is_none() {
         bail!("this kernel has no function {function}, or it is inlined");
     }
     for end in purpose.ends() {
         let name = program(by, purpose, *end);
         let refused = || format!("the kernel refuses the program {name} on {function}");
         match (by, end) {
-            (Backend::Fentry, End::Entry) => {
+            (Way::Fentry, End::Entry) => {
                 let program: &mut FEntry = named(ebpf, &name)?.try_into()?;
                 program.load(function, &kernel.btf).with_context(refused)?;
             }
-            (Backend::Fentry, End::Return) => {
+            (Way::Fentry, End::Return) => {
                 let program: &mut FExit = named(ebpf, &name)?.try_into()?;
                 program.load(function, &kernel.btf).with_context(refused)?;
             }
-            _ => {
+            (Way::Kprobe, _) => {
                 let program: &mut KProbe = named(ebpf, &name)?.try_into()?;
                 program.load().with_context(refused)?;
             }
@@ -329,17 +341,17 @@ fn attach(
         let name = program(found.by, purpose, *end);
         let refused = || format!("the kernel refuses to hook {}", found.function);
         found.attached.push(match (found.by, end) {
-            (Backend::Fentry, End::Entry) => {
+            (Way::Fentry, End::Entry) => {
                 let program: &mut FEntry = named(ebpf, &name)?.try_into()?;
                 let link = program.attach().with_context(refused)?;
                 Attached::Entry(program.take_link(link)?)
             }
-            (Backend::Fentry, End::Return) => {
+            (Way::Fentry, End::Return) => {
                 let program: &mut FExit = named(ebpf, &name)?.try_into()?;
                 let link = program.attach().with_context(refused)?;
                 Attached::Exit(program.take_link(link)?)
             }
-            _ => {
+            (Way::Kprobe, _) => {
                 let events = events.as_mut().map_err(|reason| anyhow!("{reason}"))?;
                 let program: &mut KProbe = named(ebpf, &name)?.try_into()?;
                 let id = events.make(&name, &found.function, *end)?;

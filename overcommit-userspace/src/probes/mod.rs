@@ -25,7 +25,7 @@ use anyhow::{Context, Result, ensure};
 use aya::{Btf, Ebpf};
 use decide::Backend;
 use discards::Discards;
-use functions::FunctionHooks;
+use functions::{FunctionHooks, Way};
 use kvm::KvmTracepoints;
 use log::ProgramLog;
 use object::Sizes;
@@ -131,10 +131,10 @@ impl Probes {
         // when the maps are ready.
         slots::load_iterator(&mut ebpf, &kernel.btf)?;
         raw::load(&mut ebpf, LIFECYCLE)?;
+        let mut functions = |by| FunctionHooks::load(&mut ebpf, kernel, by, without);
         let mut source = match backend {
-            Backend::Fentry | Backend::Kprobe => {
-                Source::Functions(FunctionHooks::load(&mut ebpf, kernel, backend, without)?)
-            }
+            Backend::Fentry => Source::Functions(functions(Way::Fentry)?),
+            Backend::Kprobe => Source::Functions(functions(Way::Kprobe)?),
             Backend::Perf => Source::Perf(PerfEvents::load(&mut ebpf)?),
         };
         let kvm = KvmTracepoints::load(&mut ebpf)?;
