@@ -67,8 +67,8 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     let summary = summing.summary(run, view.span == Span::WHOLE, judged);
     let json = summary.json()?;
     if !recording.is_recording && as_recorded {
-        folder.replace(SUMMARY_JSON, &json)?;
-        folder.replace(SUMMARY_CSV, &summary.csv()?)?;
+        folder.refresh(SUMMARY_JSON, &json)?;
+        folder.refresh(SUMMARY_CSV, &summary.csv()?)?;
         write_distributions(folder, run, &summing.totals)?;
     }
     let text = match view.format {
@@ -82,7 +82,7 @@ fn write_distributions(folder: &Folder, run: &Run, totals: &Totals) -> Result<()
     for (vm, totals) in run.vms.iter().zip(&totals.vms) {
         for (name, metric) in totals.metrics.iter().filter(|(name, _)| name.is_plotted()) {
             let name = format!("vms/{}/{}.hgrm", vm.folder, name.as_str());
-            folder.replace(&name, hgrm::file(&metric.latencies).as_bytes())?;
+            folder.refresh(&name, hgrm::file(&metric.latencies).as_bytes())?;
         }
     }
     Ok(())

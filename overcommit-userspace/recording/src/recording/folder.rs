@@ -137,10 +137,6 @@ impl Folder {
     /// It cannot be written.
     pub fn replace(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.file(name);
-        // A finished recording can be read where nothing can be written.
-        if fs::read(&path).is_ok_and(|there| there == content) {
-            return Ok(());
-        }
         let failed = || format!("cannot write {}", path.display());
         let unfinished = self.file(&format!("{name}.new"));
         let mut options = OpenOptions::new();
@@ -151,14 +147,26 @@ impl Folder {
         fs::rename(&unfinished, &path).with_context(failed)
     }
 
-    /// As [`Self::replace`]; makes the folder that the file is in.
+    /// As [`Self::replace`], but writes nothing where the file is already so: a finished
+    /// recording can be read where nothing can be written.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn refresh(&self, name: &str, content: &[u8]) -> Result<()> {
+        if fs::read(self.file(name)).is_ok_and(|there| there == content) {
+            return Ok(());
+        }
+        self.replace(name, content)
+    }
+
+    /// As [`Self::refresh`]; makes the folder that the file is in.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn put(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.file(name);
         self.make_parent(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        self.replace(name, content)
+        self.refresh(name, content)
     }
 
     fn make_parent(&self, path: &Path) -> Result<()> {
