@@ -128,6 +128,7 @@ fn interval(number: u64, start: Clocks, latencies: Latencies) -> Interval {
     let stall =
         Stall { waited_ns: latencies.sum_ns, vcpu_ns: length_ns, source: StallSource::Faults };
     let metric = |metric: Metric, latencies| MetricInterval {
+        vm: 0,
         name: metric.into(),
         coverage: Coverage::Full,
         latencies,

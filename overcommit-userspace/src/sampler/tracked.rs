@@ -112,8 +112,8 @@ impl Tracked {
                 }
             }
         }
-        let sample =
-            |(name, latencies)| MetricInterval { name, coverage: Coverage::Full, latencies };
+        let (vm, coverage) = (self.vm, Coverage::Full);
+        let sample = |(name, latencies)| MetricInterval { vm, name, coverage, latencies };
         (metrics.into_iter().map(sample).collect(), files)
     }
 

@@ -1,7 +1,7 @@
 //! One file a VM and metric, for tools that read no more than one.
 
 use crate::format::{csv, hgrm, hlog};
-use crate::model::columns::{self, OfMetric, Row};
+use crate::model::columns::{self, Row};
 use crate::model::metric::MetricName;
 use crate::model::pattern::Pattern;
 use crate::model::run::RunVm;
@@ -126,8 +126,8 @@ fn logs(recording: &Recording, span: Span, parts: &[Part]) -> Result<BTreeMap<Pa
     let head = hlog::header(recording.run.clocks.start.realtime_ns / 1_000)?;
     let mut files = begun(parts, &head);
     recording.each_with_lines(span, NONE, |interval, lines| {
-        for ((vm, metric), line) in interval.metrics().zip(lines) {
-            if let Some(file) = files.get_mut(&(vm, metric.name.clone())) {
+        for (metric, line) in interval.metrics().zip(lines) {
+            if let Some(file) = files.get_mut(&(metric.vm, metric.name.clone())) {
                 file.extend(hlog::untagged(line));
             }
         }
@@ -159,10 +159,9 @@ fn rows(recording: &Recording, span: Span, parts: &[Part]) -> Result<BTreeMap<Pa
     let mut files = begun(parts, &csv::head(&columns));
     let is_meant = |name: &MetricName| parts.iter().any(|(_, metric)| metric == name);
     recording.each(span, &is_meant, |interval| {
-        for (vm, metric) in interval.metrics() {
-            if let Some(file) = files.get_mut(&(vm, metric.name.clone())) {
-                let of = &OfMetric { vm, metric: metric.clone() };
-                let row = Row { run: &recording.run, place: &interval.place, of };
+        for metric in interval.metrics() {
+            if let Some(file) = files.get_mut(&(metric.vm, metric.name.clone())) {
+                let row = Row { run: &recording.run, place: &interval.place, of: metric };
                 file.extend(csv::rows([csv::cells(&columns, &row)])?);
             }
         }

@@ -27,9 +27,9 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Each metric with the index of its VM, in the order of the files.
-    pub fn metrics(&self) -> impl Iterator<Item = (usize, &MetricInterval)> {
-        self.vms.iter().flat_map(|vm| vm.metrics.iter().map(move |metric| (vm.vm, metric)))
+    /// Each metric of each VM, in the order of the files.
+    pub fn metrics(&self) -> impl Iterator<Item = &MetricInterval> {
+        self.vms.iter().flat_map(|vm| &vm.metrics)
     }
 }
 
@@ -127,7 +127,9 @@ impl VmInterval {
 /// What an interval held of one metric.
 #[derive(Clone, Debug)]
 pub struct MetricInterval {
-    /// Which.
+    /// Index of the VM in the recording.
+    pub vm: usize,
+    /// The metric.
     pub name: MetricName,
     /// How much of it is seen; of `fault.*` measured since the start of the
     /// recording, because an interval alone says little.

@@ -155,6 +155,7 @@ fn latencies(values: &[u64]) -> Latencies {
 
 fn vm_interval(vm: usize, number: u64) -> VmInterval {
     let metric = |name: MetricName, values: &[u64]| MetricInterval {
+        vm,
         name,
         coverage: if vm == 0 { Coverage::Full } else { Coverage::Partial },
         latencies: latencies(values),

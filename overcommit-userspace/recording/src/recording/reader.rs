@@ -1,7 +1,7 @@
 //! Reads a recording back from its files alone, a cut-off one too, one interval after the other.
 
 use crate::format::hlog;
-use crate::model::columns::{self, OfMetric, SWAPINS_BY_DEVICE};
+use crate::model::columns::{self, SWAPINS_BY_DEVICE};
 use crate::model::evictions::Eviction;
 use crate::model::interval::{HostInterval, Interval, MetricInterval, Place, VmInterval};
 use crate::model::metric::MetricName;
@@ -138,7 +138,7 @@ struct Files<'a> {
     /// `None` in recordings of a version before there was such a file.
     host: Option<Rows<'a, HostInterval>>,
     vms: Rows<'a, VmInterval>,
-    metrics: Rows<'a, OfMetric>,
+    metrics: Rows<'a, MetricInterval>,
     /// As `host`.
     evictions: Option<Rows<'a, Eviction>>,
     logs: Logs,
@@ -164,7 +164,7 @@ impl<'a> Files<'a> {
                 INTERVALS,
                 columns::metrics(),
                 ids,
-                OfMetric::none,
+                MetricInterval::none,
                 limit,
             )?,
             evictions: path(EVICTIONS).exists().then(evictions).transpose()?,
@@ -227,10 +227,10 @@ impl<'a> Files<'a> {
         for _ in 0..metrics {
             let Some(row) = self.metrics.take(number)? else { return Ok(None) };
             let Some(Line { metric, bytes }) = self.logs.next(vm.vm)? else { return Ok(None) };
-            if row.of.vm != vm.vm || row.of.metric.name != metric {
+            if row.of.vm != vm.vm || row.of.name != metric {
                 return Ok(None);
             }
-            vm.metrics.push(row.of.metric);
+            vm.metrics.push(row.of);
             lines.push(bytes);
         }
         if !self.vms.has(SWAPINS_BY_DEVICE) {

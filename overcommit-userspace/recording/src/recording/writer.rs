@@ -1,9 +1,9 @@
 //! Writes a recording, interval by interval.
 
 use crate::format::{csv, hlog};
-use crate::model::columns::{self, Column, OfMetric, Row};
+use crate::model::columns::{self, Column, Row};
 use crate::model::evictions::Eviction;
-use crate::model::interval::{HostInterval, Interval, Place, VmInterval};
+use crate::model::interval::{HostInterval, Interval, MetricInterval, Place, VmInterval};
 use crate::model::run::{Run, RunVm};
 use crate::model::slow_fault::SlowFault;
 use crate::recording::folder::{
@@ -19,7 +19,7 @@ pub struct Writer {
     folder: Folder,
     host: Table<HostInterval>,
     vms: Table<VmInterval>,
-    intervals: Table<OfMetric>,
+    intervals: Table<MetricInterval>,
     evictions: Table<Eviction>,
     /// `None` where slow faults are not wanted.
     slow_faults: Option<Table<SlowFault>>,
@@ -99,11 +99,7 @@ impl Writer {
         self.vms.write(run, place, &interval.vms)?;
         self.host.write(run, place, [&interval.host])?;
         self.evictions.write(run, place, &interval.evictions)?;
-        let metrics = interval.vms.iter().flat_map(|vm| {
-            let of = |metric: &_| OfMetric { vm: vm.vm, metric: Clone::clone(metric) };
-            vm.metrics.iter().map(of)
-        });
-        self.intervals.write(run, place, metrics.collect::<Vec<_>>().iter())?;
+        self.intervals.write(run, place, interval.metrics())?;
         self.write_run(run)
     }
 

@@ -9,25 +9,15 @@ use crate::model::interval::MetricInterval;
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 
-/// A metric of a VM.
-#[derive(Clone, Debug)]
-pub struct OfMetric {
-    /// Index of the VM in the recording.
-    pub vm: usize,
-    /// What was counted.
-    pub metric: MetricInterval,
-}
-
-impl OfMetric {
+impl MetricInterval {
     /// Nothing, before a row is read into it.
     pub fn none() -> Self {
-        let latencies = Latencies::empty();
         let name = MetricName::new("");
-        Self { vm: 0, metric: MetricInterval { name, coverage: Coverage::Full, latencies } }
+        Self { vm: 0, name, coverage: Coverage::Full, latencies: Latencies::empty() }
     }
 }
 
-impl OfVm for OfMetric {
+impl OfVm for MetricInterval {
     fn vm(&self) -> usize {
         self.vm
     }
@@ -42,24 +32,22 @@ pub const QUANTILES: [(&str, f64); 4] =
     [("p50_ns", 0.5), ("p90_ns", 0.9), ("p99_ns", 0.99), ("p999_ns", 0.999)];
 
 /// Each figure of a metric, in the order of the file.
-pub fn metrics() -> Vec<Column<OfMetric>> {
+pub fn metrics() -> Vec<Column<MetricInterval>> {
     let mut columns = vec![start(), length()];
     columns.extend(who());
     columns.extend([
-        one!(OfMetric: "metric", Word, "The metric", metric.name).required(),
-        one!(OfMetric: "coverage", Word, "How much of it is seen: full, partial or absent",
-            metric.coverage)
+        one!(MetricInterval: "metric", Word, "The metric", name).required(),
+        one!(MetricInterval: "coverage", Word, "How much of it is seen: full, partial or absent",
+            coverage)
         .required(),
-        computed("count", Unit::Count, "How many", |row, _| {
-            row.of.metric.latencies.count().value()
-        }),
-        one!(OfMetric: "sum_ns", WholeNanoseconds, "Their exact sum", metric.latencies.sum_ns)
+        computed("count", Unit::Count, "How many", |row, _| row.of.latencies.count().value()),
+        one!(MetricInterval: "sum_ns", WholeNanoseconds, "Their exact sum", latencies.sum_ns)
             .required(),
     ]);
     columns.extend(QUANTILES.iter().enumerate().map(|(number, (name, quantile))| {
         let about = format!("Quantile {quantile}: the highest value of its bucket");
-        let get = |row: &Row<'_, OfMetric>, number: usize| {
-            row.of.metric.latencies.quantile(QUANTILES[number].1).value()
+        let get = |row: &Row<'_, MetricInterval>, number: usize| {
+            row.of.latencies.quantile(QUANTILES[number].1).value()
         };
         numbered(number, computed(*name, Unit::WholeNanoseconds, about, get))
     }));
@@ -68,17 +56,17 @@ pub fn metrics() -> Vec<Column<OfMetric>> {
             "max_ns",
             Unit::WholeNanoseconds,
             "The longest, exactly",
-            |row: &Row<'_, OfMetric>, _| {
-                let latencies = &row.of.metric.latencies;
+            |row: &Row<'_, MetricInterval>, _| {
+                let latencies = &row.of.latencies;
                 (latencies.count() > 0).then_some(latencies.max_ns).value()
             },
             |draft, _, cell| {
-                draft.of.metric.latencies.max_ns = Option::read(cell)?.unwrap_or(0);
+                draft.of.latencies.max_ns = Option::read(cell)?.unwrap_or(0);
                 Some(())
             },
         ),
-        one!(OfMetric: "over_range", Count, "How many were longer than the last bucket",
-            metric.latencies.over_range)
+        one!(MetricInterval: "over_range", Count, "How many were longer than the last bucket",
+            latencies.over_range)
         .required(),
         partial(),
         number(),

@@ -14,7 +14,7 @@ mod vms;
 pub use evictions::evictions;
 pub use host::host;
 pub use leaf::{Leaf, Unit, Value};
-pub use metrics::{OfMetric, QUANTILES, metrics};
+pub use metrics::{QUANTILES, metrics};
 pub use slow_faults::slow_faults;
 pub use vms::{SWAPINS_BY_DEVICE, vms};
 
