@@ -2,11 +2,12 @@
 //! it find one? Recordings are made up and written as files; the comparison is that of
 //! the command.
 
+mod load;
 mod model;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use model::{Load, recording};
+use load::{Load, recording};
 use overcommit_recording::compare::compare;
 use overcommit_recording::compare::series::Side;
 use overcommit_recording::recording::{Recording, Span};

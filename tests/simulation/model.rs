@@ -14,24 +14,13 @@ use overcommit_recording::model::vm::{Vm, VmId};
 use overcommit_recording::recording::{Folder, Writer};
 use std::path::Path;
 
-/// How a load changes by itself.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Load {
-    /// Its level follows the last second's with a factor of 0.8.
-    Drifting,
-    /// It is slow for 15 s on average, then fast for as long.
-    Bursts,
-}
-
-/// Seconds of an interval.
-const INTERVAL: u64 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Random figures that are the same each time (splitmix64).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -40,68 +29,52 @@ impl Random {
     }
 
     /// From 0 to 1, neither of them.
-    fn share(&mut self) -> f64 {
+    pub(crate) fn share(&mut self) -> f64 {
         ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
     /// Of mean 0 and deviation 1 (Box and Muller).
-    fn normal(&mut self) -> f64 {
+    pub(crate) fn normal(&mut self) -> f64 {
         let (radius, angle) = (self.share(), self.share());
         (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
     }
 }
 
-/// The level of a load, second by second, as the logarithm of a factor.
-struct Level {
-    load: Load,
-    now: f64,
-}
-
-impl Level {
-    fn next(&mut self, random: &mut Random) -> f64 {
-        self.now = match self.load {
-            Load::Drifting => 0.8 * self.now + 0.6 * 0.5 * random.normal(),
-            Load::Bursts => {
-                let is_slow = self.now > 0.0;
-                let changes = random.share() < 1.0 / 15.0;
-                if is_slow == changes { 0.0 } else { 4f64.ln() }
-            }
-        };
-        self.now
+/// Latencies of an interval, in nanoseconds.
+pub(crate) fn latencies(values: impl IntoIterator<Item = u64>) -> Latencies {
+    let mut latencies = Latencies::empty();
+    for value in values {
+        latencies.record(value, 1);
+        latencies.sum_ns += value;
+        latencies.max_ns = latencies.max_ns.max(value);
     }
+    latencies
 }
 
-/// Writes a recording of one VM: the latency of its major faults, times a factor.
-pub(crate) fn recording(
+/// Writes a recording of that many VMs with an interval a second: `next` gives the latencies
+/// of a VM's metric in the next one.
+pub(crate) fn write(
     path: &Path,
-    load: Load,
+    vms: usize,
     seconds: u64,
-    seed: u64,
-    factor: f64,
+    metrics: &[Metric],
+    mut next: impl FnMut(usize, Metric) -> Latencies,
 ) -> Result<Folder> {
-    let mut random = Random(seed);
-    // What comes before is forgotten.
-    let mut level = Level { load, now: 0.0 };
-    for _ in 0..100 {
-        level.next(&mut random);
-    }
     let start = Clocks { realtime_ns: 1_700_000_000 * SECOND_NS, ..Clocks::default() };
-    let mut run = run(start);
+    let mut run = run(start, vms);
     let folder = Folder::create(path, None)?;
     let mut writer = Writer::create(folder.clone(), &run)?;
-    for number in 0..seconds / INTERVAL {
-        let mut latencies = Latencies::empty();
-        for _ in 0..INTERVAL {
-            let level = level.next(&mut random);
-            for _ in 0..40 + random.next() % 21 {
-                let latency = 100_000.0 * factor * (level + random.normal()).exp();
-                latencies.histogram.saturating_record(latency as u64);
-                latencies.sum_ns += latency as u64;
-                latencies.max_ns = latencies.max_ns.max(latency as u64);
-            }
-        }
+    for number in 0..seconds {
+        let mut metric = |vm, metric: Metric| MetricInterval {
+            vm,
+            name: metric.into(),
+            coverage: Coverage::Full,
+            latencies: next(vm, metric),
+        };
+        let of = |vm| vm_interval(vm, metrics.iter().map(|kind| metric(vm, *kind)).collect());
+        let vms = (0..vms).map(of).collect();
         run.recorded.intervals = number + 1;
-        writer.write(&run, &interval(number, start, latencies))?;
+        writer.write(&run, &interval(number, start, vms))?;
     }
     let end_ns = seconds * SECOND_NS;
     run.clocks.end =
@@ -110,47 +83,48 @@ pub(crate) fn recording(
     Ok(folder)
 }
 
-fn run(start: Clocks) -> Run {
-    let vm = Vm { name: Name::new("vm"), ..Vm::gone(VmId { pid: 1, start_ticks: 1 }) };
+fn run(start: Clocks, vms: usize) -> Run {
+    let vm = |vm: usize| {
+        let id = VmId { pid: vm as i32 + 1, start_ticks: 1 };
+        let vm = Vm { name: Name::new(format!("vm{vm}")), ..Vm::gone(id) };
+        RunVm::found(&vm, &[], &start, [0; 2])
+    };
     Run {
         schema: Run::schema(),
         host: "simulated".to_owned(),
-        options: Options { interval_ns: INTERVAL * SECOND_NS, ..Options::default() },
+        options: Options { interval_ns: SECOND_NS, ..Options::default() },
         clocks: RunClocks { start, steps: Vec::new(), end: None },
-        vms: vec![RunVm::found(&vm, &[], &start, [0; 2])],
+        vms: (0..vms).map(vm).collect(),
         ..Run::default()
     }
 }
 
-fn interval(number: u64, start: Clocks, latencies: Latencies) -> Interval {
-    let length_ns = INTERVAL * SECOND_NS;
-    let count = latencies.count();
-    let stall =
-        Stall { waited_ns: latencies.sum_ns, vcpu_ns: length_ns, source: StallSource::Faults };
-    let metric = |metric: Metric, latencies| MetricInterval {
-        vm: 0,
-        name: metric.into(),
-        coverage: Coverage::Full,
-        latencies,
-    };
-    let vm = VmInterval {
-        metrics: vec![
-            metric(Metric::FaultMinor, Latencies::empty()),
-            metric(Metric::FaultMajor, latencies),
-        ],
+fn vm_interval(vm: usize, metrics: Vec<MetricInterval>) -> VmInterval {
+    let faults = metrics.iter().filter(|metric| metric.name == Metric::FaultMajor.into());
+    let [mut count, mut waited_ns] = [0; 2];
+    for metric in faults {
+        count += metric.latencies.count();
+        waited_ns += metric.latencies.sum_ns;
+    }
+    VmInterval {
+        vm,
+        metrics,
         seen: Seen { counted: count, kernel: count },
-        stall: Some(stall),
+        stall: Some(Stall { waited_ns, vcpu_ns: SECOND_NS, source: StallSource::Faults }),
         ..VmInterval::default()
-    };
+    }
+}
+
+fn interval(number: u64, start: Clocks, vms: Vec<VmInterval>) -> Interval {
     Interval {
         place: Place {
             number,
-            start_us: start.realtime_ns / 1_000 + number * INTERVAL * 1_000_000,
-            offset_ns: number * length_ns,
-            length_ns,
+            start_us: start.realtime_ns / 1_000 + number * 1_000_000,
+            offset_ns: number * SECOND_NS,
+            length_ns: SECOND_NS,
             partial: false,
         },
-        vms: vec![vm],
+        vms,
         ..Interval::default()
     }
 }
