@@ -3,6 +3,7 @@
 
 mod async_faults;
 mod causes;
+mod costs;
 mod counts;
 mod evictions;
 mod host_changes;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         evictions::scenarios(),
         kswapd::scenarios(),
         causes::scenarios(),
+        costs::scenarios(),
     ];
     let mut trials: Vec<Trial> = scenarios.into_iter().flatten().map(trial).collect();
     if let Some((part, parts)) = part() {

@@ -1,0 +1,92 @@
+//! What recording adds to a fault and to an exit. The lab's clock counts instructions, so the
+//! figures hang on no machine.
+
+use crate::Scenario;
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use testbed::host::read;
+use testbed::payload::Guest;
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+
+/// MiB that a guest walks, and those of them that it walks from its second pass on.
+const WALK: (u64, u64) = (32, 1);
+/// Pages of a MiB.
+const PAGES: u64 = 256;
+/// Passes after the first, to know what one costs.
+const PASSES: usize = 40;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![("costs".to_owned(), Box::new(costs))]
+}
+
+fn costs(dir: &Path) -> Result<()> {
+    let bare = Costs::measure(None)?;
+    let recorded = Costs::measure(Some(&dir.join("run")))?;
+    for (what, bare, recorded) in [
+        ("a fault with its exit", bare.fault, recorded.fault),
+        ("a device's read with its exit", bare.exit, recorded.exit),
+    ] {
+        let added = recorded - bare;
+        println!("{what}: {bare:.0} instructions, recorded {recorded:.0}: {added:.0} more");
+        ensure!(added > 0.0, "{what} costs nothing more where it is recorded");
+        // Programs on entry and return of a short path, not paths of their own.
+        ensure!(added < bare, "{what} costs more than twice as much where it is recorded");
+    }
+    Ok(())
+}
+
+/// Instructions of the vCPU's thread.
+struct Costs {
+    /// For each first touch of a page.
+    fault: f64,
+    /// For each read of a device's register.
+    exit: f64,
+}
+
+impl Costs {
+    fn measure(record: Option<&Path>) -> Result<Self> {
+        let (walk, hot) = WALK;
+        let walker = Config { hot: Some((hot, 1)), stopped: true, ..Config::new("walker", walk) };
+        let mut walker = Vm::start(&walker)?;
+        let device = Config { guest: Guest::Device, stopped: true, ..Config::new("device", hot) };
+        let mut device = Vm::start(&device)?;
+        // It knows both before they run.
+        let _recording = record.map(|dir| Recording::start(dir, [""; 0])).transpose()?;
+        let (faults, start) = (walker.faults()?[0], vcpu_time(&walker)?);
+        let (passes, first, pass) = passes(&mut walker)?;
+        let faults = walker.faults()?[0] - faults;
+        ensure!(faults >= walk * PAGES, "{faults} faults of {} pages", walk * PAGES);
+        let touched = (first - start) as f64 - (passes - 1) as f64 * pass;
+        let (_, _, reads) = self::passes(&mut device)?;
+        Ok(Self { fault: touched / (walk * PAGES) as f64, exit: reads / (hot * PAGES) as f64 })
+    }
+}
+
+/// Lets a guest walk: passes at a first look, the vCPU's time until then, and that of each pass
+/// from then on.
+fn passes(vm: &mut Vm) -> Result<(usize, u64, f64)> {
+    let mut look = |passes| -> Result<(usize, u64)> {
+        vm.resume()?;
+        vm.await_passes(passes)?;
+        // Off the CPU its time is exact.
+        vm.stop()?;
+        Ok((vm.passes()?, vcpu_time(vm)?))
+    };
+    let (before, first) = look(1)?;
+    let (after, last) = look(before + PASSES)?;
+    Ok((before, first, (last - first) as f64 / (after - before) as f64))
+}
+
+/// CPU time of the only vCPU, in nanoseconds.
+fn vcpu_time(vm: &Vm) -> Result<u64> {
+    for comm in glob::glob(&format!("/proc/{}/task/[0-9]*/comm", vm.pid()))? {
+        let comm = comm?;
+        if read(&comm)?.trim() == "CPU 0/KVM" {
+            let stat = read(comm.with_file_name("schedstat"))?;
+            let time = stat.split_whitespace().next().context("schedstat is empty")?;
+            return Ok(time.parse()?);
+        }
+    }
+    anyhow::bail!("QEMU has no vCPU thread")
+}
