@@ -114,7 +114,8 @@ impl Labs {
         let binary = scenario_binary()?;
         let chosen = |series: &Series| [Choice::All, Choice::One(*series)].contains(&args.kernel);
         let parts = if args.scenario.is_none() { PARTS } else { 1 };
-        let labs = Series::ALL.into_iter().filter(chosen);
+        // The newest first: it changes most.
+        let labs = Series::ALL.into_iter().rev().filter(chosen);
         let labs = labs.flat_map(|series| (0..parts).map(move |part| (series, part)));
         labs.map(|(series, part)| prepare(series, (part, parts), args, &binary, brief))
             .collect::<Result<_>>()
