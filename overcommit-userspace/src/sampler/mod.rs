@@ -214,9 +214,8 @@ impl Sampler {
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
         self.evictions = self.take_evictions()?;
-        run.coverage = sight::declared(&self.sight());
         let host = HostView {
-            declared: run.coverage.clone(),
+            declared: sight::declared(&self.sight()),
             exits_absent: self.probes.exits_absent().map(str::to_owned),
             now,
         };
@@ -245,6 +244,8 @@ impl Sampler {
             }
         }
         self.last_ns = now.monotonic_ns;
+        // This drain may have shown that no exit ever comes.
+        run.coverage = sight::declared(&self.sight());
         note_partial(run);
         Ok(drained)
     }
@@ -403,8 +404,8 @@ impl Sampler {
         let is_kvm = run.accelerator.as_deref() == Some("kvm");
         let silent = || is_silent.then(|| SILENT.to_owned());
         run.exits_absent = host.exits_absent.clone().or_else(silent).filter(|_| is_kvm);
-        let has_no_exits = is_kvm && is_silent;
-        self.is_silent |= has_no_exits && host.exits_absent.is_none();
+        let has_no_exits = is_kvm && is_silent && host.exits_absent.is_none();
+        self.is_silent |= has_no_exits;
         run.swapins.add(&swapins);
         run.file_faults.add(files);
         for (cause, count) in Loss::ALL.iter().zip(counts.not_counted) {

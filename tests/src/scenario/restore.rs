@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 const WALK: u64 = 96;
 const BESIDE: u64 = 64;
 /// Passes that only read: enough for the guest to be stopped among them.
-const READS: u32 = 100;
+const READS: u32 = 200;
 const PAGES_PER_MIB: u64 = 256;
 
 /// A walk of the guest through its memory.

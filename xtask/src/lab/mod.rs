@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use testbed::{payload, qemu, root, target};
 
 /// Time that one lab may take from its first program on, so that one that hangs ends.
-const LIMIT: Duration = Duration::from_secs(3600);
+const LIMIT: Duration = Duration::from_secs(7200);
 /// Labs among which the scenarios of a kernel are divided, so that no CPU waits for the
 /// last kernel alone.
 const PARTS: u32 = 2;

@@ -8,7 +8,7 @@ use crate::model::totals::Totals;
 use crate::recording::{Recording, Span};
 use anyhow::Result;
 use hdrhistogram::Histogram;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A recording that is compared, read once for its totals.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct Side {
     stalls: Vec<Vec<Point>>,
 }
 
-/// Points of a VM by metric.
+/// Points of a VM of a pair, by metric.
 pub type Series = BTreeMap<MetricName, Vec<Point>>;
 
 impl Side {
@@ -72,34 +72,32 @@ impl Side {
         Some(&self.totals.vms[vm].metrics.get(metric)?.latencies.histogram)
     }
 
-    /// Of each interval how many were counted, and how many of them exceed a threshold,
-    /// in nanoseconds; for the metrics of each VM with their thresholds. The logs are read once
-    /// for all of them.
+    /// Of each interval how many were counted, and how many of them exceed a threshold, in
+    /// nanoseconds: for each threshold of each VM. The logs are read once for all of them.
     ///
     /// # Errors
     /// A log cannot be read.
-    pub fn above(&self, thresholds: &[Vec<(MetricName, u64)>]) -> Result<Vec<Series>> {
-        let none = |of: &Vec<(MetricName, u64)>| -> Series {
-            of.iter().map(|(metric, _)| (metric.clone(), Vec::new())).collect()
-        };
-        let mut series: Vec<Series> = thresholds.iter().map(none).collect();
-        let is_wanted =
-            |name: &MetricName| thresholds.iter().flatten().any(|(wanted, _)| wanted == name);
-        self.recording.each(self.span, &is_wanted, |interval| {
+    pub fn above(&self, thresholds: &[Vec<(MetricName, u64)>]) -> Result<Vec<Vec<Vec<Point>>>> {
+        let mut points: Vec<Vec<Vec<Point>>> =
+            thresholds.iter().map(|of| vec![Vec::new(); of.len()]).collect();
+        let wanted: BTreeSet<&MetricName> =
+            thresholds.iter().flatten().map(|(metric, _)| metric).collect();
+        self.recording.each(self.span, &|name| wanted.contains(name), |interval| {
             let length_s = interval.place.length_ns as f64 / 1e9;
             for vm in &interval.vms {
-                for (metric, threshold) in &thresholds[vm.vm] {
+                for ((metric, threshold), points) in
+                    thresholds[vm.vm].iter().zip(&mut points[vm.vm])
+                {
                     let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
                     let (all, meant) = counted
                         .map(|entry| above(&entry.latencies.histogram, *threshold))
                         .unwrap_or_default();
-                    let point = Point { interval: interval.place.number, length_s, all, meant };
-                    series[vm.vm].entry(metric.clone()).or_default().push(point);
+                    points.push(Point { interval: interval.place.number, length_s, all, meant });
                 }
             }
             Ok(())
         })?;
-        Ok(series)
+        Ok(points)
     }
 
     /// Of each interval the time of the vCPUs, and how much of it they waited.

@@ -10,7 +10,7 @@ use crate::model::vcpus::VcpuTime;
 use crate::model::vm::{Backing, NamedBy, Vm};
 use overcommit_ebpf::layout::Metric;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Name and major version of the format.
 pub const SCHEMA: &str = "overcommit.run";
@@ -248,8 +248,9 @@ impl RunVm {
             let room = FOLDER_MAX - suffix.len();
             format!("{}{suffix}", &first[..first.len().min(room)])
         });
-        let is_free =
-            |folder: &String| !others.iter().any(|vm| vm.folder.eq_ignore_ascii_case(folder));
+        let taken: BTreeSet<String> =
+            others.iter().map(|vm| vm.folder.to_ascii_lowercase()).collect();
+        let is_free = |folder: &String| !taken.contains(&folder.to_ascii_lowercase());
         let folder = std::iter::once(first.clone()).chain(numbered).find(is_free);
         let names = Metric::FAULTS.map(|metric| metric.name().to_owned());
         let mut found = Self {

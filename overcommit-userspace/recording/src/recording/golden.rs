@@ -24,7 +24,8 @@ use crate::model::swap::{HostSwap, Memory, Rates, SwapState, VmSwap};
 use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
 use crate::model::vm::{Vm, VmId};
-use crate::recording::{Folder, Recording, Span, Writer};
+use crate::recording::folder::{INTERVALS, RUN_FILE, VMS};
+use crate::recording::{Folder, Recording, Span, Writer, logs};
 use crate::report::{Format, View, rebuild};
 use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Part};
 use std::fs;
@@ -445,4 +446,47 @@ fn files_are_read_as_ever() {
     for name in summaries {
         assert_eq!(fs::read(folder.file(name)).unwrap(), fs::read(first().join(name)).unwrap());
     }
+}
+
+/// A recording that was killed, and what one log lost is lost there alone.
+#[test]
+fn a_log_that_lost_its_tail_takes_nothing_from_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = record(&dir.path().join("run"));
+    let mut run = Recording::open(&folder).unwrap().run;
+    run.clocks.end = None;
+    folder.replace(RUN_FILE, &serde_json::to_vec(&run).unwrap()).unwrap();
+    let names: Vec<String> = run.vms.iter().map(logs::name).collect();
+    let before: Vec<Vec<u8>> =
+        names.iter().map(|name| fs::read(folder.file(name)).unwrap()).collect();
+    let [vms, intervals] = [VMS, INTERVALS].map(|name| fs::read(folder.file(name)).unwrap());
+    fs::write(folder.file(&names[0]), &before[0][..before[0].len() - 7]).unwrap();
+    let torn = [&before[1][..], b"Tag=fault.minor,1.0"].concat();
+    fs::write(folder.file(&names[1]), torn).unwrap();
+    let mut complete = 0;
+    let recording = Recording::open(&folder).unwrap();
+    recording
+        .each(Span::WHOLE, &|_| false, |_| {
+            complete += 1;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(complete, run.recorded.intervals - 1);
+    assert_eq!(fs::read(folder.file(VMS)).unwrap(), vms);
+    assert_eq!(fs::read(folder.file(INTERVALS)).unwrap(), intervals);
+    let cut = fs::read(folder.file(&names[0])).unwrap();
+    assert!(before[0].starts_with(&cut) && cut.ends_with(b"\n"), "{} bytes", cut.len());
+    assert_eq!(fs::read(folder.file(&names[1])).unwrap(), before[1]);
+}
+
+/// Without it nothing could be read in step, and all would look cut off.
+#[test]
+fn a_file_without_a_column_that_every_version_has_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = record(&dir.path().join("run"));
+    let text = fs::read_to_string(folder.file(VMS)).unwrap();
+    fs::write(folder.file(VMS), text.replacen(",metrics,", ",rows,", 1)).unwrap();
+    let recording = Recording::open(&folder).unwrap();
+    let error = recording.each(Span::WHOLE, &|_| false, |_| Ok(())).unwrap_err();
+    assert!(format!("{error:#}").contains("no column metrics"), "{error:#}");
 }

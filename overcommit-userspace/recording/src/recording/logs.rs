@@ -6,13 +6,12 @@ use crate::model::run::{Run, RunVm};
 use crate::recording::folder::{Folder, LATENCY_LOG};
 use anyhow::{Context, Result};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
-/// Logs that are open at a time: a recording may have more VMs than a process may have files.
-const OPEN_MAX: usize = 200;
-/// Bytes in which the head of a log has room.
-const HEAD_MAX: u64 = 4096;
+/// Logs that are open at a time: a recording may have more VMs than a process may have files,
+/// which are 1,024 where nobody set another limit.
+const OPEN_MAX: usize = 900;
 
 /// A log of each VM.
 pub(super) struct Logs {
@@ -39,6 +38,26 @@ pub(super) struct Line {
 /// A VM's log, within the recording's folder.
 pub(super) fn name(vm: &RunVm) -> String {
     format!("vms/{}/{LATENCY_LOG}", vm.folder)
+}
+
+/// Where the head of a log and that many lines of metrics end; before a torn one at the latest.
+///
+/// # Errors
+/// The log cannot be read.
+pub(super) fn end_of(path: &Path, mut metrics: usize) -> Result<u64> {
+    let failed = || format!("cannot read {}", path.display());
+    let mut file = BufReader::new(File::open(path).with_context(failed)?);
+    let (mut end, mut line) = (0, Vec::new());
+    while file.read_until(b'\n', &mut line).with_context(failed)? > 0 {
+        let is_metric = hlog::metric(&line).is_some();
+        if line.last() != Some(&b'\n') || (is_metric && metrics == 0) {
+            break;
+        }
+        metrics -= usize::from(is_metric);
+        end += line.len() as u64;
+        line.clear();
+    }
+    Ok(end)
 }
 
 impl Logs {
@@ -69,23 +88,6 @@ impl Logs {
             bytes.clear();
         }
         Ok(None)
-    }
-
-    /// Where the lines of a VM that were read end: behind its head, if none was.
-    ///
-    /// # Errors
-    /// The log cannot be read.
-    pub(super) fn end(&self, vm: usize) -> Result<u64> {
-        let Log { path, at, .. } = &self.logs[vm];
-        if *at > 0 {
-            return Ok(*at);
-        }
-        let failed = || format!("cannot read {}", path.display());
-        let mut head = Vec::new();
-        File::open(path)
-            .and_then(|log| log.take(HEAD_MAX).read_to_end(&mut head))
-            .with_context(failed)?;
-        Ok(hlog::head_length(&head) as u64)
     }
 
     fn open(&mut self, vm: usize) -> Result<()> {

@@ -110,16 +110,23 @@ impl Recording {
         vms.map(|(index, vm)| (vm.vm_id.as_str(), index)).collect()
     }
 
-    /// Cuts away what lies behind the last complete interval, and a torn last line.
+    /// Cuts away what lies behind the last interval that run.json knows, and a torn last line:
+    /// of each file by itself, so that one that lost more takes nothing from the others.
     fn mend(&self) -> Result<()> {
         let ids = self.ids();
-        let mut files = Files::open(self, &ids)?;
-        let mut ends = files.ends()?;
-        while files.next()?.is_some() {
-            ends = files.ends()?;
+        let files = Files::open(self, &ids)?;
+        let mut metrics = vec![0; self.run.vms.len()];
+        cut(&self.folder, INTERVALS, files.metrics.last(|row| metrics[row.vm] += 1)?)?;
+        cut(&self.folder, VMS, files.vms.last(|_| {})?)?;
+        if let Some(rows) = files.host {
+            cut(&self.folder, HOST, rows.last(|_| {})?)?;
         }
-        for (name, end) in ends {
-            cut(&self.folder, &name, end)?;
+        if let Some(rows) = files.evictions {
+            cut(&self.folder, EVICTIONS, rows.last(|_| {})?)?;
+        }
+        for (vm, metrics) in self.run.vms.iter().zip(metrics) {
+            let name = logs::name(vm);
+            cut(&self.folder, &name, logs::end_of(&self.folder.file(&name), metrics)?)?;
         }
         if self.run.options.slow_faults_ns.is_some() {
             let path = self.folder.file(SLOW_FAULTS);
@@ -237,18 +244,6 @@ impl<'a> Files<'a> {
             vm.swapins = None;
         }
         Ok(Some(vm))
-    }
-
-    /// Where what was read ends, by file.
-    fn ends(&self) -> Result<Vec<(String, u64)>> {
-        let mut ends =
-            vec![(VMS.to_owned(), self.vms.end), (INTERVALS.to_owned(), self.metrics.end)];
-        ends.extend(self.host.as_ref().map(|rows| (HOST.to_owned(), rows.end)));
-        ends.extend(self.evictions.as_ref().map(|rows| (EVICTIONS.to_owned(), rows.end)));
-        for (index, vm) in self.run.vms.iter().enumerate() {
-            ends.push((logs::name(vm), self.logs.end(index)?));
-        }
-        Ok(ends)
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Rows<'a, T> {
     /// Intervals from this one on are not read.
     limit: u64,
     /// Where the last row that was taken ends.
-    pub(super) end: u64,
+    end: u64,
 }
 
 impl<'a, T> Rows<'a, T> {
@@ -89,6 +89,19 @@ impl<'a, T> Rows<'a, T> {
         self.end = taken.as_ref().map_or(self.end, |taken| taken.end);
         self.advance()?;
         Ok(taken)
+    }
+
+    /// Reads the rows that are left, and gives where the last one ends in the file.
+    ///
+    /// # Errors
+    /// One is malformed.
+    pub(super) fn last(mut self, mut take: impl FnMut(&T)) -> Result<u64> {
+        while let Some(taken) = self.next.take() {
+            take(&taken.of);
+            self.end = taken.end;
+            self.advance()?;
+        }
+        Ok(self.end)
     }
 
     /// The row that comes next.

@@ -10,6 +10,9 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+/// Domains that one virsh is asked about: its question is one argument, which the kernel keeps
+/// below 128 KiB (`MAX_ARG_STRLEN`, include/uapi/linux/binfmts.h).
+const AT_ONCE: usize = 500;
 const ARGUMENTS: [&str; 3] = ["--connect", "qemu:///system", "--readonly"];
 
 /// Asks once about the domains with these uuids. One that libvirt does not know is not in
@@ -18,6 +21,14 @@ const ARGUMENTS: [&str; 3] = ["--connect", "qemu:///system", "--readonly"];
 /// # Errors
 /// There is no virsh, or libvirt does not answer in time.
 pub async fn look(uuids: &[Uuid]) -> Result<BTreeMap<Uuid, Balloon>> {
+    let mut found = BTreeMap::new();
+    for uuids in uuids.chunks(AT_ONCE) {
+        found.extend(ask(uuids).await?);
+    }
+    Ok(found)
+}
+
+async fn ask(uuids: &[Uuid]) -> Result<BTreeMap<Uuid, Balloon>> {
     let mut virsh = Command::new("virsh");
     virsh.args(ARGUMENTS).arg(question(uuids));
     virsh.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);

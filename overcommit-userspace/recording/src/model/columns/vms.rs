@@ -28,17 +28,23 @@ pub fn vms() -> Vec<Column<VmInterval>> {
     columns.extend(stall());
     columns.extend([
         one!(VmInterval: "faults_counted", Count, "Faults of its threads that were counted",
-            seen.counted),
+            seen.counted)
+        .required(),
         one!(VmInterval: "faults_kernel", Count,
-            "Faults that the kernel accounted to its threads", seen.kernel),
+            "Faults that the kernel accounted to its threads", seen.kernel)
+        .required(),
         taken_by(Taker::Outside, "faults_by_others", "Faults that workers and others took in it"),
         partial(),
         number(),
         taken_by(Taker::Vcpu, "faults_by_vcpus", "Faults that its vCPU threads took"),
         taken_by(Taker::VmThread, "faults_by_vm_threads", "Faults that its other threads took"),
-        computed("metrics", Unit::Count, "Rows that it has in intervals.csv", |row, _| {
-            Value::Count(row.of.metrics.len() as u64)
-        }),
+        computed(
+            "metrics",
+            Unit::Count,
+            "Rows that it has in intervals.csv",
+            |row: &Row<'_, VmInterval>, _| Value::Count(row.of.metrics.len() as u64),
+        )
+        .required(),
     ]);
     columns.extend(swapping());
     columns.extend(memory());
@@ -76,7 +82,7 @@ fn taken_by(taker: Taker, name: &'static str, about: &'static str) -> Column<VmI
             Some(())
         },
     );
-    numbered(taker as usize, column)
+    numbered(taker as usize, column).required()
 }
 
 fn stall() -> Vec<Column<VmInterval>> {
@@ -89,10 +95,12 @@ fn stall() -> Vec<Column<VmInterval>> {
         ),
         one!(VmInterval: "stall_source", Word,
             "Where that is seen: stall.memory (exits) or fault (faults of vCPU threads)",
-            stall => source),
+            stall => source)
+        .required(),
         one!(VmInterval: "stall_ns", WholeNanoseconds, "Time that its vCPUs waited for memory",
-            stall => waited_ns),
-        one!(VmInterval: "vcpu_ns", WholeNanoseconds, "vCPUs × time", stall => vcpu_ns),
+            stall => waited_ns)
+        .required(),
+        one!(VmInterval: "vcpu_ns", WholeNanoseconds, "vCPUs × time", stall => vcpu_ns).required(),
     ]
 }
 
