@@ -1,10 +1,11 @@
 //! overcommit: the latency that a host injects into its VMs, by VM.
 //!
-//! Data flows one way: `probes` attach the eBPF programs, `sampler` takes what
-//! they counted once an interval, `recording` writes it, `export` has one file a
-//! format, `commands` one a subcommand.
+//! Data flows one way: `probes` attach the eBPF programs, `sampler` takes what they counted
+//! once per interval, `host` adds the state of the host, `session` hands the intervals on, and
+//! `commands` has one file per subcommand. What needs no live host lies below, in
+//! `overcommit_recording`.
 
-// Output goes through `commands::print` and `say`, which survive a closed pipe.
+// Output goes through `terminal::print` and `say`, which survive a closed pipe.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod commands;

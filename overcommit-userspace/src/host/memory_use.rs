@@ -121,7 +121,7 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
     divided.collect()
 }
 
-/// Reads it.
+/// Memory of the host, without huge pages of the pool.
 ///
 /// # Errors
 /// /proc/meminfo is missing, or is not what it should be.

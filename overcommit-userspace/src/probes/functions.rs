@@ -21,13 +21,11 @@ use overcommit_ebpf::layout::HotProgram;
 use overcommit_recording::model::run::HookState;
 use perf_event::events::Tracepoint;
 use perf_event::{Builder, Counter};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// What a hook is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Faults.
     Fault,

@@ -118,11 +118,6 @@ impl Sampler {
         self.roster.vms()
     }
 
-    /// Running VMs that are recorded.
-    pub fn running(&self) -> usize {
-        self.tracked.len()
-    }
-
     /// VMs that found no free slot.
     pub fn without_slot(&self) -> u64 {
         self.roster.without_slot()

@@ -116,7 +116,7 @@ pub async fn follow(
     session.stop_counting();
     hand_on_slow_faults(session, &mut take)?;
     let last = session.close().context("the last interval is lost")?;
-    take(session.run(), Told::Interval(&last))?;
+    take(session.run(), Told::Interval(&last)).context("cannot write the last interval")?;
     Ok(why)
 }
 

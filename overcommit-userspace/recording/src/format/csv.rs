@@ -89,22 +89,10 @@ pub fn seconds_of_ns(ns: u64) -> String {
     format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000)
 }
 
-/// The whole number of units in a decimal fraction of seconds, with that many
-/// digits behind the point. `None` if it is no such number.
-pub fn units_of_seconds(text: &str, digits: u32) -> Option<u64> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits = digits as usize;
-    if fraction.len() > digits || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let padded = format!("{fraction:0<digits$}");
-    let unit = 10u64.checked_pow(digits as u32)?;
-    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(padded.parse().ok()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::columns::units;
 
     #[test]
     fn a_name_is_no_formula() {
@@ -125,11 +113,11 @@ mod tests {
     #[test]
     fn seconds_come_back() {
         for us in [0, 1, 999_999, 1_000_000, 1_764_000_001_250_000] {
-            assert_eq!(units_of_seconds(&seconds_of_us(us), 6), Some(us));
-            assert_eq!(units_of_seconds(&seconds_of_ns(us), 9), Some(us));
+            assert_eq!(units(&seconds_of_us(us), 6), Some(us));
+            assert_eq!(units(&seconds_of_ns(us), 9), Some(us));
         }
         for text in ["", "x", "1.2.3", "-1", "1.0000001", "99999999999999999999"] {
-            assert_eq!(units_of_seconds(text, 6), None, "{text}");
+            assert_eq!(units(text, 6), None, "{text}");
         }
     }
 }

@@ -32,7 +32,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// Bytes of a page of the recorded host.
 const GIB: u64 = 1 << 30;
 
 fn start() -> Clocks {

@@ -1,7 +1,8 @@
 //! A part of a recording, between two marks; and the marks.
 
 use crate::format::csv;
-use crate::format::csv::{reader, seconds_of_us, text, units_of_seconds, untext};
+use crate::format::csv::{reader, seconds_of_us, text, untext};
+use crate::model::columns::units;
 use crate::recording::folder::{Folder, MARKS};
 use anyhow::{Context, Result, bail, ensure};
 
@@ -84,7 +85,7 @@ fn read(file: &[u8]) -> Result<Vec<Mark>> {
     for row in reader(file).records() {
         let row = row?;
         let (time, cell) = (row.get(0).unwrap_or_default(), row.get(1).unwrap_or_default());
-        let at_us = units_of_seconds(time, 6).with_context(|| format!("unix_s is {time:?}"))?;
+        let at_us = units(time, 6).with_context(|| format!("unix_s is {time:?}"))?;
         // As the user wrote it.
         let plain = untext(cell);
         marks.push(Mark { at_us, text: plain.to_owned() });

@@ -23,7 +23,7 @@ pub const SAMPLE_US_MAX: u64 = 500_000;
 /// Looks after which the regions have been split and joined often enough to follow what
 /// is touched.
 const SETTLING: usize = 6;
-/// AddressRange of updating the list of mappings, in microseconds: an odd figure, by which
+/// Interval of updating the list of mappings, in microseconds: an odd figure, by which
 /// what an overcommit that was killed has left is known.
 const UPDATE_US: u64 = 60_000_007;
 

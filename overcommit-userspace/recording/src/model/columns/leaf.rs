@@ -84,7 +84,7 @@ pub trait Leaf: Sized {
 
 /// The whole number of units in a decimal fraction of seconds, with that many digits behind the
 /// point. `None` if it is no such number.
-pub(super) fn units(text: &str, digits: u32) -> Option<u64> {
+pub fn units(text: &str, digits: u32) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = digits as usize;
     if fraction.len() > digits || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -13,7 +13,7 @@ mod vms;
 
 pub use evictions::evictions;
 pub use host::host;
-pub use leaf::{Leaf, Unit, Value};
+pub use leaf::{Leaf, Unit, Value, units};
 pub use metrics::{QUANTILES, metrics};
 pub use slow_faults::slow_faults;
 pub use vms::{SWAPINS_BY_DEVICE, vms};
@@ -149,7 +149,7 @@ fn start<T>() -> Column<T> {
     let about = "Start of the interval, in Unix time; whole multiples of the interval";
     let get = |row: &Row<'_, T>, _| Value::Count(row.place.start_us);
     let set: Set<T> = |draft, _, cell| {
-        draft.place.start_us = leaf::units(cell, 6)?;
+        draft.place.start_us = units(cell, 6)?;
         Some(())
     };
     column("start_unix_s", Unit::Microseconds, about, get, set).required()
@@ -160,7 +160,7 @@ fn length<T>() -> Column<T> {
     let about = "Length of the interval, by the monotonic clock";
     let get = |row: &Row<'_, T>, _| Value::Count(row.place.length_ns);
     let set: Set<T> = |draft, _, cell| {
-        draft.place.length_ns = leaf::units(cell, 9)?;
+        draft.place.length_ns = units(cell, 9)?;
         Some(())
     };
     column("length_s", Unit::Nanoseconds, about, get, set).required()

@@ -1,6 +1,6 @@
 //! slow-faults.csv: one row per fault above `--slow-faults`.
 
-use super::{Column, Leaf, OfVm, Row, Set, Unit, Value, column, leaf, numbered, one, who};
+use super::{Column, Leaf, OfVm, Row, Set, Unit, Value, column, numbered, one, units, who};
 use crate::model::evictions::{Aggressor, AggressorClass};
 use crate::model::slow_fault::SlowFault;
 use overcommit_ebpf::layout::{FaultBacking, Part};
@@ -23,7 +23,7 @@ pub fn slow_faults() -> Vec<Column<SlowFault>> {
         "Its end, in Unix time",
         |row: &Row<'_, SlowFault>, _| Value::Count(row.of.end_ns),
         |draft, _, cell| {
-            draft.of.end_ns = leaf::units(cell, 9)?;
+            draft.of.end_ns = units(cell, 9)?;
             Some(())
         },
     )];
