@@ -33,6 +33,7 @@ pub fn root() -> PathBuf {
     let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let is_root = |dir: &&Path| dir.join("overcommit-ebpf/Cargo.toml").exists();
     let dirs = package.ancestors().chain(program.ancestors());
+    let dirs = dirs.filter(|dir| dir.is_absolute());
     dirs.into_iter().find(is_root).unwrap_or(Path::new(".")).to_owned()
 }
 

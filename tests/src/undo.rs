@@ -132,6 +132,12 @@ fn started(pid: u32) -> Option<u64> {
     crate::qemu::stat_field(pid, 22).ok()
 }
 
+/// Whether only its parent has not asked yet how it ended.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 /// Puts back what processes that were killed have left, the last change first.
 ///
 /// # Errors
@@ -142,7 +148,8 @@ pub fn sweep() -> Result<()> {
         let dir = entry?.path();
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some((pid, start)) = name.split_once('-') else { continue };
-        let runs = pid.parse().ok().and_then(started).is_some_and(|now| now.to_string() == start);
+        let pid: u32 = pid.parse().unwrap_or_default();
+        let runs = started(pid).is_some_and(|now| now.to_string() == start) && !has_ended(pid);
         if runs {
             continue;
         }

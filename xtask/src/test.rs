@@ -63,8 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         last.end(&outcome)?;
         runs.push((start.elapsed(), outcome));
     }
-    give_to_user_behind_sudo()?;
-    summed_up(runs)
+    both(summed_up(runs), give_to_user_behind_sudo())
 }
 
 /// What a whole run has and this one has not.
@@ -101,12 +100,32 @@ fn steps(args: &Args) -> Result<()> {
     let mut steps = Steps::default();
     steps.run("set up", set_up)?;
     steps.run("build", build::all)?;
-    let mut labs = None;
-    if !args.native && !args.quick && args.filter.is_none() {
+    if args.native || args.quick || args.filter.is_some() {
+        native(args, &mut steps)?;
+    } else {
         let prepared = steps.run("other kernels", lab::Labs::all)?;
-        // They end with this process where a step fails.
-        labs = Some(std::thread::spawn(|| prepared.run()));
+        let labs = std::thread::spawn(|| prepared.run());
+        let native = native(args, &mut steps);
+        // Also where a step has failed: labs that go on would be in the next run's way.
+        let labs = steps.run("tests on other kernels", || {
+            labs.join().map_err(|_| anyhow!("the labs panicked"))?
+        });
+        both(native, labs)?;
     }
+    steps.print();
+    Ok(())
+}
+
+/// The first error, with the second beside it.
+fn both(one: Result<()>, other: Result<()>) -> Result<()> {
+    match (one, other) {
+        (Err(one), Err(other)) => Err(anyhow!("{one:#}; {other:#}")),
+        (one, other) => one.and(other),
+    }
+}
+
+/// What needs no other kernel.
+fn native(args: &Args, steps: &mut Steps) -> Result<()> {
     if args.filter.is_none() {
         steps.run("format", || show(cargo().args(["fmt", "--all", "--check"])))?;
         steps.run("lint", lint)?;
@@ -115,14 +134,7 @@ fn steps(args: &Args) -> Result<()> {
     if args.filter.is_none() && !args.quick {
         steps.run("simulated recordings", simulation)?;
     }
-    steps.run("end-to-end tests", || end_to_end(args))?;
-    if let Some(labs) = labs {
-        steps.run("tests on other kernels", || {
-            labs.join().map_err(|_| anyhow!("the labs panicked"))?
-        })?;
-    }
-    steps.print();
-    Ok(())
+    steps.run("end-to-end tests", || end_to_end(args))
 }
 
 fn set_up() -> Result<()> {

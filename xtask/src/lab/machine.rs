@@ -83,7 +83,11 @@ pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
     });
     let file = File::create(run.console).context("cannot write the lab's console")?;
     let mut console = Console { name: run.name, file, brief: run.brief, start: Instant::now() };
-    watch(&mut console, &lines, run.limit, || Ok(keyboard.write_all(ASK)?))
+    let status = watch(&mut console, &lines, run.limit, || Ok(keyboard.write_all(ASK)?));
+    status.with_context(|| match fs::read_to_string(run.complaints) {
+        Ok(complaints) if !complaints.is_empty() => format!("QEMU said: {}", complaints.trim()),
+        _ => "QEMU said nothing".to_owned(),
+    })
 }
 
 /// QEMU under another name: else overcommit, tried on this machine meanwhile, would take the
