@@ -74,13 +74,14 @@ pub fn fault_share(vm: &Value, part: &str) -> Result<f64> {
     Ok(part as f64 / (all - runq).max(1) as f64)
 }
 
-/// The share of that time in which they did wait for a CPU.
+/// The share that waits for a CPU have of the time in which they were not asleep: whoever they
+/// sleep for waits for a CPU too where the machine is busy.
 ///
 /// # Errors
 /// As [`fault_share`].
 pub fn starved_share(vm: &Value) -> Result<f64> {
-    let [all, runq, _] = fault_time(vm, "runq")?;
-    Ok(runq as f64 / all.max(1) as f64)
+    let [all, runq, asleep] = fault_time(vm, "sleep")?;
+    Ok(runq as f64 / (all - asleep).max(1) as f64)
 }
 
 /// All the time of a VM's faults, that without a CPU, and that of a part, in nanoseconds.
