@@ -15,7 +15,7 @@ use testbed::qemu::{Config, QEMU, Vm};
 use testbed::record::Recording;
 use testbed::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use testbed::undo::Undo;
-use testbed::{PATIENCE, await_some, overcommit};
+use testbed::{PATIENCE, as_child, await_some, overcommit};
 
 pub(crate) const TESTS: Tests = &[
     ("a_vm_that_lives_for_300_ms_is_recorded", short_life),
@@ -39,7 +39,7 @@ fn short_life() -> Result<()> {
     let mut vm = Command::new(QEMU);
     vm.args("-accel tcg -nodefaults -vga none -display none -S -name brief".split(' '));
     let before = children_faults()?;
-    let mut vm = vm.spawn()?;
+    let mut vm = as_child(&mut vm, Signal::SIGKILL).spawn()?;
     std::thread::sleep(Duration::from_millis(300));
     vm.kill()?;
     vm.wait()?;
@@ -214,11 +214,10 @@ fn exit_codes() -> Result<()> {
     ensure!(!dir.path().join("missing").exists(), "an empty recording is left");
     ensure!(run("forbidden", &["/etc/passwd"])? == 126);
 
-    let waiting = Command::new(overcommit())
-        .args(["record", "-q", "--wait", "--vm", "nobody", "--out"])
-        .arg(dir.path().join("early"))
-        .spawn()?;
-    let mut waiting = Killed(waiting);
+    let mut waiting = Command::new(overcommit());
+    waiting.args(["record", "-q", "--wait", "--vm", "nobody", "--out"]);
+    waiting.arg(dir.path().join("early"));
+    let mut waiting = Killed(as_child(&mut waiting, Signal::SIGTERM).spawn()?);
     let handled = || read(format!("/proc/{}/status", waiting.0.id()));
     await_some("caught signals", PATIENCE, || {
         let status = handled()?;
@@ -272,9 +271,9 @@ fn host_state() -> Result<(String, Vec<String>, String)> {
 fn interrupted_demo() -> Result<()> {
     let before = host_state()?;
     let xtask = testbed::target().join("debug/xtask");
-    let demo =
-        Command::new(xtask).args(["demo", "--seconds", "60"]).stdout(Stdio::null()).spawn()?;
-    let mut demo = Killed(demo);
+    let mut demo = Command::new(xtask);
+    demo.args(["demo", "--seconds", "60"]).stdout(Stdio::null());
+    let mut demo = Killed(as_child(&mut demo, Signal::SIGTERM).spawn()?);
     let run_file = testbed::target().join("demo/run.json");
     let old = fs::read_to_string(&run_file).ok();
     await_some("recording of the demo", PATIENCE, || {
