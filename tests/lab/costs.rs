@@ -4,7 +4,7 @@
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use testbed::host::read;
+use testbed::host::{Setting, read};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
@@ -21,6 +21,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 fn costs(dir: &Path) -> Result<()> {
+    // A fault for each page.
+    let _small_pages = Setting::small_pages()?;
     let bare = Costs::measure(None)?;
     let recorded = Costs::measure(Some(&dir.join("run")))?;
     for (what, bare, recorded) in [
