@@ -114,7 +114,10 @@ fn disk(dir: &Path, backend: &str) -> Result<()> {
     let _swap = DiskSwap::new(DISK)?;
     let (folder, vm) = read_back(dir, FROM_DISK, &["--backend", backend, "--slow-faults", "2ms"])?;
     dominates(&vm, "swapin")?;
-    dominates(&vm, "swapin_io")?;
+    // The disk is slow by the machine's clock: the busier that one is, the shorter this takes by
+    // the lab's. Of memory it is below 0.1.
+    let asleep = fault_share(&vm, "swapin_io")?;
+    ensure!(asleep >= 0.2, "{asleep:.2} of the time waits for a device: {vm:#}");
     let slow = rows(&folder, "slow-faults.csv")?;
     // Slow without sleep is the emulation.
     let is_one = |row: &&Row| row["backing"] == "swap" && row["swapin_io_ns"] != "0";
