@@ -58,6 +58,8 @@ pub(crate) struct Run<'a> {
     /// Whether only how scenarios end is printed of it.
     pub(crate) brief: bool,
     pub(crate) cpus: u32,
+    /// Their model.
+    pub(crate) cpu: &'static str,
     /// More arguments of the kernel.
     pub(crate) arguments: &'static str,
     /// From the first program to the end.
@@ -138,9 +140,7 @@ impl Console<'_> {
 fn command(run: &Run<'_>) -> Result<Command> {
     let mut command = Command::new(run.emulator);
     command.args(["-nodefaults", "-no-reboot", "-display", "none", "-vga", "none", "-m", "3072"]);
-    // Without cmpxchg16b: TCG computes its flags from stale ones (QEMU before 8.0,
-    // helper_cmpxchg16b_unlocked), and an interrupt right after it kills the kernel.
-    command.args(["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm,-cx16"]);
+    command.args(["-accel", "tcg,thread=single", "-cpu", run.cpu]);
     // Virtual time: an instruction takes a nanosecond, whatever the machine does meanwhile.
     // While all CPUs wait, time goes with the machine's, so that disks keep their speed.
     command.args(["-icount", "shift=0,sleep=on"]);

@@ -201,6 +201,7 @@ impl Lab {
             console: &self.console(),
             brief: self.brief,
             cpus: self.series.cpus(),
+            cpu: self.series.cpu(),
             arguments: self.series.arguments(),
             limit: LIMIT,
         };
