@@ -184,14 +184,11 @@ fn held_fault() -> Result<()> {
     let intervals = rows(&folder, "intervals.csv")?;
     let long = intervals.iter().filter(|row| row["max_ns"].parse().unwrap_or(0) >= held_ns);
     ensure!(long.count() == 1, "the fault is not one event");
-    let shares: Vec<f64> = rows(&folder, "vms.csv")?
-        .iter()
-        .filter_map(|row| row["stall_share"].parse().ok())
-        .collect();
+    let rows = rows(&folder, "vms.csv")?;
+    let shares: Vec<f64> = rows.iter().filter_map(|row| row["stall_share"].parse().ok()).collect();
     println!("held {held_ns} ns, recorded {max} ns, shares {shares:?}");
     ensure!(shares.iter().all(|share| *share <= 1.0), "a share above the whole: {shares:?}");
     // Of 3.5 s two whole intervals at least, which are one if the first comes late.
-    let rows = rows(&folder, "vms.csv")?;
     let full =
         rows.iter().filter(|row| row["stall_share"].parse().is_ok_and(|share: f64| share >= 0.99));
     let full_s: f64 = full.filter_map(|row| row["length_s"].parse::<f64>().ok()).sum();

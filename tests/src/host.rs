@@ -1,12 +1,11 @@
 //! Memory limits and settings of this host.
 
+use crate::run;
 use crate::undo::Undo;
-use crate::{PATIENCE, run};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 /// A script that tries a command until it ends well: the kernel takes a while to let go of a
 /// cgroup or a device. In the end its error is shown.
@@ -223,14 +222,10 @@ impl Setting {
         let before = read(path)?;
         // Of several that can be chosen the one in brackets is.
         let before = before.split(['[', ']']).nth(1).unwrap_or(before.trim()).to_owned();
-        let script = retried(&format!("printf %s {} > {path}", quote(&before)));
-        let undo = Undo::script(path, &script)?;
         // The kernel may be busy with what a program that just ended has left.
-        let end = Instant::now() + PATIENCE;
-        while let Err(error) = write(path, value) {
-            ensure!(Instant::now() < end, error);
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let set = |value: &str| retried(&format!("printf %s {} > {path}", quote(value)));
+        let undo = Undo::script(path, &set(&before))?;
+        run(Command::new("sh").args(["-eu", "-c", &set(value)]))?;
         Ok(Self { _undo: undo })
     }
 

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// What a guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,13 +57,23 @@ pub const WORKS: &str = "OVERCOMMIT_GUEST_WORKS";
 /// Instructions of that work.
 const WORK: u32 = 400;
 
-/// A file that the environment names.
+/// Files that this process knows itself, by the variables that would name them.
+static FILES: OnceLock<Vec<(&'static str, PathBuf)>> = OnceLock::new();
+
+/// Names the files of Linux guests for this process, once.
+pub fn name_files(files: impl IntoIterator<Item = (&'static str, PathBuf)>) {
+    FILES.get_or_init(|| files.into_iter().collect());
+}
+
+/// A file that this process or the environment names.
 ///
 /// # Errors
-/// It names none: the tests were not run by `cargo xtask`.
+/// Neither names it: the tests were not run by `cargo xtask`.
 pub fn named_file(variable: &str) -> Result<PathBuf> {
-    let file = std::env::var_os(variable).with_context(|| format!("{variable} is not set"))?;
-    Ok(PathBuf::from(file))
+    let own = FILES.get().into_iter().flatten().find(|(name, _)| *name == variable);
+    let file = own.map(|(_, file)| file.clone());
+    let file = file.or_else(|| std::env::var_os(variable).map(PathBuf::from));
+    file.with_context(|| format!("{variable} is not set"))
 }
 
 /// Assembles a guest if it is not there yet; gives the file to boot.

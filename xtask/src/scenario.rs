@@ -29,10 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     install(&JAVA)?;
     build::all()?;
     payload::assemble()?;
-    for (variable, file) in lab::guest_files()? {
-        // SAFETY: there is one thread yet.
-        unsafe { std::env::set_var(variable, file) };
-    }
+    payload::name_files(lab::guest_files()?);
     let _owner = undo::Undo::call("ownership", give_to_user_behind_sudo);
     for scenario in ALL.iter().filter(|scenario| scenario.name == args.name) {
         run_one(scenario)?;

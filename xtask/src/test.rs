@@ -8,10 +8,10 @@ use crate::setup::{
 };
 use crate::{build, lab};
 use anyhow::{Context, Result, anyhow};
-use nix::sys::signal::Signal;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
-use testbed::{as_child, root, target};
+use testbed::undo::Running;
+use testbed::{root, target};
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -54,7 +54,7 @@ const LIBVIRT: [Tool; 3] = [
 /// The first that fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("test")?;
-    let _busy = (0..args.beside).map(|_| Busy::start()).collect::<Result<Vec<_>>>()?;
+    let _busy = (0..args.beside).map(|_| busy()).collect::<Result<Vec<_>>>()?;
     let mut runs = Vec::new();
     for _ in 0..args.repeat {
         let start = Instant::now();
@@ -202,22 +202,10 @@ fn cargo() -> Command {
 }
 
 /// A process that does nothing but keep a CPU busy.
-struct Busy(Child);
-
-impl Busy {
-    fn start() -> Result<Self> {
-        let mut busy = Command::new("sh");
-        busy.args(["-c", "while :; do :; done"]);
-        as_child(&mut busy, Signal::SIGKILL).spawn().map(Self).context("cannot run sh")
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        // It ends with this process at the latest.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn busy() -> Result<Running> {
+    let mut busy = Command::new("sh");
+    busy.args(["-c", "while :; do :; done"]);
+    Running::start("a busy loop", &mut busy, |child| Ok(child.kill()?))
 }
 
 /// What took how long.

@@ -64,8 +64,7 @@ impl Series {
 
     /// The model of its CPUs. Where it can be, without cmpxchg16b: TCG computes its flags from
     /// stale ones (QEMU before 8.0, helper_cmpxchg16b_unlocked), and an interrupt right after it
-    /// kills the kernel. A Linux guest of 6.1 was not seen to
-    /// boot without it.
+    /// kills the kernel. A Linux guest of 6.1 was not seen to boot without it.
     pub(crate) const fn cpu(self) -> &'static str {
         if self.runs_linux_guests() { "EPYC,+svm" } else { "EPYC,+svm,-cx16" }
     }

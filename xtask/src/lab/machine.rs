@@ -2,7 +2,7 @@
 //! or the time limit ends it at once.
 
 use crate::lab::image::Image;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -86,9 +86,9 @@ pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
     let file = File::create(run.console).context("cannot write the lab's console")?;
     let mut console = Console { name: run.name, file, brief: run.brief, start: Instant::now() };
     let status = watch(&mut console, &lines, run.limit, || Ok(keyboard.write_all(ASK)?));
-    status.with_context(|| match fs::read_to_string(run.complaints) {
-        Ok(complaints) if !complaints.is_empty() => format!("QEMU said: {}", complaints.trim()),
-        _ => "QEMU said nothing".to_owned(),
+    status.map_err(|error| match fs::read_to_string(run.complaints) {
+        Ok(said) if !said.is_empty() => anyhow!("{error:#}\nQEMU said: {}", said.trim()),
+        _ => error,
     })
 }
 

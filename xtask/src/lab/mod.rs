@@ -172,7 +172,7 @@ impl Lab {
         let mut result = self.run();
         // A lost timer interrupt, see `Series::arguments`; whatever is ours hangs twice.
         if let Err(error) = &result
-            && format!("{error:#}").contains(IS_STUCK)
+            && format!("{error:#}").starts_with(IS_STUCK)
         {
             println!("{}: once more: {error:#}", self.label);
             result = self.run();

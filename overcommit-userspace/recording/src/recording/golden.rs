@@ -25,6 +25,7 @@ use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
 use crate::model::vm::{Vm, VmId};
 use crate::recording::folder::{INTERVALS, RUN_FILE, VMS};
+use crate::recording::reader::NONE;
 use crate::recording::{Folder, Recording, Span, Writer, logs};
 use crate::report::{Format, View, rebuild};
 use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Part};
@@ -465,7 +466,7 @@ fn a_log_that_lost_its_tail_takes_nothing_from_the_others() {
     let mut complete = 0;
     let recording = Recording::open(&folder).unwrap();
     recording
-        .each(Span::WHOLE, &|_| false, |_| {
+        .each(Span::WHOLE, NONE, |_| {
             complete += 1;
             Ok(())
         })
@@ -486,6 +487,6 @@ fn a_file_without_a_column_that_every_version_has_is_refused() {
     let text = fs::read_to_string(folder.file(VMS)).unwrap();
     fs::write(folder.file(VMS), text.replacen(",metrics,", ",rows,", 1)).unwrap();
     let recording = Recording::open(&folder).unwrap();
-    let error = recording.each(Span::WHOLE, &|_| false, |_| Ok(())).unwrap_err();
+    let error = recording.each(Span::WHOLE, NONE, |_| Ok(())).unwrap_err();
     assert!(format!("{error:#}").contains("no column metrics"), "{error:#}");
 }

@@ -36,8 +36,8 @@ pub const EVERY: Wanted<'static> = &|_| true;
 pub const NONE: Wanted<'static> = &|_| false;
 
 impl Recording {
-    /// Opens a recording. If it was cut off, what belongs to no complete interval is cut away from
-    /// its files.
+    /// Opens a recording. If it was cut off, what run.json does not know of is cut away from its
+    /// files.
     ///
     /// # Errors
     /// The folder is no recording, is of a newer version, or cannot be read or mended.

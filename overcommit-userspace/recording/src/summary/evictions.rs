@@ -74,10 +74,9 @@ impl EvictionTotals {
             // What was taken while its cgroup was its own counts even if it is not any more.
             let is_told = is_seen && (vm.evictions_absent.is_none() || !taken.is_empty());
             let kswapd_estimate = estimates.remove(&index);
-            is_told.then(|| {
-                let summary = summary(&vm.vm_id, taken, run.sees_drops());
-                let bytes = summary.pages * run.page_size;
-                SummaryEvictions { kswapd_estimate, bytes, ..summary }
+            is_told.then(|| SummaryEvictions {
+                kswapd_estimate,
+                ..summary(&vm.vm_id, taken, run.sees_drops(), run.page_size)
             })
         });
         each.collect()
@@ -88,6 +87,7 @@ fn summary(
     vm_id: &str,
     taken: &BTreeMap<Aggressor, EvictionCounts>,
     sees_drops: bool,
+    page_size: u64,
 ) -> SummaryEvictions {
     let mut all = EvictionCounts::default();
     taken.values().for_each(|counts| all.add(*counts));
@@ -103,7 +103,7 @@ fn summary(
     by.sort_by(|a, b| b.share.total_cmp(&a.share));
     SummaryEvictions {
         pages: all.pages(),
-        bytes: 0,
+        bytes: all.pages() * page_size,
         written_pages: all.written_pages,
         dropped_pages: dropped(all),
         by,
@@ -161,8 +161,7 @@ mod tests {
             (damon, counts(0, 0)),
         ]);
         let told = |taken: &BTreeMap<Aggressor, EvictionCounts>, sees_drops| {
-            let summary = summary("1-1", taken, sees_drops);
-            SummaryEvictions { bytes: summary.pages * 4096, ..summary }
+            summary("1-1", taken, sees_drops, 4096)
         };
         let seen = told(&taken, true);
         assert_eq!((seen.pages, seen.dropped_pages), (100, Some(43)));
