@@ -94,16 +94,19 @@ struct Pair<'a> {
 /// A log cannot be read.
 pub fn compare(base: &[Side], new: &[Side]) -> Result<Comparison> {
     let (pairs, unmatched) = matched(base, new);
-    let wanted: Vec<Vec<&MetricName>> = pairs.iter().map(Pair::metrics).collect();
+    let wanted: Vec<Vec<(MetricName, u64)>> = pairs.iter().map(Pair::thresholds).collect();
     let base_points = points(base, &pairs, &wanted, |pair| &pair.base)?;
     let new_points = points(new, &pairs, &wanted, |pair| &pair.new)?;
     let mut compared = Vec::new();
     for (number, (pair, metrics)) in pairs.iter().zip(&wanted).enumerate() {
-        let of_pair = |points: &[Vec<Series>]| -> Vec<Series> {
-            points.iter().map(|pairs| pairs[number].clone()).collect()
+        let of_pair = |points: &[Vec<Series>], metric: &MetricName| -> Vec<Vec<Point>> {
+            let each = points.iter().map(|pairs| pairs[number].get(metric));
+            each.map(|points| points.cloned().unwrap_or_default()).collect()
         };
-        let (base, new) = (of_pair(&base_points), of_pair(&new_points));
-        compared.extend(latencies(pair, metrics, &base, &new));
+        for (metric, _) in metrics {
+            let (base, new) = (of_pair(&base_points, metric), of_pair(&new_points, metric));
+            compared.extend(latencies(pair, metric, &base, &new));
+        }
         compared.extend(stall(pair));
     }
     let tested: Vec<usize> =
@@ -163,12 +166,10 @@ impl<'a> Pair<'a> {
         first.metrics(vm).filter(is_everywhere).collect()
     }
 
-    /// The quantile of a metric over both sides.
-    fn threshold(&self, metric: &MetricName) -> u64 {
-        let mut pooled = Latencies::empty();
-        let all = self.sides().filter_map(|(side, vm)| side.histogram(*vm, metric));
-        all.for_each(|histogram| pooled.add(histogram));
-        pooled.histogram.value_at_quantile(QUANTILE)
+    /// Those metrics, each with its quantile over both sides.
+    fn thresholds(&self) -> Vec<(MetricName, u64)> {
+        let quantile = |metric| merged(self.sides(), metric).value_at_quantile(QUANTILE);
+        self.metrics().into_iter().map(|metric| (metric.clone(), quantile(metric))).collect()
     }
 }
 
@@ -176,21 +177,20 @@ impl<'a> Pair<'a> {
 fn points<'a>(
     side: &'a [Side],
     pairs: &[Pair<'a>],
-    wanted: &[Vec<&MetricName>],
+    wanted: &[Vec<(MetricName, u64)>],
     of_pair: for<'b> fn(&'b Pair<'a>) -> &'b Vec<(&'a Side, usize)>,
 ) -> Result<Vec<Vec<Series>>> {
     let each = side.iter().enumerate().map(|(number, recording)| {
         let mut thresholds = vec![Vec::new(); recording.vms().count()];
         for (pair, metrics) in pairs.iter().zip(wanted) {
-            let of = metrics.iter().map(|metric| ((*metric).clone(), pair.threshold(metric)));
-            thresholds[of_pair(pair)[number].1].extend(of);
+            thresholds[of_pair(pair)[number].1].extend(metrics.iter().cloned());
         }
         // In the order in which they were asked for: two pairs may share a VM of one side.
         let mut points: Vec<_> =
             recording.above(&thresholds)?.into_iter().map(Vec::into_iter).collect();
         let of_pairs = pairs.iter().zip(wanted).map(|(pair, metrics)| {
             let points = points[of_pair(pair)[number].1].by_ref();
-            metrics.iter().map(|metric| (*metric).clone()).zip(points).collect()
+            metrics.iter().map(|(metric, _)| metric.clone()).zip(points).collect()
         });
         Ok(of_pairs.collect())
     });
@@ -199,29 +199,27 @@ fn points<'a>(
 
 fn latencies(
     pair: &Pair<'_>,
-    metrics: &[&MetricName],
-    base: &[Series],
-    new: &[Series],
-) -> Vec<Compared> {
-    let mut compared = Vec::new();
-    for metric in metrics {
-        let of = |points: &[Series]| -> Vec<Vec<Point>> {
-            points.iter().map(|points| points.get(*metric).cloned().unwrap_or_default()).collect()
-        };
-        let (base, new) = (of(base), of(new));
-        let p99 = |side: &[(&Side, usize)]| merged(side, metric).value_at_quantile(QUANTILE) as f64;
-        let tail = Figure { name: FigureName::P99, mean: tail_share, needs_events: true };
-        let values = (p99(&pair.base), p99(&pair.new));
-        compared.push(tail.compare(pair, metric.as_str(), values, &base, &new));
-        let rate = Figure { name: FigureName::Rate, mean: rate, needs_events: false };
-        compared.push(rate.compare(pair, metric.as_str(), rates(&base, &new), &base, &new));
-    }
-    compared
+    metric: &MetricName,
+    base: &[Vec<Point>],
+    new: &[Vec<Point>],
+) -> [Compared; 2] {
+    let p99 = |side: &[(&Side, usize)]| merged(side, metric).value_at_quantile(QUANTILE) as f64;
+    let tail = Figure { name: FigureName::P99, mean: tail_share, needs_events: true };
+    let rate = Figure { name: FigureName::Rate, mean: rate, needs_events: false };
+    [
+        tail.compare(pair, metric.as_str(), (p99(&pair.base), p99(&pair.new)), base, new),
+        rate.compare(pair, metric.as_str(), rates(base, new), base, new),
+    ]
 }
 
-fn merged(side: &[(&Side, usize)], metric: &MetricName) -> Histogram<u64> {
+/// The distribution of a metric over several recordings.
+fn merged<'a>(
+    sides: impl IntoIterator<Item = &'a (&'a Side, usize)>,
+    metric: &MetricName,
+) -> Histogram<u64> {
     let mut all = Latencies::empty();
-    side.iter().filter_map(|(run, vm)| run.histogram(*vm, metric)).for_each(|h| all.add(h));
+    let each = sides.into_iter().filter_map(|(run, vm)| run.histogram(*vm, metric));
+    each.for_each(|histogram| all.add(histogram));
     all.histogram
 }
 

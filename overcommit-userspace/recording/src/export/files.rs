@@ -111,10 +111,13 @@ fn parts(recording: &Recording, span: Span) -> Result<Vec<Part>> {
 
 fn content(recording: &Recording, parts: &[Part]) -> String {
     let vms: BTreeSet<&str> = recording.run.vms.iter().map(|vm| vm.name.as_str()).collect();
-    let metrics: BTreeSet<&MetricName> = parts.iter().map(|(_, metric)| metric).collect();
     let vms: Vec<&str> = vms.into_iter().collect();
-    let metrics: Vec<&str> = metrics.into_iter().map(MetricName::as_str).collect();
+    let metrics: Vec<&str> = metrics(parts).into_iter().map(MetricName::as_str).collect();
     format!("the VMs {}, and of them {}", vms.join(", "), metrics.join(", "))
+}
+
+fn metrics(parts: &[Part]) -> BTreeSet<&MetricName> {
+    parts.iter().map(|(_, metric)| metric).collect()
 }
 
 /// A file of each part, with its head.
@@ -142,8 +145,8 @@ fn distributions(
     parts: &[Part],
 ) -> Result<BTreeMap<Part, Vec<u8>>> {
     let mut totals = Totals::of(recording.run.vms.len());
-    let is_meant = |name: &MetricName| parts.iter().any(|(_, metric)| metric == name);
-    recording.each(span, &is_meant, |interval| {
+    let metrics = metrics(parts);
+    recording.each(span, &|name| metrics.contains(name), |interval| {
         totals.add(interval);
         Ok(())
     })?;
@@ -157,8 +160,8 @@ fn distributions(
 fn rows(recording: &Recording, span: Span, parts: &[Part]) -> Result<BTreeMap<Part, Vec<u8>>> {
     let columns = columns::metrics();
     let mut files = begun(parts, &csv::head(&columns));
-    let is_meant = |name: &MetricName| parts.iter().any(|(_, metric)| metric == name);
-    recording.each(span, &is_meant, |interval| {
+    let metrics = metrics(parts);
+    recording.each(span, &|name| metrics.contains(name), |interval| {
         for metric in interval.metrics() {
             if let Some(file) = files.get_mut(&(metric.vm, metric.name.clone())) {
                 let row = Row { run: &recording.run, place: &interval.place, of: metric };

@@ -79,11 +79,6 @@ impl Writer {
         Ok(writer)
     }
 
-    /// The folder of the recording.
-    pub fn folder(&self) -> &Folder {
-        &self.folder
-    }
-
     /// Adds an interval to all logs, then says so in run.json.
     ///
     /// # Errors

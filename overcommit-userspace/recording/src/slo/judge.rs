@@ -94,15 +94,6 @@ impl Judging {
         Self { objectives, each }
     }
 
-    /// Whether the distribution of a metric is needed.
-    pub fn needs(&self, metric: &MetricName) -> bool {
-        let of = |objective: &Objective| match &objective.bound {
-            Bound::Latency { metric: wanted, .. } => wanted == metric,
-            Bound::StallShare { .. } => false,
-        };
-        self.objectives.iter().any(of)
-    }
-
     /// Adds an interval.
     pub fn add(&mut self, run: &Run, interval: &Interval) {
         for (objective, each) in self.objectives.iter().zip(&mut self.each) {
