@@ -110,21 +110,26 @@ fn slow_device() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let _settings = [Setting::small_pages()?, Setting::no_readahead()?];
     let cgroup = MemoryCgroup::new("slow")?;
-    let _swap = SlowSwap::new(512, 600)?;
+    // Each read takes longer than a wait for a CPU on a busy machine.
+    let _swap = SlowSwap::new(512, 100)?;
     let mut guest = Vm::start(&Config { cgroup: Some(&cgroup), ..Config::new("squeezed", MIB) })?;
     guest.await_passes(1)?;
     guest.stop()?;
     cgroup.push_out()?;
     let folder = dir.path().join("run");
-    let vm = recorded(&folder, &mut guest, 3_000, &["--slow-faults", "50ms"])?;
+    let vm = recorded(&folder, &mut guest, 300, &["--slow-faults", "5ms"])?;
     let (reclaim, io) = (fault_share(&vm, "reclaim")?, fault_share(&vm, "io")?);
     ensure!(reclaim <= 0.01 && io >= 0.7, "reclaim {reclaim:.2}, device {io:.2}: {vm:#}");
-    ensure!(figure(&vm, "fault.major", "p99_ns")? > 10_000_000, "the device is not slow: {vm:#}");
+    ensure!(figure(&vm, "fault.major", "p99_ns")? > 5_000_000, "the device is not slow: {vm:#}");
     let slow = rows(&folder, "slow-faults.csv")?;
-    let row = slow.first().context("no slow faults")?;
-    println!("{}", row["stack"]);
-    // A few may have waited for a CPU.
-    let read = slow.iter().filter(|row| row["stack"].contains(";do_swap_page;")).count();
-    ensure!(read * 10 >= slow.len() * 9, "{read} of {}: {row:#?}", slow.len());
+    let ns = |row: &Row, column: &str| row[column].parse::<u64>().unwrap_or(0);
+    // The others waited for a CPU.
+    let waited = slow.iter().filter(|row| ns(row, "io_ns") * 2 > ns(row, "latency_ns"));
+    let (swapped, other): (Vec<_>, Vec<_>) =
+        waited.partition(|row| row["stack"].contains(";do_swap_page;"));
+    println!("slow: {} of swap, {} of {}", swapped.len(), other.len(), slow.len());
+    println!("{}", swapped.first().context("none waited for the device")?["stack"]);
+    // Those read QEMU's own files.
+    ensure!(swapped.len() > other.len() * 2, "{other:#?}");
     Ok(())
 }

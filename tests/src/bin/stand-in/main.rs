@@ -263,19 +263,26 @@ const BUSY: usize = 64 << 8;
 fn locked(faults: usize, busy: usize) -> Result<String> {
     let areas = (0..faults).map(|_| area()).collect::<Result<Vec<_>>>()?;
     let done = Arc::new(AtomicBool::new(false));
-    let ends = Arc::clone(&done);
+    let changing = Arc::new(AtomicBool::new(false));
+    let (ends, begins) = (Arc::clone(&done), Arc::clone(&changing));
     let changes = std::thread::spawn(move || {
         // On a single CPU it is to lose it in the middle of a change.
         let _ = set_niceness(19);
         while !ends.load(Relaxed) {
             for protection in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
+                begins.store(true, Relaxed);
                 // SAFETY: nobody touches the mapping meanwhile.
                 unsafe { libc::mprotect(busy as *mut _, BUSY * PAGE, protection) };
+                begins.store(false, Relaxed);
             }
         }
     });
     for area in areas {
         std::thread::sleep(Duration::from_micros(200));
+        // A busy machine may run that thread late.
+        while !changing.load(Relaxed) {
+            std::thread::yield_now();
+        }
         touch(area, 1);
     }
     done.store(true, Relaxed);
