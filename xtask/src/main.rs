@@ -35,6 +35,12 @@ enum Command {
     Lab(lab::Args),
     /// Show a failure of the field on real VMs
     Scenario(scenario::Args),
+    /// Say how often compare is wrong, of many made-up loads
+    Simulate {
+        /// Comparisons of each load, as a multiple of what the tests do
+        #[arg(long, default_value_t = 10)]
+        times: u32,
+    },
     /// Run every check and test
     Test(test::Args),
 }
@@ -48,6 +54,7 @@ fn main() -> ExitCode {
         Command::Docs => docs::run(),
         Command::Lab(args) => lab::run(&args),
         Command::Scenario(args) => scenario::run(&args),
+        Command::Simulate { times } => test::simulate(times),
         Command::Test(args) => test::run(&args),
     });
     match done {

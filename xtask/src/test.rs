@@ -132,7 +132,7 @@ fn native(args: &Args, steps: &mut Steps) -> Result<()> {
         steps.run("unit and property tests", unit_tests)?;
     }
     if args.filter.is_none() && !args.quick {
-        steps.run("simulated recordings", simulation)?;
+        steps.run("simulated recordings", || simulate(1))?;
     }
     steps.run("end-to-end tests", || end_to_end(args))
 }
@@ -175,9 +175,12 @@ fn unit_tests() -> Result<()> {
     show(cargo().args(["test", "--quiet", "--workspace", "--lib", "--bins"]))
 }
 
-fn simulation() -> Result<()> {
-    let package = ["--package", "overcommit-tests", "--test", "simulation"];
-    show(cargo().args(["test", "--quiet", "--release"]).args(package).args(["--", "--nocapture"]))
+/// Comparisons of made-up loads, so many times as many as the tests do.
+pub(crate) fn simulate(times: u32) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["test", "--quiet", "--release", "--package", "overcommit-tests"]);
+    cargo.args(["--test", "simulation", "--", "--nocapture"]);
+    show(cargo.env("OVERCOMMIT_SIMULATE_TIMES", times.to_string()))
 }
 
 fn end_to_end(args: &Args) -> Result<()> {

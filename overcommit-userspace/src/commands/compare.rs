@@ -3,11 +3,11 @@
 use crate::commands::SpanArgs;
 use crate::terminal::print;
 use anyhow::{Context, Result, ensure};
+use overcommit_recording::compare::compare;
 use overcommit_recording::compare::series::Side;
-use overcommit_recording::compare::{Compared, compare};
 use overcommit_recording::recording::run_file;
 use overcommit_recording::recording::{Folder, Recording};
-use overcommit_recording::slo::judge::BROKEN;
+use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
 use overcommit_recording::view::comparison_text;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ pub struct Args {
     base: PathBuf,
     /// The recording after it, or a folder with several
     dir: PathBuf,
-    /// End with 3 if something is proven to be worse
+    /// Exit with 3 if something is proven to be worse, and with 4 if nothing could be judged
     #[arg(long)]
     fail_on_regression: bool,
     /// Print it as JSON
@@ -40,8 +40,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     } else {
         print(&comparison_text::text(&compared))?;
     }
-    let is_worse = compared.compared.iter().any(Compared::is_regression);
-    Ok(ExitCode::from(if args.fail_on_regression && is_worse { BROKEN } else { 0 }))
+    Ok(ExitCode::from(match args.fail_on_regression {
+        true if compared.is_worse() => BROKEN,
+        true if !compared.is_judged() => NOT_JUDGED,
+        _ => 0,
+    }))
 }
 
 /// A recording, or each of those in a folder.

@@ -39,24 +39,30 @@ pub fn cut(points: &[Point]) -> Option<[Batch; BATCHES]> {
     let mut batches = [Batch::default(); BATCHES];
     let pieces = stretches.iter().flat_map(|stretch| stretch.chunks_exact(length));
     for (batch, piece) in batches.iter_mut().zip(pieces) {
-        for point in piece {
-            batch.length_s += point.length_s;
-            batch.all += point.all;
-            batch.meant += point.meant;
-        }
+        *batch = summed(piece);
     }
     Some(batches)
 }
 
-/// Intervals over which it is looked how much one resembles a later one.
+/// Sums over which it is looked how much one resembles a later one: what changes slowly is
+/// hidden by the noise of single intervals.
+const SUMS: [usize; 3] = [1, 4, 16];
+/// How much later, in sums.
 const LAGS: usize = 5;
 
 /// Time that recordings must have for their batches to know little of each other, in
 /// seconds.
-pub fn needed_s(recordings: &[Vec<Point>]) -> f64 {
-    let (mut products, mut length_s, mut count) = ([0.0; LAGS + 1], 0.0, 0.0);
+pub fn needed_s(recordings: &[&[Point]]) -> f64 {
+    let times = SUMS.iter().map(|sum| correlation_time_s(recordings, *sum));
+    BATCHES as f64 * CORRELATION_TIMES * times.fold(0.0, f64::max)
+}
+
+/// The time in which the resemblance of sums of so many intervals fades, in seconds.
+fn correlation_time_s(recordings: &[&[Point]], sum: usize) -> f64 {
+    let (mut products, mut squares, mut length_s, mut count) = ([0.0; LAGS + 1], 0.0, 0.0, 0.0);
     for points in recordings {
-        let sum = |of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>();
+        let points: Vec<Batch> = points.chunks_exact(sum).map(summed).collect();
+        let sum = |of: fn(&Batch) -> f64| points.iter().map(of).sum::<f64>();
         let (all, meant) = (sum(|point| point.all), sum(|point| point.meant));
         let share = if all > 0.0 { meant / all } else { 0.0 };
         let deviations: Vec<f64> =
@@ -65,20 +71,47 @@ pub fn needed_s(recordings: &[Vec<Point>]) -> f64 {
             *product +=
                 deviations.iter().zip(deviations.iter().skip(lag)).map(|(a, b)| a * b).sum::<f64>();
         }
+        squares += sum(|point| point.meant * point.meant);
         length_s += sum(|point| point.length_s);
         count += points.len() as f64;
     }
-    if products[0] <= 0.0 || products[1] / products[0] < 2.0 / f64::sqrt(count) {
+    // Sums that are all the same differ by how they are rounded.
+    let is_flat = products[0] <= squares * 1e-18;
+    if is_flat || products[1] / products[0] < 2.0 / f64::sqrt(count) {
         return 0.0;
     }
-    // The factor by which the resemblance fades from lag to lag. From the first interval
-    // to the next it says little: chance in each makes it smaller, and intervals that are
-    // long against it larger.
+    // The factor by which the resemblance fades from lag to lag. From the first sum to the
+    // next it says little: chance in each makes it smaller, and sums that are long against it
+    // larger.
     let fading = |pair: &[f64]| pair[0] * pair[1];
     let factor = products[1..].windows(2).map(fading).sum::<f64>()
         / products[1..LAGS].iter().map(|product| product * product).sum::<f64>();
-    let correlation_time_s = -(length_s / count) / factor.clamp(1e-9, 0.999).ln();
-    BATCHES as f64 * CORRELATION_TIMES * correlation_time_s
+    -(length_s / count) / factor.clamp(1e-9, 0.999).ln()
+}
+
+fn summed(points: &[Point]) -> Batch {
+    let sum = |of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>();
+    Batch {
+        length_s: sum(|point| point.length_s),
+        all: sum(|point| point.all),
+        meant: sum(|point| point.meant),
+    }
+}
+
+/// Von Neumann's ratio below which batches resemble their neighbours: 2 is chance.
+const DRIFT: f64 = 1.2;
+
+/// Whether the means of batches, of each recording apart, follow a drift.
+pub fn drifts(recordings: &[[f64; BATCHES]]) -> bool {
+    let (mut steps, mut deviations) = (0.0, 0.0);
+    for means in recordings {
+        let mean = means.iter().sum::<f64>() / BATCHES as f64;
+        deviations += means.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+        steps += means.windows(2).map(|pair| (pair[1] - pair[0]).powi(2)).sum::<f64>();
+    }
+    // A recording has one step fewer than means.
+    let ratio = steps / deviations * (BATCHES as f64 / (BATCHES as f64 - 1.0));
+    deviations > 0.0 && ratio < DRIFT
 }
 
 #[cfg(test)]
@@ -108,8 +141,28 @@ mod tests {
             let point = |n| Point { interval: n, length_s: 1.0, all: 10.0, meant: meant(n as f64) };
             [(0..600).map(point).collect()]
         };
-        assert!(needed_s(&wave(60.0)) > needed_s(&wave(20.0)));
-        assert!(needed_s(&wave(2.0)) < 1.0);
-        assert_eq!(needed_s(&[points(0..100)]), 0.0);
+        let needed_s = |[points]: [Vec<Point>; 1]| needed_s(&[points.as_slice()]);
+        assert!(needed_s(wave(60.0)) > needed_s(wave(20.0)));
+        assert!(needed_s(wave(2.0)) < 1.0);
+        assert_eq!(needed_s([points(0..100)]), 0.0);
+    }
+
+    #[test]
+    fn a_slow_change_is_seen_behind_the_noise_of_single_intervals() {
+        let meant = |n: u64| {
+            let noise = if n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0 { 0.0 } else { 8.0 };
+            noise + (n as f64 / 300.0 * std::f64::consts::TAU).sin()
+        };
+        let point = |n| Point { interval: n, length_s: 1.0, all: 10.0, meant: meant(n) };
+        let points: Vec<Point> = (0..600).map(point).collect();
+        assert_eq!(correlation_time_s(&[&points], 1), 0.0);
+        assert!(needed_s(&[&points]) > 600.0);
+    }
+
+    #[test]
+    fn a_drift_is_told_from_chance() {
+        assert!(drifts(&[[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], [5.0; BATCHES]]));
+        assert!(!drifts(&[[1.0, 8.0, 3.0, 6.0, 5.0, 4.0, 7.0, 2.0], [5.0; BATCHES]]));
+        assert!(!drifts(&[[5.0; BATCHES]; 2]), "nothing changes at all");
     }
 }

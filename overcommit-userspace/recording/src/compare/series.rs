@@ -1,14 +1,14 @@
 //! What of a recording is compared, interval by interval.
 
 use crate::compare::batches::Point;
-use crate::model::coverage::Coverage;
+use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 use crate::model::run::RunVm;
 use crate::model::totals::Totals;
 use crate::recording::{Recording, Span};
 use anyhow::Result;
 use hdrhistogram::Histogram;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A recording that is compared, read once for its totals.
 #[derive(Debug)]
@@ -20,9 +20,6 @@ pub struct Side {
     /// Of each VM, interval by interval: the time of its vCPUs, and how much they waited.
     stalls: Vec<Vec<Point>>,
 }
-
-/// Points of a VM of a pair, by metric.
-pub type Series = BTreeMap<MetricName, Vec<Point>>;
 
 impl Side {
     /// Reads it, or the part that is meant.
@@ -55,21 +52,24 @@ impl Side {
         self.recording.run.vms.iter().enumerate()
     }
 
-    /// The metrics of a VM that can be compared.
-    pub fn metrics(&self, vm: usize) -> impl Iterator<Item = &MetricName> {
+    /// The metrics of a VM that are compared and of which anything was counted.
+    pub fn counted(&self, vm: usize) -> impl Iterator<Item = &MetricName> {
         let metrics = self.totals.vms[vm].metrics.iter();
         metrics
-            .filter(move |(name, totals)| {
-                name.is_compared()
-                    && totals.coverage != Coverage::Absent
-                    && totals.latencies.count() > 0
-            })
+            .filter(|(name, totals)| name.is_compared() && totals.latencies.count() > 0)
             .map(|(name, _)| name)
     }
 
-    /// The distribution of a metric over the whole time.
-    pub fn histogram(&self, vm: usize, metric: &MetricName) -> Option<&Histogram<u64>> {
-        Some(&self.totals.vms[vm].metrics.get(metric)?.latencies.histogram)
+    /// Why a metric of a VM was not looked at, if so: that none were counted says nothing then.
+    pub fn unseen(&self, vm: usize, metric: &MetricName) -> Option<String> {
+        let run = &self.recording.run;
+        run.coverage_of(&run.vms[vm], metric).1
+    }
+
+    /// The distribution of a metric over the whole time; `None` if none were counted.
+    pub fn latencies(&self, vm: usize, metric: &MetricName) -> Option<&Latencies> {
+        let totals = self.totals.vms[vm].metrics.get(metric)?;
+        Some(&totals.latencies).filter(|latencies| latencies.count() > 0)
     }
 
     /// Of each interval how many were counted, and how many of them exceed a threshold, in

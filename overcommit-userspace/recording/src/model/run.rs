@@ -1,8 +1,9 @@
 //! What holds for a whole recording: run.json is this.
 
 use crate::model::clock::Clocks;
-use crate::model::coverage::{Coverage, MetricCoverage, Seen};
+use crate::model::coverage::{Coverage, MetricCoverage, Seen, coverage_of};
 use crate::model::interval::FileFaults;
+use crate::model::metric::MetricName;
 use crate::model::name::FOLDER_MAX;
 use crate::model::swap::SwapSources;
 use crate::model::swapins::Swapins;
@@ -280,6 +281,24 @@ impl RunVm {
 }
 
 impl Run {
+    /// How much of a metric can be seen of a VM; why not, if nothing can.
+    pub fn coverage_of(&self, vm: &RunVm, metric: &MetricName) -> (Coverage, Option<String>) {
+        let absent =
+            |why: &str| (Coverage::Absent, Some(format!("{} is absent: {why}", metric.as_str())));
+        if metric.is_of_exits()
+            && let Some(why) = &vm.exits_absent
+        {
+            return absent(why);
+        }
+        match coverage_of(&self.coverage, metric) {
+            Coverage::Absent => {
+                let entry = self.coverage.iter().find(|entry| metric.is_in(&entry.metric));
+                absent(entry.and_then(|entry| entry.not_seen.first()).map_or("", String::as_str))
+            }
+            coverage => (coverage, None),
+        }
+    }
+
     /// The schema that this version writes.
     pub fn schema() -> String {
         format!("{SCHEMA}/{MAJOR}")

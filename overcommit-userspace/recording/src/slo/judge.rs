@@ -3,7 +3,7 @@
 //! Every fault is counted, so a figure has no sampling error; but a quantile of too
 //! few samples is just their maximum, and what was not all seen can only be worse.
 
-use crate::model::coverage::{Coverage, coverage_of};
+use crate::model::coverage::Coverage;
 use crate::model::interval::{Interval, Place, Stall, StallSource, VmInterval};
 use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
@@ -159,7 +159,7 @@ fn in_an_interval(objective: &Objective, run: &Run, of: &RunVm, vm: &VmInterval)
         Bound::Latency { metric, quantile, limit_ns } => {
             let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
             InOne::Is(counted.map_or_else(
-                || none_counted(declared(run, of, metric).0).0,
+                || none_counted(run.coverage_of(of, metric).0).0,
                 |entry| {
                     let latencies = &entry.latencies;
                     let samples =
@@ -210,24 +210,6 @@ impl OneByOne {
     }
 }
 
-/// How much of a metric can be seen of a VM; why not, if nothing can.
-fn declared(run: &Run, vm: &RunVm, metric: &MetricName) -> (Coverage, Option<String>) {
-    let absent =
-        |why: &str| (Coverage::Absent, Some(format!("{} is absent: {why}", metric.as_str())));
-    if metric.is_of_exits()
-        && let Some(why) = &vm.exits_absent
-    {
-        return absent(why);
-    }
-    match coverage_of(&run.coverage, metric) {
-        Coverage::Absent => {
-            let entry = run.coverage.iter().find(|entry| metric.is_in(&entry.metric));
-            absent(entry.and_then(|entry| entry.not_seen.first()).map_or("", String::as_str))
-        }
-        coverage => (coverage, None),
-    }
-}
-
 /// One VM of the recording.
 struct Case<'a> {
     run: &'a Run,
@@ -269,7 +251,7 @@ impl Case<'_> {
 
     /// How much of a metric was seen of this VM; why not, if nothing was.
     fn coverage(&self, metric: &MetricName) -> (Coverage, Option<String>) {
-        match declared(self.run, self.vm, metric) {
+        match self.run.coverage_of(self.vm, metric) {
             (coverage, None) if metric.is_always_written() => {
                 (coverage.max(self.totals.seen.coverage()), None)
             }

@@ -16,6 +16,9 @@ pub fn text(compared: &Comparison) -> String {
     for vm in &compared.unmatched {
         let _ = writeln!(text, "{vm}: on one side alone, or not the only one there.");
     }
+    for left_out in &compared.left_out {
+        let _ = writeln!(text, "{left_out}: not compared.");
+    }
     for warning in &compared.warnings {
         let _ = writeln!(text, "Note: {warning}.");
     }
@@ -36,9 +39,9 @@ fn line(entry: &Compared) -> String {
         FigureName::Share => entry.metric.clone(),
     };
     let claim = match (&entry.why_not, entry.p) {
-        (Some(why), _) => format!("nothing can be claimed, {why}."),
+        (Some(why), _) => format!("not judged, {why}."),
         (None, Some(p)) if entry.is_real => {
-            let word = if entry.new > entry.base { "WORSE" } else { "better" };
+            let word = if entry.is_more() { "WORSE" } else { "better" };
             format!("{word}, p = {p:.2e}.")
         }
         (None, p) => format!(
@@ -49,7 +52,8 @@ fn line(entry: &Compared) -> String {
     format!("{}: {what} {figures}: {claim}", entry.vm)
 }
 
-fn shown(figure: FigureName, value: f64) -> String {
+fn shown(figure: FigureName, value: Option<f64>) -> String {
+    let Some(value) = value else { return "none".to_owned() };
     match figure {
         FigureName::P99 => readable(value as u64),
         FigureName::Share => format!("{:.2} %", value * 100.0),

@@ -1,0 +1,183 @@
+//! The figures that are compared, run by run.
+
+use crate::compare::batches::Point;
+use crate::compare::pairs::Pair;
+use crate::compare::series::Side;
+use crate::model::latencies::Latencies;
+use crate::model::metric::MetricName;
+use anyhow::Result;
+use overcommit_ebpf::layout::Metric;
+use serde::Serialize;
+
+/// Quantile that is compared.
+const QUANTILE: f64 = 0.99;
+
+/// What of a metric is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum FigureName {
+    /// Its quantile 0.99.
+    #[serde(rename = "p99_ns")]
+    P99,
+    /// How many a second.
+    #[serde(rename = "rate_per_s")]
+    Rate,
+    /// A share of the time.
+    #[serde(rename = "share")]
+    Share,
+}
+
+/// A figure of a VM in all recordings of both sides.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// The VM's name.
+    pub vm: String,
+    /// Which metric, or `stall.share`.
+    pub metric: String,
+    /// Which figure of it.
+    pub name: FigureName,
+    /// In each recording of the base.
+    pub base: Vec<RunFigure>,
+    /// In each of the other side.
+    pub new: Vec<RunFigure>,
+}
+
+/// A figure in one recording.
+#[derive(Clone, Debug)]
+pub struct RunFigure {
+    /// Its intervals. Of a quantile: how many were counted, and how many of them exceed that of
+    /// all recordings together. Of a rate: seconds, and how many were counted. Of a share: the
+    /// time, and the part of it.
+    pub points: Vec<Point>,
+    /// What it was in the whole recording; `None` is a quantile of nothing.
+    pub value: Option<f64>,
+}
+
+/// The share of VM time that was lost to memory, among the metrics.
+pub const STALL_SHARE: &str = "stall.share";
+
+impl Figure {
+    /// Whether it goes up and down with the load, so that more of it is not worse.
+    pub fn goes_with_the_load(&self) -> bool {
+        let harm = [Metric::FaultMajor, Metric::Swapin].map(Metric::name);
+        self.name == FigureName::Rate && !harm.contains(&self.metric.as_str())
+    }
+}
+
+/// The figures of each pair; and what is left out of the comparison, with the reason.
+///
+/// # Errors
+/// A log cannot be read.
+pub fn figures(
+    base: &[Side],
+    new: &[Side],
+    pairs: &[Pair<'_>],
+) -> Result<(Vec<Figure>, Vec<String>)> {
+    let mut left_out = Vec::new();
+    let wanted: Vec<Vec<(MetricName, u64)>> =
+        pairs.iter().map(|pair| thresholds(pair, &mut left_out)).collect();
+    let base = points(base, pairs, &wanted, |pair| &pair.base)?;
+    let new = points(new, pairs, &wanted, |pair| &pair.new)?;
+    let mut figures = Vec::new();
+    for (number, (pair, metrics)) in pairs.iter().zip(&wanted).enumerate() {
+        for (at, (metric, _)) in metrics.iter().enumerate() {
+            let of = |name, is: fn(Option<&Latencies>, &[Point]) -> RunFigure| {
+                let side = |side: &[(&Side, usize)], points: &[Vec<Vec<Vec<Point>>>]| {
+                    let runs = side.iter().zip(points);
+                    runs.map(|((run, vm), points)| {
+                        is(run.latencies(*vm, metric), &points[number][at])
+                    })
+                    .collect()
+                };
+                Figure {
+                    vm: pair.name.clone(),
+                    metric: metric.as_str().to_owned(),
+                    name,
+                    base: side(&pair.base, &base),
+                    new: side(&pair.new, &new),
+                }
+            };
+            figures.push(of(FigureName::P99, tail));
+            figures.push(of(FigureName::Rate, rate));
+        }
+        match stall(pair) {
+            Some(figure) => figures.push(figure),
+            None => left_out.push(format!(
+                "{}: {STALL_SHARE}: a recording does not know its vCPU threads",
+                pair.name
+            )),
+        }
+    }
+    Ok((figures, left_out))
+}
+
+/// The metrics that every recording looked at, each with its quantile over both sides.
+fn thresholds(pair: &Pair<'_>, left_out: &mut Vec<String>) -> Vec<(MetricName, u64)> {
+    let mut thresholds = Vec::new();
+    for metric in pair.counted() {
+        let unseen = pair.everywhere().find_map(|(side, vm)| match side.latencies(*vm, metric) {
+            Some(_) => None,
+            None => side.unseen(*vm, metric).map(|why| (side, why)),
+        });
+        if let Some((side, why)) = unseen {
+            let folder = side.recording.folder.path().display();
+            left_out.push(format!("{}: {} (in {folder})", pair.name, why));
+            continue;
+        }
+        let mut all = Latencies::empty();
+        let each = pair.everywhere().filter_map(|(side, vm)| side.latencies(*vm, metric));
+        each.for_each(|latencies| all.merge(latencies));
+        thresholds.push((metric.clone(), all.histogram.value_at_quantile(QUANTILE)));
+    }
+    thresholds
+}
+
+/// Of every recording of a side the points of each pair and metric; its logs are read once.
+fn points<'a>(
+    side: &'a [Side],
+    pairs: &[Pair<'a>],
+    wanted: &[Vec<(MetricName, u64)>],
+    of_pair: for<'b> fn(&'b Pair<'a>) -> &'b Vec<(&'a Side, usize)>,
+) -> Result<Vec<Vec<Vec<Vec<Point>>>>> {
+    let each = side.iter().enumerate().map(|(number, recording)| {
+        let mut thresholds = vec![Vec::new(); recording.vms().count()];
+        for (pair, metrics) in pairs.iter().zip(wanted) {
+            thresholds[of_pair(pair)[number].1] = metrics.clone();
+        }
+        let mut points = recording.above(&thresholds)?;
+        let of_pairs =
+            pairs.iter().map(|pair| std::mem::take(&mut points[of_pair(pair)[number].1]));
+        Ok(of_pairs.collect())
+    });
+    each.collect()
+}
+
+fn tail(latencies: Option<&Latencies>, points: &[Point]) -> RunFigure {
+    let p99 = latencies.and_then(|latencies| latencies.quantile(QUANTILE));
+    RunFigure { points: points.to_vec(), value: p99.map(|ns| ns as f64) }
+}
+
+fn rate(_: Option<&Latencies>, points: &[Point]) -> RunFigure {
+    let over_time = |point: &Point| Point { all: point.length_s, meant: point.all, ..*point };
+    part(points.iter().map(over_time).collect())
+}
+
+fn stall(pair: &Pair<'_>) -> Option<Figure> {
+    let side = |side: &[(&Side, usize)]| -> Option<Vec<RunFigure>> {
+        let points = side.iter().map(|(run, vm)| run.stalls(*vm));
+        points.map(|points| (!points.is_empty()).then(|| part(points.to_vec()))).collect()
+    };
+    Some(Figure {
+        vm: pair.name.clone(),
+        metric: STALL_SHARE.to_owned(),
+        name: FigureName::Share,
+        base: side(&pair.base)?,
+        new: side(&pair.new)?,
+    })
+}
+
+/// What part of all is meant.
+fn part(points: Vec<Point>) -> RunFigure {
+    let sum = |of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>();
+    let value = sum(|point| point.meant) / sum(|point| point.all).max(f64::MIN_POSITIVE);
+    RunFigure { points, value: Some(value) }
+}
