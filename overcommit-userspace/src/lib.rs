@@ -8,6 +8,7 @@
 // Output goes through `terminal::print` and `say`, which survive a closed pipe.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod ab;
 pub mod commands;
 pub mod host;
 pub mod kernel;

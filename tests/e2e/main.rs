@@ -3,6 +3,7 @@
 //! A test that cannot run here is skipped before it starts, with its reason; a
 //! skip fails the run unless OVERCOMMIT_ALLOW_SKIPS is set.
 
+mod ab;
 mod causes;
 mod counts;
 mod evictions;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     let one_of_each = std::env::var_os("OVERCOMMIT_ONE_OF_EACH").is_some();
     let wanted = |tests: Tests| if one_of_each { &tests[..1] } else { tests };
     let tests: Vec<Test> = [
+        ab::TESTS,
         causes::TESTS,
         counts::TESTS,
         evictions::TESTS,

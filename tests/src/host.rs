@@ -140,6 +140,13 @@ impl MemoryCgroup {
         write(self.path.join(self.limit), &(mebibytes << 20).to_string())
     }
 
+    /// The same as a shell does it.
+    pub fn limit_script(&self, mebibytes: u64) -> String {
+        let path = self.path.join(self.limit).display().to_string();
+        // The kernel refuses while it cannot take away enough.
+        format!("until echo {} > {}; do sleep 0.1; done 2>/dev/null", mebibytes << 20, quote(&path))
+    }
+
     /// Holds back what needs more than that (v2).
     ///
     /// # Errors

@@ -24,6 +24,7 @@ const USERSPACE: Floors = &[
     &["probes", "host"],
     &["sampler"],
     &["session"],
+    &["ab"],
     &["commands"],
 ];
 

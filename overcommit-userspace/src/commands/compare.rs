@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use overcommit_recording::compare::compare;
 use overcommit_recording::compare::series::Side;
 use overcommit_recording::recording::run_file;
-use overcommit_recording::recording::{Folder, Recording};
+use overcommit_recording::recording::{Folder, Recording, Span};
 use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
 use overcommit_recording::view::comparison_text;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,21 @@ pub struct Args {
     base: PathBuf,
     /// The recording after it, or a folder with several
     dir: PathBuf,
+    #[command(flatten)]
+    outcome: OutcomeArgs,
+    #[command(flatten)]
+    span: SpanArgs,
+}
+
+/// Options that say what becomes of a comparison.
+#[derive(Debug, clap::Args)]
+pub struct OutcomeArgs {
     /// Exit with 3 if something is proven to be worse, and with 4 if nothing could be judged
     #[arg(long)]
     fail_on_regression: bool,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    span: SpanArgs,
 }
 
 /// Compares.
@@ -34,7 +41,16 @@ pub struct Args {
 /// # Errors
 /// One is no recording, or cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let compared = compare(&open(&args.base, &args.span)?, &open(&args.dir, &args.span)?)?;
+    let open = |dir| open(dir, |folder| args.span.read(folder));
+    outcome(&open(&args.base)?, &open(&args.dir)?, &args.outcome)
+}
+
+/// Compares, prints what can be said, and gives the exit code.
+///
+/// # Errors
+/// A recording cannot be read, or the outcome cannot be printed.
+pub fn outcome(base: &[Side], new: &[Side], args: &OutcomeArgs) -> Result<ExitCode> {
+    let compared = compare(base, new)?;
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&compared)?))?;
     } else {
@@ -47,8 +63,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }))
 }
 
-/// A recording, or each of those in a folder.
-fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Side>> {
+/// The span of a recording, or of each of those in a folder.
+///
+/// # Errors
+/// There is none, or one cannot be read.
+pub fn open(dir: &Path, span: impl Fn(&Folder) -> Result<Span>) -> Result<Vec<Side>> {
     let is_recording =
         |dir: &Path| dir.join(overcommit_recording::recording::folder::RUN_FILE).exists();
     let mut dirs = vec![dir.to_owned()];
@@ -64,7 +83,7 @@ fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Side>> {
     let open = |dir: PathBuf| {
         let folder = Folder::open(&dir);
         run_file::read(&dir)?;
-        let span = span.read(&folder)?;
+        let span = span(&folder)?;
         let side = Recording::open(&folder).and_then(|recording| Side::read(recording, span));
         side.with_context(|| format!("{}", dir.display()))
     };

@@ -1,5 +1,6 @@
 //! One file a subcommand; each only reads its options and prints.
 
+pub mod ab;
 pub mod check;
 pub mod compare;
 pub mod export;
@@ -13,6 +14,7 @@ use crate::host::working_set::Wanted;
 use crate::kernel;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use nix::sys::signal::Signal;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::recording::{Folder, Span};
 use overcommit_recording::slo::{Objective, config};
@@ -40,6 +42,8 @@ enum Command {
     Report(report::Args),
     /// Compare two recordings, and say whether a difference is real
     Compare(compare::Args),
+    /// Record two commands in turns, several times, and compare them
+    Ab(ab::Args),
     /// Write one file a VM and metric of a recording
     Export(export::Args),
     /// Note in a running recording that something begins
@@ -60,6 +64,7 @@ impl Cli {
             Command::Record(args) => record::run(args),
             Command::Report(args) => report::run(&args),
             Command::Compare(args) => compare::run(&args),
+            Command::Ab(args) => ab::run(&args),
             Command::Export(args) => export::run(&args),
             Command::Mark(args) => mark::run(&args),
             Command::List(args) => list::run(&args),
@@ -149,6 +154,18 @@ fn require_root() -> Result<()> {
     }
     let words: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
     bail!("this needs root; run: sudo {}", words.join(" "))
+}
+
+/// A folder's name made of the host and the time.
+fn default_out(prefix: &str) -> Result<PathBuf> {
+    let host = kernel::host_name()?;
+    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    Ok(PathBuf::from(format!("{prefix}-{host}-{time}")))
+}
+
+/// The exit code of what a signal ended.
+fn signalled(signal: Signal) -> ExitCode {
+    ExitCode::from(128 + signal as u8)
 }
 
 /// A word as a shell takes it.

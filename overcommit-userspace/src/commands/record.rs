@@ -1,7 +1,6 @@
 //! `overcommit record`
 
-use crate::commands::{FAILED, HostArgs, ObjectiveArgs, require_root};
-use crate::kernel;
+use crate::commands::{FAILED, HostArgs, ObjectiveArgs, default_out, require_root, signalled};
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
@@ -277,9 +276,7 @@ fn out(args: &Args) -> Result<PathBuf> {
     if let Some(out) = &args.out {
         return Ok(out.clone());
     }
-    let host = kernel::host_name()?;
-    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-    Ok(PathBuf::from(format!("overcommit-{host}-{time}")))
+    default_out("overcommit")
 }
 
 fn options(args: &Args, objectives: &[Objective]) -> Options {
@@ -319,8 +316,4 @@ fn ready(path: &Path, folder: &Path) -> Result<()> {
     unfinished.push(".new");
     std::fs::write(&unfinished, format!("{}\n", folder.display())).with_context(failed)?;
     std::fs::rename(&unfinished, path).with_context(failed)
-}
-
-fn signalled(signal: Signal) -> ExitCode {
-    ExitCode::from(128 + signal as u8)
 }

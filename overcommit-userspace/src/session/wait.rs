@@ -86,9 +86,17 @@ impl Waiter {
     pub async fn rest(&mut self, time: Duration) -> Woken {
         tokio::select! {
             biased;
-            _ = self.interrupt.recv() => Woken::Signal(SignalNumber::SIGINT),
-            _ = self.terminate.recv() => Woken::Signal(SignalNumber::SIGTERM),
+            signal = self.signal() => Woken::Signal(signal),
             () = sleep(time) => Woken::Time,
+        }
+    }
+
+    /// Waits for a signal.
+    pub async fn signal(&mut self) -> SignalNumber {
+        tokio::select! {
+            biased;
+            _ = self.interrupt.recv() => SignalNumber::SIGINT,
+            _ = self.terminate.recv() => SignalNumber::SIGTERM,
         }
     }
 

@@ -138,9 +138,7 @@ impl Console<'_> {
 }
 
 fn command(run: &Run<'_>) -> Result<Command> {
-    // Its clock stands still meanwhile: the tests beside it, whose clock does not, go first.
-    let mut command = Command::new("nice");
-    command.arg(run.emulator);
+    let mut command = Command::new(run.emulator);
     command.args(["-nodefaults", "-no-reboot", "-display", "none", "-vga", "none", "-m", "3072"]);
     command.args(["-accel", "tcg,thread=single", "-cpu", run.cpu]);
     // Virtual time: an instruction takes a nanosecond, whatever the machine does meanwhile.

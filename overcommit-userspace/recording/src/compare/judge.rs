@@ -36,7 +36,7 @@ pub struct Compared {
     pub metric: String,
     /// Which figure of it.
     pub figure: FigureName,
-    /// What it was, on average over the recordings; `null` is a quantile of nothing.
+    /// What it was, on average over the recordings that have it; `null` is a quantile of nothing.
     pub base: Option<f64>,
     /// What it is.
     pub new: Option<f64>,
@@ -102,11 +102,11 @@ pub fn judge(figures: &[Figure], alternate: bool) -> Vec<Compared> {
 
 fn shown(figure: &Figure) -> Compared {
     let mean = |side: &[RunFigure]| {
-        let values: Option<Vec<f64>> = side.iter().map(|run| run.value).collect();
-        let scaled: Vec<f64> =
-            values?.into_iter().map(|value| scaled(figure.name, value)).collect();
+        let values = side.iter().filter_map(|run| run.value);
+        let scaled: Vec<f64> = values.map(|value| scaled(figure.name, value)).collect();
         let mean = scaled.iter().sum::<f64>() / scaled.len() as f64;
-        Some(if figure.name == FigureName::P99 { mean.exp() } else { mean })
+        let unscaled = if figure.name == FigureName::P99 { mean.exp() } else { mean };
+        (!scaled.is_empty()).then_some(unscaled)
     };
     Compared {
         vm: figure.vm.clone(),
@@ -154,7 +154,7 @@ fn tested(figure: &Figure, runs: [usize; 2]) -> Result<Tested, String> {
     }
     let counted = figure.base.iter().chain(&figure.new);
     if counted.clone().any(|run| run.value.is_none()) {
-        return Err("none were counted on one side; its rate says more".to_owned());
+        return Err("a recording has none; its rate says more".to_owned());
     }
     if figure.name == FigureName::P99 {
         let least = counted.map(|run| sum(&run.points, |point| point.all));
@@ -269,7 +269,7 @@ mod tests {
         let figure = Figure { name: FigureName::P99, ..rate("swapin", vec![none], vec![some]) };
         let compared = judge(&[figure], false).remove(0);
         assert_eq!((compared.base, compared.p), (None, None));
-        assert!(compared.why_not.is_some_and(|why| why.contains("none were counted")));
+        assert!(compared.why_not.is_some_and(|why| why.contains("has none")));
     }
 
     #[test]

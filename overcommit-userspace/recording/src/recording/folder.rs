@@ -55,12 +55,23 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder, or takes an empty one. Only its owner can look into it:
-    /// rows hold guest addresses and tenants' names.
+    /// Makes the folder of a recording, or takes an empty one.
     ///
     /// # Errors
     /// It is not empty, is no folder, or cannot be written.
     pub fn create(path: &Path, owner: Option<Owner>) -> Result<Self> {
+        let folder = Self::make(path, owner)?;
+        // Fails now rather than after the load test.
+        drop(folder.append(INTERVALS)?);
+        Ok(folder)
+    }
+
+    /// Makes a folder, or takes an empty one. Only its owner can look into it: rows hold guest
+    /// addresses and tenants' names.
+    ///
+    /// # Errors
+    /// It is not empty, is no folder, or cannot be made.
+    pub fn make(path: &Path, owner: Option<Owner>) -> Result<Self> {
         let mut folder = Self { path: path.to_owned(), owner, made: false };
         match fs::read_dir(path) {
             Ok(mut entries) => {
@@ -86,8 +97,6 @@ impl Folder {
                 return Err(error).with_context(|| format!("--out {}", path.display()));
             }
         }
-        // Fails now rather than after the load test.
-        drop(folder.append(INTERVALS)?);
         Ok(folder)
     }
 

@@ -331,13 +331,16 @@ fn starved(faults: usize) -> Result<String> {
     let [busy, other] = two_cpus()?;
     let done = Arc::new(AtomicBool::new(false));
     let ends = Arc::clone(&done);
+    let (begins, has_begun) = channel();
     let hog = std::thread::spawn(move || -> Result<()> {
         confine(busy, -20)?;
+        begins.send(())?;
         while !ends.load(Relaxed) {
             std::hint::spin_loop();
         }
         Ok(())
     });
+    has_begun.recv().context("the hog has ended")?;
     let pages = (0..faults).map(|_| Faultable::new(1)).collect::<Result<Vec<_>>>()?;
     let addresses: Vec<usize> = pages.iter().map(|page| page.memory as usize).collect();
     let starved = std::thread::spawn(move || -> Result<()> {

@@ -1,0 +1,99 @@
+//! `overcommit ab`
+
+use crate::ab::{End, Plan, Side, difference_found, record};
+use crate::commands::{compare, default_out, require_root, signalled};
+use crate::session::wait::Waiter;
+use crate::terminal::say;
+use anyhow::{Context, Result};
+use overcommit_recording::format::text::{parse_duration, parse_interval, readable};
+use overcommit_recording::model::pattern::Pattern;
+use overcommit_recording::recording::Span;
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Options of `ab`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The command before the change, for a shell, run as the user behind sudo
+    #[arg(long, value_name = "COMMAND")]
+    a: String,
+    /// The command after it
+    #[arg(long, value_name = "COMMAND")]
+    b: String,
+    /// Runs of each
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(5..=500))]
+    runs: u32,
+    /// Wait that long between two runs
+    #[arg(long, value_name = "D", default_value = "10s", value_parser = parse_duration)]
+    pause: Duration,
+    /// Draw the order from this number, to repeat it
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Folder for the recordings, new, or one to go on with [default: overcommit-ab-HOST-TIME]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Only VMs of this name or uuid, or of a glob over either; may be repeated
+    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
+    vm: Vec<Pattern>,
+    /// Length of an interval, 10ms to 1h
+    #[arg(long, value_name = "D", default_value = "1s", value_parser = parse_interval)]
+    interval: Duration,
+    /// Leave out the first D of each run, while the load warms up
+    #[arg(long, value_name = "D", default_value = "0s", value_parser = parse_duration)]
+    delay: Duration,
+    #[command(flatten)]
+    outcome: compare::OutcomeArgs,
+}
+
+/// Records both commands in turns, and compares them.
+///
+/// # Errors
+/// A recording failed; what is recorded stays.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    require_root()?;
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => default_out("overcommit-ab")?,
+    };
+    let seed = args.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()) >> 32);
+    let plan = Plan::new([args.a.clone(), args.b.clone()], args.runs, args.pause, seed);
+    let (plan, folder) = Plan { record: record_options(args), ..plan }.resume(&out)?;
+    announce(&plan, &out);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let end = runtime.block_on(async { record(plan, &folder, &mut Waiter::new()?).await });
+    if let End::Signal(signal) = end? {
+        say(&format!(
+            "overcommit: stopped; to go on, give the same command and --out {}",
+            out.display()
+        ));
+        return Ok(signalled(signal));
+    }
+    let [a, b] = [Side::A, Side::B].map(|side| out.join(side.name()));
+    let open = |dir| compare::open(dir, |_| Ok(Span::WHOLE)).context("the runs are recorded");
+    compare::outcome(&open(&a)?, &open(&b)?, &args.outcome)
+}
+
+fn record_options(args: &Args) -> Vec<String> {
+    let ns = |duration: Duration| format!("{}ns", duration.as_nanos());
+    let mut options = vec!["--interval".to_owned(), ns(args.interval)];
+    options.extend(["--delay".to_owned(), ns(args.delay)]);
+    for pattern in &args.vm {
+        options.extend(["--vm".to_owned(), pattern.to_string()]);
+    }
+    options
+}
+
+fn announce(plan: &Plan, out: &std::path::Path) {
+    let Plan { runs, seed, pause_ns, done, .. } = plan;
+    say(&format!(
+        "overcommit: {runs} runs of each command, {} between two, in an order drawn from --seed \
+         {seed}; {done} are done. They take as long as the commands, and lie in {}.\n\
+         overcommit: so many runs find a difference of {:.1} times the deviation between runs of \
+         the same command nine times of ten.",
+        readable(*pause_ns),
+        out.display(),
+        difference_found(*runs)
+    ));
+}

@@ -1,0 +1,93 @@
+//! Commands that take turns.
+
+use crate::Tests;
+use crate::input::expect;
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use testbed::qemu::Vm;
+use testbed::results::{Killed, json};
+use testbed::squeeze::Squeeze;
+use testbed::{PATIENCE, as_child, await_some, overcommit};
+
+pub(crate) const TESTS: Tests =
+    &[("two_commands_take_turns_and_go_on_after_a_kill_kvm", take_turns)];
+
+/// Runs of each command.
+const RUNS: u64 = 5;
+
+/// The same VM with memory enough and with too little, by turns.
+fn take_turns() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let out = dir.path().join("ab");
+    let squeeze = Squeeze::to(1_024)?;
+    let mut guest = Vm::start(&squeeze.config("guest"))?;
+    guest.await_passes(1)?;
+    let with = |mebibytes| format!("{}; sleep 1", squeeze.cgroup.limit_script(mebibytes));
+    let command = |with_a: u64| {
+        let mut command = Command::new(overcommit());
+        command.args(["ab", "--runs", &RUNS.to_string(), "--fail-on-regression"]);
+        command.args(["--a", &with(with_a), "--b", &with(56), "--vm", "guest", "--pause", "0s"]);
+        // What the run before left in swap comes back in that time.
+        command.args(["--interval", "100ms", "--delay", "500ms", "--out"]).arg(&out);
+        command.stdin(Stdio::null());
+        command
+    };
+    let mut first = command(1_024);
+    let first = as_child(&mut first, Signal::SIGTERM).stderr(Stdio::null()).spawn()?;
+    let mut first = Killed(first);
+    await_some("three runs", PATIENCE, || Ok((done(&out).unwrap_or(0) >= 3).then_some(())))?;
+    first.0.kill()?;
+    first.0.wait()?;
+    // The recording ends with whoever began it.
+    await_some("end of the recording", PATIENCE, || {
+        let last = of_runs(&out)?.into_iter().find(|(_, run)| run["clocks"]["end"].is_null());
+        Ok(last.is_none_or(|(dir, _)| !is_being_recorded(&dir)).then_some(()))
+    })?;
+    let done = done(&out)?;
+    let before = of_runs(&out)?;
+    expect(&command(512).output()?, 1, "name a new folder")?;
+
+    let output = command(1_024).output()?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{}{printed}", String::from_utf8_lossy(&output.stderr));
+    expect(&output, 3, &format!("{done} are done"))?;
+    let says =
+        |words: [&str; 2]| printed.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    ensure!(says(["guest: fault.major rate", "WORSE"]), "{printed}");
+    ensure!(!printed.contains("do not alternate"), "{printed}");
+    let after = of_runs(&out)?;
+    ensure!(after.len() as u64 == 2 * RUNS, "{:?}", after.keys());
+    let kept = before.iter().filter(|(dir, run)| after[*dir]["run_id"] == run["run_id"]);
+    ensure!(kept.count() as u64 >= done, "runs were made again");
+    Ok(())
+}
+
+fn done(out: &Path) -> Result<u64> {
+    json(out, "ab.json")?["done"].as_u64().context("no number of runs")
+}
+
+/// Every recording, by its folder.
+fn of_runs(out: &Path) -> Result<BTreeMap<PathBuf, serde_json::Value>> {
+    let mut runs = BTreeMap::new();
+    for side in ["a", "b"].map(|side| out.join(side)).into_iter().filter(|side| side.exists()) {
+        for dir in fs::read_dir(side)? {
+            let dir = dir?.path();
+            if dir.join("run.json").exists() {
+                runs.insert(dir.clone(), json(&dir, "run.json")?);
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// Whether a process records into the folder.
+fn is_being_recorded(dir: &Path) -> bool {
+    let words = glob::glob("/proc/[0-9]*/cmdline").into_iter().flatten().flatten();
+    let mut words = words.filter_map(|path| fs::read_to_string(path).ok());
+    let dir = dir.display().to_string();
+    words.any(|words| words.split('\0').any(|word| word == dir))
+}
