@@ -139,7 +139,7 @@ fn points<'a>(
     of_pair: for<'b> fn(&'b Pair<'a>) -> &'b Vec<(&'a Side, usize)>,
 ) -> Result<Vec<Vec<Vec<Vec<Point>>>>> {
     let each = side.iter().enumerate().map(|(number, recording)| {
-        let mut thresholds = vec![Vec::new(); recording.vms().count()];
+        let mut thresholds = vec![Vec::new(); recording.vms().len()];
         for (pair, metrics) in pairs.iter().zip(wanted) {
             thresholds[of_pair(pair)[number].1] = metrics.clone();
         }

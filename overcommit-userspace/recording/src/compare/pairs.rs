@@ -35,18 +35,19 @@ impl<'a> Pair<'a> {
 /// one.
 pub fn matched<'a>(base: &'a [Side], new: &'a [Side]) -> (Vec<Pair<'a>>, Vec<String>) {
     let (mut pairs, mut unmatched) = (Vec::<Pair<'_>>::new(), Vec::new());
-    for (index, vm) in new[0].vms() {
+    let among = new[0].vms();
+    for (index, vm) in among.iter().enumerate() {
         let find = |runs: &'a [Side]| -> Option<Vec<(&'a Side, usize)>> {
-            runs.iter().map(|run| Some((run, the_one(run, vm, &new[0])?))).collect()
+            runs.iter().map(|run| Some((run, the_one(run.vms(), vm, among)?))).collect()
         };
         // Of itself there must be one as well.
-        let is_one = the_one(&new[0], vm, &new[0]) == Some(index);
+        let is_one = the_one(among, vm, among) == Some(index);
         match find(base).zip(find(new)).filter(|_| is_one) {
             Some((base, new)) => pairs.push(Pair { name: vm.name.clone(), base, new }),
             None => unmatched.push(vm.name.clone()),
         }
     }
-    for (index, vm) in base[0].vms() {
+    for (index, vm) in base[0].vms().iter().enumerate() {
         let is_taken = |pair: &Pair<'_>| pair.base[0].1 == index;
         if !pairs.iter().any(is_taken) && !unmatched.contains(&vm.name) {
             unmatched.push(vm.name.clone());
@@ -55,18 +56,43 @@ pub fn matched<'a>(base: &'a [Side], new: &'a [Side]) -> (Vec<Pair<'a>>, Vec<Str
     (pairs, unmatched)
 }
 
-/// The only VM of a recording with the same uuid, else with the same name; but not one that
-/// another VM of `among`, from where this one is, has the uuid of.
-fn the_one(run: &Side, vm: &RunVm, among: &Side) -> Option<usize> {
+/// The only one of the VMs with the same uuid, else with the same name; but not one that has
+/// the uuid of another VM of `among`, where this one is from.
+fn the_one(vms: &[RunVm], vm: &RunVm, among: &[RunVm]) -> Option<usize> {
     let only = |is_it: &dyn Fn(&RunVm) -> bool| {
-        let mut found = run.vms().filter(|(_, other)| is_it(other)).map(|(index, _)| index);
+        let mut found = (0..vms.len()).filter(|index| is_it(&vms[*index]));
         found.next().filter(|_| found.next().is_none())
     };
-    let by_uuid = || only(&|other| other.uuid.is_some() && other.uuid == vm.uuid);
+    let has = |vm: &RunVm, uuid: &Option<String>| uuid.is_some() && vm.uuid == *uuid;
     let is_anothers = |other: &RunVm| {
-        other.uuid.is_some()
-            && among.vms().any(|(_, its)| its.uuid == other.uuid)
-            && other.uuid != vm.uuid
+        !has(vm, &other.uuid) && among.iter().any(|another| has(another, &other.uuid))
     };
-    by_uuid().or_else(|| only(&|other| other.name == vm.name && !is_anothers(other)))
+    let by_uuid = only(&|other| has(other, &vm.uuid));
+    by_uuid.or_else(|| only(&|other| other.name == vm.name && !is_anothers(other)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(name: &str, uuid: Option<&str>) -> RunVm {
+        RunVm { name: name.to_owned(), uuid: uuid.map(str::to_owned), ..RunVm::default() }
+    }
+
+    #[test]
+    fn a_vm_is_paired_once_and_by_its_uuid_first() {
+        let new = [vm("web", Some("1")), vm("db", Some("2"))];
+        // Renamed since: it is the second one, whatever it was called.
+        let base = [vm("web", Some("2"))];
+        assert_eq!(the_one(&base, &new[0], &new), None);
+        assert_eq!(the_one(&base, &new[1], &new), Some(0));
+    }
+
+    #[test]
+    fn one_made_anew_is_found_by_its_name_if_that_is_the_only_one() {
+        let new = [vm("web", Some("3"))];
+        assert_eq!(the_one(&[vm("web", Some("1"))], &new[0], &new), Some(0));
+        assert_eq!(the_one(&[vm("web", None)], &new[0], &new), Some(0));
+        assert_eq!(the_one(&[vm("web", None), vm("web", Some("1"))], &new[0], &new), None);
+    }
 }

@@ -47,9 +47,9 @@ impl Side {
         Ok(Self { recording, span, totals, stalls })
     }
 
-    /// Its VMs by index.
-    pub fn vms(&self) -> impl Iterator<Item = (usize, &RunVm)> {
-        self.recording.run.vms.iter().enumerate()
+    /// Its VMs.
+    pub fn vms(&self) -> &[RunVm] {
+        &self.recording.run.vms
     }
 
     /// The metrics of a VM that are compared and of which anything was counted.
