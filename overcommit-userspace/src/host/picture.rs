@@ -6,16 +6,17 @@ use crate::host::balloon::state::{BalloonStates, Inflated};
 use crate::host::memory_cgroup::MemoryCgroup;
 use crate::host::overcommit::{self, VmMemory};
 use crate::host::survey::{Found, Options, Survey, VmFound};
-use crate::host::swap_state::RETURNS;
+use crate::host::swap_state::least_pages;
 use crate::host::watch::Watch;
 use crate::host::working_set::bounds;
 use crate::host::working_set::follow::Target;
+use crate::kernel;
 use anyhow::Result;
 use overcommit_recording::model::balloon::{Balloon, Source};
 use overcommit_recording::model::interval::{HostInterval, Place, VmInterval};
 use overcommit_recording::model::memory::MemoryUse;
 use overcommit_recording::model::run::Run;
-use overcommit_recording::model::swap::{SwapState, VmSwap};
+use overcommit_recording::model::swap::SwapState;
 use overcommit_recording::model::vm::{Backing, Vm, VmId};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -97,7 +98,10 @@ impl Host {
             let found = found.vms.get(&of.id).cloned().unwrap_or_default();
             interval.swap = self.watch.vm(interval.vm);
             let vm = self.vms.entry(interval.vm).or_default();
-            vm.count(*seen, self.sees_discards, &interval.swap, now_ns);
+            let least = least_pages(of.memory_bytes.unwrap_or(0), kernel::page_size());
+            let returns = interval.swap.rates.and_then(|rates| rates.swapped_in);
+            let is_missed = returns.is_some_and(|pages| pages >= least);
+            vm.count(*seen, self.sees_discards, is_missed, now_ns);
             vm.advance(of, interval, found);
             let guest = interval.balloon.and_then(|balloon| balloon.guest);
             interval.guest_age_s = guest.map(|guest| guest.age_s(place));
@@ -116,7 +120,8 @@ impl Host {
     ) -> HostInterval {
         let swap = self.watch.host();
         let inflated = drained.iter().map(|(vm, _)| (vm.vm, inflated(vm)));
-        let balloon = self.balloons.advance(now_ns, &inflated.collect(), swap.state);
+        let running = drained.len() + found.others.len();
+        let balloon = self.balloons.advance(now_ns, &inflated.collect(), running, swap.state);
         let ballooned = drained.iter().filter_map(|(vm, _)| vm.balloon);
         let ballooned = ballooned.map(|balloon| balloon.ballooned).reduce(|sum, more| sum + more);
         let memory = found.host.map(|mut memory| {
@@ -192,12 +197,12 @@ fn target(vm: &Vm, has_no_exits: bool, own: Option<&MemoryCgroup>) -> Target {
 
 impl Followed {
     /// Takes what the probes counted.
-    fn count(&mut self, seen: ForHost, sees_discards: bool, swap: &VmSwap, now_ns: u64) {
+    fn count(&mut self, seen: ForHost, sees_discards: bool, is_missed: bool, now_ns: u64) {
         for (sum, pages) in self.discarded.iter_mut().zip(seen.discards) {
             *sum += pages * BALLOON_PAGE;
         }
         self.sees_discards = sees_discards;
-        if swap.rates.and_then(|rates| rates.swapped_in).is_some_and(|pages| pages >= RETURNS) {
+        if is_missed {
             self.missed_ns = Some(now_ns);
         }
         self.is_missed = self.missed_ns.is_some_and(|at| now_ns.saturating_sub(at) < MISSED_NS);

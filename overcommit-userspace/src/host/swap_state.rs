@@ -5,8 +5,11 @@ use overcommit_recording::model::swap::Rates;
 use overcommit_recording::model::swap::SwapState;
 use std::collections::VecDeque;
 
-/// Pages a second from which swapping counts.
-pub const RETURNS: f64 = 10.0;
+/// Bytes a second from which swapping counts, whatever the size of the VM or host; and the
+/// part of its memory a second, if that is more.
+const LEAST_BYTES: f64 = (40 << 10) as f64;
+/// See [`LEAST_BYTES`].
+const LEAST_PART: f64 = 1e-6;
 /// Stall from which it is pressure, and from which it can be thrashing.
 const STALL_PRESSURE: f64 = 0.01;
 const STALL_THRASHING: f64 = 0.10;
@@ -19,34 +22,48 @@ const SECOND_NS: u64 = 1_000_000_000;
 const WINDOW_NS: u64 = 10 * SECOND_NS;
 const PRESSURE_NS: u64 = 5 * SECOND_NS;
 const THRASHING_NS: u64 = 6 * SECOND_NS;
-/// Time below half of what made a state until it falls to the one below.
+/// Time whose mean is below half of what made a state when it falls to the one below.
 const CALM_NS: u64 = 30 * SECOND_NS;
 
-/// Whether it is pressure, with all rates and shares at that part of what it takes.
-fn pressure(rates: &Rates, part: f64) -> Option<bool> {
-    let reads = rates.swapped_in.map(|pages| pages >= RETURNS * part);
+/// Pages a second from which swapping counts, of a VM or host with that much memory.
+pub fn least_pages(memory_bytes: u64, page_size: u64) -> f64 {
+    (memory_bytes as f64 * LEAST_PART).max(LEAST_BYTES) / page_size as f64
+}
+
+/// The part of the time for which somebody waited for memory: what the kernel says, and what a
+/// VM's vCPUs waited. Those wait as well for memory that they touch for the first time or whose
+/// content comes from another host; so theirs counts only beside a sign that memory is short.
+pub fn waited(by_kernel: Option<f64>, by_vcpus: Option<f64>, is_short: bool) -> Option<f64> {
+    let by_vcpus = by_vcpus.map(|share| if is_short { share } else { 0.0 });
+    by_vcpus.into_iter().chain(by_kernel).reduce(f64::max)
+}
+
+/// Whether it is pressure, with all rates and shares at that part of what it takes; so many
+/// pages a second count.
+fn pressure(rates: &Rates, least: f64, part: f64) -> Option<bool> {
+    let reads = rates.swapped_in.map(|pages| pages >= least * part);
     // Nobody waits for swap where nothing is swapped.
     let is_quiet = rates.swapped_in == Some(0.0) && rates.swapped_out == Some(0.0);
     let stalls = rates.stall.or(is_quiet.then_some(0.0));
     let stalls = stalls.map(|share| share >= STALL_PRESSURE * part);
-    let writes = rates.swapped_out.map(|pages| pages >= RETURNS * part);
+    let writes = rates.swapped_out.map(|pages| pages >= least * part);
     let is_tight = rates.available.map(|share| share < AVAILABLE);
     any([reads, stalls, all([writes, is_tight])])
 }
 
 /// The same of thrashing.
-fn thrashing(rates: &Rates, part: f64) -> Option<bool> {
-    let reads = rates.swapped_in.map(|pages| pages >= RETURNS * part);
-    let writes = rates.swapped_out.map(|pages| pages >= RETURNS * part);
+fn thrashing(rates: &Rates, least: f64, part: f64) -> Option<bool> {
+    let reads = rates.swapped_in.map(|pages| pages >= least * part);
+    let writes = rates.swapped_out.map(|pages| pages >= least * part);
     let stalls = rates.stall.map(|share| share >= STALL_THRASHING * part);
     all([reads, writes, stalls])
 }
 
 /// Where no stall is known: both directions at least double, and CPUs wait for it
 /// more and more.
-fn doubles_since(rates: &Rates, before: &Rates) -> bool {
+fn doubles_since(rates: &Rates, before: &Rates, least: f64) -> bool {
     let doubled = |now: Option<f64>, before: Option<f64>| {
-        now.zip(before).is_some_and(|(now, before)| now >= RETURNS && now >= 2.0 * before)
+        now.zip(before).is_some_and(|(now, before)| now >= least && now >= 2.0 * before)
     };
     let waits = rates.io_wait.zip(before.io_wait);
     rates.stall.is_none()
@@ -74,64 +91,107 @@ pub struct SwapStates {
     state: SwapState,
     /// What is looked at, the youngest last.
     window: VecDeque<Rates>,
-    /// Time for which the state was not upheld, in nanoseconds.
-    calm_ns: u64,
+    /// What came since the state was reached, as far as [`CALM_NS`] goes back.
+    since: VecDeque<Rates>,
+    /// Pages a second that count.
+    least: f64,
 }
 
 impl SwapStates {
-    /// The state after this was seen: worse at once, better one step at a time.
-    pub fn advance(&mut self, rates: Rates) -> SwapState {
-        let doubles = self.window.back().is_some_and(|before| doubles_since(&rates, before));
-        self.window.push_back(rates);
-        while self.time(|_| true) - self.window[0].length_ns >= WINDOW_NS {
-            self.window.pop_front();
-        }
-        let upheld = match self.state {
-            SwapState::Unknown | SwapState::Healthy => None,
-            SwapState::Pressure => pressure(&rates, 0.5),
-            SwapState::Thrashing => thrashing(&rates, 0.5),
-        };
-        self.calm_ns = if upheld == Some(false) { self.calm_ns + rates.length_ns } else { 0 };
-        let is_calm = self.calm_ns >= CALM_NS;
+    /// The state after this was seen: worse at once, better one step at a time. So many pages a
+    /// second count, see [`least_pages`].
+    pub fn advance(&mut self, rates: Rates, least: f64) -> SwapState {
+        self.least = least;
+        let doubles = self.window.back().is_some_and(|before| doubles_since(&rates, before, least));
+        push(&mut self.window, rates, WINDOW_NS);
+        push(&mut self.since, rates, CALM_NS);
+        let is_calm = self.is_calm();
         let state = match (self.reached(doubles), self.state) {
             (Some(reached), state) if reached > state => reached,
             (_, SwapState::Thrashing) if is_calm => SwapState::Pressure,
             (Some(_), SwapState::Pressure) if is_calm => SwapState::Healthy,
             (None, SwapState::Healthy) => SwapState::Unknown,
-            (None, _) if self.window.iter().all(|rates| pressure(rates, 1.0).is_none()) => {
+            (None, _) if self.window.iter().all(|rates| pressure(rates, least, 1.0).is_none()) => {
                 SwapState::Unknown
             }
             (_, state) => state,
         };
         if state != self.state {
-            (self.state, self.calm_ns) = (state, 0);
+            self.state = state;
+            self.since.clear();
         }
         state
     }
 
+    /// Whether what came since does not uphold the state: by its mean, for a page that is read
+    /// now and then is none.
+    fn is_calm(&self) -> bool {
+        let Some(mean) = mean(&self.since).filter(|mean| mean.length_ns >= CALM_NS) else {
+            return false;
+        };
+        let upheld = match self.state {
+            SwapState::Unknown | SwapState::Healthy => None,
+            SwapState::Pressure => pressure(&mean, self.least, 0.5),
+            SwapState::Thrashing => thrashing(&mean, self.least, 0.5),
+        };
+        upheld == Some(false)
+    }
+
     /// The state by the window alone; `None` if it does not tell.
     fn reached(&self, doubles: bool) -> Option<SwapState> {
-        let thrashing_ns = self.time(|rates| thrashing(rates, 1.0) == Some(true));
+        let thrashing_ns = self.time(|rates| thrashing(rates, self.least, 1.0) == Some(true));
         if thrashing_ns >= THRASHING_NS || (doubles && self.state == SwapState::Pressure) {
             return Some(SwapState::Thrashing);
         }
-        if self.time(|rates| pressure(rates, 1.0) == Some(true)) >= PRESSURE_NS {
+        if self.time(|rates| pressure(rates, self.least, 1.0) == Some(true)) >= PRESSURE_NS {
             return Some(SwapState::Pressure);
         }
-        let known_ns = self.time(|rates| pressure(rates, 1.0).is_some());
+        let known_ns = self.time(|rates| pressure(rates, self.least, 1.0).is_some());
         (known_ns >= WINDOW_NS).then_some(SwapState::Healthy)
     }
 
     /// How much of what is looked at that holds for, in nanoseconds.
     fn time(&self, holds: impl Fn(&Rates) -> bool) -> u64 {
-        self.window.iter().filter(|rates| holds(rates)).map(|rates| rates.length_ns).sum()
+        length_ns(self.window.iter().filter(|rates| holds(rates)))
     }
+}
+
+fn length_ns<'a>(rates: impl IntoIterator<Item = &'a Rates>) -> u64 {
+    rates.into_iter().map(|rates| rates.length_ns).sum()
+}
+
+/// Adds the youngest, and forgets what the time does not reach.
+fn push(window: &mut VecDeque<Rates>, rates: Rates, time_ns: u64) {
+    window.push_back(rates);
+    while length_ns(&*window) - window[0].length_ns >= time_ns {
+        window.pop_front();
+    }
+}
+
+/// Over all the time; what is not known all the time is not known.
+fn mean(window: &VecDeque<Rates>) -> Option<Rates> {
+    let all_ns = length_ns(window);
+    let of = |field: fn(&Rates) -> Option<f64>| -> Option<f64> {
+        let parts = window.iter().map(|rates| Some(field(rates)? * rates.length_ns as f64));
+        Some(parts.sum::<Option<f64>>()? / all_ns as f64)
+    };
+    (all_ns > 0).then(|| Rates {
+        length_ns: all_ns,
+        swapped_in: of(|rates| rates.swapped_in),
+        swapped_out: of(|rates| rates.swapped_out),
+        stall: of(|rates| rates.stall),
+        io_wait: of(|rates| rates.io_wait),
+        available: of(|rates| rates.available),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use SwapState::{Healthy, Pressure, Thrashing, Unknown};
+
+    /// Of a small VM.
+    const LEAST: f64 = 10.0;
 
     /// A second of a host or VM of which all is known.
     fn second(swapped_in: f64, swapped_out: f64, stall: f64) -> Rates {
@@ -148,7 +208,7 @@ mod tests {
     fn after(states: &mut SwapStates, seconds: u32, rates: Rates) -> SwapState {
         let mut state = Unknown;
         for _ in 0..seconds {
-            state = states.advance(rates);
+            state = states.advance(rates, LEAST);
         }
         state
     }
@@ -170,8 +230,8 @@ mod tests {
     fn three_lines_of_vmstat() {
         let mut states = SwapStates::default();
         assert_eq!(after(&mut states, 2, line(0.0, 0.0, 0.0, 24_576.0)), Healthy);
-        assert_eq!(states.advance(line(124.0, 256.0, 10.0, 4_096.0)), Pressure);
-        assert_eq!(states.advance(line(892.0, 1_456.0, 20.0, 2_048.0)), Thrashing);
+        assert_eq!(states.advance(line(124.0, 256.0, 10.0, 4_096.0), LEAST), Pressure);
+        assert_eq!(states.advance(line(892.0, 1_456.0, 20.0, 2_048.0), LEAST), Thrashing);
     }
 
     #[test]
@@ -199,7 +259,7 @@ mod tests {
         let (mut last, mut changes) = (Healthy, 0);
         for n in 0..60 {
             let pages = if n % 2 == 0 { 1_000.0 } else { 0.0 };
-            let state = states.advance(second(pages, pages, pages / 2_000.0));
+            let state = states.advance(second(pages, pages, pages / 2_000.0), LEAST);
             changes += u32::from(state != last);
             last = state;
         }
@@ -241,8 +301,44 @@ mod tests {
     #[test]
     fn long_intervals_count_as_what_they_are() {
         let minute = Rates { length_ns: 60 * SECOND_NS, ..second(5_000.0, 5_000.0, 0.6) };
-        assert_eq!(SwapStates::default().advance(minute), Thrashing);
+        assert_eq!(SwapStates::default().advance(minute, LEAST), Thrashing);
         let minute = Rates { length_ns: 60 * SECOND_NS, ..second(0.0, 0.0, 0.0) };
-        assert_eq!(SwapStates::default().advance(minute), Healthy);
+        assert_eq!(SwapStates::default().advance(minute, LEAST), Healthy);
+    }
+
+    #[test]
+    fn what_is_read_now_and_then_upholds_nothing() {
+        let mut states = SwapStates::default();
+        assert_eq!(after(&mut states, 10, second(100.0, 0.0, 0.02)), Pressure);
+        let mut healthy_after = None;
+        // One read-ahead of 8 pages in half a minute.
+        for n in 1..=120 {
+            let pages = if n % 29 == 0 { 8.0 } else { 0.0 };
+            let state = states.advance(second(pages, 0.0, 0.0), LEAST);
+            healthy_after = healthy_after.or((state == Healthy).then_some(n));
+        }
+        assert!(healthy_after.is_some_and(|seconds| seconds <= 60), "{healthy_after:?}");
+    }
+
+    /// A VM that boots, and one whose memory comes from another host.
+    #[test]
+    fn waiting_alone_is_no_shortage() {
+        assert_eq!(waited(None, Some(0.03), false), Some(0.0));
+        assert_eq!(waited(None, Some(0.03), true), Some(0.03));
+        assert_eq!(waited(Some(0.02), Some(0.03), false), Some(0.02), "the kernel says so");
+        assert_eq!((waited(None, None, true), waited(Some(0.0), None, true)), (None, Some(0.0)));
+        let booting =
+            Rates { stall: waited(Some(0.0), Some(0.03), false), ..second(0.0, 0.0, 0.0) };
+        assert_eq!(after(&mut SwapStates::default(), 30, booting), Healthy);
+    }
+
+    #[test]
+    fn what_counts_goes_with_the_size() {
+        assert_eq!(least_pages(1 << 30, 4096), 10.0);
+        assert_eq!(least_pages(1 << 30, 65_536), 0.625, "the same bytes");
+        assert!((least_pages(4 << 40, 4096) - 1_073.7).abs() < 0.1);
+        let little = second(100.0, 0.0, 0.0);
+        let mut states = SwapStates::default();
+        assert_eq!((0..30).map(|_| states.advance(little, 1_000.0)).last(), Some(Healthy));
     }
 }

@@ -3,7 +3,8 @@
 use crate::host::ForHost;
 use crate::host::counters::HostCounters;
 use crate::host::memory_cgroup::{CgroupCounters, Hierarchy, MemoryCgroup};
-use crate::host::swap_state::SwapStates;
+use crate::host::swap_state::{SwapStates, least_pages, waited};
+use crate::kernel;
 use overcommit_ebpf::layout::Metric;
 use overcommit_recording::model::interval::VmInterval;
 use overcommit_recording::model::swap::HostSwap;
@@ -26,6 +27,7 @@ const CHECK_EVERY: u32 = 10;
 /// Follows the host and its VMs.
 pub struct Watch {
     proc: PathBuf,
+    page_size: u64,
     hierarchy: Option<Hierarchy>,
     /// Whether the probes see swap-ins, and swap-outs by cgroup.
     sees_swapins: bool,
@@ -57,6 +59,7 @@ struct WatchedVm {
 struct Since {
     swapins: u64,
     majors: u64,
+    reclaims: u64,
     swapped_out: u64,
     /// Waited, and vCPUs × time, in nanoseconds.
     stall: Option<(u64, u64)>,
@@ -69,6 +72,7 @@ impl Watch {
         Self {
             hierarchy: Hierarchy::find(&proc),
             proc,
+            page_size: kernel::page_size(),
             sees_swapins,
             sees_swapouts,
             last_ns: 0,
@@ -101,7 +105,7 @@ impl Watch {
         self.unreadable = counters.as_ref().err().map(|error| format!("{error:#}"));
         let counters = counters.ok();
         let available = counters.as_ref().and_then(|now| share_available(now.memory));
-        let shared = Shared { length_ns, available, is_first };
+        let shared = Shared { length_ns, available, is_first, page_size: self.page_size };
         for (index, vm) in &mut self.vms {
             if self.looks.is_multiple_of(CHECK_EVERY) || !vm.is_checked {
                 vm.check(&self.proc, self.hierarchy.as_ref(), &vms[*index]);
@@ -115,7 +119,9 @@ impl Watch {
             (Some(now), Some(before)) => Some(self.host_rates(now, before, shared)),
             _ => Some(Rates { length_ns, ..Rates::default() }),
         };
-        let swap_state = rates.map_or(SwapState::Unknown, |rates| self.states.advance(rates));
+        let least = least_pages(memory.map_or(0, |memory| memory.total), self.page_size);
+        let swap_state =
+            rates.map_or(SwapState::Unknown, |rates| self.states.advance(rates, least));
         let allocated = counters.as_ref().zip(self.last.as_ref()).filter(|_| !is_first);
         let allocated =
             allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
@@ -125,8 +131,9 @@ impl Watch {
     }
 
     fn host_rates(&self, now: &HostCounters, before: &HostCounters, shared: Shared) -> Rates {
-        let (waited, all) =
-            (now.io_wait.0.saturating_sub(before.io_wait.0), now.io_wait.1 - before.io_wait.1);
+        // Either falls when a CPU goes offline.
+        let waited = now.io_wait.0.saturating_sub(before.io_wait.0);
+        let all = now.io_wait.1.saturating_sub(before.io_wait.1);
         // The worst VM: PSI's `some` knows no majority either.
         let vms = self.vms.values().filter_map(|vm| vm.now.rates?.stall);
         let stalled = stalled(now.stalled_us, before.stalled_us, shared.length_ns);
@@ -172,6 +179,7 @@ struct Shared {
     length_ns: u64,
     available: Option<f64>,
     is_first: bool,
+    page_size: u64,
 }
 
 impl Shared {
@@ -185,6 +193,7 @@ impl Since {
         let count = |metric| vm.latencies(metric).map_or(0, |latencies| latencies.count());
         self.swapins += count(Metric::Swapin);
         self.majors += count(Metric::FaultMajor);
+        self.reclaims += count(Metric::Reclaim);
         self.swapped_out += for_host.swapped_out;
         if let Some(stall) = vm.stall {
             let (waited, vcpus) = self.stall.get_or_insert_default();
@@ -252,15 +261,18 @@ impl WatchedVm {
         }
         let by_pressure = grown
             .and_then(|(now, before)| stalled(now.stalled_us, before.stalled_us, shared.length_ns));
+        let swaps = swapped_in > 0 || swapped_out.is_some_and(|(pages, _)| pages > 0);
+        let is_short = swaps || since.reclaims > 0;
         let rates = Rates {
             length_ns: shared.length_ns,
             swapped_in: Some(shared.a_second(swapped_in)),
             swapped_out: swapped_out.map(|(pages, _)| shared.a_second(pages)),
-            stall: since.stall().into_iter().chain(by_pressure).reduce(f64::max),
+            stall: waited(by_pressure, since.stall(), is_short),
             io_wait: None,
             available: shared.available,
         };
-        self.now.state = self.states.advance(rates);
+        let least = least_pages(vm.memory_bytes.unwrap_or(0), shared.page_size);
+        self.now.state = self.states.advance(rates, least);
         self.now.rates = Some(rates);
     }
 }

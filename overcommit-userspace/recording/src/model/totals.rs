@@ -3,7 +3,7 @@
 use crate::model::breakdown::Breakdown;
 use crate::model::coverage::{Coverage, Seen};
 use crate::model::figures::VmFigures;
-use crate::model::interval::{FileFaults, Interval, Stall, VmInterval};
+use crate::model::interval::{FileFaults, Interval, Stall, StallSource, VmInterval};
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 use crate::model::state::Times;
@@ -32,8 +32,11 @@ pub struct VmTotals {
     pub seen: Seen,
     /// Faults by who took them, by [`Taker`].
     pub taken_by: [u64; Taker::COUNT],
-    /// `None` if its vCPU threads were never known.
+    /// `None` if its vCPU threads were never known. Its source is the one that sees less, if it
+    /// was not always the same.
     pub stall: Option<Stall>,
+    /// Sum of the lengths of those intervals in which they were, in nanoseconds.
+    pub stall_known_ns: u64,
     /// Time in each swap state.
     pub swap_states: Times<SwapState>,
     /// Its memory as of the last interval that knew each figure.
@@ -92,6 +95,7 @@ impl VmTotals {
             seen: Seen::default(),
             taken_by: [0; Taker::COUNT],
             stall: None,
+            stall_known_ns: 0,
             swap_states: Times::new(),
             memory: VmFigures::default(),
             swapins: None,
@@ -125,7 +129,10 @@ impl VmTotals {
             let total = self.stall.get_or_insert(none);
             total.waited_ns += stall.waited_ns;
             total.vcpu_ns += stall.vcpu_ns;
-            total.source = stall.source;
+            if stall.source == StallSource::Faults {
+                total.source = stall.source;
+            }
+            self.stall_known_ns += length_ns;
         }
         for (total, count) in self.not_counted.iter_mut().zip(vm.not_counted) {
             *total += count;
@@ -142,5 +149,25 @@ impl VmTotals {
                 total.coverage = self.seen.coverage();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::interval::Place;
+
+    #[test]
+    fn a_share_is_as_sure_as_its_least_sure_part() {
+        let mut totals = Totals::of(1);
+        for source in [Some(StallSource::Faults), None, Some(StallSource::Windows)] {
+            let stall = source.map(|source| Stall { waited_ns: 1, vcpu_ns: 10, source });
+            let vms = vec![VmInterval { stall, ..VmInterval::default() }];
+            let place = Place { length_ns: 10, ..Place::default() };
+            totals.add(&Interval { place, vms, ..Interval::default() });
+        }
+        let vm = &totals.vms[0];
+        assert_eq!((vm.length_ns, vm.stall_known_ns), (30, 20));
+        assert_eq!(vm.stall.map(|stall| stall.source), Some(StallSource::Faults));
     }
 }

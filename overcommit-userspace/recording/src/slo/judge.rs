@@ -3,6 +3,7 @@
 //! Every fault is counted, so a figure has no sampling error; but a quantile of too
 //! few samples is just their maximum, and what was not all seen can only be worse.
 
+use crate::format::text::percent;
 use crate::model::coverage::Coverage;
 use crate::model::interval::{Interval, Place, Stall, StallSource, VmInterval};
 use crate::model::metric::MetricName;
@@ -150,7 +151,7 @@ enum InOne {
 
 fn in_an_interval(objective: &Objective, run: &Run, of: &RunVm, vm: &VmInterval) -> InOne {
     match &objective.bound {
-        Bound::StallShare { limit } => match of_share(vm.stall, *limit, Coverage::Full).0 {
+        Bound::StallShare { limit } => match of_share(vm.stall, 1.0, *limit, Coverage::Full).0 {
             Verdict::Held if vm.stall.is_some_and(|stall| stall.source == StallSource::Faults) => {
                 InOne::HeldIfSeen
             }
@@ -230,7 +231,9 @@ impl Case<'_> {
         let outcome = match &objective.bound {
             Bound::StallShare { limit } => {
                 judged.share = self.totals.stall.and_then(Stall::share);
-                of_share(self.totals.stall, *limit, of_faults)
+                let totals = self.totals;
+                let known = totals.stall_known_ns as f64 / totals.length_ns.max(1) as f64;
+                of_share(totals.stall, known, *limit, of_faults)
             }
             Bound::Latency { metric, quantile, limit_ns } => {
                 let (coverage, why) = self.coverage(metric);
@@ -311,12 +314,21 @@ fn none_counted(coverage: Coverage) -> Outcome {
 }
 
 /// `of_faults` is how much of `fault.*` was seen.
-fn of_share(stall: Option<Stall>, limit: f64, of_faults: Coverage) -> Outcome {
+/// Part of the time for which a share has to be known to be held.
+const KNOWN: f64 = 0.99;
+
+/// A share that is known for that part of the time.
+fn of_share(stall: Option<Stall>, known: f64, limit: f64, of_faults: Coverage) -> Outcome {
     let Some((stall, share)) = stall.and_then(|stall| Some((stall, stall.share()?))) else {
         return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
     };
-    if share > limit {
+    // Also if nobody waited in the rest.
+    if share * known > limit {
         return (Verdict::Broken, None);
+    }
+    if known < KNOWN {
+        let why = format!("its vCPU threads were known for {} of the time", percent(known));
+        return (Verdict::NotJudged, Some(why));
     }
     if stall.source == StallSource::Faults && of_faults != Coverage::Full {
         return (Verdict::NotJudged, Some("not all of its faults were seen".to_owned()));
@@ -391,12 +403,20 @@ mod tests {
         assert_eq!(verdict(&[(100_000, 1_000)], p99, Coverage::Partial), Verdict::NotJudged);
         assert_eq!(verdict(&[(5_000_000, 1_000)], p99, Coverage::Partial), Verdict::Broken);
         let stall = |waited_ns, source| Some(Stall { waited_ns, vcpu_ns: 1_000, source });
-        let of = |stall, coverage| of_share(stall, 0.01, coverage).0;
+        let of = |stall, coverage| of_share(stall, 1.0, 0.01, coverage).0;
         assert_eq!(of(stall(10, StallSource::Faults), Coverage::Full), Verdict::Held);
         assert_eq!(of(stall(11, StallSource::Faults), Coverage::Partial), Verdict::Broken);
         assert_eq!(of(stall(10, StallSource::Faults), Coverage::Partial), Verdict::NotJudged);
         assert_eq!(of(stall(10, StallSource::Windows), Coverage::Partial), Verdict::Held);
         assert_eq!(of(None, Coverage::Full), Verdict::NotJudged);
+        // Known in 3 of 60 intervals: nothing, or as much as breaks it whatever the rest was.
+        let known = |waited_ns| {
+            of_share(stall(waited_ns, StallSource::Windows), 0.05, 0.01, Coverage::Full).0
+        };
+        assert_eq!(
+            [0, 100, 201].map(known),
+            [Verdict::NotJudged, Verdict::NotJudged, Verdict::Broken]
+        );
     }
 
     /// 5,000 faults of 10 us, then one of 500 ms in a second: the p99 is 10 us, and the
@@ -407,6 +427,6 @@ mod tests {
         assert_eq!(verdict(&counts, "fault.major:p99<1ms", Coverage::Full), Verdict::Held);
         let stall =
             Stall { waited_ns: 550_000_000, vcpu_ns: 1_000_000_000, source: StallSource::Faults };
-        assert_eq!(of_share(Some(stall), 0.01, Coverage::Full).0, Verdict::Broken);
+        assert_eq!(of_share(Some(stall), 1.0, 0.01, Coverage::Full).0, Verdict::Broken);
     }
 }

@@ -5,6 +5,7 @@ use crate::format::text::percent;
 use crate::model::evictions::AggressorClass;
 use crate::model::interval::Interval;
 use crate::model::run::Run;
+use overcommit_ebpf::layout::Taker;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -37,6 +38,8 @@ pub struct Charged {
 /// a look may come after several intervals.
 #[derive(Debug, Default)]
 pub struct EstimateTotals {
+    /// Whether there was a first interval: what precedes the first look is not known.
+    has_begun: bool,
     since: SinceLook,
     /// By victim: pages, and the part of them that is charged to each VM.
     taken: BTreeMap<usize, (u64, BTreeMap<usize, f64>)>,
@@ -56,9 +59,15 @@ struct SinceLook {
 impl EstimateTotals {
     /// Adds an interval.
     pub fn add(&mut self, interval: &Interval) {
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        if is_first && interval.host.swap.allocated.is_none() {
+            return;
+        }
         self.since.length_ns += interval.place.length_ns;
         for vm in &interval.vms {
-            *self.since.faults.entry(vm.vm).or_default() += vm.faults();
+            // Others take faults for it as well: kernel workers most of those on swap.
+            let for_it = vm.faults() + vm.taken_by[Taker::Outside as usize];
+            *self.since.faults.entry(vm.vm).or_default() += for_it;
         }
         let by_kswapd =
             interval.evictions.iter().filter(|row| row.aggressor.class == AggressorClass::Kswapd);
@@ -166,6 +175,8 @@ mod tests {
         use AggressorClass::{Kswapd, Vm};
         let second = 1_000_000_000;
         let mut totals = EstimateTotals::default();
+        // Nobody had looked before.
+        totals.add(&interval(second, None, [700, 0], &[(Kswapd, 700)]));
         // A look is of all intervals since the one before: 1,000 pages in two seconds.
         totals.add(&interval(second, None, [0, 400], &[(Kswapd, 100)]));
         totals.add(&interval(second, Some(500.0), [0, 200], &[(Kswapd, 200)]));
@@ -185,5 +196,19 @@ mod tests {
         let said =
             "kswapd's part by estimate 45.0 % for batch, 25.0 % for itself, 30.0 % for others";
         assert_eq!(told.clause("0"), said);
+    }
+
+    #[test]
+    fn what_others_take_for_a_vm_is_charged_to_it() {
+        let second = 1_000_000_000;
+        let mut totals = EstimateTotals::default();
+        totals.add(&interval(second, None, [0, 0], &[]));
+        let mut swapping =
+            interval(second, Some(20_000.0), [0, 612], &[(AggressorClass::Kswapd, 100)]);
+        swapping.vms[1].taken_by[Taker::Outside as usize] = 7_605;
+        totals.add(&swapping);
+        let run = Run { vms: vec![RunVm::default(), RunVm::default()], ..Run::default() };
+        let share = totals.of(&run)[&0].charged[0].share;
+        assert!((share - 0.410_85).abs() < 1e-9, "{share}");
     }
 }

@@ -57,17 +57,19 @@ impl Followed {
 }
 
 impl BalloonStates {
-    /// The state at `now_ns` (`CLOCK_MONOTONIC`), of VMs by any number of theirs.
+    /// The state at `now_ns` (`CLOCK_MONOTONIC`), of VMs by any number of theirs, among so many
+    /// that run.
     pub fn advance(
         &mut self,
         now_ns: u64,
         vms: &BTreeMap<usize, Inflated>,
+        running: usize,
         swap: SwapState,
     ) -> BalloonState {
         self.follow(now_ns, vms);
         let held: Vec<&Followed> = self.vms.values().filter(|vm| vm.is_held(now_ns)).collect();
         let is_known = !vms.is_empty() && self.vms.len() == vms.len();
-        if held.is_empty() || (held.len() == 1 && vms.len() > 1) {
+        if held.is_empty() || (held.len() == 1 && running > 1) {
             return if is_known { BalloonState::Normal } else { BalloonState::Unknown };
         }
         match swap {
@@ -147,7 +149,7 @@ mod tests {
         let mut state = Unknown;
         for _ in 0..31 {
             *at_s += 1;
-            state = states.advance(*at_s * 1_000_000_000, &vms(sizes), swap);
+            state = states.advance(*at_s * 1_000_000_000, &vms(sizes), sizes.len(), swap);
         }
         state
     }
@@ -170,9 +172,14 @@ mod tests {
         let swap = SwapState::Pressure;
         assert_eq!(after(&mut BalloonStates::default(), &mut 0, &one, swap), Normal);
         assert_eq!(after(&mut BalloonStates::default(), &mut 0, &one[..1], swap), Crisis);
+        // The only one that is recorded is one of many.
+        let mut states = BalloonStates::default();
+        let recorded =
+            (1..=31).map(|s| states.advance(s * 1_000_000_000, &vms(&one[..1]), 50, swap));
+        assert_eq!(recorded.last(), Some(Normal));
         let little = [(16 * GIB, 100 << 20); 2];
         assert_eq!(after(&mut BalloonStates::default(), &mut 0, &little, swap), Normal);
-        let state = BalloonStates::default().advance(1, &vms(&ESSAY), swap);
+        let state = BalloonStates::default().advance(1, &vms(&ESSAY), ESSAY.len(), swap);
         assert_eq!(state, Normal, "not yet for 30 s");
     }
 
@@ -195,9 +202,9 @@ mod tests {
     fn a_vm_of_which_nobody_says_anything_is_not_normal() {
         let mut some = vms(&[(16 * GIB, 0)]);
         some.insert(7, Inflated { configured: Some(GIB), ballooned: None });
-        assert_eq!(BalloonStates::default().advance(1, &some, SwapState::Healthy), Unknown);
+        assert_eq!(BalloonStates::default().advance(1, &some, 2, SwapState::Healthy), Unknown);
         assert_eq!(
-            BalloonStates::default().advance(1, &BTreeMap::new(), SwapState::Healthy),
+            BalloonStates::default().advance(1, &BTreeMap::new(), 0, SwapState::Healthy),
             Unknown
         );
     }
