@@ -121,6 +121,22 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
     divided.collect()
 }
 
+/// Bytes of anonymous and shared memory that a process has in RAM, without a walk over its page
+/// tables; each sharer has them all.
+pub fn held(proc: &Path, pid: i32) -> Option<u64> {
+    let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
+    Some((status.rssanon? + status.rssshmem?) << 10)
+}
+
+/// What is resident now of what was at the last walk, by what the process held then and now. A
+/// walk may be a minute old, and memory that a VM took since is no longer available.
+pub fn as_of_now(resident: u64, then: Option<u64>, now: Option<u64>) -> u64 {
+    match then.zip(now) {
+        Some((then, now)) if then > 0 => (resident as f64 * now as f64 / then as f64) as u64,
+        _ => resident,
+    }
+}
+
 /// Memory of the host, without huge pages of the pool.
 ///
 /// # Errors
@@ -185,6 +201,16 @@ mod tests {
 
     fn map(line: &str, figures: &str) -> String {
         format!("{line}\n{figures}VmFlags: rd wr mr mw me ac \n")
+    }
+
+    #[test]
+    fn what_a_vm_takes_after_the_walk_is_resident() {
+        let gib = 1 << 30;
+        assert_eq!(as_of_now(20 * gib, Some(24 * gib), Some(60 * gib)), 50 * gib);
+        assert_eq!(as_of_now(20 * gib, None, Some(60 * gib)), 20 * gib);
+        assert_eq!(as_of_now(0, Some(0), Some(gib)), 0);
+        let own = held(Path::new("/proc"), std::process::id().cast_signed()).unwrap();
+        assert!(own > 0);
     }
 
     #[test]

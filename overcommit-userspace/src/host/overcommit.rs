@@ -41,7 +41,9 @@ pub fn of(
     let small_pages = || vms.iter().filter(|vm| !vm.is_hugetlb);
     let physical = host.total.saturating_sub(host.hugetlb_pools);
     let in_use = host.available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
-    let resident: u64 = vms.iter().map(|vm| vm.resident).sum();
+    // Of the same VMs as the working sets: what the others hold beside their huge pages is
+    // needed as well.
+    let resident: u64 = small_pages().map(|vm| vm.resident).sum();
     let sets: Option<Vec<Range>> = small_pages().map(|vm| vm.working_set).collect();
     let working_sets = sets.map(|sets| Range {
         lower: sets.iter().map(|set| set.lower).sum(),
@@ -169,7 +171,8 @@ mod tests {
 
     #[test]
     fn huge_pages_are_a_memory_of_their_own() {
-        let huge = VmMemory { is_hugetlb: true, resident: 0, ..vm(1, 1) };
+        // QEMU's own memory is resident.
+        let huge = VmMemory { is_hugetlb: true, resident: 150 << 20, ..vm(1, 1) };
         let memory = HostMemory { hugetlb_pools: GIB, ..host(64, 40) };
         let sum = of(&memory, &[huge, vm(16, 4)]);
         assert_eq!((sum.configured, sum.physical), (Some(16 * GIB), 63 * GIB));

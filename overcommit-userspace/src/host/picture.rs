@@ -124,11 +124,6 @@ impl Host {
         let balloon = self.balloons.advance(now_ns, &inflated.collect(), running, swap.state);
         let ballooned = drained.iter().filter_map(|(vm, _)| vm.balloon);
         let ballooned = ballooned.map(|balloon| balloon.ballooned).reduce(|sum, more| sum + more);
-        let memory = found.host.map(|mut memory| {
-            // Fresher than at the last walk.
-            memory.available = swap.memory.map_or(memory.available, |now| now.available);
-            memory
-        });
         let each = drained.iter().map(|(vm, _)| {
             let of = &vms[vm.vm];
             Some((of.id, held(of, vm)?))
@@ -142,9 +137,14 @@ impl Host {
             let left = |nodes| found.numa.headroom(nodes, all.as_deref()?);
             vm.numa_headroom = vm.numa_nodes.and_then(left);
         }
-        let overcommit = memory.zip(all).map(|(host, vms)| {
+        // What is available and what the VMs hold are of one moment: the survey's.
+        let overcommit = found.host.zip(all).map(|(host, vms)| {
             let vms: Vec<VmMemory> = vms.into_iter().map(|(_, vm)| vm).collect();
             overcommit::of(&host, &vms, swap.state, balloon)
+        });
+        let memory = found.host.map(|mut memory| {
+            memory.available = swap.memory.map_or(memory.available, |now| now.available);
+            memory
         });
         HostInterval { swap, balloon, ballooned, overcommit, memory }
     }

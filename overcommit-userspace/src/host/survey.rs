@@ -5,7 +5,7 @@
 use crate::host::balloon::qmp::GuestPolling;
 use crate::host::balloon::{libvirt, qmp};
 use crate::host::memory_use;
-use crate::host::memory_use::{ProcessMemory, divide};
+use crate::host::memory_use::{ProcessMemory, as_of_now, divide, held};
 use crate::host::numa::Numa;
 use crate::host::working_set::Wanted;
 use crate::host::working_set::follow::{Follower, Measured, Target};
@@ -223,6 +223,8 @@ impl Silence {
 
 struct Walked {
     memory: Option<ProcessMemory>,
+    /// What the process held then, see [`held`].
+    held: Option<u64>,
     next: Instant,
     wait: Duration,
 }
@@ -276,19 +278,25 @@ impl Surveyor {
     }
 
     /// Walks the page tables of those whose turn it is: soon of a VM that is new, seldom
-    /// of one that is large.
+    /// of one that is large. What is resident is as of now, and goes with what the host has
+    /// available now.
     fn walk(&mut self, ids: &BTreeSet<VmId>) -> BTreeMap<VmId, MemoryUse> {
         self.walked.retain(|id, _| ids.contains(id));
         for id in ids.iter().copied() {
             let start = Instant::now();
             let walked = self.walked.entry(id);
-            let walked =
-                walked.or_insert(Walked { memory: None, next: start, wait: Duration::ZERO });
+            let walked = walked.or_insert(Walked {
+                memory: None,
+                held: None,
+                next: start,
+                wait: Duration::ZERO,
+            });
             if start < walked.next {
                 continue;
             }
             if let Ok(memory) = ProcessMemory::read(&self.proc, id.pid) {
                 walked.memory = Some(memory);
+                walked.held = held(&self.proc, id.pid);
             }
             walked.wait = (walked.wait * 2).clamp(LOOK, WALK.0);
             let least = (start.elapsed() * WALK_SHARE).min(WALK.1);
@@ -296,7 +304,12 @@ impl Surveyor {
         }
         let known =
             self.walked.iter().filter_map(|(id, walked)| Some((*id, walked.memory.clone()?)));
-        divide(&known.collect())
+        let mut memory = divide(&known.collect());
+        for (id, memory) in &mut memory {
+            let then = self.walked[id].held;
+            memory.resident = as_of_now(memory.resident, then, held(&self.proc, id.pid));
+        }
+        memory
     }
 
     /// Asks every monitor at once, so that a hundred that hang take no longer than one.

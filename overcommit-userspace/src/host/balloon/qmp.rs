@@ -96,7 +96,8 @@ impl Monitor {
     async fn balloon(&mut self, polling: GuestPolling) -> Result<(Balloon, bool)> {
         let size = self.ask("query-memory-size-summary", json!({})).await?;
         let base = size["base-memory"].as_u64().context("no base-memory")?;
-        let configured = base + size["plugged-memory"].as_u64().unwrap_or(0);
+        let plugged = size["plugged-memory"].as_u64().unwrap_or(0);
+        let configured = base + plugged;
         let current = self.try_ask("query-balloon", json!({})).await?;
         let current = current.and_then(|balloon| balloon["actual"].as_u64());
         let device = match current {
@@ -110,10 +111,23 @@ impl Monitor {
             let stats = json!({ "path": device, "property": "guest-stats" });
             guest = self.try_ask("qom-get", stats).await?.as_ref().and_then(guest_memory);
         }
-        let ballooned = current.map_or(0, |current| configured.saturating_sub(current));
+        let mut ballooned = 0;
+        if let Some(current) = current {
+            let dimms = if plugged > 0 { self.dimms().await? } else { 0 };
+            ballooned = (base + dimms).saturating_sub(current);
+        }
         let configured = Some(configured);
         let balloon = Balloon { configured, current, ballooned, source: Source::Qmp, guest };
         Ok((balloon, is_turned))
+    }
+
+    /// Bytes of DIMMs: of all memory that is plugged in, what the balloon's size is of
+    /// (`get_current_ram_size`, hw/virtio/virtio-balloon.c: no NVDIMM, no virtio-mem).
+    async fn dimms(&mut self) -> Result<u64> {
+        let devices = self.ask("query-memory-devices", json!({})).await?;
+        let devices = devices.as_array().context("no memory devices")?;
+        let dimms = devices.iter().filter(|device| device["type"] == "dimm");
+        Ok(dimms.filter_map(|device| device["data"]["size"].as_u64()).sum())
     }
 
     /// Path of the balloon in QEMU's tree of objects: with a name of the user's, or without.
@@ -228,13 +242,16 @@ mod tests {
             r#"{"return": {"last-update": 1700000000, "stats": {
                 "stat-total-memory": 500, "stat-available-memory": 300,
                 "stat-free-memory": 18446744073709551615}}}"#,
+            // The other 16 are no part of what the balloon takes from.
+            r#"{"return": [{"type": "dimm", "data": {"size": 8}},
+                {"type": "virtio-mem", "data": {"size": 16}}]}"#,
         ];
         // An answer is one line.
         let lines: Vec<String> = lines.iter().map(|line| line.replace("\n  ", " ")).collect();
         let lines: Vec<&str> = lines.into_iter().map(|line| &*line.leak()).collect();
         let (balloon, is_turned) = answers(GREETS, lines.leak()).unwrap();
         assert!(is_turned);
-        assert_eq!((balloon.configured, balloon.ballooned), (Some(1024), 424));
+        assert_eq!((balloon.configured, balloon.ballooned), (Some(1024), 408));
         let guest = balloon.guest.unwrap();
         assert_eq!((guest.total, guest.available, guest.free), (Some(500), Some(300), None));
     }
