@@ -2,11 +2,12 @@
 
 use crate::host::counters;
 use crate::host::counters::{counter_of, stalled_us};
+use crate::vm::Discovery;
 use anyhow::{Context, Result};
 use procfs::VmStat;
 use procfs::prelude::FromRead;
-use procfs::process::{MountInfos, Process};
-use std::collections::HashMap;
+use procfs::process::{MMPermissions, MountInfos, Process};
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -150,14 +151,19 @@ impl MemoryCgroup {
         limits.filter(|limit| *limit < UNLIMITED).min()
     }
 
-    /// Whether what it counts is one process's, but for a tenth: that much the helpers
-    /// of a container may have.
+    /// Whether what it counts is one VM's, but for a tenth: that much the helpers of a container
+    /// may have. Of another VM's it is never, however small that one is.
     pub fn is_of(&self, proc: &Path, pid: i32, counters: &CgroupCounters) -> bool {
         let mut processes = Vec::new();
         processes_in(&self.path, &mut processes);
-        let others = processes.iter().filter(|other| **other != pid);
-        let held: u64 = others.filter_map(|other| held_by(proc, *other)).sum();
-        processes.contains(&pid) && held.saturating_mul(10) <= counters.charged
+        let others = || processes.iter().copied().filter(|other| *other != pid);
+        let discovery = Discovery::new(proc);
+        // Asked first: around many VMs the first other process is one.
+        if !processes.contains(&pid) || others().any(|other| discovery.inspect(other).is_some()) {
+            return false;
+        }
+        let held: u64 = others().filter_map(|other| held_by(proc, other, pid)).sum();
+        held.saturating_mul(10) <= counters.charged
     }
 }
 
@@ -173,10 +179,23 @@ fn processes_in(dir: &Path, processes: &mut Vec<i32>) {
     }
 }
 
-/// Bytes of anonymous memory of a process, swapped out or not.
-fn held_by(proc: &Path, pid: i32) -> Option<u64> {
+/// Bytes of anonymous and shared memory of a process, swapped out or not; shared memory only if
+/// none of it is also the VM's.
+fn held_by(proc: &Path, pid: i32, vm: i32) -> Option<u64> {
     let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
-    Some((status.rssanon.unwrap_or(0) + status.vmswap.unwrap_or(0)) << 10)
+    let shared = status.rssshmem.unwrap_or(0);
+    let is_its = shared > 0 && !shared_memory(proc, pid).is_disjoint(&shared_memory(proc, vm));
+    let own = status.rssanon.unwrap_or(0) + status.vmswap.unwrap_or(0);
+    Some((own + if is_its { 0 } else { shared }) << 10)
+}
+
+/// Objects that a process maps shared, by device and inode.
+fn shared_memory(proc: &Path, pid: i32) -> BTreeSet<(i32, i32, u64)> {
+    let maps =
+        Process::new_with_root(proc.join(pid.to_string())).and_then(|process| process.maps());
+    let maps = maps.map(|maps| maps.0).unwrap_or_default().into_iter();
+    let shared = maps.filter(|map| map.perms.contains(MMPermissions::SHARED) && map.inode > 0);
+    shared.map(|map| (map.dev.0, map.dev.1, map.inode)).collect()
 }
 
 #[cfg(test)]
@@ -270,5 +289,34 @@ mod tests {
         status(1_100);
         assert!(!found.is_of(&proc, 1, &counters));
         assert!(!found.is_of(&proc, 3, &counters), "it is not even in it");
+        // Memory that it shares with nobody, and with the VM.
+        status(1_000);
+        let quiet = fs::read_to_string(proc.join("2/status")).unwrap();
+        let lines = quiet.lines().filter(|line| !line.starts_with("RssShmem"));
+        let lines: String = lines.map(|line| format!("{line}\n")).collect();
+        fs::write(proc.join("2/status"), format!("{lines}RssShmem:\t4000000 kB\n")).unwrap();
+        let map = |inode| format!("7f0000000000-7f0040000000 rw-s 0 00:01 {inode} /memfd:ram\n");
+        fs::write(proc.join("2/maps"), map(7)).unwrap();
+        assert!(!found.is_of(&proc, 1, &counters));
+        fs::create_dir_all(proc.join("1")).unwrap();
+        fs::write(proc.join("1/maps"), map(7)).unwrap();
+        assert!(found.is_of(&proc, 1, &counters), "it serves the VM");
+        fs::write(proc.join("1/maps"), map(8)).unwrap();
+        assert!(!found.is_of(&proc, 1, &counters));
+    }
+
+    #[test]
+    fn a_cgroup_with_another_vm_in_it_is_nobodys() {
+        let root = tempfile::tempdir().unwrap();
+        let (cgroups, proc) = (root.path().join("cgroup"), root.path().join("proc"));
+        make(&cgroups, "vm", "total_rss 10485760\n", "1\n2\n");
+        let found = version_one(&cgroups).memory_cgroup("/vm").unwrap();
+        let counters = found.read().unwrap();
+        assert!(found.is_of(&proc, 1, &counters));
+        fs::create_dir_all(proc.join("2/fd")).unwrap();
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        fs::write(proc.join("2/stat"), stat).unwrap();
+        std::os::unix::fs::symlink("/usr/bin/qemu-system-x86_64", proc.join("2/exe")).unwrap();
+        assert!(!found.is_of(&proc, 1, &counters));
     }
 }
