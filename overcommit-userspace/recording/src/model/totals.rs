@@ -36,7 +36,9 @@ pub struct VmTotals {
     /// was not always the same.
     pub stall: Option<Stall>,
     /// Sum of the lengths of those intervals in which they were, in nanoseconds.
-    pub stall_known_ns: u64,
+    stall_known_ns: u64,
+    /// The same of those before the first in which they were.
+    stall_lead_ns: u64,
     /// Time in each swap state.
     pub swap_states: Times<SwapState>,
     /// Its memory as of the last interval that knew each figure.
@@ -86,7 +88,18 @@ impl MetricTotals {
     }
 }
 
+/// Time in which the vCPU threads of a VM that starts are found, in nanoseconds: by one scan, or
+/// by the next if they did not have their names yet.
+const FOUND_NS: u64 = 2_000_000_000;
+
 impl VmTotals {
+    /// The part of its time in which its vCPU threads were known, but for the time in which they
+    /// are found.
+    pub fn stall_known(&self) -> f64 {
+        let expected_ns = self.length_ns - self.stall_lead_ns.min(FOUND_NS);
+        self.stall_known_ns as f64 / expected_ns.max(1) as f64
+    }
+
     fn none() -> Self {
         let metrics = Metric::FAULTS.map(|metric| (metric.into(), MetricTotals::none()));
         Self {
@@ -96,6 +109,7 @@ impl VmTotals {
             taken_by: [0; Taker::COUNT],
             stall: None,
             stall_known_ns: 0,
+            stall_lead_ns: 0,
             swap_states: Times::new(),
             memory: VmFigures::default(),
             swapins: None,
@@ -133,6 +147,8 @@ impl VmTotals {
                 total.source = stall.source;
             }
             self.stall_known_ns += length_ns;
+        } else if self.stall.is_none() {
+            self.stall_lead_ns += length_ns;
         }
         for (total, count) in self.not_counted.iter_mut().zip(vm.not_counted) {
             *total += count;
@@ -157,17 +173,34 @@ mod tests {
     use super::*;
     use crate::model::interval::Place;
 
-    #[test]
-    fn a_share_is_as_sure_as_its_least_sure_part() {
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    /// Of a VM whose vCPU threads were seen so in one second after the other.
+    fn totals(seconds: &[Option<StallSource>]) -> VmTotals {
         let mut totals = Totals::of(1);
-        for source in [Some(StallSource::Faults), None, Some(StallSource::Windows)] {
+        for source in seconds {
             let stall = source.map(|source| Stall { waited_ns: 1, vcpu_ns: 10, source });
             let vms = vec![VmInterval { stall, ..VmInterval::default() }];
-            let place = Place { length_ns: 10, ..Place::default() };
+            let place = Place { length_ns: SECOND_NS, ..Place::default() };
             totals.add(&Interval { place, vms, ..Interval::default() });
         }
-        let vm = &totals.vms[0];
-        assert_eq!((vm.length_ns, vm.stall_known_ns), (30, 20));
+        totals.vms.remove(0)
+    }
+
+    #[test]
+    fn a_share_is_as_sure_as_its_least_sure_part() {
+        let vm = totals(&[Some(StallSource::Faults), None, Some(StallSource::Windows)]);
+        assert_eq!(vm.stall_known(), 2.0 / 3.0);
         assert_eq!(vm.stall.map(|stall| stall.source), Some(StallSource::Faults));
+    }
+
+    #[test]
+    fn the_threads_of_a_vm_that_starts_may_take_a_moment_to_be_found() {
+        let known = Some(StallSource::Faults);
+        assert_eq!(totals(&[None, None, known, known]).stall_known(), 1.0);
+        assert_eq!(totals(&[None, None, None, known]).stall_known(), 0.5);
+        let late = [vec![None; 57], vec![known; 3]].concat();
+        assert!(totals(&late).stall_known() < 0.06);
+        assert_eq!(totals(&[None; 3]).stall_known(), 0.0);
     }
 }

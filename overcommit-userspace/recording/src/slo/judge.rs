@@ -231,9 +231,7 @@ impl Case<'_> {
         let outcome = match &objective.bound {
             Bound::StallShare { limit } => {
                 judged.share = self.totals.stall.and_then(Stall::share);
-                let totals = self.totals;
-                let known = totals.stall_known_ns as f64 / totals.length_ns.max(1) as f64;
-                of_share(totals.stall, known, *limit, of_faults)
+                of_share(self.totals.stall, self.totals.stall_known(), *limit, of_faults)
             }
             Bound::Latency { metric, quantile, limit_ns } => {
                 let (coverage, why) = self.coverage(metric);

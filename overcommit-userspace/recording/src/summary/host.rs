@@ -3,7 +3,7 @@
 use crate::model::balloon::BalloonState;
 use crate::model::figures::HostFigures;
 use crate::model::interval::Interval;
-use crate::model::memory::{Headroom, OvercommitState};
+use crate::model::memory::{Headroom, OvercommitState, Source};
 use crate::model::state::{State, Times};
 use crate::model::swap::SwapState;
 use serde::{Serialize, Serializer};
@@ -23,7 +23,8 @@ pub struct SummaryHost {
     pub headroom: Option<Moved>,
 }
 
-/// The headroom over the run, in bytes.
+/// The headroom over the run, in bytes; of the time in which every working set was measured, if
+/// there was any, for bounds are no measure of what moved.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Moved {
     /// When it was first known.
@@ -68,6 +69,8 @@ pub struct HostTotals {
     overcommit: Times<OvercommitState>,
     memory: HostFigures,
     headroom: Option<Moved>,
+    /// Whether that is of measured working sets.
+    is_measured: bool,
 }
 
 impl HostTotals {
@@ -81,7 +84,15 @@ impl HostTotals {
         if let Some(memory) = HostFigures::of(host) {
             self.memory = memory;
         }
-        if let Some(left) = host.overcommit.and_then(|sum| sum.headroom()) {
+        let is_measured = interval
+            .vms
+            .iter()
+            .all(|vm| vm.working_set.is_some_and(|set| set.source != Source::Bounds));
+        let left = host.overcommit.and_then(|sum| sum.headroom());
+        if let Some(left) = left.filter(|_| is_measured || !self.is_measured) {
+            if is_measured && !self.is_measured {
+                (self.headroom, self.is_measured) = (None, true);
+            }
             let moved = self.headroom.get_or_insert(Moved { first: left, least: left, last: left });
             moved.last = left;
             if left.lower < moved.least.lower {
@@ -99,5 +110,40 @@ impl HostTotals {
             memory: self.memory.clone(),
             headroom: self.headroom,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::interval::{HostInterval, VmInterval};
+    use crate::model::memory::{Overcommit, Range, WorkingSet};
+
+    /// An interval of one VM whose working set is that, by that source, on a host of 64 bytes.
+    fn interval(source: Source, needed: u64) -> Interval {
+        let range = Range { lower: needed, upper: needed };
+        let set = WorkingSet { range, source, window_s: 1.0, cost: 0.0 };
+        let sum =
+            Overcommit { capacity: Some(64), working_sets: Some(range), ..Overcommit::default() };
+        Interval {
+            host: HostInterval { overcommit: Some(sum), ..HostInterval::default() },
+            vms: vec![VmInterval { working_set: Some(set), ..VmInterval::default() }],
+            ..Interval::default()
+        }
+    }
+
+    #[test]
+    fn headroom_moves_by_what_is_measured_and_not_by_who_measures() {
+        let mut totals = HostTotals::default();
+        totals.add(&interval(Source::Bounds, 54));
+        let moved = totals.of().headroom.unwrap();
+        assert_eq!((moved.first.lower, moved.last.lower), (10, 10), "better than nothing");
+        for needed in [24, 34, 30] {
+            totals.add(&interval(Source::Damon, needed));
+        }
+        // A VM that has just started.
+        totals.add(&interval(Source::Bounds, 60));
+        let moved = totals.of().headroom.unwrap();
+        assert_eq!((moved.first.lower, moved.least.lower, moved.last.lower), (40, 30, 34));
     }
 }

@@ -3,7 +3,7 @@
 //! interface is one folder for the whole host, /sys/kernel/mm/damon/admin.
 
 use crate::host::working_set::WINDOWS;
-use crate::host::working_set::regions::{AddressRange, intersection, normalized, size};
+use crate::host::working_set::regions::{AddressRange, normalized, size};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use overcommit_recording::model::memory::Range;
@@ -37,9 +37,19 @@ pub struct Damon {
     running: Vec<VmId>,
     /// Looks since the start.
     looked: usize,
-    looks: BTreeMap<VmId, VecDeque<Vec<AddressRange>>>,
+    looks: BTreeMap<VmId, VecDeque<Look>>,
     /// In microseconds.
     sample_us: u64,
+}
+
+/// What was touched in an aggregation.
+#[derive(Clone, Debug, Default)]
+struct Look {
+    /// Regions of which any sampled page was.
+    touched: Vec<AddressRange>,
+    /// Bytes of them, each region by the part of its samples that were touched: that is what
+    /// an even sample of its pages says of the region.
+    sampled: u64,
 }
 
 /// Why it cannot be used.
@@ -156,7 +166,8 @@ impl Damon {
         write(&scheme.join("action"), "stat")
     }
 
-    /// Looks at each VM once: what was touched in every one of the last looks, and in any.
+    /// Looks at each VM once: the least that was touched in one of the last looks, by its
+    /// samples, and the whole of all regions that were touched in any.
     ///
     /// A VM is left out before there were enough looks, or when it is gone.
     pub fn look(&mut self) -> BTreeMap<VmId, Range> {
@@ -179,20 +190,21 @@ impl Damon {
         ranges
     }
 
-    fn touched(&self, number: usize) -> Result<Vec<AddressRange>> {
+    fn touched(&self, number: usize) -> Result<Look> {
         let kdamond = self.kdamond(number);
         // Waits for the end of an aggregation.
         write(&kdamond.join("state"), "update_schemes_tried_regions")?;
         let tried = kdamond.join("contexts/0/schemes/0/tried_regions");
-        let mut touched = Vec::new();
+        let mut look = Look::default();
         for entry in fs::read_dir(&tried)?.flatten() {
             let region = entry.path();
             if region.is_dir() {
-                let address = |name| Ok::<u64, anyhow::Error>(read(&region.join(name))?.parse()?);
-                touched.push((address("start")?, address("end")?));
+                let number = |name| Ok::<u64, anyhow::Error>(read(&region.join(name))?.parse()?);
+                look.add((number("start")?, number("end")?), number("nr_accesses")?);
             }
         }
-        Ok(normalized(touched))
+        look.touched = normalized(look.touched);
+        Ok(look)
     }
 
     /// The kernel threads that do the work.
@@ -235,10 +247,20 @@ impl Drop for Damon {
     }
 }
 
-fn over(looks: &VecDeque<Vec<AddressRange>>) -> Range {
-    let common = looks.iter().skip(1).fold(looks[0].clone(), |all, look| intersection(&all, look));
-    let any = normalized(looks.iter().flatten().copied().collect());
-    Range { lower: size(&common), upper: size(&any) }
+impl Look {
+    /// Adds a region of which that many samples were touched.
+    fn add(&mut self, (start, end): AddressRange, accesses: u64) {
+        let bytes = u128::from(end - start) * u128::from(accesses.min(SAMPLES));
+        self.sampled += (bytes / u128::from(SAMPLES)) as u64;
+        self.touched.push((start, end));
+    }
+}
+
+fn over(looks: &VecDeque<Look>) -> Range {
+    let any = looks.iter().flat_map(|look| &look.touched).copied();
+    let upper = size(&normalized(any.collect()));
+    let lower = looks.iter().map(|look| look.sampled).min().unwrap_or(0);
+    Range { lower: lower.min(upper), upper }
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -255,10 +277,29 @@ fn write(path: &Path, value: &str) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn look(regions: &[(AddressRange, u64)]) -> Look {
+        let mut look = Look::default();
+        regions.iter().for_each(|(region, accesses)| look.add(*region, *accesses));
+        look
+    }
+
     #[test]
-    fn hot_in_all_looks_below_in_any_above() {
-        let looks = VecDeque::from([vec![(0, 10), (20, 30)], vec![(5, 25)], vec![(0, 30)]]);
-        assert_eq!(over(&looks), Range { lower: 10, upper: 30 });
+    fn the_least_of_any_look_below_and_all_that_was_touched_above() {
+        let looks = [
+            look(&[((0, 10), SAMPLES), ((20, 30), SAMPLES)]),
+            look(&[((5, 25), SAMPLES / 2)]),
+            look(&[((0, 30), SAMPLES)]),
+        ];
+        assert_eq!(over(&looks.into()), Range { lower: 10, upper: 30 });
+    }
+
+    /// Regions are larger than what is hot in them: one of a VM of 64 GiB is 655 MiB.
+    #[test]
+    fn a_region_that_is_hot_here_and_there_counts_for_its_part() {
+        let mebibyte = 1 << 20;
+        let sparse = look(&[((0, 100 * mebibyte), 5)]);
+        let looks = VecDeque::from(vec![sparse; WINDOWS]);
+        assert_eq!(over(&looks), Range { lower: 25 * mebibyte, upper: 100 * mebibyte });
     }
 
     #[test]

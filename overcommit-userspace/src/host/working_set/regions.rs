@@ -17,20 +17,6 @@ pub fn normalized(mut intervals: Vec<AddressRange>) -> Vec<AddressRange> {
     joined
 }
 
-/// What lies in both.
-pub fn intersection(a: &[AddressRange], b: &[AddressRange]) -> Vec<AddressRange> {
-    let mut common = Vec::new();
-    let (mut i, mut j) = (0, 0);
-    while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
-        let both = (x.0.max(y.0), x.1.min(y.1));
-        if both.0 < both.1 {
-            common.push(both);
-        }
-        if x.1 < y.1 { i += 1 } else { j += 1 }
-    }
-    common
-}
-
 /// How many addresses.
 pub fn size(intervals: &[AddressRange]) -> u64 {
     intervals.iter().map(|(start, end)| end - start).sum()
@@ -48,16 +34,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_sets(a in proptest::collection::vec((0u64..60, 0u64..60), 0..8),
-                         b in proptest::collection::vec((0u64..60, 0u64..60), 0..8)) {
-            let (joined_a, joined_b) = (normalized(a.clone()), normalized(b));
-            prop_assert_eq!(members(&a), members(&joined_a));
-            prop_assert_eq!(size(&joined_a), members(&a).len() as u64);
-            let both: BTreeSet<u64> =
-                members(&joined_a).intersection(&members(&joined_b)).copied().collect();
-            let common = intersection(&joined_a, &joined_b);
-            prop_assert_eq!(size(&common), both.len() as u64);
-            prop_assert_eq!(members(&common), both);
+        fn they_are_sets(a in proptest::collection::vec((0u64..60, 0u64..60), 0..8)) {
+            let joined = normalized(a.clone());
+            prop_assert_eq!(members(&a), members(&joined));
+            prop_assert_eq!(size(&joined), members(&a).len() as u64);
         }
     }
 }
