@@ -3,7 +3,8 @@
 
 use crate::session::wait::{Waiter, Woken};
 use crate::terminal::say;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,6 +13,8 @@ use overcommit_recording::recording::Folder;
 use overcommit_recording::recording::folder::Owner;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -83,13 +86,14 @@ impl Plan {
     /// it in a new folder.
     ///
     /// # Errors
-    /// The folder holds something else, or cannot be read or written.
-    pub fn resume(self, dir: &Path) -> Result<(Self, Folder)> {
+    /// The folder holds something else, is in use, or cannot be read or written.
+    pub fn resume(self, dir: &Path) -> Result<Runs> {
         let path = dir.join(PLAN_FILE);
         let Ok(text) = std::fs::read(&path) else {
             let folder = Folder::make(dir, Owner::behind_sudo())?;
-            self.write(&folder)?;
-            return Ok((self, folder));
+            let runs = Runs { plan: self, _lock: lock(dir)?, folder };
+            runs.write()?;
+            return Ok(runs);
         };
         let there: Self = serde_json::from_slice(&text)
             .with_context(|| format!("{} is not of `overcommit ab`", path.display()))?;
@@ -99,11 +103,7 @@ impl Plan {
             "--out {}: other commands or options are recorded there; name a new folder",
             dir.display()
         );
-        Ok((there, Folder::open(dir)))
-    }
-
-    fn write(&self, folder: &Folder) -> Result<()> {
-        folder.replace(PLAN_FILE, &serde_json::to_vec_pretty(self)?)
+        Ok(Runs { plan: there, _lock: lock(dir)?, folder: Folder::open(dir) })
     }
 
     /// All runs: in pairs, which of a pair comes first being drawn.
@@ -131,9 +131,9 @@ impl Plan {
     }
 }
 
-/// A difference that so many runs of each find nine times of ten, as a multiple of the
-/// deviation between runs of the same command: of normal figures, by the test that `compare`
-/// uses, at a chance of 1 %.
+/// A difference that so many runs of each find nine times of ten, in standard deviations
+/// between runs of the same command: of one normal figure, by the test that `compare` uses, at a
+/// chance of 1 %.
 pub fn difference_found(runs: u32) -> f64 {
     match runs {
         ..=5 => 4.0,
@@ -142,6 +142,22 @@ pub fn difference_found(runs: u32) -> f64 {
         8 | 9 => 2.3,
         _ => 2.0 * (10.0 / f64::from(runs)).sqrt(),
     }
+}
+
+/// The runs of a plan in their folder, which nobody else uses.
+#[derive(Debug)]
+pub struct Runs {
+    /// What is run.
+    pub plan: Plan,
+    folder: Folder,
+    _lock: Flock<File>,
+}
+
+/// Keeps others out of the folder.
+fn lock(dir: &Path) -> Result<Flock<File>> {
+    let file = File::open(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    locked.map_err(|_| anyhow!("--out {}: another overcommit ab uses that folder", dir.display()))
 }
 
 /// How it ended.
@@ -153,51 +169,73 @@ pub enum End {
     Signal(Signal),
 }
 
-/// Records what is not yet recorded.
-///
-/// # Errors
-/// A command or a recording failed: the rest can be recorded later.
-pub async fn record(mut plan: Plan, folder: &Folder, waiter: &mut Waiter) -> Result<End> {
-    let order = plan.order();
-    let start = Instant::now();
-    let already = plan.done;
-    while let Some(run) = order.get(plan.done as usize) {
-        if plan.done > already
-            && let Woken::Signal(signal) = waiter.rest(Duration::from_nanos(plan.pause_ns)).await
-        {
-            return Ok(End::Signal(signal));
+impl Runs {
+    fn write(&self) -> Result<()> {
+        self.folder.replace(PLAN_FILE, &serde_json::to_vec_pretty(&self.plan)?)
+    }
+
+    /// Records what is not yet recorded.
+    ///
+    /// # Errors
+    /// A command or a recording failed: the rest can be recorded later.
+    pub async fn record(&mut self, waiter: &mut Waiter) -> Result<End> {
+        let order = self.plan.order();
+        let pause = Duration::from_nanos(self.plan.pause_ns);
+        let (start, already) = (Instant::now(), self.plan.done);
+        while let Some(run) = order.get(self.plan.done as usize) {
+            if self.plan.done > already
+                && let Woken::Signal(signal) = waiter.rest(pause).await
+            {
+                return Ok(End::Signal(signal));
+            }
+            if let Err(signal) = self.record_one(*run, waiter).await? {
+                return Ok(End::Signal(signal));
+            }
+            self.plan.done += 1;
+            self.write()?;
+            let left = order.len() as u32 - self.plan.done;
+            let time = start.elapsed() / (self.plan.done - already) * left;
+            let time = match left {
+                0 => String::new(),
+                _ => format!("; about {} left", readable(time.as_nanos() as u64)),
+            };
+            let (done, all, side) = (self.plan.done, order.len(), run.side.name());
+            say(&format!("overcommit: run {done} of {all} ({side}) is done{time}"));
         }
-        let dir = of_run(folder.path(), *run);
-        // Of a run that was cut off.
-        if dir.exists() {
-            let failed = || format!("cannot remove {}", dir.display());
-            std::fs::remove_dir_all(&dir).with_context(failed)?;
-        }
-        let mut child = start_recording(&plan, *run, &dir)?;
+        Ok(End::Done)
+    }
+
+    async fn record_one(&self, run: Run, waiter: &mut Waiter) -> Result<Result<(), Signal>> {
+        let (out, command) = (self.folder.path(), self.plan.command(run.side));
+        let dir = of_run(out, run);
+        remove(&out.join(run.side.name()), &dir)?;
+        let mut child = start_recording(&self.plan, run, &dir)?;
         let status = match wait(&mut child, waiter).await? {
             Ok(status) => status,
-            Err(signal) => return Ok(End::Signal(signal)),
+            Err(signal) => return Ok(Err(signal)),
         };
-        if !status.success() {
-            bail!(
-                "run {} of {} ended with {}; give the same command again to go on from there",
-                run.number,
-                plan.command(run.side),
-                said(status)
-            );
-        }
-        plan.done += 1;
-        plan.write(folder)?;
-        let left = order.len() as u32 - plan.done;
-        let time = start.elapsed() / (plan.done - already) * left;
-        let time = match left {
-            0 => String::new(),
-            _ => format!("; about {} left", readable(time.as_nanos() as u64)),
-        };
-        let (done, all, side) = (plan.done, order.len(), run.side.name());
-        say(&format!("overcommit: {done} of {all} runs are done, the last one of {side}{time}"));
+        ensure!(
+            status.success(),
+            "run {} of {command} ended with {}; to go on from there, give the same command and \
+             --out {}",
+            run.number,
+            said(status),
+            out.display()
+        );
+        Ok(Ok(()))
     }
-    Ok(End::Done)
+}
+
+/// Removes what a run that was cut off has left.
+fn remove(side: &Path, run: &Path) -> Result<()> {
+    let is_link = side.symlink_metadata().is_ok_and(|side| side.is_symlink());
+    ensure!(!is_link, "{} is a link: nothing is removed or recorded there", side.display());
+    match std::fs::remove_dir_all(run) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", run.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn of_run(dir: &Path, run: Run) -> PathBuf {
@@ -257,15 +295,30 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_removed_behind_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::create_dir_all(elsewhere.join("001")).unwrap();
+        let side = dir.path().join("a");
+        remove(&side, &side.join("001")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &side).unwrap();
+        assert!(remove(&side, &side.join("001")).is_err());
+        assert!(elsewhere.join("001").exists());
+    }
+
+    #[test]
     fn the_same_plan_goes_on_and_another_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("ab");
-        let (mut begun, folder) = plan(1).resume(&dir).unwrap();
-        begun.done = 3;
-        begun.write(&folder).unwrap();
+        let mut begun = plan(1).resume(&dir).unwrap();
+        let in_use = format!("{:#}", plan(1).resume(&dir).unwrap_err());
+        assert!(in_use.contains("another overcommit ab"), "{in_use}");
+        begun.plan.done = 3;
+        begun.write().unwrap();
+        let done = begun.plan.clone();
+        drop(begun);
         // Its order is kept.
-        let (there, _) = plan(2).resume(&dir).unwrap();
-        assert_eq!(there, begun);
+        assert_eq!(plan(2).resume(&dir).unwrap().plan, done);
         let other = Plan { a: "sleep 1".to_owned(), ..plan(1) };
         let error = format!("{:#}", other.resume(&dir).unwrap_err());
         assert!(error.contains("name a new folder"), "{error}");

@@ -42,7 +42,7 @@ enum Command {
     Report(report::Args),
     /// Compare two recordings, and say whether a difference is real
     Compare(compare::Args),
-    /// Record two commands in turns, several times, and compare them
+    /// Record two commands alternately, several times, and compare them
     Ab(ab::Args),
     /// Write one file a VM and metric of a recording
     Export(export::Args),

@@ -2,11 +2,12 @@
 
 use crate::host::counters;
 use crate::host::counters::{counter_of, stalled_us};
+use crate::host::memory_use::is_shared_memory;
 use crate::vm::Discovery;
 use anyhow::{Context, Result};
 use procfs::VmStat;
 use procfs::prelude::FromRead;
-use procfs::process::{MMPermissions, MountInfos, Process};
+use procfs::process::{MountInfos, Process};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -189,12 +190,14 @@ fn held_by(proc: &Path, pid: i32, vm: i32) -> Option<u64> {
     Some((own + if is_its { 0 } else { shared }) << 10)
 }
 
-/// Objects that a process maps shared, by device and inode.
+/// Memory that a process maps shared, by device and inode: no files, which many may map.
 fn shared_memory(proc: &Path, pid: i32) -> BTreeSet<(i32, i32, u64)> {
-    let maps =
-        Process::new_with_root(proc.join(pid.to_string())).and_then(|process| process.maps());
-    let maps = maps.map(|maps| maps.0).unwrap_or_default().into_iter();
-    let shared = maps.filter(|map| map.perms.contains(MMPermissions::SHARED) && map.inode > 0);
+    let Ok(process) = Process::new_with_root(proc.join(pid.to_string())) else {
+        return BTreeSet::new();
+    };
+    let mounts = process.mountinfo().map(|mounts| mounts.0).unwrap_or_default();
+    let maps = process.maps().map(|maps| maps.0).unwrap_or_default().into_iter();
+    let shared = maps.filter(|map| is_shared_memory(map, &mounts));
     shared.map(|map| (map.dev.0, map.dev.1, map.inode)).collect()
 }
 

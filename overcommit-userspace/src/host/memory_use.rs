@@ -88,7 +88,7 @@ impl ProcessMemory {
 }
 
 /// Memory that others can map as well: a memfd, a file on tmpfs, shared anonymous memory.
-fn is_shared_memory(map: &MemoryMap, mounts: &[MountInfo]) -> bool {
+pub(super) fn is_shared_memory(map: &MemoryMap, mounts: &[MountInfo]) -> bool {
     let device = format!("{}:{}", map.dev.0, map.dev.1);
     let path = match &map.pathname {
         MMapPath::Path(path) => path.to_string_lossy(),
@@ -121,11 +121,11 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
     divided.collect()
 }
 
-/// Bytes of anonymous and shared memory that a process has in RAM, without a walk over its page
-/// tables; each sharer has them all.
+/// Bytes that a process has in RAM, without a walk over its page tables; each sharer has them
+/// all.
 pub fn held(proc: &Path, pid: i32) -> Option<u64> {
     let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
-    Some((status.rssanon? + status.rssshmem?) << 10)
+    Some(status.vmrss? << 10)
 }
 
 /// What is resident now of what was at the last walk, by what the process held then and now. A

@@ -106,8 +106,10 @@ impl SwapStates {
         push(&mut self.window, rates, WINDOW_NS);
         push(&mut self.since, rates, CALM_NS);
         let is_calm = self.is_calm();
-        let state = match (self.reached(doubles), self.state) {
+        let reached = self.reached(doubles);
+        let state = match (reached, self.state) {
             (Some(reached), state) if reached > state => reached,
+            (Some(reached), state) if reached == state => state,
             (_, SwapState::Thrashing) if is_calm => SwapState::Pressure,
             (Some(_), SwapState::Pressure) if is_calm => SwapState::Healthy,
             (None, SwapState::Healthy) => SwapState::Unknown,
@@ -318,6 +320,18 @@ mod tests {
             healthy_after = healthy_after.or((state == Healthy).then_some(n));
         }
         assert!(healthy_after.is_some_and(|seconds| seconds <= 60), "{healthy_after:?}");
+    }
+
+    #[test]
+    fn a_burst_does_not_end_in_the_middle() {
+        let mut states = SwapStates::default();
+        let burst = second(100.0, 100.0, 0.2);
+        for _ in 0..5 {
+            after(&mut states, 24, second(0.0, 0.0, 0.0));
+            let during: Vec<SwapState> = (0..6).map(|_| states.advance(burst, LEAST)).collect();
+            assert_eq!(during[5], Thrashing);
+            assert!(during.is_sorted(), "{during:?}");
+        }
     }
 
     /// A VM that boots, and one whose memory comes from another host.

@@ -262,7 +262,9 @@ impl WatchedVm {
         let by_pressure = grown
             .and_then(|(now, before)| stalled(now.stalled_us, before.stalled_us, shared.length_ns));
         let swaps = swapped_in > 0 || swapped_out.is_some_and(|(pages, _)| pages > 0);
-        let is_short = swaps || since.reclaims > 0;
+        // Of a VM whose memory is a file, what comes back is read from that.
+        let reads = vm.backing() == Some(Backing::File) && since.majors > 0;
+        let is_short = swaps || reads || since.reclaims > 0;
         let rates = Rates {
             length_ns: shared.length_ns,
             swapped_in: Some(shared.a_second(swapped_in)),

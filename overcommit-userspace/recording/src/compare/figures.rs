@@ -56,10 +56,19 @@ pub struct RunFigure {
 pub const STALL_SHARE: &str = "stall.share";
 
 impl Figure {
-    /// Whether it goes up and down with the load, so that more of it is not worse.
+    /// Whether it goes up and down with the load, so that more of it is not worse. What one side
+    /// has none of at all is not more of the same.
     pub fn goes_with_the_load(&self) -> bool {
-        let harm = [Metric::FaultMajor, Metric::Swapin].map(Metric::name);
-        self.name == FigureName::Rate && !harm.contains(&self.metric.as_str())
+        let is = |metric: Metric| self.metric == metric.name();
+        let is_harm = is(Metric::FaultMajor) || is(Metric::Swapin);
+        let is_load = is(Metric::FaultMinor) || !self.comes_or_goes();
+        self.name == FigureName::Rate && !is_harm && is_load
+    }
+
+    /// Whether one side has none of it at all.
+    fn comes_or_goes(&self) -> bool {
+        let has_none = |side: &[RunFigure]| side.iter().all(|run| run.value == Some(0.0));
+        has_none(&self.base) != has_none(&self.new)
     }
 }
 
@@ -102,7 +111,7 @@ pub fn figures(
         match stall(pair) {
             Some(figure) => figures.push(figure),
             None => left_out.push(format!(
-                "{}: {STALL_SHARE}: a recording does not know its vCPU threads",
+                "{}: {STALL_SHARE}: a recording does not know its vCPU threads all the time",
                 pair.name
             )),
         }
@@ -163,8 +172,8 @@ fn rate(_: Option<&Latencies>, points: &[Point]) -> RunFigure {
 
 fn stall(pair: &Pair<'_>) -> Option<Figure> {
     let side = |side: &[(&Side, usize)]| -> Option<Vec<RunFigure>> {
-        let points = side.iter().map(|(run, vm)| run.stalls(*vm));
-        points.map(|points| (!points.is_empty()).then(|| part(points.to_vec()))).collect()
+        let runs = side.iter().map(|(run, vm)| Some(part(run.stalls(*vm)?.to_vec())));
+        runs.collect()
     };
     Some(Figure {
         vm: pair.name.clone(),

@@ -154,7 +154,7 @@ fn tested(figure: &Figure, runs: [usize; 2]) -> Result<Tested, String> {
     }
     let counted = figure.base.iter().chain(&figure.new);
     if counted.clone().any(|run| run.value.is_none()) {
-        return Err("a recording has none; its rate says more".to_owned());
+        return Err("a recording has none; see its rate".to_owned());
     }
     if figure.name == FigureName::P99 {
         let least = counted.map(|run| sum(&run.points, |point| point.all));
@@ -277,6 +277,9 @@ mod tests {
         let more = of_pair("fault.minor", 100.0, 200.0);
         assert!(!more.is_regression() && more.p.is_none(), "{more:?}");
         assert!(more.why_not.is_some_and(|why| why.contains("load")));
+        // What was not there at all is not more of the same.
+        assert!(of_pair("stall.memory", 0.0, 1_000.0).is_regression());
+        assert_eq!(of_pair("fault.minor", 0.0, 1_000.0).p, None);
     }
 
     #[test]

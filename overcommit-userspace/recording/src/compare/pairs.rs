@@ -3,6 +3,8 @@
 use crate::compare::series::Side;
 use crate::model::metric::MetricName;
 use crate::model::run::RunVm;
+use std::collections::BTreeSet;
+use std::ptr;
 
 /// A VM on both sides: one recording or more, each with its index there.
 #[derive(Debug)]
@@ -31,8 +33,8 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// Pairs VMs by uuid, then by name; and names those of which there is no other, or more than
-/// one.
+/// Pairs VMs by uuid, then by name; and names those that are not in every recording, or whose
+/// name is not unique there.
 pub fn matched<'a>(base: &'a [Side], new: &'a [Side]) -> (Vec<Pair<'a>>, Vec<String>) {
     let (mut pairs, mut unmatched) = (Vec::<Pair<'_>>::new(), Vec::new());
     let among = new[0].vms();
@@ -47,17 +49,24 @@ pub fn matched<'a>(base: &'a [Side], new: &'a [Side]) -> (Vec<Pair<'a>>, Vec<Str
             None => unmatched.push(vm.name.clone()),
         }
     }
-    for (index, vm) in base[0].vms().iter().enumerate() {
-        let is_taken = |pair: &Pair<'_>| pair.base[0].1 == index;
-        if !pairs.iter().any(is_taken) && !unmatched.contains(&vm.name) {
-            unmatched.push(vm.name.clone());
+    // Those of the other recordings that nobody has named yet.
+    let paired: BTreeSet<(*const Side, usize)> = pairs
+        .iter()
+        .flat_map(Pair::everywhere)
+        .map(|(run, vm)| (ptr::from_ref(*run), *vm))
+        .collect();
+    for run in base.iter().chain(new) {
+        for (index, vm) in run.vms().iter().enumerate() {
+            if !paired.contains(&(ptr::from_ref(run), index)) && !unmatched.contains(&vm.name) {
+                unmatched.push(vm.name.clone());
+            }
         }
     }
     (pairs, unmatched)
 }
 
-/// The only one of the VMs with the same uuid, else with the same name; but not one that has
-/// the uuid of another VM of `among`, where this one is from.
+/// The only one of the VMs with the same uuid, else with the same name, if only this one of
+/// `among`, where it is from, is called so; but not one that has the uuid of another of those.
 fn the_one(vms: &[RunVm], vm: &RunVm, among: &[RunVm]) -> Option<usize> {
     let only = |is_it: &dyn Fn(&RunVm) -> bool| {
         let mut found = (0..vms.len()).filter(|index| is_it(&vms[*index]));
@@ -68,7 +77,9 @@ fn the_one(vms: &[RunVm], vm: &RunVm, among: &[RunVm]) -> Option<usize> {
         !has(vm, &other.uuid) && among.iter().any(|another| has(another, &other.uuid))
     };
     let by_uuid = only(&|other| has(other, &vm.uuid));
-    by_uuid.or_else(|| only(&|other| other.name == vm.name && !is_anothers(other)))
+    let is_only_one = among.iter().filter(|other| other.name == vm.name).count() == 1;
+    let by_name = || only(&|other| other.name == vm.name && !is_anothers(other));
+    by_uuid.or_else(|| by_name().filter(|_| is_only_one))
 }
 
 #[cfg(test)]
@@ -86,6 +97,13 @@ mod tests {
         let base = [vm("web", Some("2"))];
         assert_eq!(the_one(&base, &new[0], &new), None);
         assert_eq!(the_one(&base, &new[1], &new), Some(0));
+    }
+
+    #[test]
+    fn two_of_a_name_are_not_paired_with_the_same_one() {
+        let new = [vm("web", Some("1")), vm("web", Some("2"))];
+        let base = [vm("web", Some("3"))];
+        assert_eq!(new.each_ref().map(|vm| the_one(&base, vm, &new)), [None, None]);
     }
 
     #[test]

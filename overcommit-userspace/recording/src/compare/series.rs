@@ -4,7 +4,7 @@ use crate::compare::batches::Point;
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 use crate::model::run::RunVm;
-use crate::model::totals::Totals;
+use crate::model::totals::{STALL_KNOWN, Totals};
 use crate::recording::{Recording, Span};
 use anyhow::Result;
 use hdrhistogram::Histogram;
@@ -100,9 +100,11 @@ impl Side {
         Ok(points)
     }
 
-    /// Of each interval the time of the vCPUs, and how much of it they waited.
-    pub fn stalls(&self, vm: usize) -> &[Point] {
-        &self.stalls[vm]
+    /// Of each interval the time of the vCPUs, and how much of it they waited; `None` if those
+    /// are not known nearly all the time.
+    pub fn stalls(&self, vm: usize) -> Option<&[Point]> {
+        let is_known = self.totals.vms[vm].stall_known() >= STALL_KNOWN;
+        is_known.then_some(self.stalls[vm].as_slice())
     }
 }
 

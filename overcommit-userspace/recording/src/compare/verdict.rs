@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 pub struct Comparison {
     /// Each VM and figure.
     pub compared: Vec<Compared>,
-    /// VMs of which there is no other, or more than one.
+    /// VMs that are not in every recording, or whose name is not unique there.
     pub unmatched: Vec<String>,
     /// What cannot be compared, and why.
     pub left_out: Vec<String>,

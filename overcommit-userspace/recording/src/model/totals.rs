@@ -88,6 +88,9 @@ impl MetricTotals {
     }
 }
 
+/// Part of a VM's time for which its vCPU threads have to be known, see
+/// [`VmTotals::stall_known`].
+pub const STALL_KNOWN: f64 = 0.99;
 /// Time in which the vCPU threads of a VM that starts are found, in nanoseconds: by one scan, or
 /// by the next if they did not have their names yet.
 const FOUND_NS: u64 = 2_000_000_000;

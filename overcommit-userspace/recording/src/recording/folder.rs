@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
 /// Names of the files.
@@ -148,11 +148,15 @@ impl Folder {
         let path = self.file(name);
         let failed = || format!("cannot write {}", path.display());
         let unfinished = self.file(&format!("{name}.new"));
+        // Of somebody who was killed; or a link, which is not to be followed.
+        let _ = fs::remove_file(&unfinished);
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
+        options.write(true).create_new(true).mode(0o600);
         let mut file = options.open(&unfinished).with_context(failed)?;
         file.write_all(content).with_context(failed)?;
-        self.give(&unfinished)?;
+        if let Some(owner) = self.owner {
+            fchown(&file, Some(owner.uid), Some(owner.gid)).with_context(failed)?;
+        }
         fs::rename(&unfinished, &path).with_context(failed)
     }
 

@@ -8,7 +8,7 @@ use crate::model::coverage::Coverage;
 use crate::model::interval::{Interval, Place, Stall, StallSource, VmInterval};
 use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
-use crate::model::totals::{Totals, VmTotals};
+use crate::model::totals::{STALL_KNOWN, Totals, VmTotals};
 use crate::slo::Objective;
 use crate::slo::objective::{Bound, Quantile};
 use hdrhistogram::Histogram;
@@ -312,9 +312,6 @@ fn none_counted(coverage: Coverage) -> Outcome {
 }
 
 /// `of_faults` is how much of `fault.*` was seen.
-/// Part of the time for which a share has to be known to be held.
-const KNOWN: f64 = 0.99;
-
 /// A share that is known for that part of the time.
 fn of_share(stall: Option<Stall>, known: f64, limit: f64, of_faults: Coverage) -> Outcome {
     let Some((stall, share)) = stall.and_then(|stall| Some((stall, stall.share()?))) else {
@@ -324,7 +321,7 @@ fn of_share(stall: Option<Stall>, known: f64, limit: f64, of_faults: Coverage) -
     if share * known > limit {
         return (Verdict::Broken, None);
     }
-    if known < KNOWN {
+    if known < STALL_KNOWN {
         let why = format!("its vCPU threads were known for {} of the time", percent(known));
         return (Verdict::NotJudged, Some(why));
     }

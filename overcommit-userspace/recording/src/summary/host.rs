@@ -2,7 +2,7 @@
 
 use crate::model::balloon::BalloonState;
 use crate::model::figures::HostFigures;
-use crate::model::interval::Interval;
+use crate::model::interval::{Interval, VmInterval};
 use crate::model::memory::{Headroom, OvercommitState, Source};
 use crate::model::state::{State, Times};
 use crate::model::swap::SwapState;
@@ -23,8 +23,8 @@ pub struct SummaryHost {
     pub headroom: Option<Moved>,
 }
 
-/// The headroom over the run, in bytes; of the time in which every working set was measured, if
-/// there was any, for bounds are no measure of what moved.
+/// The headroom over the run, in bytes. Of the time in which the working set of every recorded
+/// VM was measured, if there was any: bounds are no measure of what moved.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Moved {
     /// When it was first known.
@@ -73,6 +73,16 @@ pub struct HostTotals {
     is_measured: bool,
 }
 
+/// Whether the working set of every recorded VM was measured, those on huge pages of the pool
+/// left out.
+fn is_measured(interval: &Interval) -> bool {
+    let mut sets =
+        interval.vms.iter().filter(|vm| vm.memory.is_none_or(|memory| memory.hugetlb == 0));
+    let is_measured =
+        |vm: &VmInterval| vm.working_set.is_some_and(|set| set.source != Source::Bounds);
+    sets.clone().next().is_some() && sets.all(is_measured)
+}
+
 impl HostTotals {
     /// Adds an interval.
     pub fn add(&mut self, interval: &Interval) {
@@ -84,10 +94,7 @@ impl HostTotals {
         if let Some(memory) = HostFigures::of(host) {
             self.memory = memory;
         }
-        let is_measured = interval
-            .vms
-            .iter()
-            .all(|vm| vm.working_set.is_some_and(|set| set.source != Source::Bounds));
+        let is_measured = is_measured(interval);
         let left = host.overcommit.and_then(|sum| sum.headroom());
         if let Some(left) = left.filter(|_| is_measured || !self.is_measured) {
             if is_measured && !self.is_measured {
@@ -116,7 +123,7 @@ impl HostTotals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::interval::{HostInterval, VmInterval};
+    use crate::model::interval::HostInterval;
     use crate::model::memory::{Overcommit, Range, WorkingSet};
 
     /// An interval of one VM whose working set is that, by that source, on a host of 64 bytes.
@@ -135,9 +142,11 @@ mod tests {
     #[test]
     fn headroom_moves_by_what_is_measured_and_not_by_who_measures() {
         let mut totals = HostTotals::default();
+        // Nobody is there yet.
+        totals.add(&Interval { vms: Vec::new(), ..interval(Source::Damon, 0) });
         totals.add(&interval(Source::Bounds, 54));
         let moved = totals.of().headroom.unwrap();
-        assert_eq!((moved.first.lower, moved.last.lower), (10, 10), "better than nothing");
+        assert_eq!((moved.first.lower, moved.last.lower), (64, 10), "better than nothing");
         for needed in [24, 34, 30] {
             totals.add(&interval(Source::Damon, needed));
         }

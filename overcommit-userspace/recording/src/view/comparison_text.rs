@@ -1,5 +1,6 @@
 //! A comparison as people read it.
 
+use crate::compare::claim::ALPHA;
 use crate::compare::{Compared, Comparison, FigureName};
 use crate::format::text::readable;
 use std::fmt::Write;
@@ -14,7 +15,7 @@ pub fn text(compared: &Comparison) -> String {
         text.push_str("Nothing can be compared: no VM is on both sides.\n");
     }
     for vm in &compared.unmatched {
-        let _ = writeln!(text, "{vm}: on one side alone, or not the only one there.");
+        let _ = writeln!(text, "{vm}: not in every recording, or its name is not unique there.");
     }
     for left_out in &compared.left_out {
         let _ = writeln!(text, "{left_out}: not compared.");
@@ -43,6 +44,9 @@ fn line(entry: &Compared) -> String {
         (None, Some(p)) if entry.is_real => {
             let word = if entry.is_more() { "WORSE" } else { "better" };
             format!("{word}, p = {p:.2e}.")
+        }
+        (None, Some(p)) if p <= ALPHA => {
+            format!("p = {p:.2e}, but the difference is too small to be claimed.")
         }
         (None, p) => format!(
             "no difference can be claimed, p = {:.2}. Not proof of equality.",
