@@ -19,24 +19,26 @@ pub(crate) const TESTS: Tests =
 /// Runs of each command.
 const RUNS: u64 = 5;
 
-/// The same VM with memory enough and with too little, by turns.
+const QUIET: &str = "sleep 1.5";
+
+/// The same VM left alone, and with its memory taken away again and again, by turns.
 fn take_turns() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let out = dir.path().join("ab");
     let squeeze = Squeeze::to(1_024)?;
     let mut guest = Vm::start(&squeeze.config("guest"))?;
     guest.await_passes(1)?;
-    let with = |mebibytes| format!("{}; sleep 1", squeeze.cgroup.limit_script(mebibytes));
-    let command = |with_a: u64| {
+    let pushes = squeeze.cgroup.push_out_script(3);
+    let command = |a: &str| {
         let mut command = Command::new(overcommit());
         command.args(["ab", "--runs", &RUNS.to_string(), "--fail-on-regression"]);
-        command.args(["--a", &with(with_a), "--b", &with(56), "--vm", "guest", "--pause", "0s"]);
+        command.args(["--a", a, "--b", &pushes, "--vm", "guest", "--pause", "0s"]);
         // What the run before left in swap comes back in that time.
         command.args(["--interval", "100ms", "--delay", "500ms", "--out"]).arg(&out);
         command.stdin(Stdio::null());
         command
     };
-    let mut first = command(1_024);
+    let mut first = command(QUIET);
     let first = as_child(&mut first, Signal::SIGTERM).stderr(Stdio::null()).spawn()?;
     let mut first = Killed(first);
     await_some("three runs", PATIENCE, || Ok((done(&out).unwrap_or(0) >= 3).then_some(())))?;
@@ -46,9 +48,9 @@ fn take_turns() -> Result<()> {
     await_some("end of the recording", PATIENCE, || Ok((!is_being_recorded(&out)).then_some(())))?;
     let done = done(&out)?;
     let before = of_runs(&out)?;
-    expect(&command(512).output()?, 1, "name a new folder")?;
+    expect(&command("sleep 2").output()?, 1, "name a new folder")?;
 
-    let output = command(1_024).output()?;
+    let output = command(QUIET).output()?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{}{printed}", String::from_utf8_lossy(&output.stderr));
     expect(&output, 3, &format!("{done} of them are done"))?;

@@ -140,13 +140,6 @@ impl MemoryCgroup {
         write(self.path.join(self.limit), &(mebibytes << 20).to_string())
     }
 
-    /// The same as a shell does it.
-    pub fn limit_script(&self, mebibytes: u64) -> String {
-        let path = self.path.join(self.limit).display().to_string();
-        // The kernel refuses while it cannot take away enough.
-        format!("until echo {} > {}; do sleep 0.1; done 2>/dev/null", mebibytes << 20, quote(&path))
-    }
-
     /// Holds back what needs more than that (v2).
     ///
     /// # Errors
@@ -177,6 +170,13 @@ impl MemoryCgroup {
     /// The kernel has no such switch.
     pub fn push_out(&self) -> Result<()> {
         write(self.path.join("memory.force_empty"), "0")
+    }
+
+    /// A command for a shell that does so that many times, with a tenth of a second between two;
+    /// the kernel says no where something stays.
+    pub fn push_out_script(&self, times: u32) -> String {
+        let path = quote(&self.path.join("memory.force_empty").display().to_string());
+        format!("for _ in $(seq {times}); do echo 0 > {path}; sleep 0.1; done 2>/dev/null")
     }
 
     /// Has the kernel take away what a process in it has not touched since [`forget_use`].
