@@ -4,7 +4,7 @@ use crate::load::{Load, Process};
 use crate::model::Random;
 use overcommit_recording::compare::batches::Point;
 use overcommit_recording::compare::figures::{Figure, RunFigure, STALL_SHARE};
-use overcommit_recording::compare::{FigureName, judge};
+use overcommit_recording::compare::{Compared, FigureName, judge};
 use std::fmt;
 
 /// In which order recordings of the two sides are made.
@@ -56,13 +56,9 @@ impl Plan {
             figures.extend(figures_of(&self.record(load, seed * 64 + vm as u64, factor)));
         }
         let compared = judge(&figures, self.order == Order::Alternated);
-        let is = |is: fn(f64, f64) -> bool| {
-            let real = compared.iter().filter(|entry| entry.is_real);
-            real.filter_map(|entry| entry.base.zip(entry.new)).any(|(base, new)| is(base, new))
-        };
         Outcome {
-            is_worse: is(|base, new| new > base),
-            is_better: is(|base, new| new < base),
+            is_worse: compared.iter().any(Compared::is_regression),
+            is_better: compared.iter().any(|entry| entry.is_real && !entry.is_more()),
             is_judged: compared.iter().any(|entry| entry.p.is_some()),
         }
     }
@@ -132,8 +128,8 @@ fn figures_of(sides: &[Vec<Run>; 2]) -> [Figure; 3] {
         }),
         value: Some(p99(run.iter().flatten().copied().collect())),
     };
-    let rate = |run: &Run| part(points(run, |second| [1.0, second.len() as f64]));
-    let stall = |run: &Run| part(points(run, |second| [1e9, second.iter().sum()]));
+    let rate = |run: &Run| RunFigure::part(points(run, |second| [1.0, second.len() as f64]));
+    let stall = |run: &Run| RunFigure::part(points(run, |second| [1e9, second.iter().sum()]));
     [
         figure("fault.major", FigureName::P99, &tail),
         figure("fault.major", FigureName::Rate, &rate),
@@ -147,12 +143,6 @@ fn points(run: &Run, of: impl Fn(&Vec<f64>) -> [f64; 2]) -> Vec<Point> {
         Point { interval: second as u64, length_s: 1.0, all, meant }
     };
     run.iter().enumerate().map(point).collect()
-}
-
-fn part(points: Vec<Point>) -> RunFigure {
-    let sum = |of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>();
-    let value = sum(|point| point.meant) / sum(|point| point.all);
-    RunFigure { points, value: Some(value) }
 }
 
 fn p99(mut values: Vec<f64>) -> f64 {

@@ -1,15 +1,14 @@
 //! `overcommit ab`
 
 use crate::ab::{End, Plan, Side, difference_found};
-use crate::commands::{compare, default_out, require_root, signalled};
+use crate::commands::{SpanArgs, compare, default_out, require_root, signalled};
 use crate::session::wait::Waiter;
 use crate::terminal::say;
 use anyhow::{Context, Result};
 use overcommit_recording::format::text::{parse_duration, parse_interval, readable};
 use overcommit_recording::model::pattern::Pattern;
-use overcommit_recording::recording::Span;
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -71,7 +70,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(signalled(signal));
     }
     let [a, b] = [Side::A, Side::B].map(|side| out.join(side.name()));
-    let open = |dir| compare::open(dir, |_| Ok(Span::WHOLE)).context("the runs are recorded");
+    let open = |dir| compare::open(dir, &SpanArgs::default()).context("the runs are recorded");
     compare::outcome(&open(&a)?, &open(&b)?, &args.outcome)
 }
 
@@ -85,7 +84,7 @@ fn record_options(args: &Args) -> Vec<String> {
     options
 }
 
-fn announce(plan: &Plan, out: &std::path::Path) {
+fn announce(plan: &Plan, out: &Path) {
     let Plan { runs, seed, pause_ns, done, .. } = plan;
     let begun = if *done > 0 { format!(" {done} of them are done.") } else { String::new() };
     say(&format!(

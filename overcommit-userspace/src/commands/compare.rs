@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use overcommit_recording::compare::compare;
 use overcommit_recording::compare::series::Side;
 use overcommit_recording::recording::run_file;
-use overcommit_recording::recording::{Folder, Recording, Span};
+use overcommit_recording::recording::{Folder, Recording};
 use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
 use overcommit_recording::view::comparison_text;
 use std::path::{Path, PathBuf};
@@ -41,8 +41,7 @@ pub struct OutcomeArgs {
 /// # Errors
 /// One is no recording, or cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let open = |dir| open(dir, |folder| args.span.read(folder));
-    outcome(&open(&args.base)?, &open(&args.dir)?, &args.outcome)
+    outcome(&open(&args.base, &args.span)?, &open(&args.dir, &args.span)?, &args.outcome)
 }
 
 /// Compares, prints what can be said, and gives the exit code.
@@ -67,7 +66,7 @@ pub fn outcome(base: &[Side], new: &[Side], args: &OutcomeArgs) -> Result<ExitCo
 ///
 /// # Errors
 /// There is none, or one cannot be read.
-pub fn open(dir: &Path, span: impl Fn(&Folder) -> Result<Span>) -> Result<Vec<Side>> {
+pub(super) fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Side>> {
     let is_recording =
         |dir: &Path| dir.join(overcommit_recording::recording::folder::RUN_FILE).exists();
     let mut dirs = vec![dir.to_owned()];
@@ -83,7 +82,7 @@ pub fn open(dir: &Path, span: impl Fn(&Folder) -> Result<Span>) -> Result<Vec<Si
     let open = |dir: PathBuf| {
         let folder = Folder::open(&dir);
         run_file::read(&dir)?;
-        let span = span(&folder)?;
+        let span = span.read(&folder)?;
         let side = Recording::open(&folder).and_then(|recording| Side::read(recording, span));
         side.with_context(|| format!("{}", dir.display()))
     };

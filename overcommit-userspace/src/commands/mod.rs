@@ -130,8 +130,8 @@ fn parse_monitor(text: &str) -> Result<(Pattern, PathBuf)> {
     Ok((Pattern::parse(pattern)?, PathBuf::from(path)))
 }
 
-/// Options that choose a part of a recording.
-#[derive(Debug, clap::Args)]
+/// Options that choose a part of a recording; by default all of it.
+#[derive(Debug, Default, clap::Args)]
 struct SpanArgs {
     /// Only whole intervals after this mark
     #[arg(long, value_name = "MARK")]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use procfs::VmStat;
 use procfs::prelude::FromRead;
 use procfs::process::{MountInfos, Process};
+use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -163,7 +164,8 @@ impl MemoryCgroup {
         if !processes.contains(&pid) || others().any(|other| discovery.inspect(other).is_some()) {
             return false;
         }
-        let held: u64 = others().filter_map(|other| held_by(proc, other, pid)).sum();
+        let its = LazyCell::new(|| shared_memory(proc, pid));
+        let held: u64 = others().filter_map(|other| held_by(proc, other, &its)).sum();
         held.saturating_mul(10) <= counters.charged
     }
 }
@@ -181,19 +183,26 @@ fn processes_in(dir: &Path, processes: &mut Vec<i32>) {
 }
 
 /// Bytes of anonymous and shared memory of a process, swapped out or not; shared memory only if
-/// none of it is also the VM's.
-fn held_by(proc: &Path, pid: i32, vm: i32) -> Option<u64> {
+/// none of it is also the VM's, whose `its` is.
+fn held_by(
+    proc: &Path,
+    pid: i32,
+    its: &LazyCell<Objects, impl FnOnce() -> Objects>,
+) -> Option<u64> {
     let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
     let shared = status.rssshmem.unwrap_or(0);
-    let is_its = shared > 0 && !shared_memory(proc, pid).is_disjoint(&shared_memory(proc, vm));
+    let is_its = shared > 0 && !shared_memory(proc, pid).is_disjoint(its);
     let own = status.rssanon.unwrap_or(0) + status.vmswap.unwrap_or(0);
     Some((own + if is_its { 0 } else { shared }) << 10)
 }
 
-/// Memory that a process maps shared, by device and inode: no files, which many may map.
-fn shared_memory(proc: &Path, pid: i32) -> BTreeSet<(i32, i32, u64)> {
+/// Objects of shared memory, by device and inode.
+type Objects = BTreeSet<(i32, i32, u64)>;
+
+/// Memory that a process maps shared: no files, which many may map.
+fn shared_memory(proc: &Path, pid: i32) -> Objects {
     let Ok(process) = Process::new_with_root(proc.join(pid.to_string())) else {
-        return BTreeSet::new();
+        return Objects::new();
     };
     let mounts = process.mountinfo().map(|mounts| mounts.0).unwrap_or_default();
     let maps = process.maps().map(|maps| maps.0).unwrap_or_default().into_iter();

@@ -93,23 +93,19 @@ pub struct SwapStates {
     window: VecDeque<Rates>,
     /// What came since the state was reached, as far as [`CALM_NS`] goes back.
     since: VecDeque<Rates>,
-    /// Pages a second that count.
-    least: f64,
 }
 
 impl SwapStates {
     /// The state after this was seen: worse at once, better one step at a time. So many pages a
     /// second count, see [`least_pages`].
     pub fn advance(&mut self, rates: Rates, least: f64) -> SwapState {
-        self.least = least;
         let doubles = self.window.back().is_some_and(|before| doubles_since(&rates, before, least));
         push(&mut self.window, rates, WINDOW_NS);
         push(&mut self.since, rates, CALM_NS);
-        let is_calm = self.is_calm();
-        let reached = self.reached(doubles);
+        let is_calm = self.is_calm(least);
+        let reached = self.reached(doubles, least);
         let state = match (reached, self.state) {
-            (Some(reached), state) if reached > state => reached,
-            (Some(reached), state) if reached == state => state,
+            (Some(reached), state) if reached >= state => reached,
             (_, SwapState::Thrashing) if is_calm => SwapState::Pressure,
             (Some(_), SwapState::Pressure) if is_calm => SwapState::Healthy,
             (None, SwapState::Healthy) => SwapState::Unknown,
@@ -127,28 +123,28 @@ impl SwapStates {
 
     /// Whether what came since does not uphold the state: by its mean, for a page that is read
     /// now and then is none.
-    fn is_calm(&self) -> bool {
+    fn is_calm(&self, least: f64) -> bool {
         let Some(mean) = mean(&self.since).filter(|mean| mean.length_ns >= CALM_NS) else {
             return false;
         };
         let upheld = match self.state {
             SwapState::Unknown | SwapState::Healthy => None,
-            SwapState::Pressure => pressure(&mean, self.least, 0.5),
-            SwapState::Thrashing => thrashing(&mean, self.least, 0.5),
+            SwapState::Pressure => pressure(&mean, least, 0.5),
+            SwapState::Thrashing => thrashing(&mean, least, 0.5),
         };
         upheld == Some(false)
     }
 
     /// The state by the window alone; `None` if it does not tell.
-    fn reached(&self, doubles: bool) -> Option<SwapState> {
-        let thrashing_ns = self.time(|rates| thrashing(rates, self.least, 1.0) == Some(true));
+    fn reached(&self, doubles: bool, least: f64) -> Option<SwapState> {
+        let thrashing_ns = self.time(|rates| thrashing(rates, least, 1.0) == Some(true));
         if thrashing_ns >= THRASHING_NS || (doubles && self.state == SwapState::Pressure) {
             return Some(SwapState::Thrashing);
         }
-        if self.time(|rates| pressure(rates, self.least, 1.0) == Some(true)) >= PRESSURE_NS {
+        if self.time(|rates| pressure(rates, least, 1.0) == Some(true)) >= PRESSURE_NS {
             return Some(SwapState::Pressure);
         }
-        let known_ns = self.time(|rates| pressure(rates, self.least, 1.0).is_some());
+        let known_ns = self.time(|rates| pressure(rates, least, 1.0).is_some());
         (known_ns >= WINDOW_NS).then_some(SwapState::Healthy)
     }
 

@@ -52,6 +52,8 @@ struct WatchedVm {
     states: SwapStates,
     sources: SwapSources,
     now: VmSwap,
+    /// Whether pages came back at the look of this interval, if there was one.
+    reads: bool,
 }
 
 /// What the probes saw since the last look.
@@ -96,7 +98,7 @@ impl Watch {
         if self.last_ns != 0 && length_ns < LOOK_NS {
             self.now = HostSwap { state: self.now.state, ..HostSwap::default() };
             for vm in self.vms.values_mut() {
-                vm.now.rates = None;
+                (vm.now.rates, vm.reads) = (None, false);
             }
             return;
         }
@@ -155,6 +157,11 @@ impl Watch {
     /// A VM as of the last interval.
     pub fn vm(&self, vm: usize) -> VmSwap {
         self.vms.get(&vm).map(|vm| vm.now).unwrap_or_default()
+    }
+
+    /// Whether so many of its pages came back in the last interval that it counts.
+    pub fn reads(&self, vm: usize) -> bool {
+        self.vms.get(&vm).is_some_and(|vm| vm.reads)
     }
 
     /// Where the rates of a VM come from.
@@ -274,6 +281,7 @@ impl WatchedVm {
             available: shared.available,
         };
         let least = least_pages(vm.memory_bytes.unwrap_or(0), shared.page_size);
+        self.reads = rates.swapped_in.is_some_and(|pages| pages >= least);
         self.now.state = self.states.advance(rates, least);
         self.now.rates = Some(rates);
     }

@@ -89,7 +89,8 @@ fn correlation_time_s(recordings: &[&[Point]], sum: usize) -> f64 {
     -(length_s / count) / factor.clamp(1e-9, 0.999).ln()
 }
 
-fn summed(points: &[Point]) -> Batch {
+/// The sums of intervals.
+pub fn summed(points: &[Point]) -> Batch {
     let sum = |of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>();
     Batch {
         length_s: sum(|point| point.length_s),

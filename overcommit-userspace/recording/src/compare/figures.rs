@@ -1,6 +1,6 @@
 //! The figures that are compared, run by run.
 
-use crate::compare::batches::Point;
+use crate::compare::batches::{Point, summed};
 use crate::compare::pairs::Pair;
 use crate::compare::series::Side;
 use crate::model::latencies::Latencies;
@@ -55,6 +55,14 @@ pub struct RunFigure {
 /// The share of VM time that was lost to memory, among the metrics.
 pub const STALL_SHARE: &str = "stall.share";
 
+impl RunFigure {
+    /// What part of all is meant: a rate, or a share.
+    pub fn part(points: Vec<Point>) -> Self {
+        let sums = summed(&points);
+        Self { points, value: Some(sums.meant / sums.all.max(f64::MIN_POSITIVE)) }
+    }
+}
+
 impl Figure {
     /// Whether it goes up and down with the load, so that more of it is not worse. What one side
     /// has none of at all is not more of the same.
@@ -90,7 +98,7 @@ pub fn figures(
     for (number, (pair, metrics)) in pairs.iter().zip(&wanted).enumerate() {
         for (at, (metric, _)) in metrics.iter().enumerate() {
             let of = |name, is: fn(Option<&Latencies>, &[Point]) -> RunFigure| {
-                let side = |side: &[(&Side, usize)], points: &[Vec<Vec<Vec<Point>>>]| {
+                let side = |side: &[(&Side, usize)], points: &[Points]| {
                     let runs = side.iter().zip(points);
                     runs.map(|((run, vm), points)| {
                         is(run.latencies(*vm, metric), &points[number][at])
@@ -140,13 +148,16 @@ fn thresholds(pair: &Pair<'_>, left_out: &mut Vec<String>) -> Vec<(MetricName, u
     thresholds
 }
 
-/// Of every recording of a side the points of each pair and metric; its logs are read once.
+/// Of a recording, by pair and metric.
+type Points = Vec<Vec<Vec<Point>>>;
+
+/// Of every recording of a side the points; its logs are read once.
 fn points<'a>(
     side: &'a [Side],
     pairs: &[Pair<'a>],
     wanted: &[Vec<(MetricName, u64)>],
     of_pair: for<'b> fn(&'b Pair<'a>) -> &'b Vec<(&'a Side, usize)>,
-) -> Result<Vec<Vec<Vec<Vec<Point>>>>> {
+) -> Result<Vec<Points>> {
     let each = side.iter().enumerate().map(|(number, recording)| {
         let mut thresholds = vec![Vec::new(); recording.vms().len()];
         for (pair, metrics) in pairs.iter().zip(wanted) {
@@ -167,12 +178,12 @@ fn tail(latencies: Option<&Latencies>, points: &[Point]) -> RunFigure {
 
 fn rate(_: Option<&Latencies>, points: &[Point]) -> RunFigure {
     let over_time = |point: &Point| Point { all: point.length_s, meant: point.all, ..*point };
-    part(points.iter().map(over_time).collect())
+    RunFigure::part(points.iter().map(over_time).collect())
 }
 
 fn stall(pair: &Pair<'_>) -> Option<Figure> {
     let side = |side: &[(&Side, usize)]| -> Option<Vec<RunFigure>> {
-        let runs = side.iter().map(|(run, vm)| Some(part(run.stalls(*vm)?.to_vec())));
+        let runs = side.iter().map(|(run, vm)| Some(RunFigure::part(run.stalls(*vm)?.to_vec())));
         runs.collect()
     };
     Some(Figure {
@@ -182,11 +193,4 @@ fn stall(pair: &Pair<'_>) -> Option<Figure> {
         base: side(&pair.base)?,
         new: side(&pair.new)?,
     })
-}
-
-/// What part of all is meant.
-fn part(points: Vec<Point>) -> RunFigure {
-    let sum = |of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>();
-    let value = sum(|point| point.meant) / sum(|point| point.all).max(f64::MIN_POSITIVE);
-    RunFigure { points, value: Some(value) }
 }

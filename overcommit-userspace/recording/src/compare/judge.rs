@@ -1,6 +1,6 @@
 //! What can be said of a figure of two recordings, or of several on each side.
 
-use crate::compare::batches::{BATCHES, Batch, Point, cut, drifts, needed_s};
+use crate::compare::batches::{BATCHES, Batch, cut, drifts, needed_s, summed};
 use crate::compare::claim::{ALPHA, holm, welch};
 use crate::compare::figures::{Figure, FigureName, RunFigure};
 use crate::compare::permutation;
@@ -44,6 +44,8 @@ pub struct Compared {
     pub p: Option<f64>,
     /// Whether it is real.
     pub is_real: bool,
+    /// Whether chance is as unlikely as that, and the difference too small to be claimed.
+    pub is_too_small: bool,
     /// Why nothing can be claimed, whatever the figures.
     pub why_not: Option<String>,
 }
@@ -95,7 +97,8 @@ pub fn judge(figures: &[Figure], alternate: bool) -> Vec<Compared> {
     for ((index, _), (p, is_sure)) in tested.iter().zip(chances(&tested, runs[0])) {
         let entry = &mut compared[*index];
         entry.p = Some(p);
-        entry.is_real = is_sure && entry.is_large(least);
+        let is_large = entry.is_large(least);
+        (entry.is_real, entry.is_too_small) = (is_sure && is_large, is_sure && !is_large);
     }
     compared
 }
@@ -116,6 +119,7 @@ fn shown(figure: &Figure) -> Compared {
         new: mean(&figure.new),
         p: None,
         is_real: false,
+        is_too_small: false,
         why_not: None,
     }
 }
@@ -157,7 +161,7 @@ fn tested(figure: &Figure, runs: [usize; 2]) -> Result<Tested, String> {
         return Err("a recording has none; see its rate".to_owned());
     }
     if figure.name == FigureName::P99 {
-        let least = counted.map(|run| sum(&run.points, |point| point.all));
+        let least = counted.map(|run| summed(&run.points).all);
         let least = least.fold(f64::INFINITY, f64::min);
         if least < EVENTS {
             return Err(format!("too few: {least:.0} counted, {EVENTS:.0} needed"));
@@ -180,8 +184,8 @@ fn values(figure: &Figure) -> Vec<f64> {
 /// The chance that the batches of two recordings differ so much without a change.
 fn batches(figure: &Figure) -> Result<f64, String> {
     let sides = [&figure.base, &figure.new].map(|side| side[0].points.as_slice());
-    let shortest_s =
-        sides.iter().map(|side| sum(side, |point| point.length_s)).fold(f64::INFINITY, f64::min);
+    let lengths_s = sides.map(|side| summed(side).length_s);
+    let shortest_s = lengths_s.into_iter().fold(f64::INFINITY, f64::min);
     // Intervals begin and end a little off.
     let is_shorter = |needed_s: f64| shortest_s < needed_s * 0.99;
     if is_shorter(LENGTH_S) {
@@ -220,21 +224,16 @@ fn enough_slow_ones(batches: &[[Batch; BATCHES]; 2]) -> Result<(), String> {
     ))
 }
 
-fn sum(points: &[Point], of: fn(&Point) -> f64) -> f64 {
-    points.iter().map(of).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::batches::Point;
     use crate::compare::figures::STALL_SHARE;
 
     /// A recording of so many seconds, of each of which so much is meant of so much.
     fn run(seconds: u64, all: f64, meant: impl Fn(u64) -> f64) -> RunFigure {
         let point = |n| Point { interval: n, length_s: 1.0, all, meant: meant(n) };
-        let points: Vec<Point> = (0..seconds).map(point).collect();
-        let value = sum(&points, |p| p.meant) / sum(&points, |p| p.all);
-        RunFigure { points, value: Some(value) }
+        RunFigure::part((0..seconds).map(point).collect())
     }
 
     /// Chance, of the same mean for every recording: 0 or 2.
@@ -286,6 +285,7 @@ mod tests {
     fn one_pair_claims_no_small_difference() {
         let small = of_pair("fault.major", 100.0, 125.0);
         assert!(small.p.is_some_and(|p| p < 1e-6) && !small.is_real, "{small:?}");
+        assert!(small.is_too_small);
         assert!(of_pair("fault.major", 100.0, 140.0).is_regression());
         // By a factor, but of next to nothing.
         assert!(!of_pair("fault.major", 0.1, 1.0).is_real);

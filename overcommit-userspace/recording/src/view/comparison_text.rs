@@ -1,6 +1,5 @@
 //! A comparison as people read it.
 
-use crate::compare::claim::ALPHA;
 use crate::compare::{Compared, Comparison, FigureName};
 use crate::format::text::readable;
 use std::fmt::Write;
@@ -45,7 +44,7 @@ fn line(entry: &Compared) -> String {
             let word = if entry.is_more() { "WORSE" } else { "better" };
             format!("{word}, p = {p:.2e}.")
         }
-        (None, Some(p)) if p <= ALPHA => {
+        (None, Some(p)) if entry.is_too_small => {
             format!("p = {p:.2e}, but the difference is too small to be claimed.")
         }
         (None, p) => format!(

@@ -111,11 +111,11 @@ impl Monitor {
             let stats = json!({ "path": device, "property": "guest-stats" });
             guest = self.try_ask("qom-get", stats).await?.as_ref().and_then(guest_memory);
         }
-        let mut ballooned = 0;
-        if let Some(current) = current {
-            let dimms = if plugged > 0 { self.dimms().await? } else { 0 };
-            ballooned = (base + dimms).saturating_sub(current);
-        }
+        let ballooned = match current {
+            Some(current) if plugged > 0 => (base + self.dimms().await?).saturating_sub(current),
+            Some(current) => base.saturating_sub(current),
+            None => 0,
+        };
         let configured = Some(configured);
         let balloon = Balloon { configured, current, ballooned, source: Source::Qmp, guest };
         Ok((balloon, is_turned))

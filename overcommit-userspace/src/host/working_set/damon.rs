@@ -250,8 +250,7 @@ impl Drop for Damon {
 impl Look {
     /// Adds a region of which that many samples were touched.
     fn add(&mut self, (start, end): AddressRange, accesses: u64) {
-        let bytes = u128::from(end - start) * u128::from(accesses.min(SAMPLES));
-        self.sampled += (bytes / u128::from(SAMPLES)) as u64;
+        self.sampled += (end - start) * accesses.min(SAMPLES) / SAMPLES;
         self.touched.push((start, end));
     }
 }
