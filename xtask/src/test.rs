@@ -1,5 +1,5 @@
 //! Every check and test, in the order in which they are cheap; what needs other kernels runs
-//! beside all of them.
+//! partly beside them, partly after them.
 
 use crate::last_test::LastTest;
 use crate::scenario::JAVA;
@@ -9,6 +9,7 @@ use crate::setup::{
 use crate::{build, lab};
 use anyhow::{Context, Result, anyhow};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use testbed::undo::Running;
 use testbed::{root, target};
@@ -104,16 +105,26 @@ fn steps(args: &Args) -> Result<()> {
         native(args, &mut steps)?;
     } else {
         let prepared = steps.run("other kernels", lab::Labs::all)?;
-        let labs = std::thread::spawn(|| prepared.run());
-        let native = native(args, &mut steps);
+        beside_labs(prepared, args, &mut steps)?;
+    }
+    steps.print();
+    Ok(())
+}
+
+/// What needs no other kernel, a few labs beside it, and then the other labs.
+fn beside_labs(labs: lab::Labs, args: &Args, steps: &mut Steps) -> Result<()> {
+    let others = Mutex::new(());
+    let held = others.lock();
+    std::thread::scope(|scope| {
+        let labs = scope.spawn(|| labs.run(&others));
+        let native = native(args, steps);
+        drop(held);
         // Also where a step has failed: labs that go on would be in the next run's way.
         let labs = steps.run("tests on other kernels", || {
             labs.join().map_err(|_| anyhow!("the labs panicked"))?
         });
-        both(native, labs)?;
-    }
-    steps.print();
-    Ok(())
+        both(native, labs)
+    })
 }
 
 /// The first error, with the second beside it.

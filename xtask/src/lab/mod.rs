@@ -29,6 +29,8 @@ const PARTS: u32 = 2;
 const A_CPU: usize = 2;
 /// Labs at a time at the most, each of which takes 3 GiB.
 const AT_ONCE: usize = 4;
+/// CPUs for each lab that runs beside other tests, which a machine full of labs makes slow.
+const CPUS_BESIDE: usize = 2;
 /// Bytes of the slow disk.
 const DISK: u64 = 256 << 20;
 
@@ -89,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("lab")?;
     install(&TESTBED)?;
     build::all()?;
-    let done = Labs::prepare(args, false).and_then(Labs::run);
+    let done = Labs::prepare(args, false).and_then(|labs| labs.run(&Mutex::new(())));
     let given = give_to_user_behind_sudo();
     done.and(given)
 }
@@ -122,18 +124,24 @@ impl Labs {
             .map(Self)
     }
 
-    /// Boots them, some at a time.
+    /// Boots them, some at a time; few of them while somebody holds `others`.
     ///
     /// # Errors
     /// A kernel does not boot, or a scenario fails on one that is pinned.
-    pub(crate) fn run(self) -> Result<()> {
+    pub(crate) fn run(self, others: &Mutex<()>) -> Result<()> {
         let failed = Mutex::new(Vec::new());
         let waiting = Mutex::new(self.0.into_iter());
         let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let at_once = (std::thread::available_parallelism()?.get() * A_CPU).min(AT_ONCE);
+        let cpus = std::thread::available_parallelism()?.get();
+        let at_once = (cpus * A_CPU).min(AT_ONCE);
+        let beside = cpus.div_ceil(CPUS_BESIDE);
         std::thread::scope(|scope| {
-            for _ in 0..at_once {
-                scope.spawn(|| {
+            for worker in 0..at_once {
+                let (failed, next) = (&failed, &next);
+                scope.spawn(move || {
+                    if worker >= beside {
+                        drop(others.lock());
+                    }
                     while let Some(lab) = next() {
                         if !lab.passes() {
                             let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
