@@ -2,10 +2,11 @@
 
 use crate::Tests;
 use anyhow::{Result, ensure};
+use std::collections::HashMap;
 use std::path::Path;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{json, rows, sum, vm};
+use testbed::results::{figure, json, rows, sum, vm};
 use testbed::squeeze::Squeeze;
 use testbed::{PATIENCE, await_some};
 
@@ -20,16 +21,47 @@ fn await_state(folder: &Path, vm: &str, state: &str) -> Result<()> {
     })
 }
 
+/// Whether a recording of hours, ended early, says the same of both VMs.
+fn at_any_interval(folder: &Path) -> Result<()> {
+    let rows = rows(folder, "vms.csv")?;
+    let of = |name: &str| rows.iter().filter(|row| row["vm"] == name).collect::<Vec<_>>();
+    let (squeezed, calm) = (of("squeezed"), of("calm"));
+    // Two where the hour ends meanwhile.
+    ensure!((1..=2).contains(&squeezed.len()), "{} rows", squeezed.len());
+    let ns = |rows: &[&HashMap<String, String>], column: &str| {
+        rows.iter().map(|row| Ok(row[column].parse::<u64>()?)).sum::<Result<u64>>()
+    };
+    println!("thrashing for {} ns", ns(&squeezed, "swap_thrashing_ns")?);
+    ensure!(squeezed.iter().any(|row| row["swap_state"] == "thrashing"), "{squeezed:#?}");
+    ensure!(ns(&squeezed, "swap_thrashing_ns")? > 0, "{squeezed:#?}");
+    ensure!(calm.iter().any(|row| row["swap_state"] == "healthy"), "{calm:#?}");
+    ensure!(ns(&calm, "swap_healthy_ns")? > 0 && ns(&calm, "swap_thrashing_ns")? == 0);
+    let (counted, kernel) = (ns(&squeezed, "faults_counted")?, ns(&squeezed, "faults_kernel")?);
+    ensure!(counted.abs_diff(kernel) * 100 <= kernel, "{counted} of {kernel} faults");
+    let squeezed = vm(folder, "squeezed")?;
+    let majors = figure(&squeezed, "fault.major", "count")?;
+    ensure!(majors > 1_000, "{majors} major faults");
+    Ok(())
+}
+
 fn swap_states() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("run");
     let squeeze = Squeeze::new()?;
     let _squeezed = Vm::start(&squeeze.config("squeezed"))?;
     let _calm = Vm::start(&Config::new("calm", 16))?;
+    let hourly = Recording::start(&dir.path().join("hourly"), ["--interval", "1h"])?;
     let recording = Recording::start(&folder, ["--interval", "500ms"])?;
     await_state(&folder, "calm", "healthy")?;
     await_state(&folder, "squeezed", "thrashing")?;
+    // The other looks at other moments.
+    await_some("3 s of thrashing", PATIENCE, || {
+        let rows = rows(&folder, "vms.csv")?;
+        let thrashing = rows.iter().filter(|row| row["swap_state"] == "thrashing");
+        Ok((thrashing.count() >= 6).then_some(()))
+    })?;
     recording.end()?;
+    at_any_interval(&hourly.end()?)?;
 
     let summary = json(&folder, "summary.json")?;
     ensure!(summary["host"]["swap"]["worst"] == "thrashing", "{:#}", summary["host"]);

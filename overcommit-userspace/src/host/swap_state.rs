@@ -124,7 +124,8 @@ impl SwapStates {
     /// Whether what came since does not uphold the state: by its mean, for a page that is read
     /// now and then is none.
     fn is_calm(&self, least: f64) -> bool {
-        let Some(mean) = mean(&self.since).filter(|mean| mean.length_ns >= CALM_NS) else {
+        let Some(mean) = Rates::mean(self.since.iter()).filter(|mean| mean.length_ns >= CALM_NS)
+        else {
             return false;
         };
         let upheld = match self.state {
@@ -164,23 +165,6 @@ fn push(window: &mut VecDeque<Rates>, rates: Rates, time_ns: u64) {
     while length_ns(&*window) - window[0].length_ns >= time_ns {
         window.pop_front();
     }
-}
-
-/// Over all the time; what is not known all the time is not known.
-fn mean(window: &VecDeque<Rates>) -> Option<Rates> {
-    let all_ns = length_ns(window);
-    let of = |field: fn(&Rates) -> Option<f64>| -> Option<f64> {
-        let parts = window.iter().map(|rates| Some(field(rates)? * rates.length_ns as f64));
-        Some(parts.sum::<Option<f64>>()? / all_ns as f64)
-    };
-    (all_ns > 0).then(|| Rates {
-        length_ns: all_ns,
-        swapped_in: of(|rates| rates.swapped_in),
-        swapped_out: of(|rates| rates.swapped_out),
-        stall: of(|rates| rates.stall),
-        io_wait: of(|rates| rates.io_wait),
-        available: of(|rates| rates.available),
-    })
 }
 
 #[cfg(test)]

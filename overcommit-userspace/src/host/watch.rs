@@ -128,7 +128,7 @@ impl Watch {
         let allocated =
             allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
         let allocated = allocated.map(|pages| shared.a_second(pages));
-        self.now = HostSwap { state: swap_state, rates, memory, allocated };
+        self.now = HostSwap { state: swap_state, rates, memory, allocated, ..HostSwap::default() };
         self.last = counters;
     }
 

@@ -30,6 +30,7 @@ use overcommit_recording::model::run::{
     BackendChoice, EvictionSight, NotCounted, Options, Run, RunClocks,
 };
 use overcommit_recording::model::slow_fault::SlowFault;
+use overcommit_recording::model::swap::StateTimes;
 use overcommit_recording::model::vm::Vm;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -130,7 +131,8 @@ impl Session {
             dropped_absent: sight.drops_absent(),
         });
         let start_us = start.realtime_ns / 1_000;
-        Ok(RunningSession { session: self, host, last: start, start_us, number: 0 })
+        let open = OpenInterval { start, start_us, number: 0, seen: None };
+        Ok(RunningSession { session: self, host, last: start, open })
     }
 }
 
@@ -193,10 +195,19 @@ impl Want {
 pub struct RunningSession {
     session: Session,
     host: Host,
+    /// Of the last drain.
     last: Clocks,
-    /// Start of the open interval as its rows will say, in Unix microseconds.
+    open: OpenInterval,
+}
+
+/// The interval that is not over yet.
+struct OpenInterval {
+    start: Clocks,
+    /// Its start as its rows will say, in Unix microseconds.
     start_us: u64,
     number: u64,
+    /// What was seen of it so far.
+    seen: Option<Interval>,
 }
 
 impl RunningSession {
@@ -241,6 +252,16 @@ impl RunningSession {
         Ok(told)
     }
 
+    /// Looks at the host and its VMs within an interval: what state they are in does not depend
+    /// on how long intervals are. As [`Self::end_interval`], after the slow faults.
+    ///
+    /// # Errors
+    /// See [`Self::end_interval`].
+    pub fn look(&mut self) -> Result<()> {
+        self.drain(false)?;
+        Ok(())
+    }
+
     /// Ends the interval at a boundary, in Unix microseconds, and begins the next
     /// there. `None` ends it now, short of a boundary. Slow faults are to be taken before: a VM
     /// that ended gives its slot back.
@@ -248,6 +269,17 @@ impl RunningSession {
     /// # Errors
     /// The kernel refuses something, or the clocks cannot be read.
     pub fn end_interval(&mut self, boundary_us: Option<u64>) -> Result<Interval> {
+        self.drain(self.open.number == 0 || boundary_us.is_none())?;
+        let number = self.open.number + 1;
+        self.session.run.recorded.intervals = number;
+        let start_us = boundary_us.unwrap_or(self.last.realtime_ns / 1_000);
+        let next = OpenInterval { start: self.last, start_us, number, seen: None };
+        let ended = std::mem::replace(&mut self.open, next);
+        Ok(ended.seen.unwrap_or_default())
+    }
+
+    /// Takes what happened since the last drain, and adds it to the open interval.
+    fn drain(&mut self, partial: bool) -> Result<()> {
         self.session.follow_events()?;
         let now = clock::now()?;
         let Session { sampler, run, .. } = &mut self.session;
@@ -256,14 +288,17 @@ impl RunningSession {
         }
         let mut drained = sampler.drain(run, &now)?;
         let place = Place {
-            number: self.number,
-            start_us: self.start_us,
-            offset_ns: self.last.monotonic_ns - run.clocks.start.monotonic_ns,
-            length_ns: now.monotonic_ns - self.last.monotonic_ns,
-            partial: self.number == 0 || boundary_us.is_none(),
+            number: self.open.number,
+            start_us: self.open.start_us,
+            offset_ns: self.open.start.monotonic_ns - run.clocks.start.monotonic_ns,
+            length_ns: now.monotonic_ns - self.open.start.monotonic_ns,
+            partial,
         };
-        let host = self.host.advance(sampler.vms(), &mut drained, &place, now.monotonic_ns);
-        for (vm, _) in &drained {
+        let mut host = self.host.advance(sampler.vms(), &mut drained, &place, now.monotonic_ns);
+        let length_ns = now.monotonic_ns - self.last.monotonic_ns;
+        host.swap.times = StateTimes::of(host.swap.state, length_ns);
+        for (vm, _) in &mut drained {
+            vm.swap.times = StateTimes::of(vm.swap.state, length_ns);
             sampler.count_swapouts(vm.vm, self.host.cgroup_id(vm.vm))?;
         }
         run.host_state.discards_absent = None;
@@ -274,12 +309,14 @@ impl RunningSession {
         }
         self.host.note(run);
         run.not_counted = not_counted(sampler);
-        run.recorded.intervals = self.number + 1;
-        self.number += 1;
         self.last = now;
-        self.start_us = boundary_us.unwrap_or(now.realtime_ns / 1_000);
         let vms = drained.into_iter().map(|(vm, _)| vm).collect();
-        Ok(Interval { place, host, vms, evictions: sampler.evictions() })
+        let seen = Interval { place, host, vms, evictions: sampler.evictions() };
+        match &mut self.open.seen {
+            Some(open) => open.extend(seen),
+            open => *open = Some(seen),
+        }
+        Ok(())
     }
 
     /// Ends counting for every VM at once, so that what is still open is no loss.

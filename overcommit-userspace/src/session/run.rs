@@ -3,7 +3,7 @@
 use crate::kernel::clock;
 use crate::session::boundary::Boundary;
 use crate::session::load::Load;
-use crate::session::wait::{Waiter, Woken};
+use crate::session::wait::{SCAN, Waiter, Woken};
 use crate::session::{RunningSession, Session};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -98,7 +98,13 @@ pub async fn follow(
             Woken::Signal(signal) => break End::Signal(signal),
             Woken::LoadEnded(status) => break End::Load(status),
             Woken::Event => session.session().follow_events()?,
-            Woken::Scan => session.session().rescan()?,
+            Woken::Scan => {
+                session.session().rescan()?;
+                if until.interval > SCAN {
+                    hand_on_slow_faults(session, &mut take)?;
+                    session.look()?;
+                }
+            }
             Woken::Poll => hand_on_slow_faults(session, &mut take)?,
             Woken::Time => {
                 let now = clock::now()?;

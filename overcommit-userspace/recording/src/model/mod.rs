@@ -12,6 +12,7 @@ pub mod latencies;
 pub mod memory;
 pub mod metric;
 pub mod name;
+mod parts;
 pub mod pattern;
 pub mod run;
 pub mod slow_fault;

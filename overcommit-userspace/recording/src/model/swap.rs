@@ -1,6 +1,6 @@
 //! How swapping went.
 
-use crate::model::state::State;
+use crate::model::state::{State, Times};
 use serde::{Deserialize, Serialize};
 
 /// How much swapping hurts.
@@ -51,6 +51,80 @@ pub struct Rates {
     pub available: Option<f64>,
 }
 
+impl Rates {
+    /// Over all the time; what is not known all the time is not known. `None` of no time.
+    pub fn mean<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> Option<Self> {
+        let length_ns: u64 = all.clone().map(|rates| rates.length_ns).sum();
+        let of = |field: fn(&Self) -> Option<f64>| -> Option<f64> {
+            let parts = all.clone().map(|rates| Some(field(rates)? * rates.length_ns as f64));
+            Some(parts.sum::<Option<f64>>()? / length_ns as f64)
+        };
+        (length_ns > 0).then(|| Self {
+            length_ns,
+            swapped_in: of(|rates| rates.swapped_in),
+            swapped_out: of(|rates| rates.swapped_out),
+            stall: of(|rates| rates.stall),
+            io_wait: of(|rates| rates.io_wait),
+            available: of(|rates| rates.available),
+        })
+    }
+
+    /// Of the time of both.
+    fn followed_by(before: Option<Self>, next: Option<Self>) -> Option<Self> {
+        Self::mean(before.iter().chain(next.iter()))
+    }
+}
+
+/// Time within an interval in each state that is known, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateTimes {
+    /// [`SwapState::Healthy`]
+    pub healthy_ns: u64,
+    /// [`SwapState::Pressure`]
+    pub pressure_ns: u64,
+    /// [`SwapState::Thrashing`]
+    pub thrashing_ns: u64,
+}
+
+impl StateTimes {
+    /// All of it in one state.
+    pub fn of(state: SwapState, length_ns: u64) -> Self {
+        let mut times = Self::default();
+        match state {
+            SwapState::Unknown => {}
+            SwapState::Healthy => times.healthy_ns = length_ns,
+            SwapState::Pressure => times.pressure_ns = length_ns,
+            SwapState::Thrashing => times.thrashing_ns = length_ns,
+        }
+        times
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            healthy_ns: self.healthy_ns + other.healthy_ns,
+            pressure_ns: self.pressure_ns + other.pressure_ns,
+            thrashing_ns: self.thrashing_ns + other.thrashing_ns,
+        }
+    }
+
+    /// Adds what an interval of that length and worst state holds. Earlier versions looked once
+    /// per interval and tell no times.
+    pub fn add_to(self, sums: &mut Times<SwapState>, worst: SwapState, length_ns: u64) {
+        let Self { healthy_ns, pressure_ns, thrashing_ns } = self;
+        let known_ns = healthy_ns + pressure_ns + thrashing_ns;
+        let rest = if known_ns == 0 { worst } else { SwapState::Unknown };
+        let each = [
+            (SwapState::Healthy, healthy_ns),
+            (SwapState::Pressure, pressure_ns),
+            (SwapState::Thrashing, thrashing_ns),
+            (rest, length_ns.saturating_sub(known_ns)),
+        ];
+        for (state, ns) in each.into_iter().filter(|(_, ns)| *ns > 0) {
+            *sums.entry(state).or_default() += ns;
+        }
+    }
+}
+
 /// What /proc/meminfo says, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -67,25 +141,66 @@ pub struct Memory {
 /// The swapping of the host in an interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HostSwap {
-    /// As of the last look.
+    /// The worst of the interval.
     pub state: SwapState,
-    /// Since the look before; `None` if this interval had no look.
+    /// How long it was in which.
+    pub times: StateTimes,
+    /// Between the looks of this interval, the last one before it included; `None` if it had no
+    /// look.
     pub rates: Option<Rates>,
-    /// At the look.
+    /// At the last look.
     pub memory: Option<Memory>,
-    /// Pages that anybody was given since the look before, a second.
+    /// Pages that anybody was given, a second, over the time of the rates.
     pub allocated: Option<f64>,
+}
+
+impl HostSwap {
+    /// Both as one, `next` being the later.
+    pub fn followed_by(self, next: Self) -> Self {
+        let pages = |swap: Self| Some(swap.allocated? * swap.rates?.length_ns as f64);
+        let rates = Rates::followed_by(self.rates, next.rates);
+        let allocated = match (self.rates, next.rates) {
+            (Some(_), Some(_)) => {
+                let both = pages(self).zip(pages(next)).zip(rates);
+                both.map(|((before, next), rates)| (before + next) / rates.length_ns as f64)
+            }
+            (_, None) => self.allocated,
+            (None, _) => next.allocated,
+        };
+        Self {
+            state: self.state.max(next.state),
+            times: self.times.plus(next.times),
+            rates,
+            memory: next.memory.or(self.memory),
+            allocated,
+        }
+    }
 }
 
 /// The swapping of a VM in an interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct VmSwap {
-    /// As of the last look.
+    /// The worst of the interval.
     pub state: SwapState,
-    /// Since the look before; `None` if this interval had no look.
+    /// How long it was in which.
+    pub times: StateTimes,
+    /// Between the looks of this interval, the last one before it included; `None` if it had no
+    /// look.
     pub rates: Option<Rates>,
     /// What its cgroup may hold, in bytes, as of the last check; `None` without a limit.
     pub limit: Option<u64>,
+}
+
+impl VmSwap {
+    /// Both as one, `next` being the later.
+    pub fn followed_by(self, next: Self) -> Self {
+        Self {
+            state: self.state.max(next.state),
+            times: self.times.plus(next.times),
+            rates: Rates::followed_by(self.rates, next.rates),
+            limit: next.limit,
+        }
+    }
 }
 
 /// Where the rates of a VM come from, by name.

@@ -3,7 +3,7 @@
 use crate::model::breakdown::Breakdown;
 use crate::model::coverage::{Coverage, Seen};
 use crate::model::figures::VmFigures;
-use crate::model::interval::{FileFaults, Interval, Stall, StallSource, VmInterval};
+use crate::model::interval::{FileFaults, Interval, Stall, VmInterval};
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 use crate::model::state::Times;
@@ -126,7 +126,7 @@ impl VmTotals {
     fn add(&mut self, vm: &VmInterval, length_ns: u64) {
         self.length_ns += length_ns;
         self.seen.merge(vm.seen);
-        *self.swap_states.entry(vm.swap.state).or_default() += length_ns;
+        vm.swap.times.add_to(&mut self.swap_states, vm.swap.state, length_ns);
         self.memory.update(vm);
         if let Some(swapins) = &vm.swapins {
             self.swapins.get_or_insert_default().add(swapins);
@@ -142,13 +142,7 @@ impl VmTotals {
             *total += count;
         }
         if let Some(stall) = vm.stall {
-            let none = Stall { waited_ns: 0, vcpu_ns: 0, ..stall };
-            let total = self.stall.get_or_insert(none);
-            total.waited_ns += stall.waited_ns;
-            total.vcpu_ns += stall.vcpu_ns;
-            if stall.source == StallSource::Faults {
-                total.source = stall.source;
-            }
+            self.stall = Some(self.stall.map_or(stall, |total| total.plus(stall)));
             self.stall_known_ns += length_ns;
         } else if self.stall.is_none() {
             self.stall_lead_ns += length_ns;
@@ -174,7 +168,7 @@ impl VmTotals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::interval::Place;
+    use crate::model::interval::{Place, StallSource};
 
     const SECOND_NS: u64 = 1_000_000_000;
 

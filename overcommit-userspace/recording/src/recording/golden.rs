@@ -20,7 +20,7 @@ use crate::model::run::{
     BackendChoice, EvictionSight, HostState, NotCounted, Options, Run, RunClocks, RunVm,
 };
 use crate::model::slow_fault::SlowFault;
-use crate::model::swap::{HostSwap, Memory, Rates, SwapState, VmSwap};
+use crate::model::swap::{HostSwap, Memory, Rates, StateTimes, SwapState, VmSwap};
 use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
 use crate::model::vm::{Vm, VmId};
@@ -214,7 +214,12 @@ fn remember(vm: &mut VmInterval, number: u64) {
         free: Some(2 * GIB),
         updated_unix_s: 1_795_483_990 + 4 * number,
     };
-    vm.swap = VmSwap { state: SwapState::Pressure, rates: Some(rates(1.0)), limit: Some(5 * GIB) };
+    vm.swap = VmSwap {
+        state: SwapState::Pressure,
+        times: StateTimes::of(SwapState::Pressure, place(number).length_ns),
+        rates: Some(rates(1.0)),
+        limit: Some(5 * GIB),
+    };
     vm.configured = Some(8 * GIB);
     vm.balloon = Some(Balloon {
         configured: Some(8 * GIB),
@@ -254,6 +259,7 @@ fn host(number: u64) -> HostInterval {
     HostInterval {
         swap: HostSwap {
             state: SwapState::Thrashing,
+            times: StateTimes { healthy_ns: 1, pressure_ns: 2, thrashing_ns: 500_000_000 },
             rates: Some(rates(2.0)),
             memory: Some(Memory {
                 total: 64 * GIB,

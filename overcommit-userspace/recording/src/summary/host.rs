@@ -88,7 +88,7 @@ impl HostTotals {
     pub fn add(&mut self, interval: &Interval) {
         let (host, length_ns) = (&interval.host, interval.place.length_ns);
         let overcommit = host.overcommit.map(|sum| sum.state).unwrap_or_default();
-        *self.swap.entry(host.swap.state).or_default() += length_ns;
+        host.swap.times.add_to(&mut self.swap, host.swap.state, length_ns);
         *self.balloon.entry(host.balloon).or_default() += length_ns;
         *self.overcommit.entry(overcommit).or_default() += length_ns;
         if let Some(memory) = HostFigures::of(host) {

@@ -12,13 +12,22 @@ pub fn host() -> Vec<Column<HostInterval>> {
     columns.extend(beside());
     columns.push(one!(HostInterval: "allocated_pages_per_s", PerSecond,
         "Pages that anybody was given", swap.allocated));
+    columns.extend([
+        one!(HostInterval: "swap_healthy_ns", WholeNanoseconds, "Time in which swap_state was healthy",
+            swap.times.healthy_ns),
+        one!(HostInterval: "swap_pressure_ns", WholeNanoseconds, "Time in which it was pressure",
+            swap.times.pressure_ns),
+        one!(HostInterval: "swap_thrashing_ns", WholeNanoseconds, "Time in which it was thrashing",
+            swap.times.thrashing_ns),
+    ]);
     columns
 }
 
 fn swapping() -> Vec<Column<HostInterval>> {
     vec![
         one!(HostInterval: "swap_state", Word,
-            "How much swapping hurts: unknown, healthy, pressure or thrashing", swap.state),
+            "How much swapping hurts, at the worst: unknown, healthy, pressure or thrashing",
+            swap.state),
         one!(HostInterval: "swapped_in_pages_per_s", PerSecond,
             "Pages that came back from swap, zswap and pages of zeros included",
             swap.rates => swapped_in),

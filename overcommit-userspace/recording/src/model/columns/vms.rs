@@ -67,6 +67,12 @@ pub fn vms() -> Vec<Column<VmInterval>> {
             "Faults that took a page of a file out of the page cache", file_faults => cached),
         one!(VmInterval: "file_faults_read", Count,
             "Faults that took a page of a file which had to be read", file_faults => read),
+        one!(VmInterval: "swap_healthy_ns", WholeNanoseconds, "Time in which swap_state was healthy",
+            swap.times.healthy_ns),
+        one!(VmInterval: "swap_pressure_ns", WholeNanoseconds, "Time in which it was pressure",
+            swap.times.pressure_ns),
+        one!(VmInterval: "swap_thrashing_ns", WholeNanoseconds, "Time in which it was thrashing",
+            swap.times.thrashing_ns),
     ]);
     columns
 }
@@ -120,7 +126,8 @@ fn swapping() -> Vec<Column<VmInterval>> {
             "Pages that khugepaged swapped in, which nobody waited for",
             swapins => without_fault),
         one!(VmInterval: "swap_state", Word,
-            "How much swapping hurts it: unknown, healthy, pressure or thrashing", swap.state),
+            "How much swapping hurts it, at the worst: unknown, healthy, pressure or thrashing",
+            swap.state),
         one!(VmInterval: "swapped_in_pages_per_s", PerSecond, "Its pages that came back",
             swap.rates => swapped_in),
         one!(VmInterval: "swapped_out_pages_per_s", PerSecond,

@@ -1,0 +1,191 @@
+//! One interval out of several drains: what was counted is added up, what holds at a moment is
+//! of the last.
+
+use crate::model::evictions::{Aggressor, Eviction};
+use crate::model::interval::VmInterval;
+use crate::model::interval::{HostInterval, Interval, MetricInterval, Stall, StallSource};
+use crate::model::metric::MetricName;
+use std::collections::BTreeMap;
+use std::mem::replace;
+
+impl Interval {
+    /// Adds what came after it, up to the place's end.
+    pub fn extend(&mut self, next: Self) {
+        self.place = next.place;
+        self.host = HostInterval {
+            swap: self.host.swap.followed_by(next.host.swap),
+            balloon: self.host.balloon.max(next.host.balloon),
+            ..next.host
+        };
+        let mut vms: BTreeMap<usize, VmInterval> =
+            self.vms.drain(..).map(|vm| (vm.vm, vm)).collect();
+        for next in next.vms {
+            match vms.get_mut(&next.vm) {
+                Some(vm) => vm.extend(next),
+                None => {
+                    vms.insert(next.vm, next);
+                }
+            }
+        }
+        self.vms = vms.into_values().collect();
+        let mut evictions: BTreeMap<(Option<usize>, Aggressor), Eviction> = BTreeMap::new();
+        for eviction in self.evictions.drain(..).chain(next.evictions) {
+            let key = (eviction.victim, eviction.aggressor.clone());
+            match evictions.get_mut(&key) {
+                Some(sum) => sum.counts.add(eviction.counts),
+                None => {
+                    evictions.insert(key, eviction);
+                }
+            }
+        }
+        self.evictions = evictions.into_values().collect();
+    }
+}
+
+impl VmInterval {
+    fn extend(&mut self, next: Self) {
+        let before = replace(self, next);
+        self.metrics = merged(before.metrics, std::mem::take(&mut self.metrics));
+        self.seen.merge(before.seen);
+        add(&mut self.taken_by, before.taken_by);
+        add(&mut self.not_counted, before.not_counted);
+        self.stall = match (before.stall, self.stall) {
+            (Some(before), Some(next)) => Some(before.plus(next)),
+            (before, next) => before.or(next),
+        };
+        if let Some(before) = before.swapins {
+            self.swapins.get_or_insert_default().add(&before);
+        }
+        if let Some(before) = before.file_faults {
+            self.file_faults.get_or_insert_default().add(before);
+        }
+        self.fault_time.add(before.fault_time);
+        if let Some(before) = before.stall_time {
+            self.stall_time.get_or_insert_default().add(before);
+        }
+        self.swap = before.swap.followed_by(self.swap);
+    }
+}
+
+impl Stall {
+    /// Both, by the source that sees less if they are of two.
+    pub fn plus(self, other: Self) -> Self {
+        let is_less = |stall: &Self| stall.source == StallSource::Faults;
+        let source = if is_less(&other) { other.source } else { self.source };
+        Self {
+            waited_ns: self.waited_ns + other.waited_ns,
+            vcpu_ns: self.vcpu_ns + other.vcpu_ns,
+            source,
+        }
+    }
+}
+
+/// By metric; how much of it is seen is as last said.
+fn merged(before: Vec<MetricInterval>, next: Vec<MetricInterval>) -> Vec<MetricInterval> {
+    let named = |metric: MetricInterval| (metric.name.clone(), metric);
+    let mut merged: BTreeMap<MetricName, MetricInterval> = before.into_iter().map(named).collect();
+    for mut metric in next {
+        if let Some(before) = merged.remove(&metric.name) {
+            metric.latencies.merge(&before.latencies);
+        }
+        merged.insert(metric.name.clone(), metric);
+    }
+    merged.into_values().collect()
+}
+
+fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum += more;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::coverage::Coverage;
+    use crate::model::evictions::{AggressorClass, EvictionCounts};
+    use crate::model::interval::Place;
+    use crate::model::latencies::Latencies;
+    use crate::model::swap::{HostSwap, Rates, StateTimes, SwapState, VmSwap};
+    use SwapState::{Healthy, Pressure};
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    fn metric(name: &str, latency_ns: u64) -> MetricInterval {
+        let mut latencies = Latencies::empty();
+        latencies.record(latency_ns, 1);
+        (latencies.sum_ns, latencies.max_ns) = (latency_ns, latency_ns);
+        MetricInterval { vm: 0, name: MetricName::new(name), coverage: Coverage::Full, latencies }
+    }
+
+    /// A second after so many of an interval, in which a VM lost so many faults, waited a tenth
+    /// of its time and had these metrics.
+    fn second(number: u64, lost: u64, state: SwapState, metrics: Vec<MetricInterval>) -> Interval {
+        let rates = Rates { length_ns: SECOND_NS, ..Rates::default() };
+        let rates = Some(Rates { swapped_in: Some(100.0 * lost as f64), ..rates });
+        let times = StateTimes::of(state, SECOND_NS);
+        let mut vm = VmInterval {
+            metrics,
+            stall: Some(Stall { waited_ns: 1, vcpu_ns: 10, source: StallSource::Windows }),
+            swap: VmSwap { state, times, rates, limit: Some(number) },
+            ..VmInterval::default()
+        };
+        vm.not_counted[0] = lost;
+        let swap = HostSwap { state, times, rates, allocated: Some(7.0), memory: None };
+        let counts = EvictionCounts { written_pages: lost, ..EvictionCounts::default() };
+        let (id, name) = ("7-8".to_owned(), "greedy".to_owned());
+        let aggressor = Aggressor { class: AggressorClass::Vm, id, name };
+        Interval {
+            place: Place { length_ns: (number + 1) * SECOND_NS, ..Place::default() },
+            host: HostInterval { swap, ..HostInterval::default() },
+            vms: vec![vm],
+            evictions: vec![Eviction { victim: Some(0), aggressor, counts }],
+        }
+    }
+
+    #[test]
+    fn what_was_counted_is_added_and_what_holds_is_the_last() {
+        let mut whole = second(0, 2, Pressure, vec![metric("fault.major", 100)]);
+        let both = vec![metric("fault.major", 300), metric("swapin", 5)];
+        whole.extend(second(1, 0, Healthy, both));
+        whole.extend(second(2, 1, Healthy, Vec::new()));
+        assert_eq!(whole.place.length_ns, 3 * SECOND_NS);
+        let [vm] = whole.vms.as_slice() else { panic!("{:?}", whole.vms) };
+        let metrics = vm.metrics.iter();
+        let metrics = metrics.map(|of| (of.name.as_str(), of.latencies.sum_ns));
+        assert_eq!(metrics.collect::<Vec<_>>(), [("fault.major", 400), ("swapin", 5)]);
+        assert_eq!((vm.not_counted[0], vm.swap.limit), (3, Some(2)));
+        assert_eq!(vm.stall.map(|stall| (stall.waited_ns, stall.vcpu_ns)), Some((3, 30)));
+        assert_eq!(whole.evictions.len(), 1);
+        assert_eq!(whole.evictions[0].counts.written_pages, 3);
+    }
+
+    #[test]
+    fn a_row_has_the_worst_state_and_the_time_in_each() {
+        let mut whole = second(0, 0, Healthy, Vec::new());
+        for number in 1..12 {
+            let state = if number == 5 { Pressure } else { Healthy };
+            whole.extend(second(number, u64::from(number == 5) * 12, state, Vec::new()));
+        }
+        let (host, vm) = (whole.host.swap, whole.vms[0].swap);
+        let times = StateTimes {
+            healthy_ns: 11 * SECOND_NS,
+            pressure_ns: SECOND_NS,
+            ..StateTimes::default()
+        };
+        assert_eq!((host.state, host.times), (Pressure, times));
+        assert_eq!((vm.state, vm.times), (Pressure, times));
+        assert_eq!(host.rates.and_then(|rates| rates.swapped_in), Some(100.0));
+        assert_eq!(host.allocated, Some(7.0));
+    }
+
+    #[test]
+    fn a_vm_that_ended_within_stays_and_one_that_started_is_there() {
+        let mut whole = second(0, 1, Healthy, vec![metric("fault.minor", 3)]);
+        let mut next = second(1, 1, Healthy, vec![metric("fault.minor", 4)]);
+        next.vms[0].vm = 1;
+        whole.extend(next);
+        let vms = whole.vms.iter().map(|vm| (vm.vm, vm.metrics[0].latencies.sum_ns));
+        assert_eq!(vms.collect::<Vec<_>>(), [(0, 3), (1, 4)]);
+    }
+}
