@@ -274,8 +274,9 @@ fn working_set() -> Result<()> {
     let of = |row: &Row, end: &str| {
         bytes(row, &format!("working_set_{end}_bytes")).context("no working set")
     };
-    near("working set, at least", of(&row, "lower")?, WALK * MIB, 10)?;
-    near("working set, at most", of(&row, "upper")?, WALK * MIB, 10)?;
+    let truth = WALK * MIB + bytes(&row, "overhead_bytes").context("no overhead")?;
+    near("working set, at least", of(&row, "lower")?, truth, 10)?;
+    near("working set, at most", of(&row, "upper")?, truth, 10)?;
     ensure!(!row["working_set_cost_share"].is_empty(), "{row:#?}");
 
     let bounded = dir.path().join("bounded");

@@ -2,13 +2,9 @@
 
 use crate::atomic::{add, get};
 use crate::kernel::current_mm;
-use crate::maps::{MMS, VMS};
+use crate::maps::{HOST_PAGE, MMS, VMS};
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
-
-/// Bytes that QEMU gives back at a time for a balloon (`BALLOON_PAGE_SIZE`,
-/// hw/virtio/virtio-balloon.c). Free page reporting gives back more at once.
-const BALLOON_PAGE: u64 = 4096;
 
 /// include/uapi/asm-generic/mman-common.h
 mod advice {
@@ -32,7 +28,10 @@ pub(crate) fn madvise(ctx: TracePointContext) -> u32 {
         unsafe { ctx.read_at::<u64>(offset) }.unwrap_or(0)
     };
     let (start, length, advice) = (word(START), word(LENGTH), word(ADVICE));
-    if length != BALLOON_PAGE {
+    // QEMU gives back one page of the host at a time for a balloon, once the guest gave all of
+    // it (`balloon_inflate_page`, hw/virtio/virtio-balloon.c). Free page reporting gives back
+    // more at once.
+    if length != HOST_PAGE.load() {
         return 0;
     }
     // SAFETY: entries are only read and written as whole words.

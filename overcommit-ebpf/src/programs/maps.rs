@@ -138,6 +138,10 @@ pub(crate) static FOLIO_OFFSETS: Global<FolioOffsets> = Global::new(FolioOffsets
 #[unsafe(no_mangle)]
 pub(crate) static SLOW_NS: Global<u64> = Global::new(u64::MAX);
 
+/// Bytes of a page of the host.
+#[unsafe(no_mangle)]
+pub(crate) static HOST_PAGE: Global<u64> = Global::new(0);
+
 /// Whether the stacks of those who sleep in faults are taken.
 #[unsafe(no_mangle)]
 pub(crate) static TAKES_STACKS: Global<u8> = Global::new(0);

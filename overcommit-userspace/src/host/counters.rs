@@ -1,5 +1,6 @@
 //! What the kernel counts for the whole host.
 
+use crate::host::memory_use::number;
 use anyhow::{Context, Result};
 use overcommit_recording::model::swap::Memory;
 use procfs::prelude::{FromRead, FromReadSI};
@@ -25,13 +26,20 @@ pub struct HostCounters {
 }
 
 impl HostCounters {
-    /// Reads them below `proc`.
+    /// Reads them below `proc`, and what zswap wrote back below `sys` where the kernel is older
+    /// than 6.8 and has no counter of it in vmstat: those pages are in `zswpout` and again in
+    /// `pswpout`.
     ///
     /// # Errors
     /// A file is missing, or is not what it should be.
-    pub fn read(proc: &Path) -> Result<Self> {
+    pub fn read(proc: &Path, sys: &Path) -> Result<Self> {
         let failed = |name: &str| format!("cannot read {}", proc.join(name).display());
-        let vmstat = VmStat::from_file(proc.join("vmstat")).with_context(|| failed("vmstat"))?.0;
+        let vmstat = VmStat::from_file(proc.join("vmstat")).with_context(|| failed("vmstat"))?;
+        let mut vmstat = vmstat.0;
+        if !vmstat.contains_key("zswpwb") {
+            let pages = number(&sys.join("kernel/debug/zswap/written_back_pages")).unwrap_or(0);
+            vmstat.insert("zswpwb".to_owned(), pages.cast_signed());
+        }
         let stat = KernelStats::from_file(proc.join("stat"), &LocalSystemInfo);
         let memory = Meminfo::from_file(proc.join("meminfo")).with_context(|| failed("meminfo"))?;
         let cpus = stat.with_context(|| failed("stat"))?.total;
@@ -114,20 +122,27 @@ pub(super) mod tests {
 
     #[test]
     fn what_zswap_holds_counts_once() {
-        let proc = tempfile::tempdir().unwrap();
+        let [proc, sys] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let vmstat = "pswpin 5\npswpout 9\nzswpin 7\nzswpout 20\nzswpwb 4\nswpin_zero 1\n\
             swpout_zero 2\n";
         write_proc(proc.path(), vmstat, 500);
-        let counters = HostCounters::read(proc.path()).unwrap();
+        let counters = HostCounters::read(proc.path(), sys.path()).unwrap();
         assert_eq!((counters.swapped_in, counters.swapped_out), (13, 27));
+        write_proc(proc.path(), &vmstat.replace("zswpwb 4\n", ""), 500);
+        let written = || HostCounters::read(proc.path(), sys.path()).unwrap().swapped_out;
+        assert_eq!(written(), 31, "nobody says");
+        let zswap = sys.path().join("kernel/debug/zswap");
+        fs::create_dir_all(&zswap).unwrap();
+        fs::write(zswap.join("written_back_pages"), "4\n").unwrap();
+        assert_eq!(written(), 27, "Linux 6.1");
         assert_eq!((counters.io_wait, counters.stalled_us), ((10, 100), None));
         assert_eq!(counters.memory.available, Some(500 << 10));
         let some = "some avg10=0.00 avg60=0.00 avg300=0.00 total=42\n";
         let full = some.replace("some", "full");
         fs::write(proc.path().join("pressure/memory"), format!("{some}{full}")).unwrap();
-        assert_eq!(HostCounters::read(proc.path()).unwrap().stalled_us, Some(42));
+        assert_eq!(HostCounters::read(proc.path(), sys.path()).unwrap().stalled_us, Some(42));
         fs::remove_file(proc.path().join("vmstat")).unwrap();
-        let error = format!("{:#}", HostCounters::read(proc.path()).unwrap_err());
+        let error = format!("{:#}", HostCounters::read(proc.path(), sys.path()).unwrap_err());
         assert!(error.contains("vmstat"), "{error}");
     }
 }

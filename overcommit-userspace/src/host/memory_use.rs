@@ -1,6 +1,7 @@
 //! How much memory does each VM hold, and what takes memory beside them? Each page
 //! counted once.
 
+use crate::vm::memory::{is_in, ram};
 use anyhow::{Context, Result, ensure};
 use overcommit_recording::model::memory::Compressed;
 use overcommit_recording::model::memory::HostMemory;
@@ -49,7 +50,11 @@ impl ProcessMemory {
         let mounts =
             MountInfos::from_file(dir.join("mountinfo")).map(|mounts| mounts.0).unwrap_or_default();
         let mut memory = Self::default();
+        let ram = ram(maps.iter());
         for map in maps {
+            if !is_in(&map, &ram) {
+                memory.own.overhead += figure(&map, "Pss");
+            }
             memory.add(&map, &mounts, |map| {
                 let (start, end) = map.address;
                 let file = dir.join(format!("map_files/{start:x}-{end:x}"));
@@ -66,7 +71,7 @@ impl ProcessMemory {
         mounts: &[MountInfo],
         held: impl FnOnce(&MemoryMap) -> Option<u64>,
     ) {
-        let bytes = |name: &str| map.extension.map.get(name).copied().unwrap_or(0);
+        let bytes = |name| figure(map, name);
         self.own.hugetlb += bytes("Private_Hugetlb") + bytes("Shared_Hugetlb");
         // Neither resident nor swapped, and its file's blocks are the pool's.
         if map.extension.vm_flags.contains(VmFlags::HT) {
@@ -82,22 +87,35 @@ impl ProcessMemory {
             shared.swapped += bytes("Swap");
         } else {
             self.own.resident += bytes("Pss");
+            if map.inode != 0 && !is_on_tmpfs(map, mounts) {
+                // What was written in a private mapping is the process's own.
+                self.own.page_cache += bytes("Pss").saturating_sub(bytes("Anonymous"));
+            }
             self.own.swapped += bytes("SwapPss");
         }
     }
 }
 
+/// A figure that smaps has of a mapping, in bytes.
+fn figure(map: &MemoryMap, name: &str) -> u64 {
+    map.extension.map.get(name).copied().unwrap_or(0)
+}
+
 /// Memory that others can map as well: a memfd, a file on tmpfs, shared anonymous memory.
 pub(super) fn is_shared_memory(map: &MemoryMap, mounts: &[MountInfo]) -> bool {
+    map.perms.contains(MMPermissions::SHARED) && is_on_tmpfs(map, mounts)
+}
+
+/// Whether it is of a file that has its pages nowhere but in memory and on swap.
+fn is_on_tmpfs(map: &MemoryMap, mounts: &[MountInfo]) -> bool {
     let device = format!("{}:{}", map.dev.0, map.dev.1);
     let path = match &map.pathname {
         MMapPath::Path(path) => path.to_string_lossy(),
         _ => return false,
     };
-    map.perms.contains(MMPermissions::SHARED)
-        && (path.starts_with("/memfd:")
-            || path.starts_with("/dev/zero")
-            || mounts.iter().any(|mount| mount.fs_type == "tmpfs" && mount.majmin == device))
+    path.starts_with("/memfd:")
+        || path.starts_with("/dev/zero")
+        || mounts.iter().any(|mount| mount.fs_type == "tmpfs" && mount.majmin == device)
 }
 
 /// What each holds, shared memory divided among those that map it.
@@ -162,7 +180,7 @@ pub fn host(proc: &Path, sys: &Path, page_size: u64) -> Result<HostMemory> {
     })
 }
 
-fn number(path: &Path) -> Option<u64> {
+pub(super) fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
@@ -222,18 +240,22 @@ mod tests {
         ) + &map(
             "7f0050000000-7f0060000000 rw-p 00000000 00:00 0 ",
             "Pss: 1024 kB\nSwap: 2048 kB\nSwapPss: 2048 kB\n",
+        ) + &map(
+            "55d000000000-55d000400000 rw-p 00000000 00:00 0 [heap]",
+            "Pss: 2048 kB\nSwap: 0 kB\nSwapPss: 0 kB\n",
         );
         let mut processes: BTreeMap<i32, ProcessMemory> =
             [1, 2].map(|pid| (pid, process(proc.path(), pid, &smaps))).into();
         let each = divide(&processes);
-        assert_eq!((each[&1].resident, each[&1].swapped), (51 * MIB, 12 * MIB));
+        assert_eq!((each[&1].resident, each[&1].swapped), (53 * MIB, 12 * MIB));
+        assert_eq!(each[&1].overhead, 2 * MIB, "the heap, which is no guest's memory");
         let sum: u64 = each.values().map(|held| held.swapped).sum();
         assert_eq!(sum, 20 * MIB + 2 * 2 * MIB, "the shared part once");
         // A page that nobody maps is held all the same.
         for process in processes.values_mut() {
             process.shared.values_mut().for_each(|shared| shared.held = Some(220 * MIB));
         }
-        assert_eq!(divide(&processes)[&2].resident, 101 * MIB);
+        assert_eq!(divide(&processes)[&2].resident, 103 * MIB);
     }
 
     #[test]
@@ -253,8 +275,28 @@ mod tests {
                 "Pss: 4096 kB\nSwap: 8192 kB\nSwapPss: 0 kB\n",
             );
         let memory = process(proc.path(), 1, &smaps);
-        let own = MemoryUse { resident: MIB, swapped: MIB / 2, hugetlb: 1024 * MIB };
+        // Each of these is large enough to be a guest's.
+        let own = MemoryUse {
+            resident: MIB,
+            swapped: MIB / 2,
+            hugetlb: 1024 * MIB,
+            overhead: 0,
+            page_cache: 0,
+        };
         assert_eq!((memory.own, memory.shared.len()), (own, 1));
+    }
+
+    #[test]
+    fn pages_of_a_snapshot_are_in_the_page_cache_and_what_was_written_is_not() {
+        let proc = tempfile::tempdir().unwrap();
+        let snapshot = |perms: &str, anonymous: u32| {
+            let line = format!("7f0000000000-7f0100000000 {perms} 00000000 08:01 12 /snapshot/ram");
+            let figures = format!("Pss: 3145728 kB\nAnonymous: {anonymous} kB\nSwap: 0 kB\n");
+            process(proc.path(), 1, &map(&line, &figures)).own
+        };
+        let (shared, private) = (snapshot("rw-s", 0), snapshot("rw-p", 1 << 20));
+        assert_eq!((shared.resident, shared.freed()), (3072 * MIB, 0));
+        assert_eq!((private.resident, private.freed()), (3072 * MIB, 1024 * MIB));
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Numa {
             nodes.nodes().map(|node| self.available.get(&node).copied()).collect();
         let is_within = |id| self.nodes_of(id).is_some_and(|own| own.is_within(nodes));
         let within = || vms.iter().filter(|(id, vm)| is_within(*id) && !vm.is_hugetlb);
-        let held: u64 = within().map(|(_, vm)| vm.resident).sum();
+        let held: u64 = within().map(|(_, vm)| vm.freed).sum();
         let mut sets = Range::default();
         for (_, vm) in within() {
             let set = vm.working_set?;
@@ -110,7 +110,7 @@ mod tests {
 
     fn vm(resident: u64, need: u64) -> VmMemory {
         let working_set = Some(Range { lower: need * GIB, upper: need * GIB });
-        VmMemory { resident: resident * GIB, working_set, ..VmMemory::default() }
+        VmMemory { freed: resident * GIB, working_set, ..VmMemory::default() }
     }
 
     #[test]

@@ -13,8 +13,9 @@ use overcommit_recording::model::swap::SwapState;
 pub struct VmMemory {
     /// What it was given.
     pub configured: Option<u64>,
-    /// What it has in RAM, huge pages of the pool left out.
-    pub resident: u64,
+    /// What would be available without it, beside what already is; huge pages of the pool left
+    /// out.
+    pub freed: u64,
     /// Whether its memory comes out of the pool of huge pages.
     pub is_hugetlb: bool,
     /// What it needs.
@@ -43,7 +44,7 @@ pub fn of(
     let in_use = host.available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
     // Of the same VMs as the working sets: what the others hold beside their huge pages is
     // needed as well.
-    let resident: u64 = small_pages().map(|vm| vm.resident).sum();
+    let resident: u64 = small_pages().map(|vm| vm.freed).sum();
     let sets: Option<Vec<Range>> = small_pages().map(|vm| vm.working_set).collect();
     let working_sets = sets.map(|sets| Range {
         lower: sets.iter().map(|set| set.lower).sum(),
@@ -107,7 +108,7 @@ mod tests {
     fn vm(configured: u64, need: u64) -> VmMemory {
         VmMemory {
             configured: Some(configured * GIB),
-            resident: need * GIB,
+            freed: need * GIB,
             working_set: Some(Range { lower: need * GIB, upper: need * GIB }),
             swap: SwapState::Healthy,
             ..VmMemory::default()
@@ -132,7 +133,7 @@ mod tests {
     fn the_full_collection_fits_as_long_as_the_host_takes_little() {
         let headroom = |host: u64, need| {
             let vms = java(need);
-            let resident: u64 = vms.iter().map(|vm| vm.resident).sum();
+            let resident: u64 = vms.iter().map(|vm| vm.freed).sum();
             let available = (64 * GIB - host * GIB).saturating_sub(resident);
             let mut memory = tests::host(64, 0);
             memory.available = Some(available);
@@ -145,7 +146,7 @@ mod tests {
         assert_eq!(headroom(0, 12), 2.0);
         // What is resident is at most what there is.
         let mut vms = java(12);
-        vms[0].resident = 11 * GIB;
+        vms[0].freed = 11 * GIB;
         let sum = of(&host(64, 0), &vms);
         assert_eq!(sum.headroom().unwrap().lower, -(GIB as i64));
         assert_eq!(sum.state, OvercommitState::Critical);
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn huge_pages_are_a_memory_of_their_own() {
         // QEMU's own memory is resident.
-        let huge = VmMemory { is_hugetlb: true, resident: 150 << 20, ..vm(1, 1) };
+        let huge = VmMemory { is_hugetlb: true, freed: 150 << 20, ..vm(1, 1) };
         let memory = HostMemory { hugetlb_pools: GIB, ..host(64, 40) };
         let sum = of(&memory, &[huge, vm(16, 4)]);
         assert_eq!((sum.configured, sum.physical), (Some(16 * GIB), 63 * GIB));

@@ -1,7 +1,6 @@
 //! The host and its VMs in an interval: what `watch` follows and `survey` finds, as one.
 
 use crate::host::ForHost;
-use crate::host::balloon::qmp::POLL_SECONDS;
 use crate::host::balloon::state::{BalloonStates, Inflated};
 use crate::host::memory_cgroup::MemoryCgroup;
 use crate::host::overcommit::{self, VmMemory};
@@ -9,22 +8,19 @@ use crate::host::survey::{Found, Options, Survey, VmFound};
 use crate::host::watch::Watch;
 use crate::host::working_set::bounds;
 use crate::host::working_set::follow::Target;
+use crate::kernel;
 use anyhow::Result;
 use overcommit_recording::model::balloon::{Balloon, Source};
 use overcommit_recording::model::interval::{HostInterval, Place, VmInterval};
-use overcommit_recording::model::memory::MemoryUse;
+use overcommit_recording::model::memory::{self, MemoryUse, WorkingSet};
 use overcommit_recording::model::run::Run;
 use overcommit_recording::model::swap::SwapState;
 use overcommit_recording::model::vm::{Backing, Vm, VmId};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Bytes that a balloon takes at a time.
-const BALLOON_PAGE: u64 = 4096;
 /// Time for which pages that came back are a sign that memory is missed, in nanoseconds.
 const MISSED_NS: u64 = 10_000_000_000;
-/// Age of a guest's report from which it says nothing of now, in seconds.
-const STALE_S: f64 = 2.0 * POLL_SECONDS as f64 + 1.0;
 
 /// Why something is not known of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,10 +61,10 @@ impl Host {
     /// # Errors
     /// See [`Survey::start`].
     pub fn start(sees_swapins: bool, sees_swapouts: bool, options: &Options) -> Result<Self> {
-        let proc = Path::new("/proc");
+        let (proc, sys) = (Path::new("/proc"), Path::new("/sys"));
         Ok(Self {
-            watch: Watch::new(proc, sees_swapins, sees_swapouts),
-            survey: Survey::start(proc, Path::new("/sys"), options)?,
+            watch: Watch::new(proc, sys, sees_swapins, sees_swapouts),
+            survey: Survey::start(proc, sys, options)?,
             balloons: BalloonStates::default(),
             vms: BTreeMap::new(),
             sees_discards: false,
@@ -101,7 +97,7 @@ impl Host {
             vm.advance(of, interval, found);
             let guest = interval.balloon.and_then(|balloon| balloon.guest);
             interval.guest_age_s = guest.map(|guest| guest.age_s(place));
-            interval.guest_is_stale = interval.guest_age_s.map(|age| age > STALE_S);
+            interval.guest_is_stale = guest.and_then(|guest| guest.is_stale(place));
         }
         self.sum_up(vms, &found, drained, now_ns)
     }
@@ -178,7 +174,7 @@ impl Host {
 fn beside(vm: &Vm, memory: MemoryUse, is_missed: bool) -> VmMemory {
     VmMemory {
         configured: vm.memory_bytes,
-        resident: memory.resident,
+        freed: memory.freed(),
         is_hugetlb: vm.backing() == Some(Backing::Hugetlb),
         working_set: bounds(memory.resident, vm.memory_bytes, is_missed).map(|set| set.range),
         swap: SwapState::Unknown,
@@ -195,7 +191,7 @@ impl Followed {
     /// Takes what the probes counted.
     fn count(&mut self, seen: ForHost, sees_discards: bool, is_missed: bool, now_ns: u64) {
         for (sum, pages) in self.discarded.iter_mut().zip(seen.discards) {
-            *sum += pages * BALLOON_PAGE;
+            *sum += pages * kernel::page_size();
         }
         self.sees_discards = sees_discards;
         if is_missed {
@@ -219,7 +215,7 @@ impl Followed {
         let resident = found.memory.map(|memory| memory.resident);
         let bounded = || bounds(resident?, configured, self.is_missed);
         let (working_set, why) = match found.working_set {
-            Some(Ok(set)) => (Some(set), None),
+            Some(Ok(set)) => (Some(with_overhead(set, found.memory)), None),
             Some(Err(why)) => (bounded(), Some(why)),
             None => (bounded(), None),
         };
@@ -237,6 +233,17 @@ impl Followed {
     }
 }
 
+/// DAMON and the referenced bits are looked at where guests have their memory; QEMU's own counts
+/// as used.
+fn with_overhead(mut set: WorkingSet, memory: Option<MemoryUse>) -> WorkingSet {
+    if let (memory::Source::Damon | memory::Source::ClearRefs, Some(memory)) = (set.source, memory)
+    {
+        set.range.lower += memory.overhead;
+        set.range.upper += memory.overhead;
+    }
+    set
+}
+
 fn inflated(vm: &VmInterval) -> Inflated {
     let ballooned = vm.balloon.map(|balloon| balloon.ballooned);
     Inflated { configured: vm.configured, ballooned }
@@ -246,7 +253,7 @@ fn inflated(vm: &VmInterval) -> Inflated {
 fn held(of: &Vm, vm: &VmInterval) -> Option<VmMemory> {
     Some(VmMemory {
         configured: vm.configured,
-        resident: vm.memory?.resident,
+        freed: vm.memory?.freed(),
         is_hugetlb: of.backing() == Some(Backing::Hugetlb),
         working_set: vm.working_set.map(|set| set.range),
         swap: vm.swap.state,

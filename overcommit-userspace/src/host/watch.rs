@@ -27,6 +27,7 @@ const CHECK_EVERY: u32 = 10;
 /// Follows the host and its VMs.
 pub struct Watch {
     proc: PathBuf,
+    sys: PathBuf,
     page_size: u64,
     hierarchy: Option<Hierarchy>,
     /// Whether the probes see swap-ins, and swap-outs by cgroup.
@@ -68,12 +69,18 @@ struct Since {
 }
 
 impl Watch {
-    /// Begins to follow the host that `proc` is of.
-    pub fn new(proc: impl Into<PathBuf>, sees_swapins: bool, sees_swapouts: bool) -> Self {
+    /// Begins to follow the host that `proc` and `sys` are of.
+    pub fn new(
+        proc: impl Into<PathBuf>,
+        sys: impl Into<PathBuf>,
+        sees_swapins: bool,
+        sees_swapouts: bool,
+    ) -> Self {
         let proc = proc.into();
         Self {
             hierarchy: Hierarchy::find(&proc),
             proc,
+            sys: sys.into(),
             page_size: kernel::page_size(),
             sees_swapins,
             sees_swapouts,
@@ -103,7 +110,7 @@ impl Watch {
             return;
         }
         let is_first = std::mem::replace(&mut self.last_ns, now_ns) == 0;
-        let counters = HostCounters::read(&self.proc);
+        let counters = HostCounters::read(&self.proc, &self.sys);
         self.unreadable = counters.as_ref().err().map(|error| format!("{error:#}"));
         let counters = counters.ok();
         let available = counters.as_ref().and_then(|now| share_available(now.memory));

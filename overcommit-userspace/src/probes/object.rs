@@ -1,7 +1,7 @@
 //! Loads the eBPF object that the binary carries.
 
-use crate::kernel::IOCTL;
 use crate::kernel::layout::SWAP_TYPE;
+use crate::kernel::{self, IOCTL};
 use crate::probes::Kernel;
 use anyhow::{Context, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
@@ -92,12 +92,14 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
     let offsets = layout.offsets()?.words();
     let folio_offsets = layout.folio_offsets().unwrap_or_default().words();
     let log_level: u8 = if sizes.verbose { u8::MAX } else { 0 };
+    let page_size = kernel::page_size();
     let follow_exec = u8::from(sizes.follow_exec);
     EbpfLoader::new()
         .override_global("OFFSETS", &offsets[..], true)
         .override_global("FOLIO_OFFSETS", &folio_offsets[..], true)
         .override_global("IOCTL", &IOCTL, true)
         .override_global("SLOW_NS", &sizes.slow_ns, true)
+        .override_global("HOST_PAGE", &page_size, true)
         .override_global("FOLLOW_EXEC", &follow_exec, true)
         .override_global("NR_SWAPFILES_AT", &nr_swapfiles, true)
         .override_global("SWAP_INFO_AT", &swap_info, true)

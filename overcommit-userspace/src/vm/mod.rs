@@ -4,6 +4,7 @@ pub mod cmdline;
 pub mod discovery;
 pub mod memory;
 pub mod monitor;
+pub mod regions;
 pub mod threads;
 
 pub use discovery::Discovery;

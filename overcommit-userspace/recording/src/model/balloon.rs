@@ -52,6 +52,9 @@ pub struct Balloon {
     pub guest: Option<GuestMemory>,
 }
 
+/// Seconds between reports of a guest that is asked for them as often as is of use.
+const LEAST_POLL_S: u64 = 2;
+
 /// Memory as the guest's balloon driver last reported it, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuestMemory {
@@ -63,12 +66,21 @@ pub struct GuestMemory {
     pub free: Option<u64>,
     /// When, in Unix seconds; a guest that stands still stays at its last report.
     pub updated_unix_s: u64,
+    /// Seconds after which it is asked for the next report, 0 if nobody asks; `None` where that
+    /// is not known, as under libvirt, and in recordings.
+    pub asked_every_s: Option<u64>,
 }
 
 impl GuestMemory {
     /// How old the report is at the end of an interval, in seconds.
     pub fn age_s(&self, place: &Place) -> f64 {
         (place.end_s() - self.updated_unix_s as f64).max(0.0)
+    }
+
+    /// Whether it says nothing of now: the next report is overdue, or nobody asks for one.
+    pub fn is_stale(&self, place: &Place) -> Option<bool> {
+        let every_s = self.asked_every_s?.max(LEAST_POLL_S);
+        Some(self.age_s(place) > 2.0 * every_s as f64 + 1.0)
     }
 }
 
@@ -99,5 +111,25 @@ impl State for BalloonState {
             Self::Pressure => "pressure",
             Self::Crisis => "crisis",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_stale_when_the_next_is_overdue() {
+        let at = |end_s: u64| Place { start_us: end_s * 1_000_000, ..Place::default() };
+        let report = |asked_every_s| GuestMemory {
+            updated_unix_s: 1_000,
+            asked_every_s,
+            ..GuestMemory::default()
+        };
+        let stale = |asked, age: u64| report(asked).is_stale(&at(1_000 + age));
+        assert_eq!((stale(Some(2), 5), stale(Some(2), 6)), (Some(false), Some(true)));
+        assert_eq!((stale(Some(60), 121), stale(Some(60), 122)), (Some(false), Some(true)));
+        assert_eq!((stale(Some(0), 5), stale(Some(0), 6)), (Some(false), Some(true)));
+        assert_eq!(stale(None, 600), None, "libvirt asks as often as its XML says");
     }
 }

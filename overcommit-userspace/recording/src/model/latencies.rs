@@ -38,6 +38,17 @@ impl Latencies {
         (self.count() > 0).then(|| value.min(self.max_ns))
     }
 
+    /// The one at that place, from 1, among all of them sorted: the highest value of its bucket,
+    /// never above the maximum; `None` if there are not so many. In nanoseconds.
+    pub fn at(&self, place: u64) -> Option<u64> {
+        let mut passed = 0;
+        let found = self.histogram.iter_recorded().find(|value| {
+            passed += value.count_at_value();
+            passed >= place
+        });
+        found.map(|value| value.value_iterated_to().min(self.max_ns))
+    }
+
     /// Adds the distribution of another interval.
     pub fn add(&mut self, histogram: &Histogram<u64>) {
         for value in histogram.iter_recorded() {

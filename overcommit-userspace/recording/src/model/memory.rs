@@ -13,6 +13,17 @@ pub struct MemoryUse {
     pub swapped: u64,
     /// Huge pages out of the host's pool.
     pub hugetlb: u64,
+    /// What of the resident is not its guest's memory but the process's own.
+    pub overhead: u64,
+    /// What of the resident is pages of files on a disk, which are in MemAvailable too.
+    pub page_cache: u64,
+}
+
+impl MemoryUse {
+    /// What would be available if the process were not there, beside what already is.
+    pub fn freed(&self) -> u64 {
+        self.resident.saturating_sub(self.page_cache)
+    }
 }
 
 /// What takes memory beside the VMs, or saves it, in bytes.

@@ -75,9 +75,11 @@ impl Rates {
     }
 }
 
-/// Time within an interval in each state that is known, in nanoseconds.
+/// Time within an interval in each state, in nanoseconds: of a VM, as long as it was there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateTimes {
+    /// [`SwapState::Unknown`]
+    pub unknown_ns: u64,
     /// [`SwapState::Healthy`]
     pub healthy_ns: u64,
     /// [`SwapState::Pressure`]
@@ -91,7 +93,7 @@ impl StateTimes {
     pub fn of(state: SwapState, length_ns: u64) -> Self {
         let mut times = Self::default();
         match state {
-            SwapState::Unknown => {}
+            SwapState::Unknown => times.unknown_ns = length_ns,
             SwapState::Healthy => times.healthy_ns = length_ns,
             SwapState::Pressure => times.pressure_ns = length_ns,
             SwapState::Thrashing => times.thrashing_ns = length_ns,
@@ -101,6 +103,7 @@ impl StateTimes {
 
     fn plus(self, other: Self) -> Self {
         Self {
+            unknown_ns: self.unknown_ns + other.unknown_ns,
             healthy_ns: self.healthy_ns + other.healthy_ns,
             pressure_ns: self.pressure_ns + other.pressure_ns,
             thrashing_ns: self.thrashing_ns + other.thrashing_ns,
@@ -110,14 +113,12 @@ impl StateTimes {
     /// Adds what an interval of that length and worst state holds. Earlier versions looked once
     /// per interval and tell no times.
     pub fn add_to(self, sums: &mut Times<SwapState>, worst: SwapState, length_ns: u64) {
-        let Self { healthy_ns, pressure_ns, thrashing_ns } = self;
-        let known_ns = healthy_ns + pressure_ns + thrashing_ns;
-        let rest = if known_ns == 0 { worst } else { SwapState::Unknown };
+        let times = if self == Self::default() { Self::of(worst, length_ns) } else { self };
         let each = [
-            (SwapState::Healthy, healthy_ns),
-            (SwapState::Pressure, pressure_ns),
-            (SwapState::Thrashing, thrashing_ns),
-            (rest, length_ns.saturating_sub(known_ns)),
+            (SwapState::Unknown, times.unknown_ns),
+            (SwapState::Healthy, times.healthy_ns),
+            (SwapState::Pressure, times.pressure_ns),
+            (SwapState::Thrashing, times.thrashing_ns),
         ];
         for (state, ns) in each.into_iter().filter(|(_, ns)| *ns > 0) {
             *sums.entry(state).or_default() += ns;

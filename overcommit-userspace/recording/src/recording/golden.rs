@@ -213,6 +213,7 @@ fn remember(vm: &mut VmInterval, number: u64) {
         available: Some(3 * GIB),
         free: Some(2 * GIB),
         updated_unix_s: 1_795_483_990 + 4 * number,
+        asked_every_s: None,
     };
     vm.swap = VmSwap {
         state: SwapState::Pressure,
@@ -230,7 +231,13 @@ fn remember(vm: &mut VmInterval, number: u64) {
     });
     vm.guest_age_s = Some(guest.age_s(&place(number)));
     vm.guest_is_stale = Some(false);
-    vm.memory = Some(MemoryUse { resident: GIB, swapped: GIB / 2, hugetlb: GIB / 4 });
+    vm.memory = Some(MemoryUse {
+        resident: GIB,
+        swapped: GIB / 2,
+        hugetlb: GIB / 4,
+        overhead: GIB / 8,
+        page_cache: GIB / 16,
+    });
     vm.working_set = Some(WorkingSet {
         range: Range { lower: GIB, upper: 6 * GIB },
         source: memory::Source::Damon,
@@ -259,7 +266,12 @@ fn host(number: u64) -> HostInterval {
     HostInterval {
         swap: HostSwap {
             state: SwapState::Thrashing,
-            times: StateTimes { healthy_ns: 1, pressure_ns: 2, thrashing_ns: 500_000_000 },
+            times: StateTimes {
+                unknown_ns: 250_000_000,
+                healthy_ns: 0,
+                pressure_ns: 100_000_000,
+                thrashing_ns: 400_000_000,
+            },
             rates: Some(rates(2.0)),
             memory: Some(Memory {
                 total: 64 * GIB,

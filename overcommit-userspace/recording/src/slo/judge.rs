@@ -236,7 +236,10 @@ impl Case<'_> {
             Bound::Latency { metric, quantile, limit_ns } => {
                 let (coverage, why) = self.coverage(metric);
                 let counted = self.totals.metrics.get(metric);
-                judged.value_ns = counted.and_then(|m| m.latencies.quantile(quantile.of_one()));
+                judged.value_ns = counted.and_then(|counted| {
+                    let place = quantile.rank(counted.latencies.count());
+                    counted.latencies.at(place)
+                });
                 let nothing = none_counted(coverage);
                 let outcome = counted.map_or(nothing, |counted| {
                     let histogram = &counted.latencies.histogram;
@@ -351,6 +354,16 @@ mod tests {
         let objective = Objective::parse(objective).unwrap();
         let Bound::Latency { quantile, limit_ns, .. } = objective.bound else { unreachable!() };
         of_latency(samples, quantile, limit_ns, coverage).0
+    }
+
+    /// 0.07 × 100 is more than 7 in binary fractions.
+    #[test]
+    fn the_value_shown_is_the_one_that_is_judged() {
+        let each: Vec<(u64, u64)> = (1..=100).map(|value| (value, 1)).collect();
+        let objective = Objective::parse("*:fault.major:p7<10us").unwrap();
+        let Bound::Latency { quantile, .. } = objective.bound else { unreachable!() };
+        assert_eq!(latencies(&each).at(quantile.rank(100)), Some(7));
+        assert_eq!(latencies(&each).at(101), None);
     }
 
     #[test]

@@ -36,11 +36,6 @@ impl Quantile {
         Ok(Self(millionths))
     }
 
-    /// As a part of 1.
-    pub fn of_one(self) -> f64 {
-        f64::from(self.0) / f64::from(WHOLE)
-    }
-
     /// Samples below which the quantile is just the maximum.
     pub fn least_samples(self) -> u64 {
         u64::from(WHOLE).div_ceil(u64::from(WHOLE - self.0))

@@ -77,6 +77,7 @@ fn balloon(figures: &BTreeMap<&str, u64>) -> Option<Balloon> {
             available: kibibytes("balloon.usable"),
             free: kibibytes("balloon.unused"),
             updated_unix_s: *seconds,
+            asked_every_s: None,
         }),
     })
 }

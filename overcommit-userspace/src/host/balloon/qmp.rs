@@ -18,7 +18,7 @@ pub const PATIENCE: Duration = Duration::from_millis(500);
 /// Longest answer that is read: what asks for more speaks no QMP.
 const ANSWER_MAX: u64 = 1 << 20;
 /// Seconds between two reports of a guest that was asked for them.
-pub const POLL_SECONDS: u64 = 2;
+const POLL_SECONDS: u64 = 2;
 
 /// What is to be done about the guest's own view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,9 +107,13 @@ impl Monitor {
         let mut is_turned = false;
         let mut guest = None;
         if let Some(device) = device {
-            is_turned = self.turn(&device, polling).await?;
+            let every_s;
+            (is_turned, every_s) = self.turn(&device, polling).await?;
             let stats = json!({ "path": device, "property": "guest-stats" });
             guest = self.try_ask("qom-get", stats).await?.as_ref().and_then(guest_memory);
+            if let Some(guest) = &mut guest {
+                guest.asked_every_s = every_s;
+            }
         }
         let ballooned = match current {
             Some(current) if plugged > 0 => (base + self.dimms().await?).saturating_sub(current),
@@ -146,22 +150,23 @@ impl Monitor {
         Ok(None)
     }
 
-    /// Whether it had to be changed.
-    async fn turn(&mut self, device: &str, polling: GuestPolling) -> Result<bool> {
+    /// Whether it had to be changed, and how often the guest is asked now, in seconds.
+    async fn turn(&mut self, device: &str, polling: GuestPolling) -> Result<(bool, Option<u64>)> {
         let property = "guest-stats-polling-interval";
         let read = json!({ "path": device, "property": property });
+        let every_s = self.try_ask("qom-get", read).await?.and_then(|every_s| every_s.as_u64());
         let (from, to) = match polling {
-            GuestPolling::Leave => return Ok(false),
+            GuestPolling::Leave => return Ok((false, every_s)),
             GuestPolling::TurnOn => (0, POLL_SECONDS),
             GuestPolling::TurnOff => (POLL_SECONDS, 0),
         };
         // Somebody else's setting stays.
-        if self.ask("qom-get", read).await?.as_u64() != Some(from) {
-            return Ok(false);
+        if every_s != Some(from) {
+            return Ok((false, every_s));
         }
         let change = json!({ "path": device, "property": property, "value": to });
         self.ask("qom-set", change).await?;
-        Ok(true)
+        Ok((true, Some(to)))
     }
 }
 
@@ -175,6 +180,7 @@ fn guest_memory(stats: &Value) -> Option<GuestMemory> {
         available: figure("stat-available-memory"),
         free: figure("stat-free-memory"),
         updated_unix_s,
+        asked_every_s: None,
     })
 }
 
@@ -254,6 +260,7 @@ mod tests {
         assert_eq!((balloon.configured, balloon.ballooned), (Some(1024), 408));
         let guest = balloon.guest.unwrap();
         assert_eq!((guest.total, guest.available, guest.free), (Some(500), Some(300), None));
+        assert_eq!(guest.asked_every_s, Some(POLL_SECONDS));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! sees what QEMU touches itself, so a guest under TCG; and it makes reclaim forget
 //! which pages were in use.
 
+use crate::vm::memory::{is_in, ram};
 use anyhow::{Context, Result};
-use overcommit_recording::model::vm::Mapping;
 use procfs::process::Process;
 use std::path::Path;
 
@@ -20,10 +20,10 @@ pub fn clear(proc: &Path, pid: i32) -> Result<()> {
 ///
 /// # Errors
 /// The VM is gone.
-pub fn look(proc: &Path, pid: i32, memory: Mapping) -> Result<u64> {
+pub fn look(proc: &Path, pid: i32) -> Result<u64> {
     let maps = Process::new_with_root(proc.join(pid.to_string()))?.smaps()?;
-    let of_guest =
-        maps.iter().filter(|map| map.address.0 >= memory.start && map.address.1 <= memory.end);
+    let ram = ram(maps.iter());
+    let of_guest = maps.iter().filter(|map| is_in(map, &ram));
     let referenced = |map: &procfs::process::MemoryMap| {
         map.extension.map.get("Referenced").copied().unwrap_or(0)
     };

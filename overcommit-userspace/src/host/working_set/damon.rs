@@ -3,11 +3,11 @@
 //! interface is one folder for the whole host, /sys/kernel/mm/damon/admin.
 
 use crate::host::working_set::WINDOWS;
-use crate::host::working_set::regions::{AddressRange, normalized, size};
+use crate::vm::regions::{AddressRange, normalized, size};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use overcommit_recording::model::memory::Range;
-use overcommit_recording::model::vm::{Mapping, VmId};
+use overcommit_recording::model::vm::VmId;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -34,13 +34,16 @@ pub struct Damon {
     _lock: Flock<File>,
     /// Put back at the end, if it was changed.
     stat: Option<PathBuf>,
-    running: Vec<VmId>,
+    running: Vec<Followed>,
     /// Looks since the start.
     looked: usize,
     looks: BTreeMap<VmId, VecDeque<Look>>,
     /// In microseconds.
     sample_us: u64,
 }
+
+/// A VM, and where it has its guest's memory.
+pub type Followed = (VmId, Vec<AddressRange>);
 
 /// What was touched in an aggregation.
 #[derive(Clone, Debug, Default)]
@@ -107,8 +110,8 @@ impl Damon {
         Ok(damon)
     }
 
-    /// Whether it follows just these VMs.
-    pub fn follows(&self, vms: &[VmId]) -> bool {
+    /// Whether it follows just these VMs, with all of their memory.
+    pub fn follows(&self, vms: &[Followed]) -> bool {
         self.running == vms
     }
 
@@ -116,15 +119,15 @@ impl Damon {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn start(&mut self, vms: &[(VmId, Mapping)], sample_us: u64) -> Result<()> {
+    pub fn start(&mut self, vms: &[Followed], sample_us: u64) -> Result<()> {
         self.stop()?;
         self.sample_us = sample_us;
         write(&self.kdamonds.join("nr_kdamonds"), &vms.len().to_string())?;
-        for (number, (id, memory)) in vms.iter().enumerate() {
+        for (number, vm) in vms.iter().enumerate() {
             let kdamond = self.kdamond(number);
-            self.configure(&kdamond, *id, *memory)?;
+            self.configure(&kdamond, vm)?;
             write(&kdamond.join("state"), "on").context("DAMON does not start")?;
-            self.running.push(*id);
+            self.running.push(vm.clone());
         }
         Ok(())
     }
@@ -133,14 +136,16 @@ impl Damon {
         self.kdamonds.join(number.to_string())
     }
 
-    fn configure(&self, kdamond: &Path, id: VmId, memory: Mapping) -> Result<()> {
+    fn configure(&self, kdamond: &Path, (id, memory): &Followed) -> Result<()> {
         let context = kdamond.join("contexts/0");
         let target = context.join("targets/0");
         let scheme = context.join("schemes/0");
         let attributes = context.join("monitoring_attrs");
         let (sample_us, most) = (self.sample_us, u64::from(u32::MAX));
         write(&kdamond.join("contexts/nr_contexts"), "1")?;
-        write(&context.join("operations"), "vaddr").context("not for virtual addresses")?;
+        // With `vaddr` the kernel puts all that is mapped in place of the regions at each update
+        // (`damon_va_update`, mm/damon/vaddr.c).
+        write(&context.join("operations"), "fvaddr").context("not for fixed virtual addresses")?;
         for (file, value) in [
             (attributes.join("intervals/sample_us"), sample_us),
             (attributes.join("intervals/aggr_us"), sample_us * SAMPLES),
@@ -149,9 +154,7 @@ impl Damon {
             (attributes.join("nr_regions/max"), REGIONS.1.into()),
             (context.join("targets/nr_targets"), 1),
             (target.join("pid_target"), id.pid.cast_unsigned().into()),
-            (target.join("regions/nr_regions"), 1),
-            (target.join("regions/0/start"), memory.start),
-            (target.join("regions/0/end"), memory.end),
+            (target.join("regions/nr_regions"), memory.len() as u64),
             (context.join("schemes/nr_schemes"), 1),
             (scheme.join("access_pattern/sz/min"), 0),
             (scheme.join("access_pattern/sz/max"), u64::MAX),
@@ -162,6 +165,11 @@ impl Damon {
             (scheme.join("access_pattern/age/max"), most),
         ] {
             write(&file, &value.to_string())?;
+        }
+        for (number, (start, end)) in memory.iter().enumerate() {
+            let region = target.join(format!("regions/{number}"));
+            write(&region.join("start"), &start.to_string())?;
+            write(&region.join("end"), &end.to_string())?;
         }
         write(&scheme.join("action"), "stat")
     }
@@ -176,7 +184,7 @@ impl Damon {
         if self.looked <= SETTLING {
             return ranges;
         }
-        for (number, id) in self.running.iter().enumerate() {
+        for (number, (id, _)) in self.running.iter().enumerate() {
             let Ok(touched) = self.touched(number) else { continue };
             let looks = self.looks.entry(*id).or_default();
             looks.push_back(touched);
@@ -211,7 +219,7 @@ impl Damon {
     pub fn threads(&self) -> Vec<(VmId, i32)> {
         let pid = |number| read(&self.kdamond(number).join("pid")).ok()?.parse().ok();
         let threads = self.running.iter().enumerate();
-        threads.filter_map(|(number, id)| Some((*id, pid(number)?))).collect()
+        threads.filter_map(|(number, (id, _))| Some((*id, pid(number)?))).collect()
     }
 
     /// Sampling interval, in microseconds.

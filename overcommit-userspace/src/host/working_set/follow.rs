@@ -1,15 +1,17 @@
 //! Measures window after window, and keeps the price of that low.
 
-use crate::host::working_set::damon::Damon;
+use crate::host::working_set::damon::{Damon, Followed};
 use crate::host::working_set::mglru::{Aged, Mglru};
 use crate::host::working_set::{
     COST_MAX, Capabilities, Wanted, Windows, choose, clear_refs, damon,
 };
 use crate::kernel;
+use crate::vm::memory::ram;
+use crate::vm::regions::AddressRange;
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
 use overcommit_recording::model::memory::{Range, Source, WorkingSet};
-use overcommit_recording::model::vm::{Mapping, Vm, VmId};
+use overcommit_recording::model::vm::{Vm, VmId};
 use procfs::process::Process;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,7 +51,7 @@ pub struct Follower {
 /// One that waits to be looked at.
 enum Waiting {
     Aged(String, Aged),
-    Cleared(Mapping),
+    Cleared,
 }
 
 impl Follower {
@@ -85,12 +87,11 @@ impl Follower {
         for target in targets {
             let vm = &target.vm;
             let begun = choose(self.wanted, &self.can, target).and_then(|source| {
-                let memory = vm.mapping.ok_or("its memory is not known yet")?;
                 if source == Source::Damon {
-                    by_damon.push((vm.id, memory));
+                    by_damon.push((vm.id, self.ram(vm.id)?));
                     return Ok(());
                 }
-                let begun = self.begin(source, target, memory);
+                let begun = self.begin(source, target);
                 waiting.push((vm.id, begun.map_err(|error| format!("{error:#}"))?));
                 Ok(())
             });
@@ -129,10 +130,16 @@ impl Follower {
         measured
     }
 
-    fn begin(&self, source: Source, target: &Target, memory: Mapping) -> Result<Waiting> {
+    fn ram(&self, id: VmId) -> Result<Vec<AddressRange>, String> {
+        let process = Process::new_with_root(self.proc.join(id.pid.to_string()));
+        let maps = process.and_then(|process| process.maps());
+        maps.map(|maps| ram(maps.iter())).map_err(|error| format!("cannot read its maps: {error}"))
+    }
+
+    fn begin(&self, source: Source, target: &Target) -> Result<Waiting> {
         if source == Source::ClearRefs {
             clear_refs::clear(&self.proc, target.vm.id.pid)?;
-            return Ok(Waiting::Cleared(memory));
+            return Ok(Waiting::Cleared);
         }
         let cgroup = target.cgroup.clone().context("its memory cgroup is not its own")?;
         let aged = self.mglru.age(&cgroup)?;
@@ -141,16 +148,14 @@ impl Follower {
 
     fn end(&self, id: VmId, begun: &Waiting) -> Result<(Source, Range)> {
         let (source, touched) = match begun {
-            Waiting::Cleared(memory) => {
-                (Source::ClearRefs, clear_refs::look(&self.proc, id.pid, *memory)?)
-            }
+            Waiting::Cleared => (Source::ClearRefs, clear_refs::look(&self.proc, id.pid)?),
             Waiting::Aged(cgroup, aged) => (Source::Mglru, self.mglru.touched(cgroup, aged)?),
         };
         Ok((source, Range { lower: touched, upper: touched }))
     }
 
     /// Has DAMON follow these VMs; gives the time of an aggregation.
-    fn damon_window(&mut self, vms: &[(VmId, Mapping)]) -> Duration {
+    fn damon_window(&mut self, vms: &[Followed]) -> Duration {
         if vms.is_empty() {
             self.damon = None;
             return Duration::ZERO;
@@ -166,17 +171,16 @@ impl Follower {
         }
     }
 
-    fn follow_by_damon(&mut self, vms: &[(VmId, Mapping)]) -> Result<Duration> {
+    fn follow_by_damon(&mut self, vms: &[Followed]) -> Result<Duration> {
         let mut damon = match self.damon.take() {
             Some(damon) => damon,
             None => Damon::take(&self.sys, self.wanted == Wanted::Damon)?,
         };
-        let ids: Vec<VmId> = vms.iter().map(|(id, _)| *id).collect();
         let costs = self.costs(&damon);
         let cost: f64 = costs.values().sum();
         // Twice as seldom until it is cheap enough.
         let is_dear = cost > COST_MAX && damon.sample_us() < damon::SAMPLE_US_MAX;
-        if is_dear || !damon.follows(&ids) {
+        if is_dear || !damon.follows(vms) {
             let factor = if is_dear { (cost / COST_MAX).ceil() as u64 } else { 1 };
             let sample_us = (damon.sample_us() * factor).min(damon::SAMPLE_US_MAX);
             damon.start(vms, sample_us)?;

@@ -9,7 +9,6 @@ pub mod clear_refs;
 pub mod damon;
 pub mod follow;
 pub mod mglru;
-pub mod regions;
 
 use crate::host::working_set::follow::Target;
 use overcommit_recording::model::memory::Range;

@@ -13,7 +13,9 @@ pub fn host() -> Vec<Column<HostInterval>> {
     columns.push(one!(HostInterval: "allocated_pages_per_s", PerSecond,
         "Pages that anybody was given", swap.allocated));
     columns.extend([
-        one!(HostInterval: "swap_healthy_ns", WholeNanoseconds, "Time in which swap_state was healthy",
+        one!(HostInterval: "swap_unknown_ns", WholeNanoseconds, "Time in which swap_state was unknown",
+            swap.times.unknown_ns),
+        one!(HostInterval: "swap_healthy_ns", WholeNanoseconds, "Time in which it was healthy",
             swap.times.healthy_ns),
         one!(HostInterval: "swap_pressure_ns", WholeNanoseconds, "Time in which it was pressure",
             swap.times.pressure_ns),
