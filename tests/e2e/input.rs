@@ -58,7 +58,16 @@ fn usage() -> Result<()> {
 fn unknown_vm() -> Result<()> {
     let _guest = Vm::start(&Config::new("known", 16))?;
     let output = run(["record", "--vm", "unknown", "--out", "/nonexistent/x"])?;
-    expect(&output, 1, "no VM is called unknown; there are known.")
+    expect(&output, 1, "no VM is called unknown; there are known.")?;
+    // A glob may match later; where nothing did, that is no success.
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("run").to_string_lossy().into_owned();
+    let output = run(["record", "--vm", "unknown*", "--duration", "300ms", "--out", &folder])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.contains("none that matches unknown* ran"), "{output:?}");
+    ensure!(output.status.code() == Some(4), "{output:?}");
+    ensure!(run(["report", &folder])?.status.code() == Some(4));
+    Ok(())
 }
 
 fn bad_folders() -> Result<()> {

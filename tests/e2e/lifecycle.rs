@@ -3,14 +3,15 @@
 use crate::Tests;
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use testbed::host::{Setting, read, write};
+use testbed::host::{MemoryCgroup, Setting, read, write};
 use testbed::qemu::{Config, QEMU, Vm};
 use testbed::record::Recording;
 use testbed::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
@@ -20,6 +21,7 @@ use testbed::{PATIENCE, as_child, await_some, overcommit};
 pub(crate) const TESTS: Tests = &[
     ("a_vm_that_lives_for_300_ms_is_recorded", short_life),
     ("vms_that_start_and_end_are_followed", start_and_end),
+    ("a_vm_that_the_kernel_kills_is_told_of", out_of_memory),
     ("cpus_that_come_and_go_are_followed", cpu_hotplug),
     ("a_killed_recording_holds_every_finished_interval", killed),
     ("the_exit_code_tells_how_it_ended", exit_codes),
@@ -82,6 +84,45 @@ fn start_and_end() -> Result<()> {
         // 16 MiB are 4,096 first touches.
         let minors = figure(vm, "fault.minor", "count")?;
         ensure!(minors >= 4_000, "{minors} faults of an instance: {vm:#}");
+    }
+    Ok(())
+}
+
+/// The kernel kills it as soon as it works; that is said at once, and nothing is held of it.
+fn out_of_memory() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("run");
+    let cgroup = MemoryCgroup::new("doomed")?;
+    cgroup.without_swap()?;
+    let config = Config { cgroup: Some(&cgroup), stopped: true, ..Config::new("doomed", 256) };
+    let mut guest = Vm::start(&config)?;
+    let objectives = ["--slo", "doomed:fault.minor:p99<1h", "--slo", "stall.share<100%"];
+    let options = ["--quiet", "--interval", "200ms", "--vm", "doomed", "--out"];
+    let mut record = Command::new(overcommit());
+    record.arg("record").args(options).arg(&folder).args(objectives);
+    let told = dir.path().join("told");
+    record.stderr(File::create(&told)?);
+    let mut recording = as_child(&mut record, Signal::SIGTERM).spawn()?;
+    await_some("intervals", PATIENCE, || {
+        Ok((folder.join("vms.csv").exists() && !rows(&folder, "vms.csv")?.is_empty()).then_some(()))
+    })?;
+    cgroup.limit(128)?;
+    guest.resume()?;
+    await_some("word of its end", PATIENCE, || {
+        let told = fs::read_to_string(&told)?;
+        Ok(told.contains("doomed was KILLED").then_some(()))
+    })?;
+    kill(Pid::from_raw(recording.id().cast_signed()), Signal::SIGINT)?;
+    let code = recording.wait()?.code();
+    let told = fs::read_to_string(&told)?;
+    println!("{told}");
+    ensure!(told.contains("its cgroup ran out of memory"), "{told}");
+    ensure!(code == Some(4), "{code:?}");
+    let doomed = only_vm(&folder)?;
+    ensure!(doomed["ended_by"] == "oom_cgroup" && doomed["ended_s"].is_f64(), "{doomed:#}");
+    for judged in json(&folder, "summary.json")?["objectives"].as_array().context("none")? {
+        let why = judged["why"].as_str().unwrap_or_default();
+        ensure!(judged["verdict"] == "not_judged" && why.contains("to the end"), "{judged:#}");
     }
     Ok(())
 }
@@ -225,8 +266,8 @@ fn exit_codes() -> Result<()> {
         let caught = u64::from_str_radix(caught.unwrap_or("0").trim(), 16)?;
         Ok((caught >> (Signal::SIGTERM as u64 - 1) & 1 == 1).then_some(()))
     })?;
-    let pid = nix::unistd::Pid::from_raw(waiting.0.id().cast_signed());
-    nix::sys::signal::kill(pid, Signal::SIGTERM)?;
+    let pid = Pid::from_raw(waiting.0.id().cast_signed());
+    kill(pid, Signal::SIGTERM)?;
     let status = waiting.0.wait()?;
     ensure!(status.code() == Some(143), "{status}");
 
@@ -281,7 +322,7 @@ fn interrupted_demo() -> Result<()> {
         Ok((new.is_some() && new != old).then_some(()))
     })?;
     ensure!(host_state()? != before, "the demo changes nothing");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(demo.0.id().cast_signed()), Signal::SIGINT)?;
+    kill(Pid::from_raw(demo.0.id().cast_signed()), Signal::SIGINT)?;
     let status = demo.0.wait()?;
     ensure!(status.code() == Some(130), "{status}");
     ensure!(host_state()? == before, "left behind: {:?}", host_state()?);

@@ -140,6 +140,15 @@ impl MemoryCgroup {
         write(self.path.join(self.limit), &(mebibytes << 20).to_string())
     }
 
+    /// Has what needs more than the limit killed: none of it may go to swap.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn without_swap(&self) -> Result<()> {
+        let v2 = self.path.join("memory.swap.max");
+        if v2.exists() { write(v2, "0") } else { write(self.path.join("memory.swappiness"), "0") }
+    }
+
     /// Holds back what needs more than that (v2).
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
 use crate::recording::reader::EVERY;
 use crate::recording::{Folder, Recording, Span};
 use crate::slo::Objective;
-use crate::slo::judge::{Judging, exit_code};
+use crate::slo::judge::{Judging, NOT_JUDGED, exit_code};
 use crate::summary::Summing;
 use crate::view::summary_text;
 use anyhow::{Context, Result};
@@ -36,7 +36,7 @@ pub struct View {
 pub struct Report {
     /// As the user asked for it.
     pub text: String,
-    /// Exit code of the objectives.
+    /// Exit code: of the objectives, and [`NOT_JUDGED`] of a recording in which there is no VM.
     pub code: u8,
 }
 
@@ -65,6 +65,8 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     let judged = judging.judge(run, &summing.totals);
     let code = exit_code(&judged);
     let summary = summing.summary(run, view.span == Span::WHOLE, judged);
+    let is_empty = code == 0 && summary.nothing(run).is_some();
+    let code = if is_empty { NOT_JUDGED } else { code };
     let json = summary.json()?;
     if !recording.is_recording && as_recorded {
         folder.refresh(SUMMARY_JSON, &json)?;

@@ -23,6 +23,7 @@ use overcommit_recording::recording::{Folder, Span, Writer};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
 use overcommit_recording::slo::judge::BROKEN;
+use overcommit_recording::view::presence::ended;
 use overcommit_recording::view::progress::Progress;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -176,6 +177,13 @@ async fn record(args: Args) -> Result<ExitCode> {
             Ok(())
         }
         Told::SlowFaults(faults) => writer.write_slow_faults(run, faults),
+        Told::Ended(vm) => {
+            if !args.quiet || vm.ended_by.is_some() {
+                progress.interrupt();
+                say(&format!("overcommit: {}", ended(run, vm)));
+            }
+            Ok(())
+        }
     })
     .await?;
     writer.write_run(session.run())?;

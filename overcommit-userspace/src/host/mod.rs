@@ -10,6 +10,7 @@ pub mod counters;
 pub mod memory_cgroup;
 pub mod memory_use;
 pub mod numa;
+pub mod oom;
 pub mod overcommit;
 pub mod picture;
 pub mod survey;

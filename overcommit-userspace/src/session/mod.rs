@@ -7,6 +7,7 @@ pub mod run;
 pub mod wait;
 
 use crate::host::Host;
+use crate::host::oom::OomKills;
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::{self, clock};
 use crate::probes::decide::{Backend, Decision};
@@ -27,7 +28,7 @@ use overcommit_recording::model::evictions::Aggressor;
 use overcommit_recording::model::interval::{Interval, Place};
 use overcommit_recording::model::name::escape;
 use overcommit_recording::model::run::{
-    BackendChoice, EvictionSight, NotCounted, Options, Run, RunClocks,
+    BackendChoice, EvictionSight, NotCounted, Options, Run, RunClocks, RunVm,
 };
 use overcommit_recording::model::slow_fault::SlowFault;
 use overcommit_recording::model::swap::StateTimes;
@@ -132,7 +133,8 @@ impl Session {
         });
         let start_us = start.realtime_ns / 1_000;
         let open = OpenInterval { start, start_us, number: 0, seen: None };
-        Ok(RunningSession { session: self, host, last: start, open })
+        let oom_kills = OomKills::follow();
+        Ok(RunningSession { session: self, host, last: start, open, oom_kills, ended: Vec::new() })
     }
 }
 
@@ -198,6 +200,9 @@ pub struct RunningSession {
     /// Of the last drain.
     last: Clocks,
     open: OpenInterval,
+    oom_kills: OomKills,
+    /// VMs that have ended and have not been told of.
+    ended: Vec<usize>,
 }
 
 /// The interval that is not over yet.
@@ -286,7 +291,16 @@ impl RunningSession {
         if now.stepped_since(&self.last) {
             run.clocks.steps.push(now);
         }
+        let running = |vm: &RunVm| vm.ended_us.is_none();
+        let ran: Vec<bool> = run.vms.iter().map(running).collect();
         let mut drained = sampler.drain(run, &now)?;
+        for (index, ran) in ran.into_iter().enumerate() {
+            let vm = &mut run.vms[index];
+            if ran && !running(vm) {
+                vm.ended_by = self.oom_kills.of(vm.pid);
+                self.ended.push(index);
+            }
+        }
         let place = Place {
             number: self.open.number,
             start_us: self.open.start_us,
@@ -317,6 +331,11 @@ impl RunningSession {
             open => *open = Some(seen),
         }
         Ok(())
+    }
+
+    /// The VMs that have ended since the last call, as indices into those of the recording.
+    pub fn ended(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.ended)
     }
 
     /// Ends counting for every VM at once, so that what is still open is no loss.

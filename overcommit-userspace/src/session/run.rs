@@ -8,7 +8,7 @@ use crate::session::{RunningSession, Session};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use overcommit_recording::model::interval::Interval;
-use overcommit_recording::model::run::Run;
+use overcommit_recording::model::run::{Run, RunVm};
 use overcommit_recording::model::slow_fault::SlowFault;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub enum Told<'a> {
     Interval(&'a Interval),
     /// Slow faults have come.
     SlowFaults(&'a [SlowFault]),
+    /// A VM has ended.
+    Ended(&'a RunVm),
 }
 
 /// Why a session is over.
@@ -103,6 +105,7 @@ pub async fn follow(
                 if until.interval > SCAN {
                     hand_on_slow_faults(session, &mut take)?;
                     session.look()?;
+                    tell_of_ends(session, &mut take)?;
                 }
             }
             Woken::Poll => hand_on_slow_faults(session, &mut take)?,
@@ -112,6 +115,7 @@ pub async fn follow(
                     hand_on_slow_faults(session, &mut take)?;
                     let interval = session.end_interval(Some(boundary.last_us(&now)))?;
                     take(session.run(), Told::Interval(&interval))?;
+                    tell_of_ends(session, &mut take)?;
                     boundary = Boundary::after(&now, until.interval);
                 } else if end.is_some_and(|end| Instant::now() >= end) {
                     break End::Signal(Signal::SIGTERM);
@@ -123,7 +127,21 @@ pub async fn follow(
     hand_on_slow_faults(session, &mut take)?;
     let last = session.close().context("the last interval is lost")?;
     take(session.run(), Told::Interval(&last)).context("cannot write the last interval")?;
+    tell_of_ends(session, &mut take)?;
     Ok(why)
+}
+
+fn tell_of_ends(
+    session: &mut RunningSession,
+    take: &mut impl FnMut(&Run, Told<'_>) -> Result<()>,
+) -> Result<()> {
+    let run = |session: &RunningSession, vm: usize| session.run().vms.get(vm).cloned();
+    for vm in session.ended() {
+        if let Some(vm) = run(session, vm) {
+            take(session.run(), Told::Ended(&vm))?;
+        }
+    }
+    Ok(())
 }
 
 fn hand_on_slow_faults(

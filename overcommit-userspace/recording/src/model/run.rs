@@ -193,6 +193,9 @@ pub struct RunVm {
     pub first_seen_us: u64,
     /// When it ended, if it did.
     pub ended_us: Option<u64>,
+    /// Why, where the kernel says so.
+    #[serde(default)]
+    pub ended_by: Option<EndedBy>,
     /// The kernel's counters when counting began, by metric: not in this recording.
     pub faults_before: BTreeMap<String, u64>,
     /// How its vCPU threads are known: `name`, `kvm_run`, or not at all.
@@ -227,6 +230,19 @@ pub struct RunVm {
     pub coverage: Coverage,
     /// By cause.
     pub not_counted: BTreeMap<String, u64>,
+}
+
+/// Why a VM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndedBy {
+    /// The kernel killed it: a memory cgroup that it was in was out of memory.
+    OomCgroup,
+    /// The kernel killed it: the host was out of memory.
+    OomHost,
+    /// What a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 /// See [`Run::not_counted`].
@@ -297,6 +313,11 @@ impl Run {
             }
             coverage => (coverage, None),
         }
+    }
+
+    /// A moment in Unix microseconds, in seconds after the start.
+    pub fn after_start_s(&self, at_us: u64) -> f64 {
+        at_us.saturating_sub(self.clocks.start.realtime_ns / 1_000) as f64 / 1e6
     }
 
     /// The schema that this version writes.

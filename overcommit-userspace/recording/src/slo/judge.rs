@@ -86,17 +86,20 @@ pub struct Judging {
     objectives: Vec<Objective>,
     /// Of each objective, by VM.
     each: Vec<BTreeMap<usize, OneByOne>>,
+    /// When the last interval ended, in Unix microseconds.
+    end_us: u64,
 }
 
 impl Judging {
     /// Begins with these.
     pub fn new(objectives: Vec<Objective>) -> Self {
         let each = objectives.iter().map(|_| BTreeMap::new()).collect();
-        Self { objectives, each }
+        Self { objectives, each, end_us: 0 }
     }
 
     /// Adds an interval.
     pub fn add(&mut self, run: &Run, interval: &Interval) {
+        self.end_us = interval.place.start_us + interval.place.length_ns / 1_000;
         for (objective, each) in self.objectives.iter().zip(&mut self.each) {
             for vm in &interval.vms {
                 let Some(of) = run.vms.get(vm.vm) else { continue };
@@ -116,7 +119,13 @@ impl Judging {
             for (index, (vm, totals)) in run.vms.iter().zip(&totals.vms).enumerate() {
                 if objective.is_for(&vm.name, vm.uuid.as_deref()) {
                     let one_by_one = each.get(&index).copied().unwrap_or_default();
-                    judged.push(Case { run, vm, totals }.judge(objective, one_by_one));
+                    let mut case = Case { run, vm, totals }.judge(objective, one_by_one);
+                    let has_ended = vm.ended_us.is_some_and(|end_us| end_us <= self.end_us);
+                    if has_ended && case.verdict == Verdict::Held {
+                        case.verdict = Verdict::NotJudged;
+                        case.why = Some("it did not run to the end".to_owned());
+                    }
+                    judged.push(case);
                 }
             }
             if judged.len() == before {

@@ -11,8 +11,9 @@ use crate::model::coverage::{Coverage, coverage_of};
 use crate::model::figures::VmFigures;
 use crate::model::interval::{FileFaults, Interval};
 use crate::model::latencies::Latencies;
+use crate::model::memory::Source;
 use crate::model::metric::MetricName;
-use crate::model::run::{Run, RunVm};
+use crate::model::run::{EndedBy, Run, RunVm};
 use crate::model::swapins::Swapins;
 use crate::model::totals::{MetricTotals, Totals, VmTotals};
 use crate::slo::Judged;
@@ -73,6 +74,12 @@ pub struct SummaryVm {
     pub pid: i32,
     /// Time recorded, in seconds.
     pub length_s: f64,
+    /// When counting began for it, in seconds after the recording's start.
+    pub started_s: f64,
+    /// When it ended, if it did, in seconds after the recording's start.
+    pub ended_s: Option<f64>,
+    /// Why, where the kernel says so: `oom_cgroup` or `oom_host`.
+    pub ended_by: Option<EndedBy>,
     /// How much swapping hurt it.
     pub swap: StateSummary,
     /// Its memory, as last known.
@@ -190,6 +197,39 @@ impl Summing {
 }
 
 impl Summary {
+    /// The VMs that were there in the part that is looked at.
+    pub fn seen(&self) -> impl Iterator<Item = &SummaryVm> {
+        self.vms.iter().filter(|vm| vm.length_s > 0.0)
+    }
+
+    /// Whether the working set of each was measured at last, rather than bounded.
+    pub fn is_measured(&self) -> bool {
+        self.seen().all(|vm| vm.memory.working_set_source.is_some_and(|by| by != Source::Bounds))
+    }
+
+    /// Why it says nothing of any VM, if so.
+    pub fn nothing(&self, run: &Run) -> Option<String> {
+        let options = &run.options;
+        if self.seen().next().is_some() {
+            return None;
+        }
+        if self.intervals == 0 && run.recorded.intervals > 0 {
+            let interval = std::time::Duration::from_nanos(options.interval_ns);
+            return Some(format!(
+                "No whole interval lies in the part asked for: intervals are {interval:?}."
+            ));
+        }
+        let pids = options.pid.iter().map(|pid| format!("process {pid}"));
+        let wanted: Vec<String> = options.vm.iter().cloned().chain(pids).collect();
+        Some(match wanted.as_slice() {
+            _ if self.intervals < run.recorded.intervals => {
+                "No VM ran in the part asked for.".to_owned()
+            }
+            [] => "No VM was recorded: none ran on this host.".to_owned(),
+            wanted => format!("No VM was recorded: none that matches {} ran.", wanted.join(", ")),
+        })
+    }
+
     /// summary.json.
     ///
     /// # Errors
@@ -230,6 +270,9 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool) -> Summa
         uuid: vm.uuid.clone(),
         pid: vm.pid,
         length_s: totals.length_ns as f64 / 1e9,
+        started_s: run.after_start_s(vm.first_seen_us),
+        ended_s: vm.ended_us.map(|ended_us| run.after_start_s(ended_us)),
+        ended_by: vm.ended_by,
         swap: StateSummary::of(&totals.swap_states),
         memory: totals.memory.clone(),
         stall,
@@ -291,4 +334,30 @@ fn row(vm: &SummaryVm, metric: &SummaryMetric) -> Vec<String> {
         optional(metric.max_ns),
         metric.over_range.to_string(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_nothing_is_said_of_any_vm() {
+        let said = |intervals: u64, vms: Vec<RunVm>, wanted: &[&str]| {
+            let mut run = Run { vms, ..Run::default() };
+            run.recorded.intervals = 5;
+            run.options.interval_ns = 1_000_000_000;
+            run.options.vm = wanted.iter().map(|&pattern| pattern.to_owned()).collect();
+            let mut summing = Summing::new(&run);
+            for _ in 0..intervals {
+                summing.add(&Interval::default());
+            }
+            summing.summary(&run, false, Vec::new()).nothing(&run).unwrap()
+        };
+        let vms = || vec![RunVm::default()];
+        assert!(said(0, vms(), &[]).starts_with("No whole interval lies in the part asked for"));
+        assert_eq!(said(2, vms(), &[]), "No VM ran in the part asked for.");
+        assert_eq!(said(5, vec![], &[]), "No VM was recorded: none ran on this host.");
+        let none = "No VM was recorded: none that matches web*, db ran.";
+        assert_eq!(said(5, vec![], &["web*", "db"]), none);
+    }
 }

@@ -13,18 +13,27 @@ use crate::summary::host::{Moved, StateSummary, SummaryHost};
 use crate::view::sentence;
 use std::fmt::Write;
 
-/// The host's lines.
-pub fn host(text: &mut String, host: &SummaryHost) {
+/// The name that each kind of state has while it is not known.
+const UNKNOWN: &str = "unknown";
+
+/// The host's lines. Where working sets are not measured, nothing is said to be short of what
+/// they could be at the most.
+pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool) {
     let states =
         [("swap", &host.swap), ("overcommit", &host.overcommit), ("balloons", &host.balloon)];
-    let states = states.into_iter().filter(|(_, states)| !states.seconds.is_empty());
-    let states: Vec<String> = states.map(|(what, states)| times(what, states)).collect();
+    let states: Vec<String> =
+        states.into_iter().filter_map(|(what, states)| times(what, states)).collect();
     if !states.is_empty() {
         let _ = writeln!(text, "Host: {}.", states.join("; "));
     }
-    let _ = host_memory(text, &host.memory);
-    if let Some(Moved { first, least, last }) = host.headroom {
-        let [first, least, last] = [first, least, last].map(|left| signed(left.lower));
+    let memory = &host.memory;
+    let facts: Vec<String> =
+        [configured(memory), working_sets(memory, is_measured)].into_iter().flatten().collect();
+    if !facts.is_empty() {
+        let _ = writeln!(text, "Host: {}", facts.join(" "));
+    }
+    if let Some(Moved { first, least, last }) = host.headroom.filter(|_| is_measured) {
+        let [first, least, last] = [first, least, last].map(headroom);
         let _ = writeln!(
             text,
             "Host: headroom {first} at the start, {least} at the least, {last} at the end."
@@ -32,39 +41,48 @@ pub fn host(text: &mut String, host: &SummaryHost) {
     }
 }
 
-/// What is configured, used and left; nothing of what is not known.
-fn host_memory(text: &mut String, memory: &HostFigures) -> Option<()> {
-    let physical = memory.physical_bytes?;
-    if let Some(configured) = memory.configured_bytes {
-        let ratio = configured as f64 / physical.max(1) as f64;
-        let _ = write!(
-            text,
-            "Host: {} configured, {ratio:.2} × the {} that there are. ",
-            readable_bytes(configured),
-            readable_bytes(physical)
-        );
-    }
+fn configured(memory: &HostFigures) -> Option<String> {
+    let (configured, physical) = (memory.configured_bytes?, memory.physical_bytes?);
+    let ratio = configured as f64 / physical.max(1) as f64;
+    let [configured, physical] = [configured, physical].map(readable_bytes);
+    Some(if ratio > 1.0 {
+        format!("{configured} configured, {ratio:.2} times the {physical} of RAM.")
+    } else {
+        format!("{configured} configured, of {physical} of RAM.")
+    })
+}
+
+/// What is used and left.
+fn working_sets(memory: &HostFigures, is_measured: bool) -> Option<String> {
     let (sets, capacity) = (memory.working_sets_bytes?, memory.capacity_bytes?);
-    let _ = write!(text, "Working sets {} of {}", range(sets), readable_bytes(capacity));
-    let (left, growth) = (memory.headroom_bytes?.lower, memory.can_grow_bytes?);
-    let _ = match u64::try_from(left) {
-        Err(_) => writeln!(text, ": {} more than there is.", readable_bytes(left.unsigned_abs())),
-        Ok(left) if growth <= left => {
-            writeln!(text, "; the three that can grow most cannot exceed RAM even fully grown.")
+    let left = memory.headroom_bytes?;
+    let (sets, capacity) = (range(sets), readable_bytes(capacity));
+    if left.lower < 0 && left.upper >= 0 && !is_measured {
+        return Some(format!(
+            "Working sets are not measured: {sets}, of the {capacity} that VMs can have."
+        ));
+    }
+    let tail = match (u64::try_from(left.lower), memory.can_grow_bytes) {
+        (Err(_), _) if left.upper < 0 => format!(": {} short", missing(left)),
+        (Err(_), _) => format!(": {} short at the worst", signed(left.lower.saturating_neg())),
+        (Ok(_), None) => String::new(),
+        (Ok(lower), Some(growth)) if growth <= lower => {
+            "; the three that can grow most cannot exceed RAM even fully grown".to_owned()
         }
-        Ok(left) => writeln!(
-            text,
-            "; the three that can grow most may take {} more before swapping.",
-            readable_bytes(left.min(growth))
+        (Ok(lower), Some(growth)) => format!(
+            "; the three that can grow most may take {} more before swapping",
+            readable_bytes(lower.min(growth))
         ),
     };
-    Some(())
+    Some(format!("Working sets {sets} of the {capacity} that VMs can have{tail}."))
 }
 
 /// A VM's lines.
 pub fn vm(text: &mut String, vm: &SummaryVm, name: &str) {
-    if vm.swap.worst == SwapState::Pressure.name() || vm.swap.worst == SwapState::Thrashing.name() {
-        let _ = writeln!(text, "{name}: {}.", times("swap", &vm.swap));
+    let hurts = [SwapState::Pressure, SwapState::Thrashing].map(SwapState::name);
+    let times = times("swap", &vm.swap).filter(|_| hurts.contains(&vm.swap.worst));
+    if let Some(times) = times {
+        let _ = writeln!(text, "{name}: {times}.");
     }
     if let Some(said) = sentence::of(vm) {
         let _ = writeln!(text, "{name}: {said}.");
@@ -112,16 +130,29 @@ fn working_set(memory: &VmFigures) -> Option<String> {
 
 fn cgroup(memory: &VmFigures) -> Option<String> {
     let limit = readable_bytes(memory.cgroup_limit_bytes?);
-    let left = headroom(memory.cgroup_headroom_bytes?);
-    Some(format!("which leaves {left} of the {limit} that its cgroup may hold"))
+    let limit = format!("its cgroup's limit of {limit}");
+    Some(room(&limit, memory.cgroup_headroom_bytes?))
 }
 
 fn numa(memory: &VmFigures) -> Option<String> {
-    let left = headroom(memory.numa_headroom_bytes?);
-    Some(format!(
-        "{left} left on the NUMA nodes that it is bound to ({})",
-        memory.numa_nodes.as_ref()?
-    ))
+    let nodes = format!("the memory of its NUMA nodes ({})", memory.numa_nodes.as_ref()?);
+    Some(room(&nodes, memory.numa_headroom_bytes?))
+}
+
+/// What somebody's share of memory leaves, or lacks.
+fn room(of: &str, left: Headroom) -> String {
+    match (left.lower < 0, left.upper < 0) {
+        (_, true) => format!("{of} is {} too small", missing(left)),
+        (true, false) => {
+            format!("{of} may be up to {} too small", signed(left.lower.saturating_neg()))
+        }
+        (false, false) => format!("{of} leaves {}", headroom(left)),
+    }
+}
+
+/// What is missing where all of it is below zero.
+fn missing(left: Headroom) -> String {
+    headroom(Headroom { lower: left.upper.saturating_neg(), upper: left.lower.saturating_neg() })
 }
 
 fn headroom(left: Headroom) -> String {
@@ -132,12 +163,13 @@ fn headroom(left: Headroom) -> String {
     }
 }
 
-/// Time in each state, the worst first.
-fn times(what: &str, states: &StateSummary) -> String {
-    let each = states.seconds.iter().rev();
+/// Time in each state, the worst first; `None` before any was known. While it begins no state is
+/// known, which is no finding.
+fn times(what: &str, states: &StateSummary) -> Option<String> {
+    let known = states.seconds.iter().rev().filter(|(state, _)| *state != UNKNOWN);
     let each: Vec<String> =
-        each.map(|(state, seconds)| format!("{state} for {seconds:.1} s")).collect();
-    format!("{what} {}", each.join(", "))
+        known.map(|(state, seconds)| format!("{state} for {seconds:.1} s")).collect();
+    (!each.is_empty()).then(|| format!("{what} {}", each.join(", ")))
 }
 
 fn range(range: Range) -> String {
@@ -156,30 +188,57 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn line(need: u64, growth: u64) -> String {
-        let left = (64 - need) as i64 * GIB as i64;
+    fn line(need: (u64, u64), growth: Option<u64>, is_measured: bool) -> String {
+        let left = |need: u64| (64 - need as i64) * GIB as i64;
         let memory = HostFigures {
-            configured_bytes: Some(96 * GIB),
-            physical_bytes: Some(64 * GIB),
             capacity_bytes: Some(64 * GIB),
-            working_sets_bytes: Some(Range { lower: need * GIB, upper: need * GIB }),
-            headroom_bytes: Some(Headroom { lower: left, upper: left }),
-            can_grow_bytes: Some(growth * GIB),
-            ballooned_bytes: None,
+            working_sets_bytes: Some(Range { lower: need.0 * GIB, upper: need.1 * GIB }),
+            headroom_bytes: Some(Headroom { lower: left(need.1), upper: left(need.0) }),
+            can_grow_bytes: growth.map(|growth| growth * GIB),
+            ..HostFigures::default()
         };
-        let mut text = String::new();
-        host_memory(&mut text, &memory).unwrap();
-        text
+        let said = working_sets(&memory, is_measured).unwrap();
+        said.replace(" of the 64.0 GiB that VMs can have", "")
     }
 
     #[test]
     fn headroom_is_what_the_three_may_take() {
         assert_eq!(
-            line(54, 30),
-            "Host: 96.0 GiB configured, 1.50 × the 64.0 GiB that there are. Working sets 54.0 GiB \
-             of 64.0 GiB; the three that can grow most may take 10.0 GiB more before swapping.\n"
+            line((54, 54), Some(30), true),
+            "Working sets 54.0 GiB; the three that can grow most may take 10.0 GiB more before \
+             swapping."
         );
-        assert!(line(54, 9).ends_with("cannot exceed RAM even fully grown.\n"));
+        let fits = line((54, 54), Some(9), false);
+        assert!(fits.ends_with("cannot exceed RAM even fully grown."), "{fits}");
+        assert_eq!(line((54, 54), None, true), "Working sets 54.0 GiB.");
+    }
+
+    #[test]
+    fn what_is_not_measured_is_not_short() {
+        let bounds = "Working sets are not measured: 2.0 GiB to 96.0 GiB,.";
+        assert_eq!(line((2, 96), Some(30), false), bounds);
+        let measured = "Working sets 2.0 GiB to 96.0 GiB: 32.0 GiB short at the worst.";
+        assert_eq!(line((2, 96), Some(30), true), measured);
+        let short = "Working sets 70.0 GiB to 96.0 GiB: 6.0 GiB to 32.0 GiB short.";
+        assert_eq!(line((70, 96), None, false), short);
+    }
+
+    #[test]
+    fn what_is_configured() {
+        let memory = |configured| HostFigures {
+            configured_bytes: Some(configured * GIB),
+            physical_bytes: Some(64 * GIB),
+            ..HostFigures::default()
+        };
+        let said = |configured| super::configured(&memory(configured)).unwrap();
+        assert_eq!(said(96), "96.0 GiB configured, 1.50 times the 64.0 GiB of RAM.");
+        assert_eq!(said(32), "32.0 GiB configured, of 64.0 GiB of RAM.");
+        // Each line ends, whatever is known.
+        let host =
+            SummaryHost { memory: memory(96), ..crate::summary::host::HostTotals::default().of() };
+        let mut text = String::new();
+        super::host(&mut text, &host, true);
+        assert_eq!(text, "Host: 96.0 GiB configured, 1.50 times the 64.0 GiB of RAM.\n");
     }
 
     #[test]
@@ -202,13 +261,18 @@ mod tests {
             cgroup_headroom_bytes: Some(Headroom { lower: -(512 << 20), upper: 128 << 20 }),
             ..VmFigures::default()
         };
-        let said = "which leaves -512.0 MiB to 128.0 MiB of the 1.0 GiB that its cgroup may hold";
+        let said = "its cgroup's limit of 1.0 GiB may be up to 512.0 MiB too small";
         assert_eq!(cgroup(&limited).unwrap(), said);
+        let limit = |lower: i64, upper: i64| {
+            room("its limit", Headroom { lower: lower << 20, upper: upper << 20 })
+        };
+        assert_eq!(limit(-128, -3), "its limit is 3.0 MiB to 128.0 MiB too small");
+        assert_eq!(limit(3, 128), "its limit leaves 3.0 MiB to 128.0 MiB");
         assert_eq!(cgroup(&memory), None);
         let bound = VmFigures { numa_nodes: Some("1".to_owned()), ..limited.clone() };
         assert_eq!(numa(&bound), None);
         let bound = VmFigures { numa_headroom_bytes: limited.cgroup_headroom_bytes, ..bound };
-        let said = "-512.0 MiB to 128.0 MiB left on the NUMA nodes that it is bound to (1)";
+        let said = "the memory of its NUMA nodes (1) may be up to 512.0 MiB too small";
         assert_eq!(numa(&bound).unwrap(), said);
         assert_eq!(ballooned(&memory).unwrap(), "2.0 GiB of 4.0 GiB ballooned");
     }

@@ -19,6 +19,13 @@ impl Progress {
         Self { visible: wanted && stderr().is_terminal(), recorded_ns: 0 }
     }
 
+    /// Makes room for a line of its own.
+    pub fn interrupt(&self) {
+        if self.visible {
+            let _ = write!(stderr(), "\r\x1b[K");
+        }
+    }
+
     /// Shows the VM that waited most in the interval.
     pub fn show(&mut self, run: &Run, interval: &Interval) {
         self.recorded_ns += interval.place.length_ns;

@@ -7,19 +7,20 @@ use crate::model::metric::MetricName;
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
-use crate::view::memory_text;
+use crate::view::{memory_text, presence};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use std::fmt::Write;
 
 /// Head, table, and what was not seen or counted.
 pub fn text(run: &Run, summary: &Summary) -> String {
     let mut text = head(run, summary);
-    if summary.vms.is_empty() {
-        text.push_str("No VM was recorded.\n");
+    presence::lines(&mut text, run);
+    if let Some(why) = summary.nothing(run) {
+        let _ = writeln!(text, "{why}");
     } else {
         let _ = writeln!(text, "\n{}\n", table(summary).trim_fmt());
-        memory_text::host(&mut text, &summary.host);
-        for vm in &summary.vms {
+        memory_text::host(&mut text, &summary.host, summary.is_measured());
+        for vm in summary.seen() {
             memory_text::vm(&mut text, vm, &shown_name(summary, vm));
             notes(&mut text, vm, &shown_name(summary, vm));
         }
@@ -47,7 +48,7 @@ fn table(summary: &Summary) -> Table {
     table.set_header([
         "VM", "STALL", "METRIC", "COUNT", "PER S", "P50", "P90", "P99", "P99.9", "MAX",
     ]);
-    for vm in &summary.vms {
+    for vm in summary.seen() {
         let mut name = shown_name(summary, vm);
         let mut stall = vm.stall.as_ref().map_or("-".to_owned(), |stall| percent(stall.share));
         for metric in &vm.metrics {
