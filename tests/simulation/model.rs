@@ -110,7 +110,12 @@ fn vm_interval(vm: usize, metrics: Vec<MetricInterval>) -> VmInterval {
         vm,
         metrics,
         seen: Seen { counted: count, kernel: count },
-        stall: Some(Stall { waited_ns, vcpu_ns: SECOND_NS, source: StallSource::Faults }),
+        stall: Some(Stall {
+            waited_ns,
+            runq_ns: 0,
+            vcpu_ns: SECOND_NS,
+            source: StallSource::Faults,
+        }),
         ..VmInterval::default()
     }
 }

@@ -211,7 +211,7 @@ impl Since {
         self.swapped_out += for_host.swapped_out;
         if let Some(stall) = vm.stall {
             let (waited, vcpus) = self.stall.get_or_insert_default();
-            *waited += stall.waited_ns;
+            *waited += stall.memory_ns();
             *vcpus += stall.vcpu_ns;
         }
     }

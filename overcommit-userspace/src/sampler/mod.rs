@@ -3,6 +3,7 @@
 pub mod carry;
 pub mod evictions;
 pub mod roster;
+mod run_delay;
 pub mod stall;
 pub mod swapins;
 mod tracked;
@@ -24,7 +25,7 @@ use overcommit_recording::model::coverage::{
     Coverage, MetricCoverage, Seen, can_split_stalls, coverage_of, is_part_seen,
 };
 use overcommit_recording::model::evictions::{Aggressor, Eviction};
-use overcommit_recording::model::interval::VmInterval;
+use overcommit_recording::model::interval::{StallSource, VmInterval};
 use overcommit_recording::model::metric::MetricName;
 use overcommit_recording::model::run::{Run, RunVm};
 use overcommit_recording::model::vm::Vm;
@@ -383,7 +384,7 @@ impl Sampler {
         let threads = held.threads.iter();
         let threads: Vec<&Thread> =
             threads.filter_map(|index| slots.threads.get(*index as usize)).collect();
-        let stall = stall(tracked, &threads, run.vcpus, until_ns, length_ns);
+        let mut stall = stall(tracked, &threads, run.vcpus, until_ns, length_ns);
         let swapins = tracked.swapins.read(&shared.swapin, |number| slots.swap_device(number));
         let stat = tracked.process.as_ref().and_then(|process| process.stat().ok());
         let seen = tracked.seen(shared, &metrics, stat.as_ref().filter(|_| ended_ns == 0));
@@ -411,7 +412,7 @@ impl Sampler {
             metrics,
             seen,
             taken_by: counts.taken_by,
-            stall,
+            cpu_wait_ns: tracked.cpu_wait(),
             swapins: Some(swapins),
             file_faults: host.sees(&FaultBacking::File.into()).then_some(files),
             not_counted: counts.not_counted,
@@ -424,6 +425,11 @@ impl Sampler {
             let [parts @ .., kvm_ns] = counts.stall_ns;
             Breakdown { kvm_ns: Some(kvm_ns), ..Breakdown::new(total_ns, parts, is_seen) }
         });
+        if let Some(stall) = &mut stall {
+            let time = if stall.source == StallSource::Windows { vm.stall_time } else { None };
+            stall.runq_ns = tracked.runq.take(time.unwrap_or(vm.fault_time), *stall);
+        }
+        vm.stall = stall;
         Some((vm, ForHost { has_no_exits, ..counts.for_host }))
     }
 

@@ -4,8 +4,9 @@ use crate::host::ForHost;
 use crate::probes::slots::{Holdings, Kind, Slots};
 use crate::sampler::FaultCounts;
 use crate::sampler::carry::Carry;
-use crate::sampler::stall::Waits;
+use crate::sampler::run_delay::RunDelays;
 use crate::sampler::stall::is_waiting;
+use crate::sampler::stall::{Owed, Waits};
 use crate::sampler::swapins::SwapinReader;
 use crate::sampler::vcpus::VcpuTimes;
 use crate::vm::threads::VcpuThreads;
@@ -34,6 +35,9 @@ pub(super) struct Tracked {
     /// By index of the shared histogram.
     pub(super) carries: HashMap<usize, Carry>,
     pub(super) waits: Waits,
+    /// Of what its vCPUs waited, without a CPU.
+    pub(super) runq: Owed,
+    run_delays: RunDelays,
     pub(super) times: VcpuTimes,
     pub(super) swapins: SwapinReader,
     /// CPU time of its process when it was found, in ticks.
@@ -70,6 +74,8 @@ impl Tracked {
             vcpus: VcpuThreads::default(),
             carries: HashMap::new(),
             waits: Waits::default(),
+            runq: Owed::default(),
+            run_delays: RunDelays::default(),
             times: VcpuTimes::default(),
             swapins: SwapinReader::default(),
             kernel_faults: before.iter().sum(),
@@ -88,6 +94,12 @@ impl Tracked {
     pub(super) fn is_silent(&self, stat: Option<&Stat>) -> bool {
         let used = stat.map_or(0, cpu_ticks).saturating_sub(self.cpu_before);
         self.times.is_empty() && used >= BUSY_TICKS
+    }
+
+    /// Time that its vCPU threads could run and had no CPU since the last drain.
+    pub(super) fn cpu_wait(&mut self) -> Option<u64> {
+        let process = self.process.as_ref()?;
+        self.run_delays.grown(process, self.vcpus.tids())
     }
 
     /// Takes what the shared histograms hold, with the pages of files among it.
@@ -209,7 +221,7 @@ pub(super) fn stall(
         }
     }
     tracked.vcpus.known_by()?;
-    Some(Stall { waited_ns, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns, source })
+    Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns, source })
 }
 
 /// min_flt and maj_flt of the whole process.

@@ -38,7 +38,7 @@ impl Side {
                         interval: interval.place.number,
                         length_s,
                         all: stall.vcpu_ns as f64,
-                        meant: stall.waited_ns as f64,
+                        meant: stall.memory_ns() as f64,
                     });
                 }
             }

@@ -69,6 +69,9 @@ pub struct VmInterval {
     pub taken_by: [u64; Taker::COUNT],
     /// `None` while its vCPU threads are not known.
     pub stall: Option<Stall>,
+    /// Time that its vCPU threads could run and had no CPU, whatever they were about, in
+    /// nanoseconds; `None` where the scheduler keeps no account of it.
+    pub cpu_wait_ns: Option<u64>,
     /// Where swapped pages came from; `None` in recordings that do not tell by interval.
     pub swapins: Option<Swapins>,
     /// Where pages of files came from; `None` where that is not seen.
@@ -185,6 +188,8 @@ impl StallSource {
 pub struct Stall {
     /// Summed over the vCPUs, in nanoseconds.
     pub waited_ns: u64,
+    /// Part of it in which they could run and had no CPU: that is no want of memory.
+    pub runq_ns: u64,
     /// vCPUs × time, in nanoseconds.
     pub vcpu_ns: u64,
     /// Where the waiting was seen.
@@ -192,9 +197,20 @@ pub struct Stall {
 }
 
 impl Stall {
+    /// Time that they waited for memory and not for a CPU, in nanoseconds.
+    pub fn memory_ns(self) -> u64 {
+        self.waited_ns.saturating_sub(self.runq_ns)
+    }
+
     /// `stall.share`, from 0 to 1; `None` of no time.
     pub fn share(self) -> Option<f64> {
-        (self.vcpu_ns > 0).then(|| self.waited_ns as f64 / self.vcpu_ns as f64)
+        (self.vcpu_ns > 0).then(|| self.memory_ns() as f64 / self.vcpu_ns as f64)
+    }
+
+    /// `cpu.share`, from 0 to 1, of that much time without a CPU; `None` of no time. A long wait
+    /// ends in one interval and began in another.
+    pub fn cpu_share(self, cpu_wait_ns: u64) -> Option<f64> {
+        (self.vcpu_ns > 0).then(|| (cpu_wait_ns as f64 / self.vcpu_ns as f64).min(1.0))
     }
 }
 

@@ -53,6 +53,9 @@ impl VmInterval {
             (Some(before), Some(next)) => Some(before.plus(next)),
             (before, next) => before.or(next),
         };
+        if let Some(before_ns) = before.cpu_wait_ns {
+            *self.cpu_wait_ns.get_or_insert_default() += before_ns;
+        }
         if let Some(before) = before.swapins {
             self.swapins.get_or_insert_default().add(&before);
         }
@@ -74,6 +77,7 @@ impl Stall {
         let source = if is_less(&other) { other.source } else { self.source };
         Self {
             waited_ns: self.waited_ns + other.waited_ns,
+            runq_ns: self.runq_ns + other.runq_ns,
             vcpu_ns: self.vcpu_ns + other.vcpu_ns,
             source,
         }
@@ -126,7 +130,13 @@ mod tests {
         let times = StateTimes::of(state, SECOND_NS);
         let mut vm = VmInterval {
             metrics,
-            stall: Some(Stall { waited_ns: 1, vcpu_ns: 10, source: StallSource::Windows }),
+            stall: Some(Stall {
+                waited_ns: 5,
+                runq_ns: 4,
+                vcpu_ns: 10,
+                source: StallSource::Windows,
+            }),
+            cpu_wait_ns: (number != 1).then_some(6),
             swap: VmSwap { state, times, rates, limit: Some(number) },
             ..VmInterval::default()
         };
@@ -155,7 +165,8 @@ mod tests {
         let metrics = metrics.map(|of| (of.name.as_str(), of.latencies.sum_ns));
         assert_eq!(metrics.collect::<Vec<_>>(), [("fault.major", 400), ("swapin", 5)]);
         assert_eq!((vm.not_counted[0], vm.swap.limit), (3, Some(2)));
-        assert_eq!(vm.stall.map(|stall| (stall.waited_ns, stall.vcpu_ns)), Some((3, 30)));
+        assert_eq!(vm.stall.map(|stall| (stall.memory_ns(), stall.vcpu_ns)), Some((3, 30)));
+        assert_eq!(vm.cpu_wait_ns, Some(12));
         assert_eq!(whole.evictions.len(), 1);
         assert_eq!(whole.evictions[0].counts.written_pages, 3);
     }

@@ -39,6 +39,8 @@ pub struct VmTotals {
     stall_known_ns: u64,
     /// The same of those before the first in which they were.
     stall_lead_ns: u64,
+    /// Time without a CPU; `None` if that was never known.
+    pub cpu_wait_ns: Option<u64>,
     /// Time in each swap state.
     pub swap_states: Times<SwapState>,
     /// Its memory as of the last interval that knew each figure.
@@ -113,6 +115,7 @@ impl VmTotals {
             stall: None,
             stall_known_ns: 0,
             stall_lead_ns: 0,
+            cpu_wait_ns: None,
             swap_states: Times::new(),
             memory: VmFigures::default(),
             swapins: None,
@@ -128,6 +131,9 @@ impl VmTotals {
         self.seen.merge(vm.seen);
         vm.swap.times.add_to(&mut self.swap_states, vm.swap.state, length_ns);
         self.memory.update(vm);
+        if let Some(waited_ns) = vm.cpu_wait_ns {
+            *self.cpu_wait_ns.get_or_insert_default() += waited_ns;
+        }
         if let Some(swapins) = &vm.swapins {
             self.swapins.get_or_insert_default().add(swapins);
         }
@@ -176,7 +182,8 @@ mod tests {
     fn totals(seconds: &[Option<StallSource>]) -> VmTotals {
         let mut totals = Totals::of(1);
         for source in seconds {
-            let stall = source.map(|source| Stall { waited_ns: 1, vcpu_ns: 10, source });
+            let stall =
+                source.map(|source| Stall { waited_ns: 1, runq_ns: 0, vcpu_ns: 10, source });
             let vms = vec![VmInterval { stall, ..VmInterval::default() }];
             let place = Place { length_ns: SECOND_NS, ..Place::default() };
             totals.add(&Interval { place, vms, ..Interval::default() });

@@ -184,9 +184,11 @@ fn vm_interval(vm: usize, number: u64) -> VmInterval {
         taken_by: [700 * n, 20 * n, 3 * n],
         stall: (vm == 0 || number == 0).then_some(Stall {
             waited_ns: SECOND_NS / 4 * n,
+            runq_ns: SECOND_NS / 8 * n,
             vcpu_ns: 2 * SECOND_NS,
             source: if vm == 0 { StallSource::Windows } else { StallSource::Faults },
         }),
+        cpu_wait_ns: Some(SECOND_NS / 5 * n),
         swapins: Some(Swapins {
             from_cache: 2,
             from_zswap: 3,

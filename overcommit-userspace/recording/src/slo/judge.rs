@@ -10,7 +10,7 @@ use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
 use crate::model::totals::{STALL_KNOWN, Totals, VmTotals};
 use crate::slo::Objective;
-use crate::slo::objective::{Bound, Quantile};
+use crate::slo::objective::{Bound, Quantile, Share};
 use hdrhistogram::Histogram;
 use overcommit_ebpf::layout::Metric;
 use serde::Serialize;
@@ -160,12 +160,19 @@ enum InOne {
 
 fn in_an_interval(objective: &Objective, run: &Run, of: &RunVm, vm: &VmInterval) -> InOne {
     match &objective.bound {
-        Bound::StallShare { limit } => match of_share(vm.stall, 1.0, *limit, Coverage::Full).0 {
-            Verdict::Held if vm.stall.is_some_and(|stall| stall.source == StallSource::Faults) => {
-                InOne::HeldIfSeen
+        Bound::Share { of: Share::Cpu, limit } => {
+            InOne::Is(of_cpu_share(vm.stall, vm.cpu_wait_ns, 1.0, *limit).0)
+        }
+        Bound::Share { of: Share::Stall, limit } => {
+            match of_share(vm.stall, 1.0, *limit, Coverage::Full).0 {
+                Verdict::Held
+                    if vm.stall.is_some_and(|stall| stall.source == StallSource::Faults) =>
+                {
+                    InOne::HeldIfSeen
+                }
+                verdict => InOne::Is(verdict),
             }
-            verdict => InOne::Is(verdict),
-        },
+        }
         Bound::Latency { metric, quantile, limit_ns } => {
             let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
             InOne::Is(counted.map_or_else(
@@ -238,7 +245,13 @@ impl Case<'_> {
             ..nobody(objective)
         };
         let outcome = match &objective.bound {
-            Bound::StallShare { limit } => {
+            Bound::Share { of: Share::Cpu, limit } => {
+                let (stall, waited_ns) = (self.totals.stall, self.totals.cpu_wait_ns);
+                judged.share =
+                    stall.zip(waited_ns).and_then(|(stall, waited_ns)| stall.cpu_share(waited_ns));
+                of_cpu_share(stall, waited_ns, self.totals.stall_known(), *limit)
+            }
+            Bound::Share { of: Share::Stall, limit } => {
                 judged.share = self.totals.stall.and_then(Stall::share);
                 of_share(self.totals.stall, self.totals.stall_known(), *limit, of_faults)
             }
@@ -329,6 +342,26 @@ fn of_share(stall: Option<Stall>, known: f64, limit: f64, of_faults: Coverage) -
     let Some((stall, share)) = stall.and_then(|stall| Some((stall, stall.share()?))) else {
         return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
     };
+    let outcome = of_known_share(share, known, limit);
+    let is_partial = stall.source == StallSource::Faults && of_faults != Coverage::Full;
+    if outcome.0 == Verdict::Held && is_partial {
+        return (Verdict::NotJudged, Some("not all of its faults were seen".to_owned()));
+    }
+    outcome
+}
+
+/// The same of waits for a CPU.
+fn of_cpu_share(stall: Option<Stall>, waited_ns: Option<u64>, known: f64, limit: f64) -> Outcome {
+    let Some(stall) = stall else {
+        return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
+    };
+    match waited_ns.and_then(|waited_ns| stall.cpu_share(waited_ns)) {
+        Some(share) => of_known_share(share, known, limit),
+        None => (Verdict::NotJudged, Some("the scheduler keeps no account of it".to_owned())),
+    }
+}
+
+fn of_known_share(share: f64, known: f64, limit: f64) -> Outcome {
     // Also if nobody waited in the rest.
     if share * known > limit {
         return (Verdict::Broken, None);
@@ -336,9 +369,6 @@ fn of_share(stall: Option<Stall>, known: f64, limit: f64, of_faults: Coverage) -
     if known < STALL_KNOWN {
         let why = format!("its vCPU threads were known for {} of the time", percent(known));
         return (Verdict::NotJudged, Some(why));
-    }
-    if stall.source == StallSource::Faults && of_faults != Coverage::Full {
-        return (Verdict::NotJudged, Some("not all of its faults were seen".to_owned()));
     }
     (Verdict::Held, None)
 }
@@ -419,7 +449,8 @@ mod tests {
         let p99 = "fault.major:p99<2ms";
         assert_eq!(verdict(&[(100_000, 1_000)], p99, Coverage::Partial), Verdict::NotJudged);
         assert_eq!(verdict(&[(5_000_000, 1_000)], p99, Coverage::Partial), Verdict::Broken);
-        let stall = |waited_ns, source| Some(Stall { waited_ns, vcpu_ns: 1_000, source });
+        let stall =
+            |waited_ns, source| Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: 1_000, source });
         let of = |stall, coverage| of_share(stall, 1.0, 0.01, coverage).0;
         assert_eq!(of(stall(10, StallSource::Faults), Coverage::Full), Verdict::Held);
         assert_eq!(of(stall(11, StallSource::Faults), Coverage::Partial), Verdict::Broken);
@@ -442,8 +473,20 @@ mod tests {
     fn a_long_stall_hides_from_quantiles_and_not_from_the_share() {
         let counts = [(10_000, 5_000), (500_000_000, 1)];
         assert_eq!(verdict(&counts, "fault.major:p99<1ms", Coverage::Full), Verdict::Held);
-        let stall =
-            Stall { waited_ns: 550_000_000, vcpu_ns: 1_000_000_000, source: StallSource::Faults };
-        assert_eq!(of_share(Some(stall), 1.0, 0.01, Coverage::Full).0, Verdict::Broken);
+        let stall = Stall {
+            waited_ns: 550_000_000,
+            runq_ns: 0,
+            vcpu_ns: 1_000_000_000,
+            source: StallSource::Faults,
+        };
+        let of = |stall| of_share(Some(stall), 1.0, 0.01, Coverage::Full).0;
+        assert_eq!(of(stall), Verdict::Broken);
+        // It was the run queue: who buys memory for that gains nothing.
+        let starved = Stall { runq_ns: 545_000_000, ..stall };
+        assert_eq!(of(starved), Verdict::Held);
+        let cpu = |waited_ns, known| of_cpu_share(Some(starved), waited_ns, known, 0.05).0;
+        assert_eq!(cpu(Some(600_000_000), 1.0), Verdict::Broken);
+        assert_eq!(cpu(Some(40_000_000), 1.0), Verdict::Held);
+        assert_eq!([cpu(Some(0), 0.5), cpu(None, 1.0)], [Verdict::NotJudged; 2]);
     }
 }

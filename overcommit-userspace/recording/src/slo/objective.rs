@@ -59,11 +59,46 @@ pub enum Bound {
         /// At most this, in nanoseconds.
         limit_ns: u64,
     },
-    /// The share of its vCPUs' time that a VM waits for memory.
-    StallShare {
+    /// A share of its vCPUs' time.
+    Share {
+        /// Which.
+        of: Share,
         /// At most this, as a part of 1.
         limit: f64,
     },
+}
+
+/// Shares of a VM's vCPUs' time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// It waits for memory.
+    Stall,
+    /// It could run and has no CPU.
+    Cpu,
+}
+
+impl Share {
+    const ALL: [Self; 2] = [Self::Stall, Self::Cpu];
+
+    /// As objectives have it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Stall => "stall.share",
+            Self::Cpu => "cpu.share",
+        }
+    }
+
+    /// Which one it is of whom, of what stands before the limit.
+    fn of(what: &str) -> Option<(Self, Option<&str>)> {
+        Self::ALL.into_iter().find_map(|share| {
+            let vms = what.strip_suffix(share.name())?;
+            if vms.is_empty() {
+                Some((share, None))
+            } else {
+                Some((share, Some(vms.strip_suffix(':')?)))
+            }
+        })
+    }
 }
 
 /// An objective for the VMs that it names.
@@ -77,7 +112,8 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Reads `[PATTERN:]METRIC:QUANTILE<DURATION` or `[PATTERN:]stall.share<PERCENT%`.
+    /// Reads `[PATTERN:]METRIC:QUANTILE<DURATION`, `[PATTERN:]stall.share<PERCENT%` or
+    /// `[PATTERN:]cpu.share<PERCENT%`.
     ///
     /// # Errors
     /// Says what is wrong, and at which character.
@@ -88,12 +124,11 @@ impl Objective {
         let at =
             |place: usize| format!("{text:?} at character {}", text[..place].chars().count() + 1);
         let limit_at = || at(what.len() + 1);
-        let (vms, bound) = match what.rsplit_once(':') {
-            _ if what == STALL_SHARE || what.ends_with(&format!(":{STALL_SHARE}")) => {
-                let vms = what.strip_suffix(STALL_SHARE).and_then(|rest| rest.strip_suffix(':'));
-                (vms, Bound::StallShare { limit: percent(limit).with_context(limit_at)? })
+        let (vms, bound) = match (Share::of(what), what.rsplit_once(':')) {
+            (Some((of, vms)), _) => {
+                (vms, Bound::Share { of, limit: percent(limit).with_context(limit_at)? })
             }
-            Some((before, quantile)) => {
+            (None, Some((before, quantile))) => {
                 let quantile_at = || at(before.len() + 1);
                 let (vms, metric) = match before.rsplit_once(':') {
                     Some((vms, metric)) => (Some(vms), metric),
@@ -109,9 +144,9 @@ impl Objective {
                 };
                 (vms, bound)
             }
-            None => bail!(
-                "{} is neither METRIC:QUANTILE nor {STALL_SHARE}; write for example \
-                 fault.major:p99<2ms or {STALL_SHARE}<1%",
+            (None, None) => bail!(
+                "{} is neither METRIC:QUANTILE nor stall.share nor cpu.share; write for example \
+                 fault.major:p99<2ms or stall.share<1%",
                 at(0)
             ),
         };
@@ -124,9 +159,6 @@ impl Objective {
         self.vms.as_ref().is_none_or(|pattern| pattern.means(name, uuid))
     }
 }
-
-/// The only objective without a quantile.
-const STALL_SHARE: &str = "stall.share";
 
 fn percent(text: &str) -> Result<f64> {
     let wrong = || format!("{text} is no share; write for example 1%");
@@ -153,7 +185,7 @@ mod tests {
         assert_eq!((metric.as_str(), quantile.0, *limit_ns), ("fault.major", 999_000, 2_000_000));
         assert!(parsed.is_for("namespace:web-1", None) && !parsed.is_for("web-1", None));
         let share = Objective::parse("web-1:stall.share<0.5%").unwrap();
-        assert_eq!(share.bound, Bound::StallShare { limit: 0.005 });
+        assert_eq!(share.bound, Bound::Share { of: Share::Stall, limit: 0.005 });
         assert!(share.is_for("web-1", None) && !share.is_for("web-2", None));
         assert!(Objective::parse("exit.npf:p50<1us").unwrap().is_for("any", None));
     }

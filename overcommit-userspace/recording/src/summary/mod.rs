@@ -86,6 +86,9 @@ pub struct SummaryVm {
     pub memory: VmFigures,
     /// `stall.share`: `null` where the vCPU threads are not known.
     pub stall: Option<StallShare>,
+    /// `cpu.share`: `null` where the scheduler keeps no account, or the vCPU threads are not
+    /// known.
+    pub cpu_wait: Option<CpuWait>,
     /// Faults that the kernel accounted to the VM's threads.
     pub faults_kernel: u64,
     /// Those of them that were counted.
@@ -114,14 +117,25 @@ pub struct SummaryVm {
 /// How much of its vCPUs' time a VM waited for memory.
 #[derive(Debug, Serialize)]
 pub struct StallShare {
-    /// From 0 to 1.
+    /// From 0 to 1, waits for a CPU left out.
     pub share: f64,
     /// Which metric it comes from.
     pub source: &'static str,
-    /// Summed over vCPUs.
+    /// Summed over vCPUs, waits for a CPU included.
     pub waited_ns: u64,
+    /// Those waits.
+    pub runq_ns: u64,
     /// vCPUs × time.
     pub vcpu_ns: u64,
+}
+
+/// How much of its vCPUs' time a VM could run and had no CPU.
+#[derive(Debug, Serialize)]
+pub struct CpuWait {
+    /// From 0 to 1.
+    pub share: f64,
+    /// Summed over vCPUs.
+    pub waited_ns: u64,
 }
 
 /// A metric over the whole run. Empty where there is nothing to say it of.
@@ -261,10 +275,15 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool) -> Summa
             share: stall.share()?,
             source: stall.source.name(),
             waited_ns: stall.waited_ns,
+            runq_ns: stall.runq_ns,
             vcpu_ns: stall.vcpu_ns,
         })
     });
+    let cpu_wait = totals.stall.zip(totals.cpu_wait_ns).and_then(|(stall, waited_ns)| {
+        Some(CpuWait { share: stall.cpu_share(waited_ns)?, waited_ns })
+    });
     SummaryVm {
+        cpu_wait,
         vm_id: vm.vm_id.clone(),
         vm: vm.name.clone(),
         uuid: vm.uuid.clone(),

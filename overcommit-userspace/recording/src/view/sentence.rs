@@ -11,18 +11,21 @@ use overcommit_ebpf::layout::{Metric, Part};
 const LEAST: f64 = 0.005;
 
 /// The words for parts of the faults' time; swap-ins have their device too.
-const SAID: [(Part, &str); 7] = [
+const SAID: [(Part, &str); 6] = [
     (Part::Reclaim, "reclaim"),
     (Part::Compaction, "compaction"),
     (Part::Lock, "waits for the mmap lock"),
     (Part::Userfault, "waits for another process (userfaultfd)"),
-    (Part::Runq, "waits for a CPU"),
     (Part::Io, "waits for a device"),
     (Part::Sleep, "other sleep"),
 ];
 
-/// The sentence of a VM that lost something; `None` of any other.
+/// The sentence of a VM that lost something, the larger loss first; `None` of any other.
 pub fn of(vm: &SummaryVm) -> Option<String> {
+    let starved = vm.cpu_wait.as_ref().map(|cpu| cpu.share).filter(|share| *share >= LEAST);
+    let is_starved_most = starved > vm.stall.as_ref().map(|stall| stall.share);
+    let starved =
+        starved.map(|share| format!("waited {} of its vCPU time for a CPU", percent(share)));
     let lost = vm.stall.as_ref().map(|stall| stall.share).filter(|share| *share >= LEAST);
     let lost = lost.map(|share| {
         // Whole waits say more than the faults in them.
@@ -39,13 +42,17 @@ pub fn of(vm: &SummaryVm) -> Option<String> {
         format!("its threads were held back for {} at memory.high", readable(held.sum_ns))
     });
     let evicted = vm.evictions.as_ref().and_then(|evictions| evictions.sentence(&vm.vm_id));
-    let all: Vec<String> = lost.into_iter().chain(held).chain(evicted).collect();
+    let mut losses: Vec<String> = lost.into_iter().chain(starved).collect();
+    if is_starved_most {
+        losses.reverse();
+    }
+    let all: Vec<String> = losses.into_iter().chain(held).chain(evicted).collect();
     (!all.is_empty()).then(|| all.join("; "))
 }
 
-/// What the time of faults went into, the most first, and the rest.
+/// What the time of faults went into, the most first, and the rest; waits for a CPU are none of it.
 fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
-    let all = time.total_ns.max(1) as f64;
+    let all = time.total_ns.saturating_sub(time.of(Part::Runq).unwrap_or(0)).max(1) as f64;
     let mut parts: Vec<(String, u64)> = SAID
         .into_iter()
         .filter_map(|(part, words)| Some((words.to_owned(), time.of(part)?)))
@@ -79,6 +86,9 @@ fn swap_in(swapins: Option<&Swapins>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::interval::{Interval, Stall, StallSource, VmInterval};
+    use crate::model::run::{Run, RunVm};
+    use crate::summary::Summing;
 
     #[test]
     fn the_greatest_part_comes_first() {
@@ -95,8 +105,28 @@ mod tests {
         swapins.from_zswap = 10;
         assert!(parts(seen, Some(&swapins)).unwrap().contains("swap-in from zswap"));
         let blind = time(&[(Part::Reclaim, 220), (Part::Runq, 300)]);
-        let said = "30.0 % waits for a CPU, 22.0 % reclaim, 48.0 % the rest, swap-in among it";
+        let said = "31.4 % reclaim, 68.6 % the rest, swap-in among it";
         assert_eq!(parts(blind, None).unwrap(), said);
         assert_eq!(parts(Breakdown::default(), Some(&swapins)), None);
+    }
+
+    #[test]
+    fn the_larger_loss_comes_first() {
+        let said = |stall_ns: u64, cpu_ns: u64| {
+            let mut run = Run { vms: vec![RunVm::default()], ..Run::default() };
+            run.recorded.intervals = 1;
+            let (source, vcpu_ns) = (StallSource::Faults, 1_000);
+            let stall = Some(Stall { waited_ns: stall_ns + 9, runq_ns: 9, vcpu_ns, source });
+            let vm = VmInterval { stall, cpu_wait_ns: Some(cpu_ns), ..VmInterval::default() };
+            let mut summing = Summing::new(&run);
+            summing.add(&Interval { vms: vec![vm], ..Interval::default() });
+            of(&summing.summary(&run, true, Vec::new()).vms[0]).unwrap_or_default()
+        };
+        let (memory, cpu) =
+            ("lost 20.0 % of its vCPU time to memory", "of its vCPU time for a CPU");
+        assert_eq!(said(200, 100), format!("{memory}; waited 10.0 % {cpu}"));
+        assert_eq!(said(200, 400), format!("waited 40.0 % {cpu}; {memory}"));
+        assert_eq!(said(200, 1), memory);
+        assert_eq!(said(0, 0), "");
     }
 }

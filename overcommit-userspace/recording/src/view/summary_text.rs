@@ -46,18 +46,19 @@ fn table(summary: &Summary) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header([
-        "VM", "STALL", "METRIC", "COUNT", "PER S", "P50", "P90", "P99", "P99.9", "MAX",
+        "VM", "STALL", "CPU WAIT", "METRIC", "COUNT", "PER S", "P50", "P90", "P99", "P99.9", "MAX",
     ]);
     for vm in summary.seen() {
         let mut name = shown_name(summary, vm);
         let mut stall = vm.stall.as_ref().map_or("-".to_owned(), |stall| percent(stall.share));
+        let mut cpu_wait = vm.cpu_wait.as_ref().map_or("-".to_owned(), |cpu| percent(cpu.share));
         for metric in &vm.metrics {
-            let mut row = vec![std::mem::take(&mut name), std::mem::take(&mut stall)];
+            let mut row = [&mut name, &mut stall, &mut cpu_wait].map(std::mem::take).to_vec();
             row.extend(figures(metric));
             table.add_row(row);
         }
     }
-    for column in table.column_iter_mut().filter(|column| ![0, 2].contains(&column.index)) {
+    for column in table.column_iter_mut().filter(|column| ![0, 3].contains(&column.index)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
