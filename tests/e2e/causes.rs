@@ -99,7 +99,7 @@ fn at_a_limit() -> Result<()> {
     ensure!(count > 300 && sum >= vm["fault_time"]["reclaim_ns"].as_u64().unwrap_or(0));
     let report = testbed::results::run(["report", &folder.to_string_lossy()])?;
     let text = String::from_utf8(report.stdout)?;
-    let said = text.lines().find(|line| line.contains("of its vCPU time to memory"));
+    let said = text.lines().find(|line| line.contains("its faults were"));
     println!("{said:?}");
     ensure!(said.is_some_and(|line| line.contains("% reclaim")), "{text}");
     Ok(())

@@ -26,6 +26,8 @@ pub enum Format {
 pub struct View {
     /// How it is printed.
     pub format: Format,
+    /// Whether every metric of every VM is, rather than what matters.
+    pub is_full: bool,
     /// Which part.
     pub span: Span,
     /// Instead of those that it was recorded with, if there are any.
@@ -74,7 +76,7 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
         write_distributions(folder, run, &summing.totals)?;
     }
     let text = match view.format {
-        Format::Text => summary_text::text(run, &summary),
+        Format::Text => summary_text::text(run, &summary, view.is_full),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
     };
     Ok(Report { text, code })

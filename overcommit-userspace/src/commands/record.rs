@@ -195,12 +195,13 @@ async fn record(args: Args) -> Result<ExitCode> {
     };
     let format = if args.json { Format::Json } else { Format::Text };
     // Those that it was recorded with.
-    let view = View { format, span: Span::WHOLE, objectives: Vec::new() };
+    let view = View { format, is_full: false, span: Span::WHOLE, objectives: Vec::new() };
     let report = rebuild(&folder, &view)?;
     if !args.quiet {
         print(&report.text)?;
         if !args.json {
-            print(&format!("\nRecorded in {}\n", folder.path().display()))?;
+            let path = folder.path().display();
+            print(&format!("\nRecorded in {path}. Every metric: overcommit report -v {path}\n"))?;
         }
     }
     // A broken objective comes first, then the load's own status.

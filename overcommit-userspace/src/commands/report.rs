@@ -16,6 +16,9 @@ pub struct Args {
     /// How to print it
     #[arg(long, default_value = "text")]
     format: Format,
+    /// Print every metric of every VM
+    #[arg(short, long)]
+    verbose: bool,
     /// Write to a file instead of the terminal
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -35,6 +38,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     run_file::read(folder.path())?;
     let view = View {
         format: args.format,
+        is_full: args.verbose,
         span: args.span.read(&folder)?,
         objectives: args.objectives.read()?,
     };

@@ -80,6 +80,8 @@ pub struct HostFigures {
     pub configured_bytes: Option<u64>,
     /// Without huge pages of the pool.
     pub physical_bytes: Option<u64>,
+    /// MemAvailable, at the least of the whole time.
+    pub least_available_bytes: Option<u64>,
     /// What the VMs could have.
     pub capacity_bytes: Option<u64>,
     /// What they use.
@@ -99,6 +101,7 @@ impl HostFigures {
         Some(Self {
             configured_bytes: sum.configured,
             physical_bytes: Some(sum.physical),
+            least_available_bytes: None,
             capacity_bytes: sum.capacity,
             working_sets_bytes: sum.working_sets,
             headroom_bytes: sum.headroom(),

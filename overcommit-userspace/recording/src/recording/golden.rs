@@ -416,7 +416,7 @@ const FILES: [&str; 11] = [
 ];
 
 fn report(folder: &Folder, format: Format) -> String {
-    let view = View { format, span: Span::WHOLE, objectives: Vec::new() };
+    let view = View { format, is_full: true, span: Span::WHOLE, objectives: Vec::new() };
     rebuild(folder, &view).unwrap().text
 }
 

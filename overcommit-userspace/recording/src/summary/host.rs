@@ -91,9 +91,12 @@ impl HostTotals {
         host.swap.times.add_to(&mut self.swap, host.swap.state, length_ns);
         *self.balloon.entry(host.balloon).or_default() += length_ns;
         *self.overcommit.entry(overcommit).or_default() += length_ns;
+        let available = host.swap.memory.and_then(|memory| memory.available);
+        let least = self.memory.least_available_bytes.into_iter().chain(available).min();
         if let Some(memory) = HostFigures::of(host) {
             self.memory = memory;
         }
+        self.memory.least_available_bytes = least;
         let is_measured = is_measured(interval);
         let left = host.overcommit.and_then(|sum| sum.headroom());
         if let Some(left) = left.filter(|_| is_measured || !self.is_measured) {

@@ -3,6 +3,7 @@
 pub mod evictions;
 pub mod host;
 pub mod kswapd_estimate;
+pub mod verdict;
 
 use crate::format::csv;
 use crate::format::csv::{optional, text};
@@ -19,6 +20,7 @@ use crate::model::totals::{MetricTotals, Totals, VmTotals};
 use crate::slo::Judged;
 use crate::summary::evictions::{EvictionTotals, SummaryEvictions};
 use crate::summary::host::{HostTotals, StateSummary, SummaryHost};
+use crate::summary::verdict::{VmVerdict, verdict};
 use anyhow::Result;
 use overcommit_ebpf::layout::{FaultBacking, Loss, Taker};
 use serde::Serialize;
@@ -72,6 +74,8 @@ pub struct SummaryVm {
     pub uuid: Option<String>,
     /// Process id.
     pub pid: i32,
+    /// What became of it, and why.
+    pub verdict: VmVerdict,
     /// Time recorded, in seconds.
     pub length_s: f64,
     /// When counting began for it, in seconds after the recording's start.
@@ -195,16 +199,18 @@ impl Summing {
     pub fn summary(&self, run: &Run, is_whole: bool, objectives: Vec<Judged>) -> Summary {
         let evictions = self.evictions.of(run);
         let vms = run.vms.iter().zip(&self.totals.vms).zip(evictions);
-        let vms = vms.map(|((vm, totals), evictions)| SummaryVm {
-            evictions,
-            ..summary_vm(run, vm, totals, is_whole)
+        let host = self.host.of();
+        let vms = vms.map(|((vm, totals), evictions)| {
+            let mut vm = SummaryVm { evictions, ..summary_vm(run, vm, totals, is_whole) };
+            vm.verdict = verdict(&vm, &host.memory);
+            vm
         });
         Summary {
             schema: "overcommit.summary/1",
             run_id: run.run_id.clone(),
             intervals: self.totals.intervals,
-            host: self.host.of(),
             vms: vms.collect(),
+            host,
             objectives,
         }
     }
@@ -284,6 +290,7 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool) -> Summa
     });
     SummaryVm {
         cpu_wait,
+        verdict: VmVerdict::OK,
         vm_id: vm.vm_id.clone(),
         vm: vm.name.clone(),
         uuid: vm.uuid.clone(),

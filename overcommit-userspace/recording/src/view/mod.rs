@@ -7,3 +7,4 @@ pub mod presence;
 pub mod progress;
 pub mod sentence;
 pub mod summary_text;
+pub mod verdict_text;

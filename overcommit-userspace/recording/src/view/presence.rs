@@ -23,14 +23,10 @@ pub fn ended(run: &Run, vm: &RunVm) -> String {
     }
 }
 
-/// A line for each VM that was killed, ended or came late; of many that only ended or came,
-/// their number.
+/// A line for each VM that ended, other than by being killed, or came late; of many, their number.
 pub fn lines(text: &mut String, run: &Run) {
-    let (killed, ended_itself): (Vec<&RunVm>, Vec<&RunVm>) =
-        run.vms.iter().filter(|vm| vm.ended_us.is_some()).partition(|vm| vm.ended_by.is_some());
-    for vm in killed {
-        let _ = writeln!(text, "{}.", ended(run, vm));
-    }
+    let has_ended = |vm: &&RunVm| vm.ended_us.is_some() && vm.ended_by.is_none();
+    let ended_itself: Vec<&RunVm> = run.vms.iter().filter(has_ended).collect();
     some(text, &ended_itself, "ended while they were recorded", |vm| ended(run, vm));
     let start_us = run.clocks.start.realtime_ns / 1_000;
     let late: Vec<&RunVm> =
@@ -73,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_killed_comes_first() {
+    fn who_was_not_there_all_the_time_is_named() {
         let vms = vec![
             vm("left", 100, Some((107, None))),
             vm("late", 103, None),
@@ -83,11 +79,13 @@ mod tests {
         ];
         assert_eq!(
             said(vms),
-            "web was KILLED after 4.0 s: its cgroup ran out of memory.\n\
-             db was KILLED after 9.0 s: the host ran out of memory.\n\
-             left ended after 7.0 s.\n\
+            "left ended after 7.0 s.\n\
              late started after 3.0 s.\n"
         );
+        let web = vm("web", 100, Some((104, Some(EndedBy::OomCgroup))));
+        let run = Run::default();
+        let said_at_once = "web was KILLED after 104.0 s: its cgroup ran out of memory";
+        assert_eq!(ended(&run, &web), said_at_once);
         let many = (0..6).map(|n| vm(&n.to_string(), 100, Some((101, None)))).collect();
         assert_eq!(said(many), "6 VMs ended while they were recorded.\n");
     }

@@ -6,28 +6,48 @@ use crate::model::coverage::{Coverage, FAULT_TIME};
 use crate::model::metric::MetricName;
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
+use crate::summary::verdict::{Fared, LEAST_TAKEN};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
-use crate::view::{memory_text, presence};
+use crate::view::{memory_text, presence, verdict_text};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use overcommit_ebpf::layout::Metric;
 use std::fmt::Write;
 
-/// Head, table, and what was not seen or counted.
-pub fn text(run: &Run, summary: &Summary) -> String {
-    let mut text = head(run, summary);
+/// VMs of which each has a row of its own, however they fared.
+const ROWS: usize = 8;
+
+/// Verdicts, objectives, head, table, and what was not seen or counted; the full text has every
+/// metric of every VM.
+pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
+    let mut text = String::new();
+    verdict_text::lines(&mut text, summary, |vm| shown_name(summary, vm));
     presence::lines(&mut text, run);
+    objectives(&mut text, &summary.objectives);
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text.push_str(&head(run, summary));
     if let Some(why) = summary.nothing(run) {
         let _ = writeln!(text, "{why}");
     } else {
-        let _ = writeln!(text, "\n{}\n", table(summary).trim_fmt());
+        let table = if is_full { metrics_table(summary) } else { vm_table(summary) };
+        let _ = writeln!(text, "\n{}\n", table.trim_fmt());
         memory_text::host(&mut text, &summary.host, summary.is_measured());
-        for vm in summary.seen() {
+        for vm in summary.seen().filter(|vm| is_full || is_told_of(vm)) {
             memory_text::vm(&mut text, vm, &shown_name(summary, vm));
-            notes(&mut text, vm, &shown_name(summary, vm));
+        }
+        for vm in summary.seen() {
+            notes(&mut text, vm, &shown_name(summary, vm), is_full);
         }
     }
     not_counted(&mut text, run);
-    objectives(&mut text, &summary.objectives);
     text
+}
+
+/// Whether a VM has lines of its own: it fared badly, or its pages were taken.
+fn is_told_of(vm: &SummaryVm) -> bool {
+    let taken = vm.evictions.as_ref().map_or(0, |evictions| evictions.bytes);
+    vm.verdict.fared != Fared::Ok || taken >= LEAST_TAKEN
 }
 
 fn head(run: &Run, summary: &Summary) -> String {
@@ -42,9 +62,46 @@ fn head(run: &Run, summary: &Summary) -> String {
     )
 }
 
-fn table(summary: &Summary) -> Table {
+/// A row for each VM: those that fared badly, and the others where they are few.
+fn vm_table(summary: &Summary) -> Table {
+    let mut table = plain();
+    table.set_header(["VM", "STATE", "STALL", "CPU WAIT", "MAJOR/S", "P50", "P99", "MAX"]);
+    let is_small = summary.seen().count() <= ROWS;
+    let rows = summary.seen().filter(|vm| is_small || vm.verdict.fared != Fared::Ok);
+    let mut rows: Vec<&SummaryVm> = rows.collect();
+    rows.sort_by(|a, b| verdict_text::worst_first(a, b));
+    for vm in rows {
+        let majors = vm.metrics.iter().find(|metric| metric.metric == Metric::FaultMajor.into());
+        let latency = |of: fn(&SummaryMetric) -> Option<u64>| {
+            majors.and_then(of).map_or("-".to_owned(), readable)
+        };
+        let share = |share: Option<f64>| share.map_or("-".to_owned(), percent);
+        table.add_row([
+            verdict_text::short(&shown_name(summary, vm)),
+            vm.verdict.fared.word().to_owned(),
+            share(vm.stall.as_ref().map(|stall| stall.share)),
+            share(vm.cpu_wait.as_ref().map(|cpu| cpu.share)),
+            majors.map_or("-".to_owned(), |majors| format!("{:.1}", majors.rate_per_s)),
+            latency(|majors| majors.p50_ns),
+            latency(|majors| majors.p99_ns),
+            latency(|majors| majors.max_ns),
+        ]);
+    }
+    for column in table.column_iter_mut().filter(|column| column.index > 1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn plain() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+}
+
+/// A row for each metric of each VM.
+fn metrics_table(summary: &Summary) -> Table {
+    let mut table = plain();
     table.set_header([
         "VM", "STALL", "CPU WAIT", "METRIC", "COUNT", "PER S", "P50", "P90", "P99", "P99.9", "MAX",
     ]);
@@ -85,7 +142,7 @@ fn shown_name(summary: &Summary, vm: &SummaryVm) -> String {
     if same > 1 { format!("{} ({})", vm.vm, vm.vm_id) } else { vm.vm.clone() }
 }
 
-fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
+fn notes(text: &mut String, vm: &SummaryVm, name: &str, is_full: bool) {
     let unseen = vm.faults_kernel.saturating_sub(vm.faults_counted);
     if vm.metrics.iter().any(|metric| metric.coverage == Coverage::Partial) {
         let share = percent(unseen as f64 / vm.faults_kernel.max(1) as f64);
@@ -95,7 +152,7 @@ fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
             vm.faults_kernel
         );
     }
-    if vm.faults_by_others > 0 {
+    if vm.faults_by_others > 0 && is_full {
         let _ = writeln!(
             text,
             "{name}: {} faults were taken from outside, by kernel workers or other processes.",
@@ -109,7 +166,8 @@ fn notes(text: &mut String, vm: &SummaryVm, name: &str) {
     });
     let of_files =
         vm.file_faults.map(|files| vec![("the page cache", files.cached), ("a disk", files.read)]);
-    for (what, sources) in [("swapped pages", of_swap), ("pages of files", of_files)] {
+    let told = [("swapped pages", of_swap), ("pages of files", of_files)];
+    for (what, sources) in told.into_iter().filter(|_| is_full) {
         let sources: Vec<(&str, u64)> = sources.unwrap_or_default();
         if let Some(shares) = shares(&sources) {
             let _ = writeln!(text, "{name}: {what} came {shares}.");
@@ -138,9 +196,6 @@ fn shares(sources: &[(&str, u64)]) -> Option<String> {
 
 /// A line for each objective and VM, the broken ones first.
 fn objectives(text: &mut String, judged: &[Judged]) {
-    if !judged.is_empty() {
-        text.push('\n');
-    }
     for (verdict, word) in
         [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "not judged"), (Verdict::Held, "held")]
     {

@@ -327,13 +327,22 @@ fn two_cpus() -> Result<[usize; 2]> {
     }
 }
 
+/// More CPU time than a thread at the lowest priority can have to its credit: two slices of 3 ms
+/// (`entity_lag`).
+const CREDIT: Duration = Duration::from_millis(10);
+
+/// CPU time of this thread.
+fn cpu_time() -> Result<Duration> {
+    Ok(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
 fn starved(faults: usize) -> Result<String> {
     let [busy, other] = two_cpus()?;
     let done = Arc::new(AtomicBool::new(false));
     let ends = Arc::clone(&done);
     let (begins, has_begun) = channel();
     let hog = std::thread::spawn(move || -> Result<()> {
-        confine(busy, -20)?;
+        confine(busy, 0)?;
         begins.send(())?;
         while !ends.load(Relaxed) {
             std::hint::spin_loop();
@@ -345,6 +354,11 @@ fn starved(faults: usize) -> Result<String> {
     let addresses: Vec<usize> = pages.iter().map(|page| page.memory as usize).collect();
     let starved = std::thread::spawn(move || -> Result<()> {
         confine(busy, 19)?;
+        // Who has waited for long may run at once when it wakes, until it has had its share
+        // (`place_entity`, kernel/sched/fair.c).
+        while cpu_time()? < CREDIT {
+            std::hint::spin_loop();
+        }
         addresses.into_iter().for_each(|address| touch(address as *mut u8, 1));
         Ok(())
     });

@@ -1,0 +1,425 @@
+//! What became of a VM, why, and what to do: decided here once, for every view.
+
+use crate::format::text::readable_bytes;
+use crate::model::breakdown::Breakdown;
+use crate::model::evictions::AggressorClass;
+use crate::model::figures::{HostFigures, VmFigures};
+use crate::model::run::EndedBy;
+use crate::model::state::State as _;
+use crate::model::swap::SwapState;
+use crate::summary::SummaryVm;
+use crate::summary::evictions::EvictedBy;
+use overcommit_ebpf::layout::{Metric, Part};
+use serde::Serialize;
+
+/// Shares of its vCPUs' time from which a VM is slowed: by memory, and by want of a CPU.
+const STALL: f64 = 0.01;
+const CPU: f64 = 0.05;
+/// Part of the loss, or of the evictions, that makes a cause.
+const MOST: f64 = 0.5;
+/// Part of its limit that a VM holds, at the least, where the limit is the cause.
+const NEAR_LIMIT: f64 = 0.8;
+/// Bytes taken below which nobody is to blame.
+pub const LEAST_TAKEN: u64 = 1 << 20;
+/// Part of the host's memory that is available below which the host is short.
+const TIGHT: f64 = 0.1;
+/// Advice is rounded up to this.
+const STEP: u64 = 16 << 20;
+
+/// How a VM fared; the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fared {
+    /// It lost next to nothing.
+    Ok,
+    /// It waited for memory or for a CPU.
+    Slowed,
+    /// It waited for pages that were pushed out again and again.
+    Thrashed,
+    /// The kernel killed it for want of memory.
+    Killed,
+}
+
+impl Fared {
+    /// As views have it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Slowed => "SLOWED",
+            Self::Thrashed => "THRASHED",
+            Self::Killed => "KILLED",
+        }
+    }
+}
+
+/// Why. Whose shortage it was decides what helps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// It needs more than its own memory cgroup may hold.
+    OwnLimit,
+    /// It is held back at its cgroup's memory.high.
+    MemoryHigh,
+    /// The host has too little memory for all.
+    HostShort,
+    /// Another VM took its pages.
+    OtherVm,
+    /// A process took its pages.
+    OtherProcess,
+    /// There were too few CPUs.
+    Cpu,
+    /// Its memory is a file on a disk.
+    Disk,
+    /// Another process filled its memory: a migration or a snapshot.
+    Userfault,
+    /// Its threads waited for each other's changes of the address space.
+    Lock,
+    /// It touched memory for the first time.
+    FirstTouch,
+    /// None of these could be shown.
+    Unknown,
+}
+
+/// See [`verdict`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VmVerdict {
+    /// How it fared.
+    pub fared: Fared,
+    /// Why; `null` of one that is ok.
+    pub cause: Option<Cause>,
+    /// Who took its pages, where somebody else did.
+    pub by: Option<String>,
+    /// The cause in words.
+    pub why: Option<String>,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+impl VmVerdict {
+    /// Of a VM that lost next to nothing.
+    pub const OK: Self = Self { fared: Fared::Ok, cause: None, by: None, why: None, advice: None };
+}
+
+/// What became of a VM.
+pub fn verdict(vm: &SummaryVm, host: &HostFigures) -> VmVerdict {
+    let fared = fared(vm);
+    if fared == Fared::Ok {
+        return VmVerdict::OK;
+    }
+    let (cause, by) = match (fared, vm.ended_by) {
+        (Fared::Killed, Some(EndedBy::OomHost)) => (Cause::HostShort, None),
+        (Fared::Killed, _) => (Cause::OwnLimit, None),
+        _ => cause(vm, host),
+    };
+    let (why, advice) = words(&cause, by.as_deref(), &vm.memory, host);
+    VmVerdict { fared, cause: Some(cause), by, why: Some(why), advice: Some(advice) }
+}
+
+fn fared(vm: &SummaryVm) -> Fared {
+    match vm.ended_by {
+        Some(EndedBy::OomCgroup | EndedBy::OomHost) => Fared::Killed,
+        _ if stall(vm) < STALL && cpu(vm) < CPU => Fared::Ok,
+        _ if stall(vm) >= STALL && vm.swap.worst == SwapState::Thrashing.name() => Fared::Thrashed,
+        _ => Fared::Slowed,
+    }
+}
+
+/// The share of its time that it waited for memory.
+pub fn stall(vm: &SummaryVm) -> f64 {
+    vm.stall.as_ref().map_or(0.0, |stall| stall.share)
+}
+
+/// The share of its time that it waited for a CPU.
+pub fn cpu(vm: &SummaryVm) -> f64 {
+    vm.cpu_wait.as_ref().map_or(0.0, |cpu| cpu.share)
+}
+
+fn cause(vm: &SummaryVm, host: &HostFigures) -> (Cause, Option<String>) {
+    if cpu(vm) >= CPU && cpu(vm) > stall(vm) {
+        return (Cause::Cpu, None);
+    }
+    let time = vm.stall_time.unwrap_or(vm.fault_time);
+    if held_back(vm) >= MOST {
+        (Cause::MemoryHigh, None)
+    } else if part(time, Part::Userfault) >= MOST {
+        (Cause::Userfault, None)
+    } else if part(time, Part::Lock) >= MOST {
+        (Cause::Lock, None)
+    } else if let Some(taken) = taken(vm) {
+        of_evictions(vm, taken)
+    } else {
+        (without_evictions(vm, host), None)
+    }
+}
+
+/// The part of its waiting in which it was held back at memory.high.
+fn held_back(vm: &SummaryVm) -> f64 {
+    let held = vm.metrics.iter().find(|entry| entry.metric == Metric::MemoryHigh.into());
+    let waited = vm.stall.as_ref().map_or(0, |stall| stall.waited_ns);
+    held.map_or(0.0, |held| held.sum_ns as f64 / waited.max(1) as f64)
+}
+
+/// A part of the time, waits for a CPU left out.
+fn part(time: Breakdown, part: Part) -> f64 {
+    let all = time.total_ns.saturating_sub(time.of(Part::Runq).unwrap_or(0));
+    time.of(part).unwrap_or(0) as f64 / all.max(1) as f64
+}
+
+/// Who took most of its pages, if any were taken; `None` inside if nobody took most.
+fn taken(vm: &SummaryVm) -> Option<Option<&EvictedBy>> {
+    let evictions = vm.evictions.as_ref().filter(|evictions| evictions.bytes >= LEAST_TAKEN)?;
+    Some(evictions.by.first().filter(|by| by.share >= MOST))
+}
+
+fn of_evictions(vm: &SummaryVm, most: Option<&EvictedBy>) -> (Cause, Option<String>) {
+    match most {
+        Some(by) if by.is_itself && is_at_limit(&vm.memory) => (Cause::OwnLimit, None),
+        Some(by) if by.is_itself => (Cause::HostShort, None),
+        Some(EvictedBy { aggressor, .. }) => match aggressor.class {
+            AggressorClass::Vm => (Cause::OtherVm, Some(aggressor.name.clone())),
+            AggressorClass::Process => (Cause::OtherProcess, Some(aggressor.name.clone())),
+            _ => (Cause::HostShort, None),
+        },
+        None => (Cause::HostShort, None),
+    }
+}
+
+/// Whether it holds about all that its cgroup may.
+fn is_at_limit(memory: &VmFigures) -> bool {
+    memory
+        .cgroup_limit_bytes
+        .zip(memory.resident_bytes)
+        .is_some_and(|(limit, resident)| resident as f64 >= NEAR_LIMIT * limit as f64)
+}
+
+/// Where no page of it was seen to be taken.
+fn without_evictions(vm: &SummaryVm, host: &HostFigures) -> Cause {
+    let count = |metric: Metric| {
+        let found = vm.metrics.iter().find(|entry| entry.metric == metric.into());
+        found.map_or(0, |found| found.count)
+    };
+    let is_swapped = vm.memory.swapped_bytes.is_some_and(|bytes| bytes >= LEAST_TAKEN);
+    let read = vm.file_faults.map_or(0, |files| files.read);
+    let (majors, minors) = (count(Metric::FaultMajor), count(Metric::FaultMinor));
+    if is_swapped && is_at_limit(&vm.memory) {
+        Cause::OwnLimit
+    } else if is_tight(host) && (is_swapped || count(Metric::Reclaim) > 0) {
+        Cause::HostShort
+    } else if !is_swapped && majors > 0 && read.saturating_mul(2) > majors {
+        Cause::Disk
+    } else if majors == 0 && minors > 0 && count(Metric::Reclaim) == 0 {
+        Cause::FirstTouch
+    } else {
+        Cause::Unknown
+    }
+}
+
+fn is_tight(host: &HostFigures) -> bool {
+    host.least_available_bytes
+        .zip(host.physical_bytes)
+        .is_some_and(|(available, physical)| (available as f64) < TIGHT * physical as f64)
+}
+
+/// The cause, and what to do about it.
+fn words(
+    cause: &Cause,
+    by: Option<&str>,
+    memory: &VmFigures,
+    host: &HostFigures,
+) -> (String, String) {
+    let free = host.least_available_bytes.map(readable_bytes);
+    let free = free.map(|free| format!(" (never less than {free} available)")).unwrap_or_default();
+    let low = host.least_available_bytes.map(readable_bytes);
+    let low = low.map(|low| format!(" (down to {low} available)")).unwrap_or_default();
+    let by = by.unwrap_or("another");
+    let (why, advice) = match cause {
+        Cause::OwnLimit => {
+            let limit =
+                memory.cgroup_limit_bytes.map(|limit| format!(" of {}", readable_bytes(limit)));
+            let limit = limit.unwrap_or_default();
+            let why = format!("its cgroup's own limit{limit}, not the host{free}");
+            return (why, raise(memory));
+        }
+        Cause::MemoryHigh => (
+            "the memory.high of its cgroup".to_owned(),
+            "raise memory.high, or give the guest less memory".to_owned(),
+        ),
+        Cause::HostShort => (
+            format!("the host is short of memory{low}"),
+            "move a VM to another host, or add memory".to_owned(),
+        ),
+        Cause::OtherVm => (
+            format!("the VM {by} took its pages"),
+            format!("limit the memory of {by}, or move one of them to another host"),
+        ),
+        Cause::OtherProcess => (
+            format!("the process {by} took its pages"),
+            format!("limit the memory of {by}, or run it elsewhere"),
+        ),
+        Cause::Cpu => (
+            "too few CPUs, not memory".to_owned(),
+            "run fewer vCPUs on this host, or move a VM to another".to_owned(),
+        ),
+        Cause::Disk => (
+            "its memory is a file, read from a disk".to_owned(),
+            "load the file before the guest runs, or put it on a faster disk".to_owned(),
+        ),
+        Cause::Userfault => (
+            "another process fills its memory: a migration or a snapshot".to_owned(),
+            "let most of it be copied before the guest runs".to_owned(),
+        ),
+        Cause::Lock => (
+            "its threads waited for the lock of its address space".to_owned(),
+            "see who holds it: record with --slow-faults 1ms".to_owned(),
+        ),
+        Cause::FirstTouch => (
+            "it touched memory for the first time; none was taken from it".to_owned(),
+            "if its start matters, preallocate its memory or use huge pages".to_owned(),
+        ),
+        Cause::Unknown => (
+            "not known".to_owned(),
+            "record again with --causes; overcommit check says what this host lacks".to_owned(),
+        ),
+    };
+    (why, advice)
+}
+
+/// The limit that would do: for all that it holds, in RAM or on swap.
+fn raise(memory: &VmFigures) -> String {
+    let held = memory.resident_bytes.map(|bytes| bytes + memory.swapped_bytes.unwrap_or(0));
+    let needed = held.map(|held| held.next_multiple_of(STEP));
+    let needed = needed.filter(|needed| memory.cgroup_limit_bytes.is_none_or(|l| *needed > l));
+    match needed {
+        Some(needed) => format!(
+            "raise the limit to {} or more, or give the guest less memory",
+            readable_bytes(needed)
+        ),
+        None => "raise the limit, or give the guest less memory".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::coverage::Coverage;
+    use crate::model::evictions::{Aggressor, Eviction, EvictionCounts};
+    use crate::model::interval::{Interval, MetricInterval, Stall, StallSource, VmInterval};
+    use crate::model::latencies::Latencies;
+    use crate::model::memory::MemoryUse;
+    use crate::model::run::{EvictionSight, Run, RunVm};
+    use crate::model::swap::{StateTimes, VmSwap};
+    use crate::summary::Summing;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A VM that lost these shares of a second, in thousandths.
+    fn vm(stall: u64, cpu: u64) -> VmInterval {
+        let (source, vcpu_ns) = (StallSource::Faults, 1_000);
+        let stall = Some(Stall { waited_ns: stall, runq_ns: 0, vcpu_ns, source });
+        let times = StateTimes::of(SwapState::Healthy, 1_000);
+        let swap = VmSwap { state: SwapState::Healthy, times, ..VmSwap::default() };
+        VmInterval { stall, cpu_wait_ns: Some(cpu), swap, ..VmInterval::default() }
+    }
+
+    /// A VM that holds 128 MiB and has 79 on swap.
+    fn squeezed(limit: Option<u64>) -> VmInterval {
+        let mut squeezed = vm(800, 10);
+        let (resident, swapped) = (128 * MIB, 79 * MIB);
+        squeezed.memory = Some(MemoryUse { resident, swapped, ..MemoryUse::default() });
+        squeezed.swap.state = SwapState::Thrashing;
+        squeezed.swap.times = StateTimes::of(SwapState::Thrashing, 1_000);
+        squeezed.swap.limit = limit.map(|limit| limit * MIB);
+        squeezed
+    }
+
+    fn evicted(class: AggressorClass, name: &str) -> Vec<Eviction> {
+        let aggressor = Aggressor { class, id: name.to_owned(), name: name.to_owned() };
+        let counts = EvictionCounts { written_pages: 1_000, ..EvictionCounts::default() };
+        vec![Eviction { victim: Some(0), aggressor, counts }]
+    }
+
+    fn metric(name: Metric, count: u64) -> MetricInterval {
+        let mut latencies = Latencies::empty();
+        latencies.record(100, count);
+        latencies.sum_ns = 100 * count;
+        MetricInterval { vm: 0, name: name.into(), coverage: Coverage::Full, latencies }
+    }
+
+    fn of(vm: VmInterval, evictions: Vec<Eviction>, available: u64) -> VmVerdict {
+        let named = RunVm { vm_id: "1-1".to_owned(), name: "web".to_owned(), ..RunVm::default() };
+        let mut run = Run { vms: vec![named], page_size: 4096, ..Run::default() };
+        run.recorded.intervals = 1;
+        run.evictions = Some(EvictionSight::default());
+        let mut summing = Summing::new(&run);
+        let place = crate::model::interval::Place { length_ns: 1_000, ..Default::default() };
+        summing.add(&Interval { place, vms: vec![vm], evictions, ..Interval::default() });
+        let host = HostFigures {
+            physical_bytes: Some(1_000 * MIB),
+            least_available_bytes: Some(available * MIB),
+            ..HostFigures::default()
+        };
+        verdict(&summing.summary(&run, true, Vec::new()).vms[0], &host)
+    }
+
+    fn cause_of(vm: VmInterval, evictions: Vec<Eviction>, available: u64) -> Cause {
+        of(vm, evictions, available).cause.unwrap()
+    }
+
+    #[test]
+    fn who_lost_next_to_nothing_is_ok() {
+        let calm = of(vm(9, 49), Vec::new(), 900);
+        assert_eq!((calm.fared, calm.cause), (Fared::Ok, None));
+        assert_eq!(of(vm(10, 0), Vec::new(), 900).fared, Fared::Slowed);
+        assert_eq!(of(squeezed(None), Vec::new(), 900).fared, Fared::Thrashed);
+    }
+
+    #[test]
+    fn its_own_limit_is_not_the_hosts_shortage() {
+        let itself = || evicted(AggressorClass::Vm, "1-1");
+        let limited = of(squeezed(Some(128)), itself(), 900);
+        assert_eq!(limited.cause, Some(Cause::OwnLimit));
+        let why = "its cgroup's own limit of 128.0 MiB, not the host (never less than \
+                   900.0 MiB available)";
+        assert_eq!(limited.why.unwrap(), why);
+        let advice = "raise the limit to 208.0 MiB or more, or give the guest less memory";
+        assert_eq!(limited.advice.unwrap(), advice);
+        assert_eq!(cause_of(squeezed(None), itself(), 20), Cause::HostShort);
+        assert_eq!(cause_of(squeezed(Some(1_000)), itself(), 20), Cause::HostShort);
+        // Where nobody sees evictions.
+        assert_eq!(cause_of(squeezed(Some(128)), Vec::new(), 900), Cause::OwnLimit);
+        assert_eq!(cause_of(squeezed(None), Vec::new(), 20), Cause::HostShort);
+        assert_eq!(cause_of(squeezed(None), Vec::new(), 900), Cause::Unknown);
+    }
+
+    #[test]
+    fn who_took_its_pages_is_named() {
+        let greedy = of(squeezed(Some(128)), evicted(AggressorClass::Vm, "greedy"), 900);
+        assert_eq!((greedy.cause, greedy.by.as_deref()), (Some(Cause::OtherVm), Some("greedy")));
+        let process = evicted(AggressorClass::Process, "backup");
+        assert_eq!(cause_of(squeezed(None), process, 900), Cause::OtherProcess);
+        let kswapd = evicted(AggressorClass::Kswapd, "kswapd0");
+        assert_eq!(cause_of(squeezed(None), kswapd, 20), Cause::HostShort);
+    }
+
+    #[test]
+    fn what_is_no_shortage_of_memory_is_said() {
+        assert_eq!(cause_of(vm(30, 60), Vec::new(), 900), Cause::Cpu);
+        assert_eq!(cause_of(vm(600, 60), Vec::new(), 900), Cause::Unknown);
+        let with = |metrics: Vec<MetricInterval>, parts: &[(Part, u64)]| {
+            let mut vm = vm(400, 0);
+            vm.metrics = metrics;
+            vm.fault_time.total_ns = 500;
+            parts.iter().for_each(|(part, ns)| vm.fault_time.parts_ns[*part as usize] = Some(*ns));
+            cause_of(vm, Vec::new(), 900)
+        };
+        assert_eq!(with(vec![metric(Metric::FaultMinor, 5)], &[]), Cause::FirstTouch);
+        assert_eq!(with(vec![metric(Metric::MemoryHigh, 3)], &[]), Cause::MemoryHigh);
+        assert_eq!(with(vec![], &[(Part::Userfault, 300)]), Cause::Userfault);
+        // Half of what was no wait for a CPU.
+        assert_eq!(with(vec![], &[(Part::Lock, 150), (Part::Runq, 200)]), Cause::Lock);
+        let mut disk = vm(400, 0);
+        disk.metrics = vec![metric(Metric::FaultMajor, 10)];
+        disk.file_faults = Some(crate::model::interval::FileFaults { cached: 90, read: 10 });
+        assert_eq!(cause_of(disk, Vec::new(), 900), Cause::Disk);
+    }
+}

@@ -1,0 +1,187 @@
+//! What became of each VM, the worst first: the first lines of a report.
+
+use crate::format::text::percent;
+use crate::model::run::EndedBy;
+use crate::summary::verdict::{Fared, cpu, stall};
+use crate::summary::{Summary, SummaryVm};
+use std::cmp::Ordering;
+use std::fmt::Write;
+use textwrap::{Options, fill};
+
+/// Columns of a line, and of a name at the most.
+const WIDTH: usize = 80;
+const NAME: usize = 20;
+
+fn loss(vm: &SummaryVm) -> f64 {
+    stall(vm).max(cpu(vm))
+}
+
+/// The order of VMs in every list.
+pub fn worst_first(a: &SummaryVm, b: &SummaryVm) -> Ordering {
+    b.verdict.fared.cmp(&a.verdict.fared).then(loss(b).total_cmp(&loss(a)))
+}
+
+/// A paragraph for each VM that fared badly, and a line for all others.
+pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> String) {
+    let (ok, mut bad): (Vec<&SummaryVm>, Vec<&SummaryVm>) =
+        summary.seen().partition(|vm| vm.verdict.fared == Fared::Ok);
+    bad.sort_by(|a, b| worst_first(a, b));
+    let names: Vec<String> = bad.iter().map(|vm| short(&name(vm))).collect();
+    let width = names.iter().map(|name| textwrap::core::display_width(name)).max().unwrap_or(0);
+    let indent = " ".repeat(width + 2);
+    for (vm, name) in bad.iter().zip(&names) {
+        let pad = " ".repeat(width - textwrap::core::display_width(name) + 2);
+        let first = format!("{name}{pad}");
+        let wrap = |what: &str, first: &str| {
+            fill(what, Options::new(WIDTH).initial_indent(first).subsequent_indent(&indent))
+        };
+        let _ = writeln!(text, "{}", wrap(&said(vm), &first));
+        if let Some(advice) = &vm.verdict.advice {
+            let _ = writeln!(text, "{}", wrap(&format!("Try: {advice}."), &indent));
+        }
+    }
+    let worst = ok.iter().map(|vm| loss(vm)).fold(0.0, f64::max);
+    let lost = format!("lost {} of vCPU time at the most", percent(worst));
+    match (ok.as_slice(), bad.is_empty()) {
+        ([], _) => {}
+        ([vm], _) => {
+            let _ = writeln!(text, "{}: OK, {lost}.", name(vm));
+        }
+        (many, true) => {
+            let _ = writeln!(text, "All {} VMs: OK, {lost}.", many.len());
+        }
+        (many, false) => {
+            let _ = writeln!(text, "{} other VMs: OK, {lost}.", many.len());
+        }
+    }
+}
+
+fn said(vm: &SummaryVm) -> String {
+    let losses = losses(vm);
+    let what = match (vm.verdict.fared, vm.ended_by) {
+        (Fared::Killed, by) => {
+            let whose = if by == Some(EndedBy::OomHost) { "the host" } else { "its cgroup" };
+            let after_s = vm.ended_s.unwrap_or(0.0);
+            format!(
+                "KILLED after {after_s:.1} s: {whose} ran out of memory. Until then it {losses}"
+            )
+        }
+        (fared, _) => format!("{}: {losses}", fared.word()),
+    };
+    let why = vm.verdict.why.as_deref().unwrap_or("not known");
+    format!("{what}. Cause: {why}.")
+}
+
+/// What it lost, the larger part first.
+fn losses(vm: &SummaryVm) -> String {
+    let (stall, cpu) = (stall(vm), cpu(vm));
+    let memory = format!("lost {} of its vCPU time to memory", percent(stall));
+    let no_cpu = format!("waited {} of it for a CPU", percent(cpu));
+    match vm.cpu_wait {
+        None => memory,
+        Some(_) if cpu > stall => format!(
+            "waited {} of its vCPU time for a CPU and lost {} to memory",
+            percent(cpu),
+            percent(stall)
+        ),
+        Some(_) => format!("{memory} and {no_cpu}"),
+    }
+}
+
+/// A name, cut if it is long.
+pub fn short(name: &str) -> String {
+    if textwrap::core::display_width(name) <= NAME {
+        return name.to_owned();
+    }
+    let mut cut = String::new();
+    for character in name.chars() {
+        if textwrap::core::display_width(&cut) + 2 > NAME {
+            break;
+        }
+        cut.push(character);
+    }
+    cut + "…"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::evictions::{Aggressor, AggressorClass, Eviction, EvictionCounts};
+    use crate::model::interval::{HostInterval, Interval, Place, Stall, StallSource, VmInterval};
+    use crate::model::memory::MemoryUse;
+    use crate::model::run::{EvictionSight, Run, RunVm};
+    use crate::model::swap::{HostSwap, Memory, StateTimes, SwapState, VmSwap};
+    use crate::summary::Summing;
+
+    const MIB: u64 = 1 << 20;
+
+    fn interval(vm: usize, stall: u64, cpu: u64, state: SwapState) -> VmInterval {
+        let (source, vcpu_ns) = (StallSource::Faults, 1_000);
+        let stall = Some(Stall { waited_ns: stall, runq_ns: 0, vcpu_ns, source });
+        let times = StateTimes::of(state, 1_000);
+        let swap = VmSwap { state, times, limit: Some(128 * MIB), rates: None };
+        let (resident, swapped) = (128 * MIB, 79 * MIB);
+        let memory = Some(MemoryUse { resident, swapped, ..MemoryUse::default() });
+        VmInterval { vm, stall, cpu_wait_ns: Some(cpu), swap, memory, ..VmInterval::default() }
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_who_is_ok_last() {
+        let named = |name: &str| RunVm {
+            vm_id: format!("{name}-1"),
+            name: name.to_owned(),
+            ..RunVm::default()
+        };
+        let names = ["calm", "squeezed", "starved", "doomed", "quiet"];
+        let mut run = Run { vms: names.map(named).to_vec(), page_size: 4096, ..Run::default() };
+        (run.vms[3].ended_us, run.vms[3].ended_by) = (Some(4_000_000), Some(EndedBy::OomCgroup));
+        run.recorded.intervals = 1;
+        run.evictions = Some(EvictionSight::default());
+        let vms = vec![
+            interval(0, 0, 1, SwapState::Healthy),
+            interval(1, 833, 56, SwapState::Thrashing),
+            interval(2, 20, 400, SwapState::Healthy),
+            interval(3, 900, 10, SwapState::Thrashing),
+            interval(4, 2, 1, SwapState::Healthy),
+        ];
+        let id = "squeezed-1".to_owned();
+        let aggressor = Aggressor { class: AggressorClass::Vm, id, name: "squeezed".to_owned() };
+        let counts = EvictionCounts { written_pages: 9_000, ..EvictionCounts::default() };
+        let evictions = vec![Eviction { victim: Some(1), aggressor, counts }];
+        let available = Some(22 << 30);
+        let memory = Some(Memory { total: 24 << 30, available, ..Memory::default() });
+        let swap = HostSwap { memory, ..HostSwap::default() };
+        let host = HostInterval { swap, ..HostInterval::default() };
+        let mut summing = Summing::new(&run);
+        let place = Place { length_ns: 1_000, ..Place::default() };
+        summing.add(&Interval { place, host, vms, evictions });
+        let mut text = String::new();
+        lines(&mut text, &summing.summary(&run, true, Vec::new()), |vm| vm.vm.clone());
+        assert_eq!(
+            text,
+            "\
+doomed    KILLED after 4.0 s: its cgroup ran out of memory. Until then it lost
+          90.0 % of its vCPU time to memory and waited 1.0 % of it for a CPU.
+          Cause: its cgroup's own limit of 128.0 MiB, not the host (never less
+          than 22.0 GiB available).
+          Try: raise the limit to 208.0 MiB or more, or give the guest less
+          memory.
+squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and waited 5.6 % of
+          it for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the host
+          (never less than 22.0 GiB available).
+          Try: raise the limit to 208.0 MiB or more, or give the guest less
+          memory.
+starved   SLOWED: waited 40.0 % of its vCPU time for a CPU and lost 2.0 % to
+          memory. Cause: too few CPUs, not memory.
+          Try: run fewer vCPUs on this host, or move a VM to another.
+2 other VMs: OK, lost 0.2 % of vCPU time at the most.
+"
+        );
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        assert_eq!(short("a-name-of-twenty-cha"), "a-name-of-twenty-cha");
+        assert_eq!(short("a-name-of-twenty-char"), "a-name-of-twenty-ch…");
+    }
+}
