@@ -15,6 +15,7 @@ pub(crate) const TESTS: Tests = &[
     ("another_user_is_told_what_to_type", not_root),
     ("bad_options_are_usage_errors", usage),
     ("an_unknown_vm_is_named_beside_those_that_run", unknown_vm),
+    ("what_cannot_be_seen_is_not_said_to_be_none", blind),
     ("a_bad_folder_is_refused_before_anything_runs", bad_folders),
     ("a_kernel_without_btf_is_told_what_it_lacks", without_btf),
     ("a_kernel_with_shallow_stacks_is_told_what_to_set", shallow_stacks),
@@ -53,6 +54,22 @@ fn usage() -> Result<()> {
     expect(&run(["record", "--slo", "fault.mayor:p99<2ms"])?, 2, "at character 1: no metric")?;
     expect(&run(["record", "--slo", "fault.major:p99<2"])?, 2, "at character 17: the duration")?;
     expect(&run(["record", "--pid", "999999999"])?, 1, "--pid 999999999")
+}
+
+/// What cannot be seen is not "none".
+fn blind() -> Result<()> {
+    let _guest = Vm::start(&Config::new("unseen", 16))?;
+    let binary = overcommit();
+    let mut without_ptrace = Command::new("setpriv");
+    without_ptrace.args(["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]);
+    let mut other_pids = Command::new("unshare");
+    other_pids.args(["--pid", "--fork", "--mount-proc"]);
+    for (mut blind, said) in
+        [(without_ptrace, "CAP_SYS_PTRACE is missing"), (other_pids, "--pid=host")]
+    {
+        expect(&blind.arg(&binary).arg("list").output()?, 1, said)?;
+    }
+    Ok(())
 }
 
 fn unknown_vm() -> Result<()> {

@@ -2,14 +2,14 @@
 
 use crate::commands::require_root;
 use crate::host::working_set::{Capabilities, Wanted as WantedSource};
-use crate::kernel;
+use crate::kernel::{self, capability};
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
 use crate::probes::host::{HostProbe, Trial};
 use crate::probes::object::Sizes;
 use crate::probes::sight::Sight;
 use crate::probes::{Kernel, Probes, sight, tracefs};
 use crate::terminal::print;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use overcommit_recording::model::coverage::MetricCoverage;
 use overcommit_recording::model::memory::Source;
 use overcommit_recording::model::run::HookState;
@@ -23,7 +23,7 @@ const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_SYS_ADMIN", 21, "cgroups, tracefs"),
     ("CAP_BPF", 39, "eBPF"),
     ("CAP_PERFMON", 38, "kernel memory, perf events of all processes"),
-    ("CAP_SYS_PTRACE", 19, "other processes' descriptors and memory maps"),
+    ("CAP_SYS_PTRACE", capability::SYS_PTRACE, "other processes' descriptors and memory maps"),
     ("CAP_SYS_RESOURCE", 24, "not needed since Linux 5.11"),
 ];
 
@@ -144,13 +144,9 @@ fn working_sets(mglru_sees_guests: bool) -> [WorkingSetSource; 2] {
 }
 
 fn capabilities() -> Result<Vec<Capability>> {
-    let path = "/proc/self/status";
-    let status = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let held = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    let held = held.with_context(|| format!("{path} has no CapEff"))?;
+    let held = capability::held()?;
     let capability =
-        |(name, bit, purpose)| Capability { name, held: held >> bit & 1 == 1, purpose };
+        |(name, bit, purpose)| Capability { name, held: capability::has(held, bit), purpose };
     Ok(CAPABILITIES.into_iter().map(capability).collect())
 }
 

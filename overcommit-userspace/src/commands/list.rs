@@ -1,6 +1,6 @@
 //! `overcommit list`
 
-use crate::commands::require_root;
+use crate::commands::{require_hosts_pids, require_readable, require_root};
 use crate::terminal::print;
 use crate::vm::Discovery;
 use anyhow::Result;
@@ -39,15 +39,19 @@ struct Entry<'a> {
 /// Not root, or /proc cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
     require_root()?;
-    let vms = Discovery::new("/proc").scan()?;
+    require_hosts_pids()?;
+    let mut discovery = Discovery::new("/proc");
+    let vms = discovery.scan()?;
     if args.json {
         let entries: Vec<Entry<'_>> = vms.iter().map(entry).collect();
         print(&format!("{}\n", serde_json::to_string_pretty(&entries)?))?;
     } else if vms.is_empty() {
+        require_readable(&discovery)?;
         print("No VM runs on this host.\n")?;
     } else {
         print(&format!("{}\n", table(&vms).trim_fmt()))?;
     }
+    require_readable(&discovery)?;
     Ok(ExitCode::SUCCESS)
 }
 

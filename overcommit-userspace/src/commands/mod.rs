@@ -11,14 +11,15 @@ pub mod report;
 
 use crate::host::survey::Options as HostOptions;
 use crate::host::working_set::Wanted;
-use crate::kernel;
-use anyhow::{Context, Result, bail};
+use crate::kernel::{self, capability};
+use crate::vm::Discovery;
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::recording::{Folder, Span};
 use overcommit_recording::slo::{Objective, config};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Exit code of a failure.
@@ -154,6 +155,32 @@ fn require_root() -> Result<()> {
     }
     let words: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
     bail!("this needs root; run: sudo {}", words.join(" "))
+}
+
+/// Inode of the PID namespace that the kernel begins with (`PROC_PID_INIT_INO`,
+/// include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Fails in a PID namespace of our own: VMs of the host have no PIDs there, and the kernel tells
+/// the programs the host's.
+fn require_hosts_pids() -> Result<()> {
+    let own = std::fs::read_link("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid")?;
+    ensure!(
+        own == Path::new(FIRST_PID_NAMESPACE),
+        "this runs in a PID namespace of its own and cannot see the host's VMs; in a container, \
+         start it with --pid=host (Kubernetes: hostPID: true)"
+    );
+    Ok(())
+}
+
+/// Fails if processes could not be looked into for want of a capability: any of them can be a VM.
+fn require_readable(discovery: &Discovery) -> Result<()> {
+    let count = discovery.unreadable();
+    ensure!(
+        count == 0 || capability::has(capability::held()?, capability::SYS_PTRACE),
+        "{count} processes could not be read, and any of them can be a VM: CAP_SYS_PTRACE is missing"
+    );
+    Ok(())
 }
 
 /// A folder's name made of the host and the time.

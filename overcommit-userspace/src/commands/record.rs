@@ -1,6 +1,9 @@
 //! `overcommit record`
 
-use crate::commands::{FAILED, HostArgs, ObjectiveArgs, default_out, require_root, signalled};
+use crate::commands::{
+    FAILED, HostArgs, ObjectiveArgs, default_out, require_hosts_pids, require_readable,
+    require_root, signalled,
+};
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
@@ -103,6 +106,7 @@ fn parse_label(text: &str) -> Result<(String, String)> {
 /// What failed, on what, and what to do next.
 pub fn run(args: Args) -> Result<ExitCode> {
     require_root()?;
+    require_hosts_pids()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(record(args))
 }
@@ -231,6 +235,11 @@ async fn find(
     let mut told = false;
     loop {
         let vms = discovery.scan()?;
+        match require_readable(&discovery) {
+            Err(error) if vms.is_empty() => return Err(error),
+            Err(error) if !told => say(&format!("overcommit: {error}")),
+            _ => {}
+        }
         let missing = |pattern: &&Pattern| !vms.iter().any(|vm| pattern.matches(vm));
         let (exact, globs): (Vec<_>, Vec<_>) =
             selection.patterns.iter().filter(missing).partition(|pattern| pattern.is_exact());

@@ -1,5 +1,6 @@
 //! What this host is.
 
+pub mod capability;
 pub mod clock;
 pub mod exit_reasons;
 pub mod layout;

@@ -25,12 +25,18 @@ const LOOK_AGAIN_MAX: Duration = Duration::from_secs(64);
 pub struct Discovery {
     proc_root: PathBuf,
     others: HashMap<VmId, (Instant, Duration)>,
+    unreadable: usize,
 }
 
 impl Discovery {
     /// Looks below `proc_root`, which is /proc outside tests.
     pub fn new(proc_root: impl Into<PathBuf>) -> Self {
-        Self { proc_root: proc_root.into(), others: HashMap::new() }
+        Self { proc_root: proc_root.into(), others: HashMap::new(), unreadable: 0 }
+    }
+
+    /// Processes of the last scan that we may not look into, so that any of them can be a VM.
+    pub fn unreadable(&self) -> usize {
+        self.unreadable
     }
 
     /// Every VM that runs now, in the order of process ids.
@@ -57,6 +63,7 @@ impl Discovery {
         pids.sort_unstable();
         let mut others = HashMap::new();
         let mut vms = Vec::new();
+        let mut unreadable = 0;
         for pid in pids {
             let Ok(process) = self.process(pid) else {
                 continue;
@@ -75,6 +82,7 @@ impl Discovery {
             match vm(&process, &stat) {
                 Some(vm) => vms.push(vm),
                 None => {
+                    unreadable += usize::from(is_refused(&process));
                     let last = self.others.get(&id).map_or(Duration::ZERO, |wait| wait.1);
                     let wait = (last * 2).clamp(Duration::from_secs(1), LOOK_AGAIN_MAX);
                     others.insert(id, (Instant::now() + wait, wait));
@@ -82,6 +90,7 @@ impl Discovery {
             }
         }
         self.others = others;
+        self.unreadable = unreadable;
         Ok(vms)
     }
 
@@ -128,6 +137,11 @@ impl Discovery {
     fn process(&self, pid: i32) -> Result<Process, ProcError> {
         Process::new_with_root(self.proc_root.join(pid.to_string()))
     }
+}
+
+/// Whether the kernel does not let us look at what a process executes, as without CAP_SYS_PTRACE.
+fn is_refused(process: &Process) -> bool {
+    matches!(process.exe(), Err(ProcError::PermissionDenied(_)))
 }
 
 fn id(stat: &Stat) -> VmId {

@@ -10,7 +10,7 @@ use crate::format::csv::{optional, text};
 use crate::model::breakdown::Breakdown;
 use crate::model::coverage::{Coverage, coverage_of};
 use crate::model::figures::VmFigures;
-use crate::model::interval::{FileFaults, Interval};
+use crate::model::interval::{FileFaults, Interval, Place};
 use crate::model::latencies::Latencies;
 use crate::model::memory::Source;
 use crate::model::metric::MetricName;
@@ -55,6 +55,12 @@ pub struct Summary {
     pub run_id: String,
     /// Complete intervals.
     pub intervals: u64,
+    /// Start of the first, in Unix seconds.
+    pub start_unix_s: f64,
+    /// Length of all of them, in seconds.
+    pub length_s: f64,
+    /// The longest; longer than asked for if the recorder was held up. In seconds.
+    pub longest_interval_s: f64,
     /// The host.
     pub host: SummaryHost,
     /// Each VM.
@@ -178,17 +184,35 @@ pub struct Summing {
     pub totals: Totals,
     host: HostTotals,
     evictions: EvictionTotals,
+    time: Time,
+}
+
+/// When it was, and how long.
+#[derive(Debug, Default)]
+struct Time {
+    start_us: Option<u64>,
+    length_ns: u64,
+    longest_ns: u64,
 }
 
 impl Summing {
     /// Begins with nothing.
     pub fn new(run: &Run) -> Self {
         let totals = Totals::of(run.vms.len());
-        Self { totals, host: HostTotals::default(), evictions: EvictionTotals::default() }
+        Self {
+            totals,
+            host: HostTotals::default(),
+            evictions: EvictionTotals::default(),
+            time: Time::default(),
+        }
     }
 
     /// Adds an interval.
     pub fn add(&mut self, interval: &Interval) {
+        let Place { start_us, length_ns, .. } = interval.place;
+        self.time.start_us.get_or_insert(start_us);
+        self.time.length_ns += length_ns;
+        self.time.longest_ns = self.time.longest_ns.max(length_ns);
         self.totals.add(interval);
         self.host.add(interval);
         self.evictions.add(interval);
@@ -209,6 +233,9 @@ impl Summing {
             schema: "overcommit.summary/1",
             run_id: run.run_id.clone(),
             intervals: self.totals.intervals,
+            start_unix_s: self.time.start_us.unwrap_or(0) as f64 / 1e6,
+            length_s: self.time.length_ns as f64 / 1e9,
+            longest_interval_s: self.time.longest_ns as f64 / 1e9,
             vms: vms.collect(),
             host,
             objectives,

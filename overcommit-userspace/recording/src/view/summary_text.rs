@@ -12,7 +12,11 @@ use crate::view::{memory_text, presence, verdict_text};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use overcommit_ebpf::layout::Metric;
 use std::fmt::Write;
+use std::time::Duration;
+use textwrap::{Options, fill};
 
+/// How many times as long as asked for an interval is where the recorder was held up.
+const HELD_UP: f64 = 1.5;
 /// VMs of which each has a row of its own, however they fared.
 const ROWS: usize = 8;
 
@@ -51,15 +55,36 @@ fn is_told_of(vm: &SummaryVm) -> bool {
 }
 
 fn head(run: &Run, summary: &Summary) -> String {
-    let interval = std::time::Duration::from_nanos(run.options.interval_ns);
-    format!(
-        "{} · Linux {} · backend {} · {} intervals of {interval:?}{}\n",
-        run.host,
-        run.kernel,
-        run.backend.name,
-        summary.intervals,
-        if run.clocks.end.is_none() { " · not ended" } else { "" },
-    )
+    let interval = Duration::from_nanos(run.options.interval_ns);
+    let seen = summary.seen().count();
+    let mut facts = vec![
+        run.host.clone(),
+        start(summary),
+        format!("{:.1} s", summary.length_s),
+        format!("{seen} VM{}", if seen == 1 { "" } else { "s" }),
+        format!("Linux {}", run.kernel),
+        format!("backend {}", run.backend.name),
+        format!("overcommit {}", run.tool_version),
+    ];
+    if run.clocks.end.is_none() {
+        facts.push("not ended".to_owned());
+    }
+    let indent = Options::new(verdict_text::WIDTH).subsequent_indent("  ");
+    let mut head = fill(&facts.join(" · "), indent) + "\n";
+    if summary.longest_interval_s > interval.as_secs_f64() * HELD_UP {
+        let _ = writeln!(
+            head,
+            "The recorder was held up: its longest interval took {:.1} s instead of {interval:?}. \
+             Its totals are right all the same.",
+            summary.longest_interval_s
+        );
+    }
+    head
+}
+
+fn start(summary: &Summary) -> String {
+    let start = jiff::Timestamp::from_second(summary.start_unix_s as i64).unwrap_or_default();
+    start.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 /// A row for each VM: those that fared badly, and the others where they are few.

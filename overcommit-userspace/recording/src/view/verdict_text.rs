@@ -8,8 +8,9 @@ use std::cmp::Ordering;
 use std::fmt::Write;
 use textwrap::{Options, fill};
 
-/// Columns of a line, and of a name at the most.
-const WIDTH: usize = 80;
+/// Columns of a line.
+pub const WIDTH: usize = 80;
+/// Columns of a name, at the most.
 const NAME: usize = 20;
 
 fn loss(vm: &SummaryVm) -> f64 {
