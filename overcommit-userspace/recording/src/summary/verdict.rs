@@ -109,10 +109,27 @@ pub fn verdict(vm: &SummaryVm, host: &HostFigures) -> VmVerdict {
     let (cause, by) = match (fared, vm.ended_by) {
         (Fared::Killed, Some(EndedBy::OomHost)) => (Cause::HostShort, None),
         (Fared::Killed, _) => (Cause::OwnLimit, None),
+        (Fared::Slowed, _) if cpu(vm) >= CPU && cpu(vm) > stall(vm) => (Cause::Cpu, None),
         _ => cause(vm, host),
     };
-    let (why, advice) = words(&cause, by.as_deref(), &vm.memory, host);
+    let (mut why, mut advice) = words(&cause, by.as_deref(), &vm.memory, host);
+    if let Some(other) = other_cause(&cause, vm, host) {
+        let (also, too) = words(&other.0, other.1.as_deref(), &vm.memory, host);
+        (why, advice) = (format!("{why}; also {also}"), format!("{advice}; {too}"));
+    }
     VmVerdict { fared, cause: Some(cause), by, why: Some(why), advice: Some(advice) }
+}
+
+/// The other of memory and CPUs, where it takes its part.
+fn other_cause(
+    first: &Cause,
+    vm: &SummaryVm,
+    host: &HostFigures,
+) -> Option<(Cause, Option<String>)> {
+    if *first == Cause::Cpu {
+        return (stall(vm) >= STALL).then(|| cause(vm, host));
+    }
+    (cpu(vm) >= CPU).then_some((Cause::Cpu, None))
 }
 
 fn fared(vm: &SummaryVm) -> Fared {
@@ -134,10 +151,8 @@ pub fn cpu(vm: &SummaryVm) -> f64 {
     vm.cpu_wait.as_ref().map_or(0.0, |cpu| cpu.share)
 }
 
+/// Why it waited for memory.
 fn cause(vm: &SummaryVm, host: &HostFigures) -> (Cause, Option<String>) {
-    if cpu(vm) >= CPU && cpu(vm) > stall(vm) {
-        return (Cause::Cpu, None);
-    }
     let time = vm.stall_time.unwrap_or(vm.fault_time);
     if held_back(vm) >= MOST {
         (Cause::MemoryHigh, None)
@@ -257,7 +272,7 @@ fn words(
             format!("limit the memory of {by}, or run it elsewhere"),
         ),
         Cause::Cpu => (
-            "too few CPUs, not memory".to_owned(),
+            "too few CPUs".to_owned(),
             "run fewer vCPUs on this host, or move a VM to another".to_owned(),
         ),
         Cause::Disk => (
@@ -277,7 +292,7 @@ fn words(
             "if its start matters, preallocate its memory or use huge pages".to_owned(),
         ),
         Cause::Unknown => (
-            "not known".to_owned(),
+            "something that was not seen".to_owned(),
             "record again with --causes; overcommit check says what this host lacks".to_owned(),
         ),
     };
@@ -403,7 +418,18 @@ mod tests {
 
     #[test]
     fn what_is_no_shortage_of_memory_is_said() {
-        assert_eq!(cause_of(vm(30, 60), Vec::new(), 900), Cause::Cpu);
+        let starved = of(vm(9, 60), Vec::new(), 900);
+        assert_eq!(
+            (starved.cause, starved.why.as_deref()),
+            (Some(Cause::Cpu), Some("too few CPUs"))
+        );
+        // Both, the larger first; of one that thrashes, what it thrashes for.
+        let both = of(vm(30, 60), Vec::new(), 900).why.unwrap();
+        assert_eq!(both, "too few CPUs; also something that was not seen");
+        let mut thrashed = squeezed(Some(128));
+        thrashed.cpu_wait_ns = Some(900);
+        let why = of(thrashed, evicted(AggressorClass::Vm, "1-1"), 900).why.unwrap();
+        assert!(why.starts_with("its cgroup's own limit") && why.ends_with("also too few CPUs"));
         assert_eq!(cause_of(vm(600, 60), Vec::new(), 900), Cause::Unknown);
         let with = |metrics: Vec<MetricInterval>, parts: &[(Part, u64)]| {
             let mut vm = vm(400, 0);

@@ -140,8 +140,8 @@ mod tests {
         run.evictions = Some(EvictionSight::default());
         let vms = vec![
             interval(0, 0, 1, SwapState::Healthy),
-            interval(1, 833, 56, SwapState::Thrashing),
-            interval(2, 20, 400, SwapState::Healthy),
+            interval(1, 833, 36, SwapState::Thrashing),
+            interval(2, 5, 400, SwapState::Healthy),
             interval(3, 900, 10, SwapState::Thrashing),
             interval(4, 2, 1, SwapState::Healthy),
         ];
@@ -167,13 +167,13 @@ doomed    KILLED after 4.0 s: its cgroup ran out of memory. Until then it lost
           than 22.0 GiB available).
           Try: raise the limit to 208.0 MiB or more, or give the guest less
           memory.
-squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and waited 5.6 % of
+squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and waited 3.6 % of
           it for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the host
           (never less than 22.0 GiB available).
           Try: raise the limit to 208.0 MiB or more, or give the guest less
           memory.
-starved   SLOWED: waited 40.0 % of its vCPU time for a CPU and lost 2.0 % to
-          memory. Cause: too few CPUs, not memory.
+starved   SLOWED: waited 40.0 % of its vCPU time for a CPU and lost 0.5 % to
+          memory. Cause: too few CPUs.
           Try: run fewer vCPUs on this host, or move a VM to another.
 2 other VMs: OK, lost 0.2 % of vCPU time at the most.
 "
