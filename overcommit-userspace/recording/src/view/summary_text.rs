@@ -221,31 +221,49 @@ fn shares(sources: &[(&str, u64)]) -> Option<String> {
 
 /// A line for each objective and VM, the broken ones first.
 fn objectives(text: &mut String, judged: &[Judged]) {
+    let width = |of: fn(&Judged) -> &str| judged.iter().map(|judged| of(judged).len()).max();
+    let (vms, objectives) = (width(vm).unwrap_or(0), width(objective).unwrap_or(0));
     for (verdict, word) in
         [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "not judged"), (Verdict::Held, "held")]
     {
         for judged in judged.iter().filter(|judged| judged.verdict == verdict) {
-            let vm = judged.vm.as_deref().unwrap_or("-");
-            let _ = write!(text, "{word:<10}  {vm}  {}", judged.objective);
             let value = judged.value_ns.map(readable).or(judged.share.map(percent));
-            if let Some(value) = value {
-                let _ = write!(text, ": {value}");
-            }
-            let intervals = judged.intervals;
-            if intervals.broken > 0 {
-                let all = intervals.broken + intervals.held + intervals.not_judged;
-                let _ = write!(
-                    text,
-                    "; broken in {} of {all} intervals, for {:.1} s at the longest",
-                    intervals.broken, intervals.longest_broken_s
-                );
-            }
-            if let Some(why) = &judged.why {
-                let _ = write!(text, " ({why})");
-            }
-            text.push('\n');
+            let line = format!(
+                "{word:<10}  {:<vms$}  {:<objectives$}  {:>8}{}",
+                vm(judged),
+                objective(judged),
+                value.as_deref().unwrap_or("-"),
+                about(judged)
+            );
+            let _ = writeln!(text, "{line}");
         }
     }
+}
+
+fn vm(judged: &Judged) -> &str {
+    judged.vm.as_deref().unwrap_or("-")
+}
+
+fn objective(judged: &Judged) -> &str {
+    &judged.objective
+}
+
+/// In how many intervals it was broken, and why it was not judged.
+fn about(judged: &Judged) -> String {
+    let mut about = String::new();
+    let intervals = judged.intervals;
+    if intervals.broken > 0 {
+        let all = intervals.broken + intervals.held + intervals.not_judged;
+        let _ = write!(
+            about,
+            "  broken in {} of {all} intervals, for {:.1} s at a stretch",
+            intervals.broken, intervals.longest_broken_s
+        );
+    }
+    if let Some(why) = &judged.why {
+        let _ = write!(about, "  ({why})");
+    }
+    about
 }
 
 fn not_counted(text: &mut String, run: &Run) {
