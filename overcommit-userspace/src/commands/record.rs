@@ -167,7 +167,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     if let Some(path) = &args.ready_file {
         ready(path, folder.path())?;
     }
-    let mut progress = Progress::new(!args.quiet);
+    let mut progress = Progress::new(!args.quiet, args.duration);
     let until = Until {
         interval: args.interval,
         duration: args.duration,
