@@ -81,7 +81,7 @@ fn unknown_vm() -> Result<()> {
     let folder = dir.path().join("run").to_string_lossy().into_owned();
     let output = run(["record", "--vm", "unknown*", "--duration", "300ms", "--out", &folder])?;
     let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(said.contains("none that matches unknown* ran"), "{output:?}");
+    ensure!(said.contains("no VM matching unknown* ran"), "{output:?}");
     ensure!(output.status.code() == Some(4), "{output:?}");
     ensure!(run(["report", &folder])?.status.code() == Some(4));
     Ok(())

@@ -238,6 +238,7 @@ fn end_is_as_a_kill() -> Result<()> {
 
 fn exit_codes() -> Result<()> {
     let dir = tempfile::tempdir()?;
+    let _guest = Vm::start(&Config::new("guest", 16))?;
     let run = |name: &str, command: &[&str]| -> Result<i32> {
         let out = dir.path().join(name);
         let mut record = Command::new(overcommit());
@@ -271,10 +272,14 @@ fn exit_codes() -> Result<()> {
     let status = waiting.0.wait()?;
     ensure!(status.code() == Some(143), "{status}");
 
-    let recording = Recording::start(&dir.path().join("late"), [""; 0])?;
-    recording.signal(Signal::SIGTERM)?;
-    let mut recording = recording;
-    ensure!(recording.wait()?.code() == Some(0), "SIGTERM is a normal end");
+    // A terminal that hangs up ends the load too.
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let folder = dir.path().join(signal.as_str());
+        let mut recording = Recording::start(&folder, ["--", "sleep", "1000"])?;
+        recording.signal(signal)?;
+        ensure!(recording.wait()?.code() == Some(0), "{signal} is a normal end");
+        ensure!(folder.join("summary.json").exists(), "no summary after {signal}");
+    }
     Ok(())
 }
 

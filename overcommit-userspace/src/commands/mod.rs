@@ -178,7 +178,7 @@ fn require_readable(discovery: &Discovery) -> Result<()> {
     let count = discovery.unreadable();
     ensure!(
         count == 0 || capability::has(capability::held()?, capability::SYS_PTRACE),
-        "{count} processes could not be read, and any of them can be a VM: CAP_SYS_PTRACE is missing"
+        "{count} processes could not be read, and any of them could be a VM: CAP_SYS_PTRACE is missing"
     );
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Whom did the kernel kill because memory ran out? It says so in its log, by process id
-//! (`__oom_kill_process`, mm/oom_kill.c, Linux 4.19 and later).
+//! (`__oom_kill_process`, mm/oom_kill.c, Linux 5.1 and later).
 
 use nix::fcntl::OFlag;
 use overcommit_recording::model::run::EndedBy;
@@ -30,7 +30,7 @@ impl OomKills {
     /// Why the kernel killed that process, if it did.
     pub fn of(&mut self, pid: i32) -> Option<EndedBy> {
         self.read();
-        self.killed.get(&pid).copied()
+        self.killed.remove(&pid)
     }
 
     fn read(&mut self) {

@@ -135,7 +135,9 @@ impl Watch {
         let allocated =
             allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
         let allocated = allocated.map(|pages| shared.a_second(pages));
-        self.now = HostSwap { state: swap_state, rates, memory, allocated, ..HostSwap::default() };
+        let least_available = memory.and_then(|memory| memory.available);
+        let now = HostSwap { state: swap_state, rates, memory, allocated, ..HostSwap::default() };
+        self.now = HostSwap { least_available, ..now };
         self.last = counters;
     }
 

@@ -25,7 +25,7 @@ use overcommit_recording::model::coverage::{
     Coverage, MetricCoverage, Seen, can_split_stalls, coverage_of, is_part_seen,
 };
 use overcommit_recording::model::evictions::{Aggressor, Eviction};
-use overcommit_recording::model::interval::{StallSource, VmInterval};
+use overcommit_recording::model::interval::VmInterval;
 use overcommit_recording::model::metric::MetricName;
 use overcommit_recording::model::run::{Run, RunVm};
 use overcommit_recording::model::vm::Vm;
@@ -426,8 +426,7 @@ impl Sampler {
             Breakdown { kvm_ns: Some(kvm_ns), ..Breakdown::new(total_ns, parts, is_seen) }
         });
         if let Some(stall) = &mut stall {
-            let time = if stall.source == StallSource::Windows { vm.stall_time } else { None };
-            stall.runq_ns = tracked.runq.take(time.unwrap_or(vm.fault_time), *stall);
+            stall.runq_ns = stall::runq_ns(*stall, vm.stall_time, vm.fault_time);
         }
         vm.stall = stall;
         Some((vm, ForHost { has_no_exits, ..counts.for_host }))

@@ -16,7 +16,10 @@ impl RunDelays {
     pub(super) fn grown(&mut self, process: &Process, tids: &BTreeSet<i32>) -> Option<u64> {
         let read = |tid: &i32| {
             let task = process.task_from_tid(*tid).ok()?;
-            Some((*tid, task.schedstat().ok()?.run_delay))
+            let account = task.schedstat().ok()?;
+            // All zeros where it keeps none.
+            let is_kept = account.sum_exec_runtime > 0 || account.run_delay > 0;
+            is_kept.then_some((*tid, account.run_delay))
         };
         self.advance(tids.iter().filter_map(read).collect())
     }

@@ -118,28 +118,16 @@ pub fn is_waiting(thread: &Thread) -> bool {
     }
 }
 
-/// Waits for a CPU within waits for memory: told when a wait is over, where what was waited is
-/// told as it goes.
-#[derive(Debug, Default)]
-pub(super) struct Owed(u64);
-
-impl Owed {
-    /// The part of what the vCPUs waited, by what the time of the waits that ended went into, or
-    /// that of all faults: those of other threads have their part in it. What is more than was
-    /// waited stays for the next intervals.
-    pub(super) fn take(&mut self, ended: Breakdown, stall: Stall) -> u64 {
-        let waited_ns = stall.waited_ns;
-        let runq_ns = ended.of(Part::Runq).unwrap_or(0);
-        self.0 += match stall.source {
-            StallSource::Windows => runq_ns,
-            StallSource::Faults => {
-                let own = waited_ns as f64 / ended.total_ns.max(1) as f64;
-                (runq_ns as f64 * own.min(1.0)) as u64
-            }
-        };
-        let runq_ns = self.0.min(waited_ns);
-        self.0 -= runq_ns;
-        runq_ns
+/// Waits for a CPU within what the vCPUs waited for memory: of the windows that ended, or the
+/// vCPUs' part of those in all faults that did. They are told when a wait is over, what was waited
+/// as it goes, so that only sums of both compare.
+pub(super) fn runq_ns(stall: Stall, windows: Option<Breakdown>, faults: Breakdown) -> u64 {
+    match stall.source {
+        StallSource::Windows => windows.and_then(|time| time.of(Part::Runq)).unwrap_or(0),
+        StallSource::Faults => {
+            let own = stall.waited_ns as f64 / faults.total_ns.max(1) as f64;
+            (faults.of(Part::Runq).unwrap_or(0) as f64 * own.min(1.0)) as u64
+        }
     }
 }
 
@@ -223,21 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn waits_for_a_cpu_are_no_more_than_was_waited() {
-        let ended = |runq_ns| {
-            let mut time = Breakdown { total_ns: 100, ..Breakdown::default() };
-            time.parts_ns[Part::Runq as usize] = Some(runq_ns);
-            time
-        };
+    fn waits_for_a_cpu_are_those_of_the_vcpus() {
+        let mut time = Breakdown { total_ns: 100, ..Breakdown::default() };
+        time.parts_ns[Part::Runq as usize] = Some(50);
         let stall = |waited_ns, source| Stall { waited_ns, runq_ns: 0, vcpu_ns: 1_000, source };
-        let mut owed = Owed::default();
-        let mut windows =
-            |runq_ns, waited_ns| owed.take(ended(runq_ns), stall(waited_ns, StallSource::Windows));
-        // A long wait that ends now was waited in the interval before.
-        assert_eq!([windows(0, 80), windows(70, 40), windows(0, 100)], [0, 40, 30]);
-        let mut owed = Owed::default();
-        let mut faults = |waited_ns| owed.take(ended(50), stall(waited_ns, StallSource::Faults));
+        let faults = |waited_ns| runq_ns(stall(waited_ns, StallSource::Faults), None, time);
         // Half of the time was that of other threads.
-        assert_eq!([faults(50), faults(100)], [25, 50]);
+        assert_eq!([faults(50), faults(100), faults(200)], [25, 50, 50]);
+        let windows = |ended| runq_ns(stall(80, StallSource::Windows), ended, time);
+        assert_eq!([windows(Some(time)), windows(None)], [50, 0], "faults of others are no window");
     }
 }

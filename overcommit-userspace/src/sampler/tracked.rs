@@ -5,8 +5,8 @@ use crate::probes::slots::{Holdings, Kind, Slots};
 use crate::sampler::FaultCounts;
 use crate::sampler::carry::Carry;
 use crate::sampler::run_delay::RunDelays;
+use crate::sampler::stall::Waits;
 use crate::sampler::stall::is_waiting;
-use crate::sampler::stall::{Owed, Waits};
 use crate::sampler::swapins::SwapinReader;
 use crate::sampler::vcpus::VcpuTimes;
 use crate::vm::threads::VcpuThreads;
@@ -35,8 +35,6 @@ pub(super) struct Tracked {
     /// By index of the shared histogram.
     pub(super) carries: HashMap<usize, Carry>,
     pub(super) waits: Waits,
-    /// Of what its vCPUs waited, without a CPU.
-    pub(super) runq: Owed,
     run_delays: RunDelays,
     pub(super) times: VcpuTimes,
     pub(super) swapins: SwapinReader,
@@ -74,7 +72,6 @@ impl Tracked {
             vcpus: VcpuThreads::default(),
             carries: HashMap::new(),
             waits: Waits::default(),
-            runq: Owed::default(),
             run_delays: RunDelays::default(),
             times: VcpuTimes::default(),
             swapins: SwapinReader::default(),

@@ -4,6 +4,7 @@ use crate::probes::rings::Events;
 use crate::session::load::Load;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal as SignalNumber;
+use procfs::process::Process;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub enum Woken {
 pub struct Waiter {
     interrupt: Signal,
     terminate: Signal,
+    /// `None` where it is ignored, as under nohup.
+    hangup: Option<Signal>,
     scan: Interval,
     poll: Interval,
     polls: bool,
@@ -44,7 +47,7 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// From now on SIGINT and SIGTERM are reported instead of ending the process.
+    /// From now on SIGINT, SIGTERM and SIGHUP are reported instead of ending the process.
     ///
     /// # Errors
     /// The signals cannot be caught.
@@ -58,6 +61,7 @@ impl Waiter {
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
+            hangup: if ignores_hangup()? { None } else { Some(catch(SignalKind::hangup())?) },
             scan: every(SCAN),
             poll: every(POLL),
             polls: false,
@@ -97,6 +101,7 @@ impl Waiter {
             biased;
             _ = self.interrupt.recv() => SignalNumber::SIGINT,
             _ = self.terminate.recv() => SignalNumber::SIGTERM,
+            () = comes(&mut self.hangup) => SignalNumber::SIGHUP,
         }
     }
 
@@ -124,11 +129,28 @@ impl Waiter {
             biased;
             _ = self.interrupt.recv() => Ok(Woken::Signal(SignalNumber::SIGINT)),
             _ = self.terminate.recv() => Ok(Woken::Signal(SignalNumber::SIGTERM)),
+            () = comes(&mut self.hangup) => Ok(Woken::Signal(SignalNumber::SIGHUP)),
             status = load_ends => status.map(Woken::LoadEnded),
             () = sleep_until(time) => Ok(Woken::Time),
             ready = event => ready.map(|()| Woken::Event).context("cannot wait for events"),
             _ = self.scan.tick() => Ok(Woken::Scan),
             _ = self.poll.tick(), if self.polls => Ok(Woken::Poll),
         }
+    }
+}
+
+/// Whether whoever started this process wants it to outlive its terminal.
+fn ignores_hangup() -> Result<bool> {
+    let status = Process::myself().and_then(|process| process.status());
+    let ignored = status.context("cannot read /proc/self/status")?.sigign;
+    Ok(ignored >> (SignalNumber::SIGHUP as i32 - 1) & 1 == 1)
+}
+
+async fn comes(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }

@@ -12,11 +12,7 @@ impl Interval {
     /// Adds what came after it, up to the place's end.
     pub fn extend(&mut self, next: Self) {
         self.place = next.place;
-        self.host = HostInterval {
-            swap: self.host.swap.followed_by(next.host.swap),
-            balloon: self.host.balloon.max(next.host.balloon),
-            ..next.host
-        };
+        self.host = HostInterval { swap: self.host.swap.followed_by(next.host.swap), ..next.host };
         let mut vms: BTreeMap<usize, VmInterval> =
             self.vms.drain(..).map(|vm| (vm.vm, vm)).collect();
         for next in next.vms {
@@ -67,6 +63,11 @@ impl VmInterval {
             self.stall_time.get_or_insert_default().add(before);
         }
         self.swap = before.swap.followed_by(self.swap);
+        // Its last look may have found it gone.
+        self.configured = self.configured.or(before.configured);
+        self.balloon = self.balloon.or(before.balloon);
+        self.memory = self.memory.or(before.memory);
+        self.working_set = self.working_set.or(before.working_set);
     }
 }
 
@@ -141,7 +142,14 @@ mod tests {
             ..VmInterval::default()
         };
         vm.not_counted[0] = lost;
-        let swap = HostSwap { state, times, rates, allocated: Some(7.0), memory: None };
+        let swap = HostSwap {
+            state,
+            times,
+            rates,
+            allocated: Some(7.0),
+            memory: None,
+            least_available: Some(9 - number.min(5)),
+        };
         let counts = EvictionCounts { written_pages: lost, ..EvictionCounts::default() };
         let (id, name) = ("7-8".to_owned(), "greedy".to_owned());
         let aggressor = Aggressor { class: AggressorClass::Vm, id, name };
@@ -187,7 +195,7 @@ mod tests {
         assert_eq!((host.state, host.times), (Pressure, times));
         assert_eq!((vm.state, vm.times), (Pressure, times));
         assert_eq!(host.rates.and_then(|rates| rates.swapped_in), Some(100.0));
-        assert_eq!(host.allocated, Some(7.0));
+        assert_eq!((host.allocated, host.least_available), (Some(7.0), Some(4)));
     }
 
     #[test]

@@ -151,6 +151,8 @@ pub struct HostSwap {
     pub rates: Option<Rates>,
     /// At the last look.
     pub memory: Option<Memory>,
+    /// MemAvailable at the look at which it was least, in bytes.
+    pub least_available: Option<u64>,
     /// Pages that anybody was given, a second, over the time of the rates.
     pub allocated: Option<f64>,
 }
@@ -173,6 +175,7 @@ impl HostSwap {
             times: self.times.plus(next.times),
             rates,
             memory: next.memory.or(self.memory),
+            least_available: self.least_available.into_iter().chain(next.least_available).min(),
             allocated,
         }
     }
@@ -199,7 +202,7 @@ impl VmSwap {
             state: self.state.max(next.state),
             times: self.times.plus(next.times),
             rates: Rates::followed_by(self.rates, next.rates),
-            limit: next.limit,
+            limit: next.limit.or(self.limit),
         }
     }
 }

@@ -281,6 +281,7 @@ fn host(number: u64) -> HostInterval {
                 swap_total: 8 * GIB,
                 swap_free: 7 * GIB,
             }),
+            least_available: Some(9 * GIB),
             allocated: Some(1234.5),
         },
         balloon: BalloonState::Pressure,

@@ -91,7 +91,9 @@ impl HostTotals {
         host.swap.times.add_to(&mut self.swap, host.swap.state, length_ns);
         *self.balloon.entry(host.balloon).or_default() += length_ns;
         *self.overcommit.entry(overcommit).or_default() += length_ns;
-        let available = host.swap.memory.and_then(|memory| memory.available);
+        // Earlier versions looked once per interval.
+        let at_end = host.swap.memory.and_then(|memory| memory.available);
+        let available = host.swap.least_available.or(at_end);
         let least = self.memory.least_available_bytes.into_iter().chain(available).min();
         if let Some(memory) = HostFigures::of(host) {
             self.memory = memory;

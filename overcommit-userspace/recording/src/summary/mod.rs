@@ -187,10 +187,15 @@ pub struct Summing {
     time: Time,
 }
 
+/// How far the start that a row says and the start of its length are apart at the most, in
+/// microseconds.
+const BOUNDARY_US: u64 = 1_000_000;
+
 /// When it was, and how long.
 #[derive(Debug, Default)]
 struct Time {
     start_us: Option<u64>,
+    end_us: u64,
     length_ns: u64,
     longest_ns: u64,
 }
@@ -211,6 +216,7 @@ impl Summing {
     pub fn add(&mut self, interval: &Interval) {
         let Place { start_us, length_ns, .. } = interval.place;
         self.time.start_us.get_or_insert(start_us);
+        self.time.end_us = start_us + length_ns / 1_000;
         self.time.length_ns += length_ns;
         self.time.longest_ns = self.time.longest_ns.max(length_ns);
         self.totals.add(interval);
@@ -225,7 +231,8 @@ impl Summing {
         let vms = run.vms.iter().zip(&self.totals.vms).zip(evictions);
         let host = self.host.of();
         let vms = vms.map(|((vm, totals), evictions)| {
-            let mut vm = SummaryVm { evictions, ..summary_vm(run, vm, totals, is_whole) };
+            let mut vm =
+                SummaryVm { evictions, ..summary_vm(run, vm, totals, is_whole, self.time.end_us) };
             vm.verdict = verdict(&vm, &host.memory);
             vm
         });
@@ -272,8 +279,9 @@ impl Summary {
             _ if self.intervals < run.recorded.intervals => {
                 "No VM ran in the part asked for.".to_owned()
             }
+            [] if run.not_counted.vms_without_slot > 0 => "No VM was recorded.".to_owned(),
             [] => "No VM was recorded: none ran on this host.".to_owned(),
-            wanted => format!("No VM was recorded: none that matches {} ran.", wanted.join(", ")),
+            wanted => format!("No VM was recorded: no VM matching {} ran.", wanted.join(", ")),
         })
     }
 
@@ -299,7 +307,9 @@ impl Summary {
     }
 }
 
-fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool) -> SummaryVm {
+/// `end_us` is the end of what is looked at.
+fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: u64) -> SummaryVm {
+    let ended_us = vm.ended_us.filter(|ended_us| *ended_us <= end_us + BOUNDARY_US);
     let files = coverage_of(&run.coverage, &MetricName::from(FaultBacking::File));
     let whole = is_whole.then_some(vm);
     let of_run = whole.filter(|_| files != Coverage::Absent).map(|vm| vm.file_faults);
@@ -324,8 +334,8 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool) -> Summa
         pid: vm.pid,
         length_s: totals.length_ns as f64 / 1e9,
         started_s: run.after_start_s(vm.first_seen_us),
-        ended_s: vm.ended_us.map(|ended_us| run.after_start_s(ended_us)),
-        ended_by: vm.ended_by,
+        ended_s: ended_us.map(|ended_us| run.after_start_s(ended_us)),
+        ended_by: ended_us.and(vm.ended_by),
         swap: StateSummary::of(&totals.swap_states),
         memory: totals.memory.clone(),
         stall,
@@ -410,7 +420,7 @@ mod tests {
         assert!(said(0, vms(), &[]).starts_with("No whole interval lies in the part asked for"));
         assert_eq!(said(2, vms(), &[]), "No VM ran in the part asked for.");
         assert_eq!(said(5, vec![], &[]), "No VM was recorded: none ran on this host.");
-        let none = "No VM was recorded: none that matches web*, db ran.";
+        let none = "No VM was recorded: no VM matching web*, db ran.";
         assert_eq!(said(5, vec![], &["web*", "db"]), none);
     }
 }

@@ -4,11 +4,12 @@ use crate::format::text::readable_bytes;
 use crate::model::breakdown::Breakdown;
 use crate::model::evictions::AggressorClass;
 use crate::model::figures::{HostFigures, VmFigures};
+use crate::model::interval::StallSource;
 use crate::model::run::EndedBy;
 use crate::model::state::State as _;
 use crate::model::swap::SwapState;
-use crate::summary::SummaryVm;
 use crate::summary::evictions::EvictedBy;
+use crate::summary::{SummaryMetric, SummaryVm};
 use overcommit_ebpf::layout::{Metric, Part};
 use serde::Serialize;
 
@@ -23,6 +24,11 @@ const NEAR_LIMIT: f64 = 0.8;
 pub const LEAST_TAKEN: u64 = 1 << 20;
 /// Part of the host's memory that is available below which the host is short.
 const TIGHT: f64 = 0.1;
+/// Time that a fault which was not seen may have taken, in nanoseconds.
+const UNSEEN_NS: f64 = 1e6;
+/// Time of thrashing from which a VM has thrashed, however little it was of a long recording, in
+/// seconds.
+const THRASHED_S: f64 = 10.0;
 /// Advice is rounded up to this.
 const STEP: u64 = 16 << 20;
 
@@ -32,6 +38,8 @@ const STEP: u64 = 16 << 20;
 pub enum Fared {
     /// It lost next to nothing.
     Ok,
+    /// What it lost was not seen.
+    Unseen,
     /// It waited for memory or for a CPU.
     Slowed,
     /// It waited for pages that were pushed out again and again.
@@ -45,6 +53,7 @@ impl Fared {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::Unseen => "not seen",
             Self::Slowed => "SLOWED",
             Self::Thrashed => "THRASHED",
             Self::Killed => "KILLED",
@@ -103,17 +112,17 @@ impl VmVerdict {
 /// What became of a VM.
 pub fn verdict(vm: &SummaryVm, host: &HostFigures) -> VmVerdict {
     let fared = fared(vm);
-    if fared == Fared::Ok {
-        return VmVerdict::OK;
-    }
     let (cause, by) = match (fared, vm.ended_by) {
+        (Fared::Ok, _) => return VmVerdict::OK,
+        (Fared::Unseen, _) => return VmVerdict { fared, ..VmVerdict::OK },
         (Fared::Killed, Some(EndedBy::OomHost)) => (Cause::HostShort, None),
         (Fared::Killed, _) => (Cause::OwnLimit, None),
         (Fared::Slowed, _) if cpu(vm) >= CPU && cpu(vm) > stall(vm) => (Cause::Cpu, None),
         _ => cause(vm, host),
     };
     let (mut why, mut advice) = words(&cause, by.as_deref(), &vm.memory, host);
-    if let Some(other) = other_cause(&cause, vm, host) {
+    let other = other_cause(&cause, vm, host).filter(|_| fared != Fared::Killed);
+    if let Some(other) = other {
         let (also, too) = words(&other.0, other.1.as_deref(), &vm.memory, host);
         (why, advice) = (format!("{why}; also {also}"), format!("{advice}; {too}"));
     }
@@ -127,18 +136,37 @@ fn other_cause(
     host: &HostFigures,
 ) -> Option<(Cause, Option<String>)> {
     if *first == Cause::Cpu {
-        return (stall(vm) >= STALL).then(|| cause(vm, host));
+        let memory = (stall(vm) >= STALL).then(|| cause(vm, host));
+        return memory.filter(|(cause, _)| *cause != Cause::Unknown);
     }
     (cpu(vm) >= CPU).then_some((Cause::Cpu, None))
 }
 
 fn fared(vm: &SummaryVm) -> Fared {
+    let is_slowed = stall(vm) >= STALL || cpu(vm) >= CPU || held_back(vm) >= STALL;
     match vm.ended_by {
         Some(EndedBy::OomCgroup | EndedBy::OomHost) => Fared::Killed,
-        _ if stall(vm) < STALL && cpu(vm) < CPU => Fared::Ok,
-        _ if stall(vm) >= STALL && vm.swap.worst == SwapState::Thrashing.name() => Fared::Thrashed,
-        _ => Fared::Slowed,
+        _ if thrashed_s(vm) >= if is_slowed { 0.1 } else { THRASHED_S } => Fared::Thrashed,
+        _ if is_slowed => Fared::Slowed,
+        _ if vm.stall.is_none() || misses_faults(vm) => Fared::Unseen,
+        _ => Fared::Ok,
     }
+}
+
+/// For how long it thrashed, in seconds.
+fn thrashed_s(vm: &SummaryVm) -> f64 {
+    let thrashing = |(state, _): &&(&str, f64)| *state == SwapState::Thrashing.name();
+    vm.swap.seconds.iter().find(thrashing).map_or(0.0, |(_, seconds)| *seconds)
+}
+
+/// Whether so many of its faults were not seen that they could be what slows it.
+fn misses_faults(vm: &SummaryVm) -> bool {
+    let Some(stall) = vm.stall.as_ref().filter(|stall| stall.source == StallSource::Faults.name())
+    else {
+        return false;
+    };
+    let unseen = vm.faults_kernel.saturating_sub(vm.faults_counted);
+    unseen as f64 * UNSEEN_NS >= STALL * stall.vcpu_ns as f64
 }
 
 /// The share of its time that it waited for memory.
@@ -154,24 +182,33 @@ pub fn cpu(vm: &SummaryVm) -> f64 {
 /// Why it waited for memory.
 fn cause(vm: &SummaryVm, host: &HostFigures) -> (Cause, Option<String>) {
     let time = vm.stall_time.unwrap_or(vm.fault_time);
-    if held_back(vm) >= MOST {
+    if held_back(vm) >= MOST * stall(vm) && held_back(vm) > 0.0 {
         (Cause::MemoryHigh, None)
     } else if part(time, Part::Userfault) >= MOST {
         (Cause::Userfault, None)
     } else if part(time, Part::Lock) >= MOST {
         (Cause::Lock, None)
+    } else if is_first_touch(vm) {
+        (Cause::FirstTouch, None)
     } else if let Some(taken) = taken(vm) {
-        of_evictions(vm, taken)
+        of_evictions(vm, taken, host)
     } else {
         (without_evictions(vm, host), None)
     }
 }
 
-/// The part of its waiting in which it was held back at memory.high.
+/// The share of its time that it was held back at memory.high, which is in no fault.
 fn held_back(vm: &SummaryVm) -> f64 {
-    let held = vm.metrics.iter().find(|entry| entry.metric == Metric::MemoryHigh.into());
-    let waited = vm.stall.as_ref().map_or(0, |stall| stall.waited_ns);
-    held.map_or(0.0, |held| held.sum_ns as f64 / waited.max(1) as f64)
+    let vcpu_ns = vm.stall.as_ref().map_or(0, |stall| stall.vcpu_ns);
+    sum_ns(vm, Metric::MemoryHigh) as f64 / vcpu_ns.max(1) as f64
+}
+
+fn metric(vm: &SummaryVm, metric: Metric) -> Option<&SummaryMetric> {
+    vm.metrics.iter().find(|entry| entry.metric == metric.into())
+}
+
+fn sum_ns(vm: &SummaryVm, of: Metric) -> u64 {
+    metric(vm, of).map_or(0, |found| found.sum_ns)
 }
 
 /// A part of the time, waits for a CPU left out.
@@ -186,17 +223,42 @@ fn taken(vm: &SummaryVm) -> Option<Option<&EvictedBy>> {
     Some(evictions.by.first().filter(|by| by.share >= MOST))
 }
 
-fn of_evictions(vm: &SummaryVm, most: Option<&EvictedBy>) -> (Cause, Option<String>) {
+fn of_evictions(
+    vm: &SummaryVm,
+    most: Option<&EvictedBy>,
+    host: &HostFigures,
+) -> (Cause, Option<String>) {
     match most {
         Some(by) if by.is_itself && is_at_limit(&vm.memory) => (Cause::OwnLimit, None),
-        Some(by) if by.is_itself => (Cause::HostShort, None),
+        Some(by) if by.is_itself => (short(vm, host), None),
         Some(EvictedBy { aggressor, .. }) => match aggressor.class {
             AggressorClass::Vm => (Cause::OtherVm, Some(aggressor.name.clone())),
             AggressorClass::Process => (Cause::OtherProcess, Some(aggressor.name.clone())),
-            _ => (Cause::HostShort, None),
+            AggressorClass::Kswapd => (Cause::HostShort, None),
+            AggressorClass::Damon | AggressorClass::Kernel => (short(vm, host), None),
         },
-        None => (Cause::HostShort, None),
+        None => (short(vm, host), None),
     }
+}
+
+/// Whose shortage it is that a VM reclaims for itself: the host's if that had little left, else
+/// that of its cgroup.
+fn short(vm: &SummaryVm, host: &HostFigures) -> Cause {
+    if is_tight(host) {
+        Cause::HostShort
+    } else if vm.memory.cgroup_limit_bytes.is_some() {
+        Cause::OwnLimit
+    } else {
+        Cause::Unknown
+    }
+}
+
+/// Whether most of its faults' time went into memory that it had not had yet: no page had to come
+/// back, and none had to be freed.
+fn is_first_touch(vm: &SummaryVm) -> bool {
+    let minor_ns = sum_ns(vm, Metric::FaultMinor);
+    let for_others_ns = sum_ns(vm, Metric::FaultMajor) + sum_ns(vm, Metric::Reclaim);
+    minor_ns > 0 && for_others_ns < minor_ns
 }
 
 /// Whether it holds about all that its cgroup may.
@@ -209,21 +271,15 @@ fn is_at_limit(memory: &VmFigures) -> bool {
 
 /// Where no page of it was seen to be taken.
 fn without_evictions(vm: &SummaryVm, host: &HostFigures) -> Cause {
-    let count = |metric: Metric| {
-        let found = vm.metrics.iter().find(|entry| entry.metric == metric.into());
-        found.map_or(0, |found| found.count)
-    };
     let is_swapped = vm.memory.swapped_bytes.is_some_and(|bytes| bytes >= LEAST_TAKEN);
     let read = vm.file_faults.map_or(0, |files| files.read);
-    let (majors, minors) = (count(Metric::FaultMajor), count(Metric::FaultMinor));
+    let majors = metric(vm, Metric::FaultMajor).map_or(0, |majors| majors.count);
     if is_swapped && is_at_limit(&vm.memory) {
         Cause::OwnLimit
-    } else if is_tight(host) && (is_swapped || count(Metric::Reclaim) > 0) {
+    } else if is_tight(host) && (is_swapped || sum_ns(vm, Metric::Reclaim) > 0) {
         Cause::HostShort
     } else if !is_swapped && majors > 0 && read.saturating_mul(2) > majors {
         Cause::Disk
-    } else if majors == 0 && minors > 0 && count(Metric::Reclaim) == 0 {
-        Cause::FirstTouch
     } else {
         Cause::Unknown
     }
@@ -272,8 +328,10 @@ fn words(
             format!("limit the memory of {by}, or run it elsewhere"),
         ),
         Cause::Cpu => (
-            "too few CPUs".to_owned(),
-            "run fewer vCPUs on this host, or move a VM to another".to_owned(),
+            "too few CPUs, or a CPU quota".to_owned(),
+            "raise its CPU quota if its cgroup has one (cpu.max), run fewer vCPUs on this host, or \
+             move a VM to another"
+                .to_owned(),
         ),
         Cause::Disk => (
             "its memory is a file, read from a disk".to_owned(),
@@ -292,8 +350,8 @@ fn words(
             "if its start matters, preallocate its memory or use huge pages".to_owned(),
         ),
         Cause::Unknown => (
-            "something that was not seen".to_owned(),
-            "record again with --causes; overcommit check says what this host lacks".to_owned(),
+            "not identified".to_owned(),
+            "record with --causes; overcommit check says what this host lacks".to_owned(),
         ),
     };
     (why, advice)
@@ -318,7 +376,7 @@ mod tests {
     use super::*;
     use crate::model::coverage::Coverage;
     use crate::model::evictions::{Aggressor, Eviction, EvictionCounts};
-    use crate::model::interval::{Interval, MetricInterval, Stall, StallSource, VmInterval};
+    use crate::model::interval::{Interval, MetricInterval, Stall, VmInterval};
     use crate::model::latencies::Latencies;
     use crate::model::memory::MemoryUse;
     use crate::model::run::{EvictionSight, Run, RunVm};
@@ -342,7 +400,7 @@ mod tests {
         let (resident, swapped) = (128 * MIB, 79 * MIB);
         squeezed.memory = Some(MemoryUse { resident, swapped, ..MemoryUse::default() });
         squeezed.swap.state = SwapState::Thrashing;
-        squeezed.swap.times = StateTimes::of(SwapState::Thrashing, 1_000);
+        squeezed.swap.times = StateTimes::of(SwapState::Thrashing, 1_000_000_000);
         squeezed.swap.limit = limit.map(|limit| limit * MIB);
         squeezed
     }
@@ -389,6 +447,33 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_seen_is_not_ok() {
+        let unknown = VmInterval { stall: None, cpu_wait_ns: None, ..vm(0, 0) };
+        assert_eq!(of(unknown, Vec::new(), 900).fared, Fared::Unseen);
+        let mut partial = vm(0, 0);
+        partial.stall = partial.stall.map(|stall| Stall { vcpu_ns: 1_000_000_000, ..stall });
+        (partial.seen.kernel, partial.seen.counted) = (29, 20);
+        assert_eq!(
+            of(partial.clone(), Vec::new(), 900).fared,
+            Fared::Ok,
+            "9 ms of a second at most"
+        );
+        partial.seen.kernel = 30;
+        assert_eq!(of(partial, Vec::new(), 900).fared, Fared::Unseen);
+    }
+
+    #[test]
+    fn a_while_of_thrashing_counts_in_a_long_recording() {
+        let mut long = vm(7, 0);
+        let times =
+            |thrashing_ns| StateTimes { thrashing_ns, healthy_ns: 9, ..StateTimes::default() };
+        long.swap.times = times(9_000_000_000);
+        assert_eq!(of(long.clone(), Vec::new(), 900).fared, Fared::Ok);
+        long.swap.times = times(10_000_000_000);
+        assert_eq!(of(long, Vec::new(), 900).fared, Fared::Thrashed);
+    }
+
+    #[test]
     fn its_own_limit_is_not_the_hosts_shortage() {
         let itself = || evicted(AggressorClass::Vm, "1-1");
         let limited = of(squeezed(Some(128)), itself(), 900);
@@ -400,6 +485,8 @@ mod tests {
         assert_eq!(limited.advice.unwrap(), advice);
         assert_eq!(cause_of(squeezed(None), itself(), 20), Cause::HostShort);
         assert_eq!(cause_of(squeezed(Some(1_000)), itself(), 20), Cause::HostShort);
+        assert_eq!(cause_of(squeezed(Some(1_000)), itself(), 900), Cause::OwnLimit);
+        assert_eq!(cause_of(squeezed(None), itself(), 900), Cause::Unknown);
         // Where nobody sees evictions.
         assert_eq!(cause_of(squeezed(Some(128)), Vec::new(), 900), Cause::OwnLimit);
         assert_eq!(cause_of(squeezed(None), Vec::new(), 20), Cause::HostShort);
@@ -421,15 +508,22 @@ mod tests {
         let starved = of(vm(9, 60), Vec::new(), 900);
         assert_eq!(
             (starved.cause, starved.why.as_deref()),
-            (Some(Cause::Cpu), Some("too few CPUs"))
+            (Some(Cause::Cpu), Some("too few CPUs, or a CPU quota"))
         );
         // Both, the larger first; of one that thrashes, what it thrashes for.
-        let both = of(vm(30, 60), Vec::new(), 900).why.unwrap();
-        assert_eq!(both, "too few CPUs; also something that was not seen");
+        let mut both = squeezed(Some(128));
+        (both.cpu_wait_ns, both.swap.times) = (Some(900), StateTimes::default());
+        both.swap.state = SwapState::Pressure;
+        let why = of(both, evicted(AggressorClass::Vm, "1-1"), 900).why.unwrap();
+        assert!(why.starts_with("too few CPUs, or a CPU quota; also its cgroup's own limit"));
+        assert_eq!(of(vm(30, 60), Vec::new(), 900).why.unwrap(), "too few CPUs, or a CPU quota");
         let mut thrashed = squeezed(Some(128));
         thrashed.cpu_wait_ns = Some(900);
         let why = of(thrashed, evicted(AggressorClass::Vm, "1-1"), 900).why.unwrap();
-        assert!(why.starts_with("its cgroup's own limit") && why.ends_with("also too few CPUs"));
+        assert!(
+            why.starts_with("its cgroup's own limit")
+                && why.ends_with("also too few CPUs, or a CPU quota")
+        );
         assert_eq!(cause_of(vm(600, 60), Vec::new(), 900), Cause::Unknown);
         let with = |metrics: Vec<MetricInterval>, parts: &[(Part, u64)]| {
             let mut vm = vm(400, 0);
@@ -439,6 +533,8 @@ mod tests {
             cause_of(vm, Vec::new(), 900)
         };
         assert_eq!(with(vec![metric(Metric::FaultMinor, 5)], &[]), Cause::FirstTouch);
+        let mixed = vec![metric(Metric::FaultMinor, 5), metric(Metric::FaultMajor, 2)];
+        assert_eq!(with(mixed, &[]), Cause::FirstTouch);
         assert_eq!(with(vec![metric(Metric::MemoryHigh, 3)], &[]), Cause::MemoryHigh);
         assert_eq!(with(vec![], &[(Part::Userfault, 300)]), Cause::Userfault);
         // Half of what was no wait for a CPU.

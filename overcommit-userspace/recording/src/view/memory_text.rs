@@ -36,7 +36,7 @@ pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool) {
         let [first, least, last] = [first, least, last].map(headroom);
         let _ = writeln!(
             text,
-            "Host: headroom {first} at the start, {least} at the least, {last} at the end."
+            "Host: headroom {first} at the start, {least} at its lowest, {last} at the end."
         );
     }
 }
@@ -59,12 +59,12 @@ fn working_sets(memory: &HostFigures, is_measured: bool) -> Option<String> {
     let (sets, capacity) = (range(sets), readable_bytes(capacity));
     if left.lower < 0 && left.upper >= 0 && !is_measured {
         return Some(format!(
-            "Working sets are not measured: {sets}, of the {capacity} that VMs can have."
+            "Working sets are not measured: {sets}, of the {capacity} available to VMs."
         ));
     }
     let tail = match (u64::try_from(left.lower), memory.can_grow_bytes) {
         (Err(_), _) if left.upper < 0 => format!(": {} short", missing(left)),
-        (Err(_), _) => format!(": {} short at the worst", signed(left.lower.saturating_neg())),
+        (Err(_), _) => format!(": up to {} short", signed(left.lower.saturating_neg())),
         (Ok(_), None) => String::new(),
         (Ok(lower), Some(growth)) if growth <= lower => {
             "; the three that can grow most cannot exceed RAM even fully grown".to_owned()
@@ -74,7 +74,7 @@ fn working_sets(memory: &HostFigures, is_measured: bool) -> Option<String> {
             readable_bytes(lower.min(growth))
         ),
     };
-    Some(format!("Working sets {sets} of the {capacity} that VMs can have{tail}."))
+    Some(format!("Working sets {sets} of the {capacity} available to VMs{tail}."))
 }
 
 /// A VM's lines.
@@ -102,7 +102,7 @@ pub fn vm(text: &mut String, vm: &SummaryVm, name: &str) {
 fn guest(memory: &VmFigures) -> Option<String> {
     let available = readable_bytes(memory.guest_available_bytes?);
     let age = memory.guest_age_s?;
-    let stale = if memory.guest_is_stale? { ", stale" } else { "" };
+    let stale = if memory.guest_is_stale == Some(true) { ", stale" } else { "" };
     Some(format!("{available} available ({age:.0} s ago{stale})"))
 }
 
@@ -198,7 +198,7 @@ mod tests {
             ..HostFigures::default()
         };
         let said = working_sets(&memory, is_measured).unwrap();
-        said.replace(" of the 64.0 GiB that VMs can have", "")
+        said.replace(" of the 64.0 GiB available to VMs", "")
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
     fn what_is_not_measured_is_not_short() {
         let bounds = "Working sets are not measured: 2.0 GiB to 96.0 GiB,.";
         assert_eq!(line((2, 96), Some(30), false), bounds);
-        let measured = "Working sets 2.0 GiB to 96.0 GiB: 32.0 GiB short at the worst.";
+        let measured = "Working sets 2.0 GiB to 96.0 GiB: up to 32.0 GiB short.";
         assert_eq!(line((2, 96), Some(30), true), measured);
         let short = "Working sets 70.0 GiB to 96.0 GiB: 6.0 GiB to 32.0 GiB short.";
         assert_eq!(line((70, 96), None, false), short);

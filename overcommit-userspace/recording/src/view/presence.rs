@@ -1,42 +1,44 @@
-//! VMs that were not there all the time: what they are said to be is of less than the whole run,
-//! and one that was killed matters more than any figure.
+//! VMs that were not there all the time: what they are said to be is of less than the whole run.
 
 use crate::model::run::{EndedBy, Run, RunVm};
+use crate::summary::verdict::Fared;
+use crate::summary::{Summary, SummaryVm};
 use std::fmt::Write;
 
 /// VMs of a kind that are named one by one.
 const NAMED: usize = 5;
-/// Time after the start in which every VM that runs is found, in microseconds.
-const FOUND_US: u64 = 2_000_000;
+/// Time after the start in which every VM that runs is found, in seconds.
+const FOUND_S: f64 = 2.0;
 
-/// How a VM ended, and when.
+/// How a VM ended, and when: told at once.
 pub fn ended(run: &Run, vm: &RunVm) -> String {
     let after_s = run.after_start_s(vm.ended_us.unwrap_or(0));
+    let name = &vm.name;
     match vm.ended_by {
         Some(EndedBy::OomCgroup) => {
-            format!("{} was KILLED after {after_s:.1} s: its cgroup ran out of memory", vm.name)
+            format!("{name} was KILLED after {after_s:.1} s: its cgroup ran out of memory")
         }
         Some(EndedBy::OomHost) => {
-            format!("{} was KILLED after {after_s:.1} s: the host ran out of memory", vm.name)
+            format!("{name} was KILLED after {after_s:.1} s: the host ran out of memory")
         }
-        Some(EndedBy::Other) | None => format!("{} ended after {after_s:.1} s", vm.name),
+        Some(EndedBy::Other) | None => format!("{name} ended after {after_s:.1} s"),
     }
 }
 
 /// A line for each VM that ended, other than by being killed, or came late; of many, their number.
-pub fn lines(text: &mut String, run: &Run) {
-    let has_ended = |vm: &&RunVm| vm.ended_us.is_some() && vm.ended_by.is_none();
-    let ended_itself: Vec<&RunVm> = run.vms.iter().filter(has_ended).collect();
-    some(text, &ended_itself, "ended while they were recorded", |vm| ended(run, vm));
-    let start_us = run.clocks.start.realtime_ns / 1_000;
-    let late: Vec<&RunVm> =
-        run.vms.iter().filter(|vm| vm.first_seen_us > start_us + FOUND_US).collect();
+pub fn lines(text: &mut String, summary: &Summary) {
+    let ended = |vm: &&SummaryVm| vm.ended_s.is_some() && vm.verdict.fared != Fared::Killed;
+    let ended: Vec<&SummaryVm> = summary.seen().filter(ended).collect();
+    some(text, &ended, "ended while they were recorded", |vm| {
+        format!("{} ended after {:.1} s", vm.vm, vm.ended_s.unwrap_or(0.0))
+    });
+    let late: Vec<&SummaryVm> = summary.seen().filter(|vm| vm.started_s > FOUND_S).collect();
     some(text, &late, "started during the recording", |vm| {
-        format!("{} started after {:.1} s", vm.name, run.after_start_s(vm.first_seen_us))
+        format!("{} started after {:.1} s", vm.vm, vm.started_s)
     });
 }
 
-fn some(text: &mut String, vms: &[&RunVm], what: &str, each: impl Fn(&RunVm) -> String) {
+fn some(text: &mut String, vms: &[&SummaryVm], what: &str, each: impl Fn(&SummaryVm) -> String) {
     if vms.len() > NAMED {
         let _ = writeln!(text, "{} VMs {what}.", vms.len());
         return;
@@ -49,6 +51,8 @@ fn some(text: &mut String, vms: &[&RunVm], what: &str, each: impl Fn(&RunVm) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::interval::{Interval, Place, VmInterval};
+    use crate::summary::Summing;
 
     fn vm(name: &str, first_seen_s: u64, ended: Option<(u64, Option<EndedBy>)>) -> RunVm {
         RunVm {
@@ -60,11 +64,20 @@ mod tests {
         }
     }
 
-    fn said(vms: Vec<RunVm>) -> String {
+    /// Of a recording of that many seconds.
+    fn said(vms: Vec<RunVm>, length_s: u64) -> String {
         let mut run = Run { vms, ..Run::default() };
         run.clocks.start.realtime_ns = 100_000_000_000;
+        let place = Place {
+            start_us: 100_000_000,
+            length_ns: length_s * 1_000_000_000,
+            ..Place::default()
+        };
+        let vms = (0..run.vms.len()).map(|vm| VmInterval { vm, ..VmInterval::default() }).collect();
+        let mut summing = Summing::new(&run);
+        summing.add(&Interval { place, vms, ..Interval::default() });
         let mut text = String::new();
-        lines(&mut text, &run);
+        lines(&mut text, &summing.summary(&run, true, Vec::new()));
         text
     }
 
@@ -74,19 +87,17 @@ mod tests {
             vm("left", 100, Some((107, None))),
             vm("late", 103, None),
             vm("web", 100, Some((104, Some(EndedBy::OomCgroup)))),
-            vm("db", 100, Some((109, Some(EndedBy::OomHost)))),
+            vm("newer", 100, Some((106, Some(EndedBy::Other)))),
             vm("calm", 101, None),
         ];
-        assert_eq!(
-            said(vms),
-            "left ended after 7.0 s.\n\
-             late started after 3.0 s.\n"
-        );
-        let web = vm("web", 100, Some((104, Some(EndedBy::OomCgroup))));
-        let run = Run::default();
-        let said_at_once = "web was KILLED after 104.0 s: its cgroup ran out of memory";
-        assert_eq!(ended(&run, &web), said_at_once);
+        let late = "late started after 3.0 s.\n";
+        let left = "left ended after 7.0 s.\nnewer ended after 6.0 s.\n";
+        assert_eq!(said(vms.clone(), 10), format!("{left}{late}"));
+        assert_eq!(said(vms, 4), late, "what comes after the part that is looked at is none of it");
         let many = (0..6).map(|n| vm(&n.to_string(), 100, Some((101, None)))).collect();
-        assert_eq!(said(many), "6 VMs ended while they were recorded.\n");
+        assert_eq!(said(many, 10), "6 VMs ended while they were recorded.\n");
+        let web = vm("web", 100, Some((104, Some(EndedBy::OomCgroup))));
+        let told = "web was KILLED after 104.0 s: its cgroup ran out of memory";
+        assert_eq!(ended(&Run::default(), &web), told);
     }
 }

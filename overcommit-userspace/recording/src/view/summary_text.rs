@@ -15,7 +15,7 @@ use std::fmt::Write;
 use std::time::Duration;
 use textwrap::{Options, fill};
 
-/// How many times as long as asked for an interval is where the recorder was held up.
+/// How many times as long as asked for an interval is where the recorder was delayed.
 const HELD_UP: f64 = 1.5;
 /// VMs of which each has a row of its own, however they fared.
 const ROWS: usize = 8;
@@ -25,7 +25,7 @@ const ROWS: usize = 8;
 pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
     let mut text = String::new();
     verdict_text::lines(&mut text, summary, |vm| shown_name(summary, vm));
-    presence::lines(&mut text, run);
+    presence::lines(&mut text, summary);
     objectives(&mut text, &summary.objectives);
     if !text.is_empty() {
         text.push('\n');
@@ -51,7 +51,7 @@ pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
 /// Whether a VM has lines of its own: it fared badly, or its pages were taken.
 fn is_told_of(vm: &SummaryVm) -> bool {
     let taken = vm.evictions.as_ref().map_or(0, |evictions| evictions.bytes);
-    vm.verdict.fared != Fared::Ok || taken >= LEAST_TAKEN
+    vm.verdict.fared > Fared::Ok || taken >= LEAST_TAKEN
 }
 
 fn head(run: &Run, summary: &Summary) -> String {
@@ -74,8 +74,8 @@ fn head(run: &Run, summary: &Summary) -> String {
     if summary.longest_interval_s > interval.as_secs_f64() * HELD_UP {
         let _ = writeln!(
             head,
-            "The recorder was held up: its longest interval took {:.1} s instead of {interval:?}. \
-             Its totals are right all the same.",
+            "The recorder was delayed: its longest interval took {:.1} s instead of {interval:?}. \
+             Totals are still correct.",
             summary.longest_interval_s
         );
     }

@@ -24,8 +24,10 @@ pub fn worst_first(a: &SummaryVm, b: &SummaryVm) -> Ordering {
 
 /// A paragraph for each VM that fared badly, and a line for all others.
 pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> String) {
-    let (ok, mut bad): (Vec<&SummaryVm>, Vec<&SummaryVm>) =
-        summary.seen().partition(|vm| vm.verdict.fared == Fared::Ok);
+    let of = |fared: Fared| summary.seen().filter(move |vm| vm.verdict.fared == fared);
+    let (ok, unseen): (Vec<_>, Vec<_>) = (of(Fared::Ok).collect(), of(Fared::Unseen).collect());
+    let mut bad: Vec<&SummaryVm> =
+        summary.seen().filter(|vm| vm.verdict.fared > Fared::Unseen).collect();
     bad.sort_by(|a, b| worst_first(a, b));
     let names: Vec<String> = bad.iter().map(|vm| short(&name(vm))).collect();
     let width = names.iter().map(|name| textwrap::core::display_width(name)).max().unwrap_or(0);
@@ -41,19 +43,24 @@ pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> 
             let _ = writeln!(text, "{}", wrap(&format!("Try: {advice}."), &indent));
         }
     }
+    let is_first = bad.is_empty();
+    if let Some(who) = some(&unseen, is_first, &name) {
+        let _ =
+            writeln!(text, "{who}: not judged, as too little was seen of what they waited for.");
+    }
     let worst = ok.iter().map(|vm| loss(vm)).fold(0.0, f64::max);
-    let lost = format!("lost {} of vCPU time at the most", percent(worst));
-    match (ok.as_slice(), bad.is_empty()) {
-        ([], _) => {}
-        ([vm], _) => {
-            let _ = writeln!(text, "{}: OK, {lost}.", name(vm));
-        }
-        (many, true) => {
-            let _ = writeln!(text, "All {} VMs: OK, {lost}.", many.len());
-        }
-        (many, false) => {
-            let _ = writeln!(text, "{} other VMs: OK, {lost}.", many.len());
-        }
+    if let Some(who) = some(&ok, is_first && unseen.is_empty(), &name) {
+        let _ = writeln!(text, "{who}: OK, at most {} of vCPU time lost.", percent(worst));
+    }
+}
+
+/// A single VM by its name, several by their number.
+fn some(vms: &[&SummaryVm], are_all: bool, name: &impl Fn(&SummaryVm) -> String) -> Option<String> {
+    match vms {
+        [] => None,
+        [vm] => Some(name(vm)),
+        many if are_all => Some(format!("All {} VMs", many.len())),
+        many => Some(format!("{} other VMs", many.len())),
     }
 }
 
@@ -75,6 +82,9 @@ fn said(vm: &SummaryVm) -> String {
 
 /// What it lost, the larger part first.
 fn losses(vm: &SummaryVm) -> String {
+    if vm.stall.is_none() {
+        return "waited for what was not seen".to_owned();
+    }
     let (stall, cpu) = (stall(vm), cpu(vm));
     let memory = format!("lost {} of its vCPU time to memory", percent(stall));
     let no_cpu = format!("waited {} of it for a CPU", percent(cpu));
@@ -119,7 +129,7 @@ mod tests {
     fn interval(vm: usize, stall: u64, cpu: u64, state: SwapState) -> VmInterval {
         let (source, vcpu_ns) = (StallSource::Faults, 1_000);
         let stall = Some(Stall { waited_ns: stall, runq_ns: 0, vcpu_ns, source });
-        let times = StateTimes::of(state, 1_000);
+        let times = StateTimes::of(state, 1_000_000_000);
         let swap = VmSwap { state, times, limit: Some(128 * MIB), rates: None };
         let (resident, swapped) = (128 * MIB, 79 * MIB);
         let memory = Some(MemoryUse { resident, swapped, ..MemoryUse::default() });
@@ -154,7 +164,7 @@ mod tests {
         let swap = HostSwap { memory, ..HostSwap::default() };
         let host = HostInterval { swap, ..HostInterval::default() };
         let mut summing = Summing::new(&run);
-        let place = Place { length_ns: 1_000, ..Place::default() };
+        let place = Place { length_ns: 5_000_000_000, ..Place::default() };
         summing.add(&Interval { place, host, vms, evictions });
         let mut text = String::new();
         lines(&mut text, &summing.summary(&run, true, Vec::new()), |vm| vm.vm.clone());
@@ -173,9 +183,10 @@ squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and waited 3.6 % of
           Try: raise the limit to 208.0 MiB or more, or give the guest less
           memory.
 starved   SLOWED: waited 40.0 % of its vCPU time for a CPU and lost 0.5 % to
-          memory. Cause: too few CPUs.
-          Try: run fewer vCPUs on this host, or move a VM to another.
-2 other VMs: OK, lost 0.2 % of vCPU time at the most.
+          memory. Cause: too few CPUs, or a CPU quota.
+          Try: raise its CPU quota if its cgroup has one (cpu.max), run fewer
+          vCPUs on this host, or move a VM to another.
+2 other VMs: OK, at most 0.2 % of vCPU time lost.
 "
         );
     }

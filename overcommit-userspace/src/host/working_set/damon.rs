@@ -110,9 +110,19 @@ impl Damon {
         Ok(damon)
     }
 
-    /// Whether it follows just these VMs, with all of their memory.
+    /// Whether it follows just these VMs, with about all of their memory: a small mapping that
+    /// comes beside a guest's is not worth beginning anew.
     pub fn follows(&self, vms: &[Followed]) -> bool {
-        self.running == vms
+        let is_about = |now: &[AddressRange], then: &[AddressRange]| {
+            let (now, then) = (size(now), size(then));
+            now.abs_diff(then) <= then / 100
+        };
+        self.running.len() == vms.len()
+            && self
+                .running
+                .iter()
+                .zip(vms)
+                .all(|((id, then), (other, now))| id == other && is_about(now, then))
     }
 
     /// Follows these VMs, sampling at that interval, in microseconds.

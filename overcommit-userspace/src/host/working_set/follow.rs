@@ -133,7 +133,9 @@ impl Follower {
     fn ram(&self, id: VmId) -> Result<Vec<AddressRange>, String> {
         let process = Process::new_with_root(self.proc.join(id.pid.to_string()));
         let maps = process.and_then(|process| process.maps());
-        maps.map(|maps| ram(maps.iter())).map_err(|error| format!("cannot read its maps: {error}"))
+        let maps = maps.map_err(|error| format!("cannot read its maps: {error}"))?;
+        let ram = ram(maps.iter());
+        if ram.is_empty() { Err("its memory is not known yet".to_owned()) } else { Ok(ram) }
     }
 
     fn begin(&self, source: Source, target: &Target) -> Result<Waiting> {

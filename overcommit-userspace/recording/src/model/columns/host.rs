@@ -13,6 +13,8 @@ pub fn host() -> Vec<Column<HostInterval>> {
     columns.push(one!(HostInterval: "allocated_pages_per_s", PerSecond,
         "Pages that anybody was given", swap.allocated));
     columns.extend([
+        one!(HostInterval: "memory_least_available_bytes", Bytes,
+            "MemAvailable at the look at which it was least", swap.least_available),
         one!(HostInterval: "swap_unknown_ns", WholeNanoseconds, "Time in which swap_state was unknown",
             swap.times.unknown_ns),
         one!(HostInterval: "swap_healthy_ns", WholeNanoseconds, "Time in which it was healthy",
