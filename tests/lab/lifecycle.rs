@@ -50,11 +50,18 @@ fn await_as_before(before: [usize; 4], what: &str) -> Result<()> {
     await_some(what, PATIENCE, || Ok((loaded()? == before).then_some(())))
 }
 
+/// A recording in which there was no VM judged nothing.
+fn ends_without_a_vm(recording: Recording) -> Result<()> {
+    let status = recording.interrupted()?;
+    ensure!(status.code() == Some(4), "{status}");
+    Ok(())
+}
+
 fn nothing_is_left(dir: &Path, backend: &str) -> Result<()> {
     let before = loaded()?;
     let recording = Recording::start(&dir.join("regular"), ["--backend", backend])?;
     ensure!(loaded()?[0] > before[0], "no program was loaded");
-    recording.end()?;
+    ends_without_a_vm(recording)?;
     await_as_before(before, "end of all programs after a regular end")?;
 
     let refused = run(["record", "--backend", backend, "--without", "handle_mm_fault"])?;
@@ -69,7 +76,7 @@ fn nothing_is_left(dir: &Path, backend: &str) -> Result<()> {
     let left = read(KPROBE_EVENTS)?;
     println!("{backend}: after kill -9: {left:?}");
     ensure!(backend != "kprobe" || left.contains("overcommit/"), "tracefs kept no event");
-    Recording::start(&dir.join("next"), ["--backend", backend])?.end()?;
+    ends_without_a_vm(Recording::start(&dir.join("next"), ["--backend", backend])?)?;
     await_as_before(before, "end of all programs after kill -9 and the next start")
 }
 
