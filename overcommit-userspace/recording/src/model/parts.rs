@@ -72,10 +72,12 @@ impl VmInterval {
 }
 
 impl Stall {
-    /// Both, by the source that sees less if they are of two.
+    /// Both, `other` being the later, by the source that sees less if they are of two. Before its
+    /// first exit a VM that is seen by its exits has not run, so that nothing was missed.
     pub fn plus(self, other: Self) -> Self {
+        let has_not_run = self.waited_ns == 0 && other.source == StallSource::Windows;
         let is_less = |stall: &Self| stall.source == StallSource::Faults;
-        let source = if is_less(&other) { other.source } else { self.source };
+        let source = if is_less(&other) || has_not_run { other.source } else { self.source };
         Self {
             waited_ns: self.waited_ns + other.waited_ns,
             runq_ns: self.runq_ns + other.runq_ns,

@@ -199,6 +199,16 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_that_has_not_run_yet_makes_nothing_less_sure() {
+        let stall = |waited_ns, source| Stall { waited_ns, runq_ns: 0, vcpu_ns: 10, source };
+        let [faults, windows] = [StallSource::Faults, StallSource::Windows];
+        let source = |first: Stall, next: Stall| first.plus(next).source;
+        assert_eq!(source(stall(0, faults), stall(5, windows)), windows);
+        assert_eq!(source(stall(1, faults), stall(5, windows)), faults);
+        assert_eq!(source(stall(5, windows), stall(0, faults)), faults);
+    }
+
+    #[test]
     fn the_threads_of_a_vm_that_starts_may_take_a_moment_to_be_found() {
         let known = Some(StallSource::Faults);
         assert_eq!(totals(&[None, None, known, known]).stall_known(), 1.0);
