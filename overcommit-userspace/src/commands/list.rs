@@ -42,17 +42,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     require_hosts_pids()?;
     let mut discovery = Discovery::new("/proc");
     let vms = discovery.scan()?;
+    let readable = require_readable(&discovery);
     if args.json {
         let entries: Vec<Entry<'_>> = vms.iter().map(entry).collect();
         print(&format!("{}\n", serde_json::to_string_pretty(&entries)?))?;
-    } else if vms.is_empty() {
-        require_readable(&discovery)?;
-        print("No VM runs on this host.\n")?;
-    } else {
+    } else if !vms.is_empty() {
         print(&format!("{}\n", table(&vms).trim_fmt()))?;
+    } else if readable.is_ok() {
+        print("No VM runs on this host.\n")?;
     }
-    require_readable(&discovery)?;
-    Ok(ExitCode::SUCCESS)
+    readable.map(|()| ExitCode::SUCCESS)
 }
 
 fn entry(vm: &Vm) -> Entry<'_> {

@@ -182,6 +182,7 @@ async fn record(args: Args) -> Result<ExitCode> {
         }
         Told::SlowFaults(faults) => writer.write_slow_faults(run, faults),
         Told::Ended(vm) => {
+            let vm = &run.vms[vm];
             if !args.quiet || vm.ended_by.is_some() {
                 progress.interrupt();
                 say(&format!("overcommit: {}", ended(run, vm)));

@@ -1,7 +1,7 @@
 //! How much memory does each VM hold, and what takes memory beside them? Each page
 //! counted once.
 
-use crate::vm::memory::{is_in, ram};
+use crate::vm::memory::{figure, is_in, ram};
 use anyhow::{Context, Result, ensure};
 use overcommit_recording::model::memory::Compressed;
 use overcommit_recording::model::memory::HostMemory;
@@ -94,11 +94,6 @@ impl ProcessMemory {
             self.own.swapped += bytes("SwapPss");
         }
     }
-}
-
-/// A figure that smaps has of a mapping, in bytes.
-fn figure(map: &MemoryMap, name: &str) -> u64 {
-    map.extension.map.get(name).copied().unwrap_or(0)
 }
 
 /// Memory that others can map as well: a memfd, a file on tmpfs, shared anonymous memory.

@@ -7,11 +7,11 @@ use crate::host::swap_state::{SwapStates, least_pages, waited};
 use crate::kernel;
 use overcommit_ebpf::layout::Metric;
 use overcommit_recording::model::interval::VmInterval;
-use overcommit_recording::model::swap::HostSwap;
 use overcommit_recording::model::swap::SwapSources;
 use overcommit_recording::model::swap::SwappedIn;
 use overcommit_recording::model::swap::SwappedOut;
 use overcommit_recording::model::swap::VmSwap;
+use overcommit_recording::model::swap::{HostSwap, StateTimes};
 use overcommit_recording::model::swap::{Memory, Rates, SwapState};
 use overcommit_recording::model::vm::Backing;
 use overcommit_recording::model::vm::Vm;
@@ -136,8 +136,14 @@ impl Watch {
             allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
         let allocated = allocated.map(|pages| shared.a_second(pages));
         let least_available = memory.and_then(|memory| memory.available);
-        let now = HostSwap { state: swap_state, rates, memory, allocated, ..HostSwap::default() };
-        self.now = HostSwap { least_available, ..now };
+        self.now = HostSwap {
+            state: swap_state,
+            times: StateTimes::default(),
+            rates,
+            memory,
+            least_available,
+            allocated,
+        };
         self.last = counters;
     }
 

@@ -8,7 +8,7 @@ use crate::session::{RunningSession, Session};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use overcommit_recording::model::interval::Interval;
-use overcommit_recording::model::run::{Run, RunVm};
+use overcommit_recording::model::run::Run;
 use overcommit_recording::model::slow_fault::SlowFault;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -30,8 +30,8 @@ pub enum Told<'a> {
     Interval(&'a Interval),
     /// Slow faults have come.
     SlowFaults(&'a [SlowFault]),
-    /// A VM has ended.
-    Ended(&'a RunVm),
+    /// A VM has ended, by its index in the recording.
+    Ended(usize),
 }
 
 /// Why a session is over.
@@ -135,13 +135,7 @@ fn tell_of_ends(
     session: &mut RunningSession,
     take: &mut impl FnMut(&Run, Told<'_>) -> Result<()>,
 ) -> Result<()> {
-    let run = |session: &RunningSession, vm: usize| session.run().vms.get(vm).cloned();
-    for vm in session.ended() {
-        if let Some(vm) = run(session, vm) {
-            take(session.run(), Told::Ended(&vm))?;
-        }
-    }
-    Ok(())
+    session.ended().into_iter().try_for_each(|vm| take(session.run(), Told::Ended(vm)))
 }
 
 fn hand_on_slow_faults(

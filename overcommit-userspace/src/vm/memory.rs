@@ -48,6 +48,11 @@ pub fn ram<'a>(maps: impl Iterator<Item = &'a MemoryMap>) -> Vec<AddressRange> {
     joined
 }
 
+/// A figure that smaps has of a mapping, in bytes; 0 if it has none.
+pub fn figure(map: &MemoryMap, name: &str) -> u64 {
+    map.extension.map.get(name).copied().unwrap_or(0)
+}
+
 /// Whether a mapping is in one of those.
 pub fn is_in(map: &MemoryMap, ram: &[AddressRange]) -> bool {
     let (start, end) = map.address;

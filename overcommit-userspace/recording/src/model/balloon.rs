@@ -52,8 +52,8 @@ pub struct Balloon {
     pub guest: Option<GuestMemory>,
 }
 
-/// Seconds between reports of a guest that is asked for them as often as is of use.
-const LEAST_POLL_S: u64 = 2;
+/// Seconds between two reports of a guest that we ask for them: more often is of no use.
+pub const POLL_S: u64 = 2;
 
 /// Memory as the guest's balloon driver last reported it, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl GuestMemory {
 
     /// Whether it says nothing of now: the next report is overdue, or nobody asks for one.
     pub fn is_stale(&self, place: &Place) -> Option<bool> {
-        let every_s = self.asked_every_s?.max(LEAST_POLL_S);
+        let every_s = self.asked_every_s?.max(POLL_S);
         Some(self.age_s(place) > 2.0 * every_s as f64 + 1.0)
     }
 }

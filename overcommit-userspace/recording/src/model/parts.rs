@@ -100,7 +100,8 @@ fn merged(before: Vec<MetricInterval>, next: Vec<MetricInterval>) -> Vec<MetricI
     merged.into_values().collect()
 }
 
-fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
+/// Adds counts of one kind each.
+pub(super) fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
     for (sum, more) in sums.iter_mut().zip(more) {
         *sum += more;
     }
@@ -189,11 +190,8 @@ mod tests {
             whole.extend(second(number, u64::from(number == 5) * 12, state, Vec::new()));
         }
         let (host, vm) = (whole.host.swap, whole.vms[0].swap);
-        let times = StateTimes {
-            healthy_ns: 11 * SECOND_NS,
-            pressure_ns: SECOND_NS,
-            ..StateTimes::default()
-        };
+        let healthy = StateTimes::of(Healthy, 11 * SECOND_NS);
+        let times = healthy.plus(StateTimes::of(Pressure, SECOND_NS));
         assert_eq!((host.state, host.times), (Pressure, times));
         assert_eq!((vm.state, vm.times), (Pressure, times));
         assert_eq!(host.rates.and_then(|rates| rates.swapped_in), Some(100.0));

@@ -1,5 +1,6 @@
 //! How swapping went.
 
+use crate::model::parts::add;
 use crate::model::state::{State, Times};
 use serde::{Deserialize, Serialize};
 
@@ -75,53 +76,32 @@ impl Rates {
     }
 }
 
-/// Time within an interval in each state, in nanoseconds: of a VM, as long as it was there.
+/// Time within an interval in each state, by its place in [`State::ALL`], in nanoseconds: of a
+/// VM, as long as it was there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StateTimes {
-    /// [`SwapState::Unknown`]
-    pub unknown_ns: u64,
-    /// [`SwapState::Healthy`]
-    pub healthy_ns: u64,
-    /// [`SwapState::Pressure`]
-    pub pressure_ns: u64,
-    /// [`SwapState::Thrashing`]
-    pub thrashing_ns: u64,
-}
+pub struct StateTimes(pub [u64; SwapState::ALL.len()]);
 
 impl StateTimes {
     /// All of it in one state.
     pub fn of(state: SwapState, length_ns: u64) -> Self {
         let mut times = Self::default();
-        match state {
-            SwapState::Unknown => times.unknown_ns = length_ns,
-            SwapState::Healthy => times.healthy_ns = length_ns,
-            SwapState::Pressure => times.pressure_ns = length_ns,
-            SwapState::Thrashing => times.thrashing_ns = length_ns,
-        }
+        times.0[state as usize] = length_ns;
         times
     }
 
-    fn plus(self, other: Self) -> Self {
-        Self {
-            unknown_ns: self.unknown_ns + other.unknown_ns,
-            healthy_ns: self.healthy_ns + other.healthy_ns,
-            pressure_ns: self.pressure_ns + other.pressure_ns,
-            thrashing_ns: self.thrashing_ns + other.thrashing_ns,
-        }
+    /// The time of both.
+    pub fn plus(mut self, other: Self) -> Self {
+        add(&mut self.0, other.0);
+        self
     }
 
     /// Adds what an interval of that length and worst state holds. Earlier versions looked once
     /// per interval and tell no times.
     pub fn add_to(self, sums: &mut Times<SwapState>, worst: SwapState, length_ns: u64) {
         let times = if self == Self::default() { Self::of(worst, length_ns) } else { self };
-        let each = [
-            (SwapState::Unknown, times.unknown_ns),
-            (SwapState::Healthy, times.healthy_ns),
-            (SwapState::Pressure, times.pressure_ns),
-            (SwapState::Thrashing, times.thrashing_ns),
-        ];
-        for (state, ns) in each.into_iter().filter(|(_, ns)| *ns > 0) {
-            *sums.entry(state).or_default() += ns;
+        let each = SwapState::ALL.iter().zip(times.0);
+        for (state, ns) in each.filter(|(_, ns)| *ns > 0) {
+            *sums.entry(*state).or_default() += ns;
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::model::figures::VmFigures;
 use crate::model::interval::{FileFaults, Interval, Stall, VmInterval};
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
+use crate::model::parts::add;
 use crate::model::state::Times;
 use crate::model::swap::SwapState;
 use crate::model::swapins::Swapins;
@@ -144,18 +145,14 @@ impl VmTotals {
         if let Some(time) = vm.stall_time {
             self.stall_time.get_or_insert_default().add(time);
         }
-        for (total, count) in self.taken_by.iter_mut().zip(vm.taken_by) {
-            *total += count;
-        }
+        add(&mut self.taken_by, vm.taken_by);
         if let Some(stall) = vm.stall {
             self.stall = Some(self.stall.map_or(stall, |total| total.plus(stall)));
             self.stall_known_ns += length_ns;
         } else if self.stall.is_none() {
             self.stall_lead_ns += length_ns;
         }
-        for (total, count) in self.not_counted.iter_mut().zip(vm.not_counted) {
-            *total += count;
-        }
+        add(&mut self.not_counted, vm.not_counted);
         for metric in &vm.metrics {
             let total = self.metrics.entry(metric.name.clone());
             let total = total.or_insert_with(MetricTotals::none);

@@ -268,12 +268,7 @@ fn host(number: u64) -> HostInterval {
     HostInterval {
         swap: HostSwap {
             state: SwapState::Thrashing,
-            times: StateTimes {
-                unknown_ns: 250_000_000,
-                healthy_ns: 0,
-                pressure_ns: 100_000_000,
-                thrashing_ns: 400_000_000,
-            },
+            times: StateTimes([250_000_000, 0, 100_000_000, 400_000_000]),
             rates: Some(rates(2.0)),
             memory: Some(Memory {
                 total: 64 * GIB,

@@ -309,7 +309,7 @@ fn words(
                 memory.cgroup_limit_bytes.map(|limit| format!(" of {}", readable_bytes(limit)));
             let limit = limit.unwrap_or_default();
             let why = format!("its cgroup's own limit{limit}, not the host{free}");
-            return (why, raise(memory));
+            (why, raise(memory))
         }
         Cause::MemoryHigh => (
             "the memory.high of its cgroup".to_owned(),
@@ -465,8 +465,8 @@ mod tests {
     #[test]
     fn a_while_of_thrashing_counts_in_a_long_recording() {
         let mut long = vm(7, 0);
-        let times =
-            |thrashing_ns| StateTimes { thrashing_ns, healthy_ns: 9, ..StateTimes::default() };
+        let healthy = StateTimes::of(SwapState::Healthy, 9);
+        let times = |ns| healthy.plus(StateTimes::of(SwapState::Thrashing, ns));
         long.swap.times = times(9_000_000_000);
         assert_eq!(of(long.clone(), Vec::new(), 900).fared, Fared::Ok);
         long.swap.times = times(10_000_000_000);

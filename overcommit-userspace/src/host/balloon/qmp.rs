@@ -5,7 +5,7 @@
 //! each look.
 
 use anyhow::{Context, Result, anyhow, ensure};
-use overcommit_recording::model::balloon::{Balloon, GuestMemory, Source};
+use overcommit_recording::model::balloon::{Balloon, GuestMemory, POLL_S, Source};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
@@ -17,8 +17,6 @@ use tokio::time::timeout;
 pub const PATIENCE: Duration = Duration::from_millis(500);
 /// Longest answer that is read: what asks for more speaks no QMP.
 const ANSWER_MAX: u64 = 1 << 20;
-/// Seconds between two reports of a guest that was asked for them.
-const POLL_SECONDS: u64 = 2;
 
 /// What is to be done about the guest's own view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,8 +155,8 @@ impl Monitor {
         let every_s = self.try_ask("qom-get", read).await?.and_then(|every_s| every_s.as_u64());
         let (from, to) = match polling {
             GuestPolling::Leave => return Ok((false, every_s)),
-            GuestPolling::TurnOn => (0, POLL_SECONDS),
-            GuestPolling::TurnOff => (POLL_SECONDS, 0),
+            GuestPolling::TurnOn => (0, POLL_S),
+            GuestPolling::TurnOff => (POLL_S, 0),
         };
         // Somebody else's setting stays.
         if every_s != Some(from) {
@@ -260,7 +258,7 @@ mod tests {
         assert_eq!((balloon.configured, balloon.ballooned), (Some(1024), 408));
         let guest = balloon.guest.unwrap();
         assert_eq!((guest.total, guest.available, guest.free), (Some(500), Some(300), None));
-        assert_eq!(guest.asked_every_s, Some(POLL_SECONDS));
+        assert_eq!(guest.asked_every_s, Some(POLL_S));
     }
 
     #[test]

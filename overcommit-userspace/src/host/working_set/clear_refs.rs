@@ -2,7 +2,7 @@
 //! sees what QEMU touches itself, so a guest under TCG; and it makes reclaim forget
 //! which pages were in use.
 
-use crate::vm::memory::{is_in, ram};
+use crate::vm::memory::{figure, is_in, ram};
 use anyhow::{Context, Result};
 use procfs::process::Process;
 use std::path::Path;
@@ -24,8 +24,5 @@ pub fn look(proc: &Path, pid: i32) -> Result<u64> {
     let maps = Process::new_with_root(proc.join(pid.to_string()))?.smaps()?;
     let ram = ram(maps.iter());
     let of_guest = maps.iter().filter(|map| is_in(map, &ram));
-    let referenced = |map: &procfs::process::MemoryMap| {
-        map.extension.map.get("Referenced").copied().unwrap_or(0)
-    };
-    Ok(of_guest.map(referenced).sum())
+    Ok(of_guest.map(|map| figure(map, "Referenced")).sum())
 }

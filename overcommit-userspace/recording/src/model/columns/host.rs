@@ -1,8 +1,22 @@
 //! host.csv: one row per interval.
 
-use super::{Column, Leaf, Unit, Value, column, computed, length, number, one, partial, start};
+use super::{
+    Column, Leaf, Swapping, Unit, Value, column, computed, length, number, one, partial, start,
+    state_times,
+};
 use crate::model::interval::HostInterval;
 use crate::model::memory::{Headroom, OvercommitState, Range};
+use crate::model::swap::StateTimes;
+
+impl Swapping for HostInterval {
+    fn times(&mut self) -> &mut StateTimes {
+        &mut self.swap.times
+    }
+
+    fn times_of(&self) -> StateTimes {
+        self.swap.times
+    }
+}
 
 /// Each figure of the host, in the order of the file.
 pub fn host() -> Vec<Column<HostInterval>> {
@@ -12,18 +26,9 @@ pub fn host() -> Vec<Column<HostInterval>> {
     columns.extend(beside());
     columns.push(one!(HostInterval: "allocated_pages_per_s", PerSecond,
         "Pages that anybody was given", swap.allocated));
-    columns.extend([
-        one!(HostInterval: "memory_least_available_bytes", Bytes,
-            "MemAvailable at the look at which it was least", swap.least_available),
-        one!(HostInterval: "swap_unknown_ns", WholeNanoseconds, "Time in which swap_state was unknown",
-            swap.times.unknown_ns),
-        one!(HostInterval: "swap_healthy_ns", WholeNanoseconds, "Time in which it was healthy",
-            swap.times.healthy_ns),
-        one!(HostInterval: "swap_pressure_ns", WholeNanoseconds, "Time in which it was pressure",
-            swap.times.pressure_ns),
-        one!(HostInterval: "swap_thrashing_ns", WholeNanoseconds, "Time in which it was thrashing",
-            swap.times.thrashing_ns),
-    ]);
+    columns.push(one!(HostInterval: "memory_least_available_bytes", Bytes,
+        "MemAvailable at the look at which it was least", swap.least_available));
+    columns.extend(state_times());
     columns
 }
 

@@ -20,6 +20,8 @@ pub use vms::{SWAPINS_BY_DEVICE, vms};
 
 use crate::model::interval::Place;
 use crate::model::run::Run;
+use crate::model::state::State;
+use crate::model::swap::{StateTimes, SwapState};
 use anyhow::{Context, Result};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -186,6 +188,29 @@ fn number<T>() -> Column<T> {
         Some(())
     };
     column("interval", Unit::Count, about, get, set).required()
+}
+
+/// A record that has the time in each swap state.
+trait Swapping {
+    /// Those times.
+    fn times_of(&self) -> StateTimes;
+
+    /// Those of a record that is being read.
+    fn times(&mut self) -> &mut StateTimes;
+}
+
+/// Time in each swap state.
+fn state_times<T: Swapping>() -> impl Iterator<Item = Column<T>> {
+    SwapState::ALL.iter().map(|state| {
+        let name = format!("swap_{}_ns", state.name());
+        let about = format!("Time in which swap_state was {}", state.name());
+        let get = |row: &Row<'_, T>, state: usize| row.of.times_of().0[state].value();
+        let set: Set<T> = |draft, state, cell| {
+            draft.of.times().0[state] = Leaf::read(cell)?;
+            Some(())
+        };
+        numbered(*state as usize, column(name, Unit::WholeNanoseconds, about, get, set))
+    })
 }
 
 /// A record of a VM.

@@ -4,12 +4,23 @@ use super::{
     Column, Leaf, OfVm, Row, Set, Unit, Value, column, computed, length, number, numbered, one,
     partial,
 };
-use super::{start, who};
+use super::{Swapping, start, state_times, who};
 use crate::model::interval::VmInterval;
+use crate::model::swap::StateTimes;
 use overcommit_ebpf::layout::{Loss, Part, Taker};
 
 /// The column that older recordings lack, which tells where swapped pages came from by disk.
 pub const SWAPINS_BY_DEVICE: &str = "swapins_by_device";
+
+impl Swapping for VmInterval {
+    fn times(&mut self) -> &mut StateTimes {
+        &mut self.swap.times
+    }
+
+    fn times_of(&self) -> StateTimes {
+        self.swap.times
+    }
+}
 
 impl OfVm for VmInterval {
     fn vm(&self) -> usize {
@@ -71,25 +82,15 @@ pub fn vms() -> Vec<Column<VmInterval>> {
             "Part of stall_ns in which a vCPU could run and had no CPU", stall => runq_ns),
         one!(VmInterval: "cpu_wait_ns", WholeNanoseconds,
             "Time that its vCPUs could run and had no CPU, whatever they were about", cpu_wait_ns),
-        computed(
-            "cpu_wait_share",
-            Unit::Share,
-            "That ÷ the vCPUs' time",
-            |row, _| row.of.stall.zip(row.of.cpu_wait_ns).and_then(|(stall, ns)| stall.cpu_share(ns)).value(),
-        ),
+        computed("cpu_wait_share", Unit::Share, "That ÷ the vCPUs' time", |row, _| {
+            row.of.stall.zip(row.of.cpu_wait_ns).and_then(|(stall, ns)| stall.cpu_share(ns)).value()
+        }),
         one!(VmInterval: "overhead_bytes", Bytes,
             "What of the resident is QEMU's own, beside the guest's memory", memory => overhead),
         one!(VmInterval: "page_cache_bytes", Bytes,
             "What of the resident is pages of files on a disk", memory => page_cache),
-        one!(VmInterval: "swap_unknown_ns", WholeNanoseconds, "Time in which swap_state was unknown",
-            swap.times.unknown_ns),
-        one!(VmInterval: "swap_healthy_ns", WholeNanoseconds, "Time in which it was healthy",
-            swap.times.healthy_ns),
-        one!(VmInterval: "swap_pressure_ns", WholeNanoseconds, "Time in which it was pressure",
-            swap.times.pressure_ns),
-        one!(VmInterval: "swap_thrashing_ns", WholeNanoseconds, "Time in which it was thrashing",
-            swap.times.thrashing_ns),
     ]);
+    columns.extend(state_times());
     columns
 }
 
