@@ -263,8 +263,7 @@ impl RunningSession {
     /// # Errors
     /// See [`Self::end_interval`].
     pub fn look(&mut self) -> Result<()> {
-        self.drain(false)?;
-        Ok(())
+        self.drain(false)
     }
 
     /// Ends the interval at a boundary, in Unix microseconds, and begins the next

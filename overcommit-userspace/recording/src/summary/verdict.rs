@@ -298,16 +298,17 @@ fn words(
     memory: &VmFigures,
     host: &HostFigures,
 ) -> (String, String) {
-    let free = host.least_available_bytes.map(readable_bytes);
-    let free = free.map(|free| format!(" (never less than {free} available)")).unwrap_or_default();
-    let low = host.least_available_bytes.map(readable_bytes);
-    let low = low.map(|low| format!(" (down to {low} available)")).unwrap_or_default();
+    let available = |how: &str| {
+        let least = host.least_available_bytes.map(readable_bytes);
+        least.map(|least| format!(" ({how} {least} available)")).unwrap_or_default()
+    };
     let by = by.unwrap_or("another");
     let (why, advice) = match cause {
         Cause::OwnLimit => {
             let limit =
                 memory.cgroup_limit_bytes.map(|limit| format!(" of {}", readable_bytes(limit)));
             let limit = limit.unwrap_or_default();
+            let free = available("never less than");
             let why = format!("its cgroup's own limit{limit}, not the host{free}");
             (why, raise(memory))
         }
@@ -316,7 +317,7 @@ fn words(
             "raise memory.high, or give the guest less memory".to_owned(),
         ),
         Cause::HostShort => (
-            format!("the host is short of memory{low}"),
+            format!("the host is short of memory{}", available("down to")),
             "move a VM to another host, or add memory".to_owned(),
         ),
         Cause::OtherVm => (

@@ -43,13 +43,13 @@ pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> 
             let _ = writeln!(text, "{}", wrap(&format!("Try: {advice}."), &indent));
         }
     }
-    let is_first = bad.is_empty();
-    if let Some(who) = some(&unseen, is_first, &name) {
+    let are_all = |vms: &[&SummaryVm]| vms.len() == summary.seen().count();
+    if let Some(who) = some(&unseen, are_all(&unseen), &name) {
         let _ =
             writeln!(text, "{who}: not judged, as too little was seen of what they waited for.");
     }
     let worst = ok.iter().map(|vm| loss(vm)).fold(0.0, f64::max);
-    if let Some(who) = some(&ok, is_first && unseen.is_empty(), &name) {
+    if let Some(who) = some(&ok, are_all(&ok), &name) {
         let _ = writeln!(text, "{who}: OK, at most {} of vCPU time lost.", percent(worst));
     }
 }
