@@ -4,6 +4,7 @@ use crate::undo::Undo;
 use crate::{PATIENCE, as_child, await_some, overcommit};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -56,9 +57,15 @@ impl Recording {
             .context("cannot run overcommit; cargo xtask build")?;
         let pid = Pid::from_raw(child.id().cast_signed());
         let undo = Undo::call("a recording", move || {
-            // Gone already in the regular case.
-            let _ = kill(pid, Signal::SIGTERM);
-            Ok(())
+            // Gone already, and reaped, in the regular case.
+            if kill(pid, Signal::SIGTERM).is_err() {
+                return Ok(());
+            }
+            // Until then kvm's tracepoints are in use.
+            await_some("end of the recording", PATIENCE, || {
+                let ended = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+                Ok((ended != Ok(WaitStatus::StillAlive)).then_some(()))
+            })
         });
         await_some("recording", PATIENCE, || {
             let ended = child.try_wait()?;
