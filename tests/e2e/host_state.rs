@@ -63,8 +63,9 @@ fn swap_states() -> Result<()> {
     recording.end()?;
     at_any_interval(&hourly.end()?)?;
 
+    // It is at a limit of its own, of which the host knows nothing.
     let summary = json(&folder, "summary.json")?;
-    ensure!(summary["host"]["swap"]["worst"] == "thrashing", "{:#}", summary["host"]);
+    ensure!(summary["host"]["swap"]["worst"] == "healthy", "{:#}", summary["host"]);
     let squeezed = vm(&folder, "squeezed")?;
     ensure!(squeezed["swap"]["worst"] == "thrashing", "{squeezed:#}");
     ensure!(vm(&folder, "calm")?["swap"]["worst"] == "healthy");

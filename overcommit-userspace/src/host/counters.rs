@@ -17,6 +17,11 @@ pub struct HostCounters {
     pub swapped_out: u64,
     /// Pages that anybody was given, for anything.
     pub allocated: u64,
+    /// Grows whenever the host itself reclaims, for want of free memory: pages that kswapd took
+    /// and allocations that had to reclaim. What a cgroup reclaims for its own limit is in
+    /// neither (`shrink_inactive_list` and `do_try_to_free_pages`, mm/vmscan.c, 6.1 to 7.3);
+    /// `pgsteal_direct` holds it in 7.3, not in 6.12.
+    pub reclaims: u64,
     /// PSI's `some` of memory, in microseconds; `None` where it is off.
     pub stalled_us: Option<u64>,
     /// CPU time waited for I/O, and all CPU time, in ticks.
@@ -46,7 +51,8 @@ impl HostCounters {
         Ok(Self {
             swapped_in: swapped_in(&counter_of(&vmstat)).with_context(|| failed("vmstat"))?,
             swapped_out: swapped_out(&counter_of(&vmstat)).with_context(|| failed("vmstat"))?,
-            allocated: allocated(&vmstat),
+            allocated: sum_of(&vmstat, "pgalloc_"),
+            reclaims: sum_of(&vmstat, "allocstall_") + sum_of(&vmstat, "pgsteal_kswapd"),
             stalled_us: stalled_us(&proc.join("pressure/memory")),
             io_wait: (cpus.iowait.unwrap_or(0), all_ticks(&cpus)),
             memory: Memory {
@@ -78,10 +84,10 @@ pub fn swapped_out(counter: &impl Fn(&str) -> Option<u64>) -> Option<u64> {
     Some(written + other("zswpout") + other("swpout_zero"))
 }
 
-/// Pages allocated, of all zones.
-fn allocated(vmstat: &HashMap<String, i64>) -> u64 {
-    let zones = vmstat.iter().filter(|(name, _)| name.starts_with("pgalloc_"));
-    zones.map(|(_, pages)| u64::try_from(*pages).unwrap_or(0)).sum()
+/// Sum of the counters whose names begin so: one of each zone.
+fn sum_of(vmstat: &HashMap<String, i64>, prefix: &str) -> u64 {
+    let zones = vmstat.iter().filter(|(name, _)| name.starts_with(prefix));
+    zones.map(|(_, count)| u64::try_from(*count).unwrap_or(0)).sum()
 }
 
 /// Counters by name.
@@ -124,10 +130,12 @@ pub(super) mod tests {
     fn what_zswap_holds_counts_once() {
         let [proc, sys] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let vmstat = "pswpin 5\npswpout 9\nzswpin 7\nzswpout 20\nzswpwb 4\nswpin_zero 1\n\
-            swpout_zero 2\n";
+            swpout_zero 2\nallocstall_normal 3\nallocstall_dma 1\npgsteal_kswapd 40\n\
+            pgsteal_direct 500\n";
         write_proc(proc.path(), vmstat, 500);
         let counters = HostCounters::read(proc.path(), sys.path()).unwrap();
         assert_eq!((counters.swapped_in, counters.swapped_out), (13, 27));
+        assert_eq!(counters.reclaims, 44);
         write_proc(proc.path(), &vmstat.replace("zswpwb 4\n", ""), 500);
         let written = || HostCounters::read(proc.path(), sys.path()).unwrap().swapped_out;
         assert_eq!(written(), 31, "nobody says");

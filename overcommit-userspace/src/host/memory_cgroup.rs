@@ -99,6 +99,38 @@ pub struct CgroupCounters {
     charged: u64,
 }
 
+/// What a VM may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// How much, in bytes.
+    pub bytes: u64,
+    /// Whose limit it is.
+    cgroup: MemoryCgroup,
+}
+
+impl Limit {
+    /// How often it was reached so far. A write to memory.reclaim is not counted. `None` if the
+    /// kernel does not tell.
+    ///
+    /// Version 2 counts `max` and `high` for the cgroup and all below it (`try_charge_memcg` and
+    /// `reclaim_high`, mm/memcontrol.c, 6.1 to 7.3), version 1 the charges that failed
+    /// (`page_counter_try_charge`, mm/page_counter.c).
+    pub fn hits(&self) -> Option<u64> {
+        match self.cgroup.version {
+            Version::One => fs::read_to_string(self.cgroup.path.join("memory.failcnt"))
+                .ok()?
+                .trim()
+                .parse()
+                .ok(),
+            Version::Two => {
+                let events = VmStat::from_file(self.cgroup.path.join("memory.events")).ok()?.0;
+                let events = counter_of(&events);
+                Some(events("max")? + events("high")?)
+            }
+        }
+    }
+}
+
 impl MemoryCgroup {
     /// Reads them.
     ///
@@ -129,10 +161,10 @@ impl MemoryCgroup {
         })
     }
 
-    /// The least limit, in bytes, of it and of those around it that are the process's own
-    /// too (libvirt limits the folder above): memory.limit_in_bytes, or memory.max and
-    /// memory.high. `None` if there is no limit.
-    pub fn limit(&self, proc: &Path, pid: i32) -> Option<u64> {
+    /// The least limit of it and of those around it that are the process's own too (libvirt
+    /// limits the folder above): memory.limit_in_bytes, or memory.max and memory.high. `None` if
+    /// there is no limit.
+    pub fn limit(&self, proc: &Path, pid: i32) -> Option<Limit> {
         let around = self
             .path
             .ancestors()
@@ -147,10 +179,11 @@ impl MemoryCgroup {
         };
         let limits = std::iter::once(self.clone()).chain(own).flat_map(|cgroup| {
             files.iter().filter_map(move |file| {
-                fs::read_to_string(cgroup.path.join(file)).ok()?.trim().parse::<u64>().ok()
+                let bytes = fs::read_to_string(cgroup.path.join(file)).ok()?.trim().parse().ok()?;
+                Some(Limit { bytes, cgroup: cgroup.clone() })
             })
         });
-        limits.filter(|limit| *limit < UNLIMITED).min()
+        limits.filter(|limit| limit.bytes < UNLIMITED).min_by_key(|limit| limit.bytes)
     }
 
     /// Whether what it counts is one VM's, but for a tenth: that much the helpers of a container
@@ -275,10 +308,16 @@ mod tests {
         assert_eq!(found.limit(&proc, 1), None, "others share that of all");
         write("all/vm", "memory.max", "3000\n");
         write("all/vm", "memory.high", "2000\n");
-        assert_eq!(found.limit(&proc, 1), Some(2000));
+        let limit = found.limit(&proc, 1).unwrap();
+        assert_eq!((limit.bytes, limit.hits()), (2000, None));
+        write("all/vm", "memory.events", "low 1\nhigh 20\nmax 300\noom 4000\n");
+        assert_eq!(limit.hits(), Some(320));
         write("all/vm/libvirt", "memory.limit_in_bytes", "9223372036854771712\n");
         let one = MemoryCgroup { version: Version::One, ..found };
         assert_eq!(one.limit(&proc, 1), None);
+        write("all/vm/libvirt", "memory.limit_in_bytes", "4096\n");
+        write("all/vm/libvirt", "memory.failcnt", "7\n");
+        assert_eq!(one.limit(&proc, 1).unwrap().hits(), Some(7));
     }
 
     #[test]

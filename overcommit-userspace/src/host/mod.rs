@@ -16,6 +16,7 @@ pub mod picture;
 pub mod survey;
 pub mod swap_state;
 pub mod watch;
+mod watched_vm;
 pub mod working_set;
 
 pub use picture::Host;

@@ -13,7 +13,7 @@ const LEAST_PART: f64 = 1e-6;
 /// Stall from which it is pressure, and from which it can be thrashing.
 const STALL_PRESSURE: f64 = 0.01;
 const STALL_THRASHING: f64 = 0.10;
-/// Memory available below which pages that leave are not just the cold ones.
+/// See [`is_tight`].
 const AVAILABLE: f64 = 0.10;
 /// I/O wait from which swapping that doubles is thrashing, where no stall is known.
 const IO_WAIT: f64 = 0.15;
@@ -47,8 +47,12 @@ fn pressure(rates: &Rates, least: f64, part: f64) -> Option<bool> {
     let stalls = rates.stall.or(is_quiet.then_some(0.0));
     let stalls = stalls.map(|share| share >= STALL_PRESSURE * part);
     let writes = rates.swapped_out.map(|pages| pages >= least * part);
-    let is_tight = rates.available.map(|share| share < AVAILABLE);
-    any([reads, stalls, all([writes, is_tight])])
+    any([reads, stalls, all([writes, is_tight(rates)])])
+}
+
+/// Whether so little memory is available that pages that leave are not just the cold ones.
+pub fn is_tight(rates: &Rates) -> Option<bool> {
+    rates.available.map(|share| share < AVAILABLE)
 }
 
 /// The same of thrashing.

@@ -2,18 +2,14 @@
 
 use crate::host::ForHost;
 use crate::host::counters::HostCounters;
-use crate::host::memory_cgroup::{CgroupCounters, Hierarchy, MemoryCgroup};
-use crate::host::swap_state::{SwapStates, least_pages, waited};
+use crate::host::memory_cgroup::{Hierarchy, MemoryCgroup};
+use crate::host::swap_state::{SwapStates, is_tight, least_pages};
+use crate::host::watched_vm::{Shared, WatchedVm, stalled};
 use crate::kernel;
-use overcommit_ebpf::layout::Metric;
 use overcommit_recording::model::interval::VmInterval;
-use overcommit_recording::model::swap::SwapSources;
-use overcommit_recording::model::swap::SwappedIn;
-use overcommit_recording::model::swap::SwappedOut;
-use overcommit_recording::model::swap::VmSwap;
-use overcommit_recording::model::swap::{HostSwap, StateTimes};
-use overcommit_recording::model::swap::{Memory, Rates, SwapState};
-use overcommit_recording::model::vm::Backing;
+use overcommit_recording::model::swap::{
+    HostSwap, Memory, Rates, StateTimes, SwapSources, SwapState, VmSwap,
+};
 use overcommit_recording::model::vm::Vm;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -41,31 +37,6 @@ pub struct Watch {
     vms: BTreeMap<usize, WatchedVm>,
     /// Why the host's counters could not be read, if so.
     unreadable: Option<String>,
-}
-
-#[derive(Default)]
-struct WatchedVm {
-    /// The one that is its alone.
-    cgroup: Option<MemoryCgroup>,
-    is_checked: bool,
-    last: Option<CgroupCounters>,
-    since: Since,
-    states: SwapStates,
-    sources: SwapSources,
-    now: VmSwap,
-    /// Whether pages came back at the look of this interval, if there was one.
-    reads: bool,
-}
-
-/// What the probes saw since the last look.
-#[derive(Default)]
-struct Since {
-    swapins: u64,
-    majors: u64,
-    reclaims: u64,
-    swapped_out: u64,
-    /// Waited, and vCPUs × time, in nanoseconds.
-    stall: Option<(u64, u64)>,
 }
 
 impl Watch {
@@ -129,8 +100,11 @@ impl Watch {
             _ => Some(Rates { length_ns, ..Rates::default() }),
         };
         let least = least_pages(memory.map_or(0, |memory| memory.total), self.page_size);
-        let swap_state =
-            rates.map_or(SwapState::Unknown, |rates| self.states.advance(rates, least));
+        let reclaims = counters.as_ref().zip(self.last.as_ref());
+        let reclaims = reclaims.is_none_or(|(now, before)| now.reclaims > before.reclaims);
+        let swap_state = rates.map_or(SwapState::Unknown, |rates| {
+            self.states.advance(self.without_limits(rates, reclaims), least)
+        });
         let allocated = counters.as_ref().zip(self.last.as_ref()).filter(|_| !is_first);
         let allocated =
             allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
@@ -161,6 +135,26 @@ impl Watch {
             stall: vms.chain(stalled).reduce(f64::max),
             io_wait: (all > 0).then(|| waited as f64 / all as f64),
             available: shared.available,
+        }
+    }
+
+    /// What of the host's swapping makes its state. A VM that is at a limit of its own swaps
+    /// however much the host has: as long as that is the case and the host is not short itself,
+    /// what counts is the swapping of the other VMs.
+    fn without_limits(&self, host: Rates, reclaims: bool) -> Rates {
+        let is_short = reclaims && is_tight(&host) != Some(false);
+        if is_short || !self.vms.values().any(WatchedVm::is_at_limit) {
+            return host;
+        }
+        let others = || {
+            let others = self.vms.values().filter(|vm| !vm.is_at_limit());
+            others.filter_map(|vm| vm.now.rates)
+        };
+        Rates {
+            swapped_in: others().map(|rates| rates.swapped_in).sum(),
+            swapped_out: others().map(|rates| rates.swapped_out).sum(),
+            stall: others().filter_map(|rates| rates.stall).reduce(f64::max).or(Some(0.0)),
+            ..host
         }
     }
 
@@ -195,118 +189,50 @@ impl Watch {
     }
 }
 
-/// What is the same for every VM at a look.
-#[derive(Clone, Copy)]
-struct Shared {
-    length_ns: u64,
-    available: Option<f64>,
-    is_first: bool,
-    page_size: u64,
-}
-
-impl Shared {
-    fn a_second(self, count: u64) -> f64 {
-        count as f64 * 1e9 / self.length_ns as f64
-    }
-}
-
-impl Since {
-    fn add(&mut self, vm: &VmInterval, for_host: ForHost) {
-        let count = |metric| vm.latencies(metric).map_or(0, |latencies| latencies.count());
-        self.swapins += count(Metric::Swapin);
-        self.majors += count(Metric::FaultMajor);
-        self.reclaims += count(Metric::Reclaim);
-        self.swapped_out += for_host.swapped_out;
-        if let Some(stall) = vm.stall {
-            let (waited, vcpus) = self.stall.get_or_insert_default();
-            *waited += stall.memory_ns();
-            *vcpus += stall.vcpu_ns;
-        }
-    }
-
-    fn stall(&self) -> Option<f64> {
-        let (waited, vcpus) = self.stall.filter(|(_, vcpus)| *vcpus > 0)?;
-        Some(waited as f64 / vcpus as f64)
-    }
-}
-
-impl WatchedVm {
-    /// Looks for the cgroup that is the VM's alone.
-    fn check(&mut self, proc: &std::path::Path, hierarchy: Option<&Hierarchy>, of: &Vm) {
-        let own = || {
-            let found = hierarchy?.memory_cgroup(of.cgroup.as_deref()?)?;
-            let counters = found.read().ok()?;
-            found.is_of(proc, of.id.pid, &counters).then_some(found)
-        };
-        let own = own();
-        self.is_checked = true;
-        self.now.limit = own.as_ref().and_then(|own| own.limit(proc, of.id.pid));
-        if own != self.cgroup {
-            (self.cgroup, self.last) = (own, None);
-        }
-    }
-
-    fn look(&mut self, vm: &Vm, sees_swapins: bool, sees_swapouts: bool, shared: Shared) {
-        let since = std::mem::take(&mut self.since);
-        let now = self.cgroup.as_ref().and_then(|cgroup| cgroup.read().ok());
-        let before = std::mem::replace(&mut self.last, now.clone());
-        let grown = now.as_ref().zip(before.as_ref());
-        let of = |field: fn(&CgroupCounters) -> Option<u64>| {
-            let (now, before) = grown?;
-            Some(field(now)?.saturating_sub(field(before)?))
-        };
-        let majors = of(|counters| counters.major_faults);
-        let (swapped_in, swapped_in_by) = if vm.backing() == Some(Backing::File)
-            && let Some((majors, files)) = majors.zip(of(|counters| counters.refaulted_files))
-        {
-            (majors + files, SwappedIn::CgroupFiles)
-        } else if let Some(pages) = of(|counters| counters.swapped_in) {
-            (pages, SwappedIn::Cgroup)
-        } else if let Some(majors) = majors {
-            (majors, SwappedIn::CgroupMajors)
-        } else if sees_swapins {
-            (since.swapins, SwappedIn::Swapins)
-        } else {
-            (since.majors, SwappedIn::Majors)
-        };
-        let swapped_out = match (of(|counters| counters.swapped_out), grown) {
-            (Some(pages), _) => Some((pages, SwappedOut::Cgroup)),
-            (None, Some(_)) if sees_swapouts => Some((since.swapped_out, SwappedOut::Tracepoint)),
-            (None, _) => None,
-        };
-        self.sources = SwapSources {
-            swapped_in: Some(swapped_in_by),
-            swapped_out: swapped_out.map(|(_, by)| by),
-        };
-        if shared.is_first {
-            return;
-        }
-        let by_pressure = grown
-            .and_then(|(now, before)| stalled(now.stalled_us, before.stalled_us, shared.length_ns));
-        let swaps = swapped_in > 0 || swapped_out.is_some_and(|(pages, _)| pages > 0);
-        // Of a VM whose memory is a file, what comes back is read from that.
-        let reads = vm.backing() == Some(Backing::File) && since.majors > 0;
-        let is_short = swaps || reads || since.reclaims > 0;
-        let rates = Rates {
-            length_ns: shared.length_ns,
-            swapped_in: Some(shared.a_second(swapped_in)),
-            swapped_out: swapped_out.map(|(pages, _)| shared.a_second(pages)),
-            stall: waited(by_pressure, since.stall(), is_short),
-            io_wait: None,
-            available: shared.available,
-        };
-        let least = least_pages(vm.memory_bytes.unwrap_or(0), shared.page_size);
-        self.reads = rates.swapped_in.is_some_and(|pages| pages >= least);
-        self.now.state = self.states.advance(rates, least);
-        self.now.rates = Some(rates);
-    }
-}
-
-fn stalled(now_us: Option<u64>, before_us: Option<u64>, length_ns: u64) -> Option<f64> {
-    let (now, before) = now_us.zip(before_us)?;
-    Some((now.saturating_sub(before) as f64 * 1e3 / length_ns as f64).min(1.0))
-}
-
 fn share_available(memory: Memory) -> Option<f64> {
     memory.available.map(|available| available as f64 / memory.total as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::watched_vm::LIMIT_NS;
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    fn rates(swapped: f64, stall: f64) -> Rates {
+        Rates {
+            length_ns: SECOND_NS,
+            swapped_in: Some(swapped),
+            swapped_out: Some(swapped),
+            stall: Some(stall),
+            io_wait: Some(0.0),
+            available: Some(0.8),
+        }
+    }
+
+    fn set(watch: &mut Watch, index: usize, since_limit_ns: Option<u64>, rates: Rates) {
+        let vm = watch.vms.entry(index).or_default();
+        (vm.since_limit_ns, vm.now.rates) = (since_limit_ns, Some(rates));
+    }
+
+    #[test]
+    fn a_vm_at_its_own_limit_is_not_the_hosts_shortage() {
+        let mut watch = Watch::new("/nowhere", "/nowhere", true, true);
+        let host = rates(5_000.0, 0.7);
+        set(&mut watch, 0, None, rates(20.0, 0.01));
+        assert_eq!(watch.without_limits(host, false), host, "nobody has a limit");
+        set(&mut watch, 1, Some(0), rates(4_900.0, 0.7));
+        assert_eq!(watch.without_limits(host, false), rates(20.0, 0.01));
+        // Files are dropped all the time where they fill what is free.
+        assert_eq!(watch.without_limits(host, true), rates(20.0, 0.01));
+        let tight = Rates { available: Some(0.05), ..host };
+        assert_eq!(watch.without_limits(tight, true), tight, "the host is short as well");
+        let unknown = Rates { available: None, ..host };
+        assert_eq!(watch.without_limits(unknown, true), unknown);
+        watch.vms.remove(&0);
+        assert_eq!(watch.without_limits(host, false), rates(0.0, 0.0));
+        set(&mut watch, 1, Some(LIMIT_NS), rates(4_900.0, 0.7));
+        assert_eq!(watch.without_limits(host, false), host, "that was long ago");
+    }
 }

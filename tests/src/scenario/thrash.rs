@@ -95,7 +95,8 @@ fn print(steps: &[Step]) {
 fn verdict(folder: &Path, cliff: u64) -> Result<()> {
     print_report(folder)?;
     let summary = json(folder, "summary.json")?;
-    ensure!(summary["host"]["swap"]["worst"] == "thrashing", "{:#}", summary["host"]);
+    // The limit is their own; the host has enough.
+    ensure!(summary["host"]["swap"]["worst"] == "healthy", "{:#}", summary["host"]);
     let judged = summary["objectives"].as_array().context("no objectives")?;
     for (percent, judged) in STEPS.iter().zip(judged) {
         ensure!(judged["vm"] == format!("db-{percent}"), "{judged:#}");
@@ -107,6 +108,10 @@ fn verdict(folder: &Path, cliff: u64) -> Result<()> {
         let percent: u64 = name.trim_start_matches("db-").parse()?;
         let majors = crate::results::figure(vm, "fault.major", "count")?;
         ensure!(percent < cliff || majors > 10_000, "{name} does not swap: {vm:#}");
+        // Thrashing takes longer to tell than a step lasts.
+        let is_worse =
+            ["pressure", "thrashing"].contains(&vm["swap"]["worst"].as_str().unwrap_or(""));
+        ensure!(percent < cliff || is_worse, "{vm:#}");
     }
     Ok(())
 }
