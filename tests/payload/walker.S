@@ -9,6 +9,8 @@
 # never zero and always dirty. A pass ends with a dot on the serial line.
 
     .set READY, 0x40                    # vector of "your page is there"
+    .set TICK, 0x51                     # of a higher class, so that READY does not hold it back
+    .set TICK_NS, 100000000             # KVM's local APIC counts nanoseconds
 
 # Instructions between two pages: in an emulated host, whose clock counts instructions, a page
 # costs as much of the machine's time as hundreds of them.
@@ -71,6 +73,9 @@ every:
     movl $idt + READY * 8, %edi
     movl $ready, %eax
     call set_gate
+    movl $idt + TICK * 8, %edi          # looks again at times: in an emulated host
+    movl $ready, %eax                   # a guest was seen to halt for good
+    call set_gate
     movl $pages, %edi                   # paging, or it would not be told: all as it is
     movl $0x83, %eax                    # present, writable, 4 MiB
 map:
@@ -86,6 +91,9 @@ map:
     orl $0x80000000, %eax               # CR0.PG
     movl %eax, %cr0
     movl $0x1ff, 0xfee000f0             # the local APIC takes interrupts
+    movl $0xb, 0xfee003e0               # and ticks: not divided, periodic
+    movl $0x20000 + TICK, 0xfee00320
+    movl $TICK_NS, 0xfee00380
     movl $0x4b564d06, %ecx              # MSR_KVM_ASYNC_PF_INT
     movl $READY, %eax
     xorl %edx, %edx
