@@ -5,11 +5,12 @@ use anyhow::{Result, ensure};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Output};
 use testbed::host::Setting;
 use testbed::overcommit;
 use testbed::qemu::{Config, Vm};
-use testbed::results::run;
+use testbed::results::{json, run};
 
 pub(crate) const TESTS: Tests = &[
     ("another_user_is_told_what_to_type", not_root),
@@ -22,6 +23,7 @@ pub(crate) const TESTS: Tests = &[
     ("a_refused_backend_comes_with_the_kernels_reason", refused_backend),
     ("what_is_no_recording_is_said_to_be_none", no_recording),
     ("list_and_check_tell_the_truth", list_and_check),
+    ("an_option_without_effect_is_told", not_followed),
 ];
 
 /// Fails unless it ended with that code and said that.
@@ -75,7 +77,7 @@ fn blind() -> Result<()> {
 fn unknown_vm() -> Result<()> {
     let _guest = Vm::start(&Config::new("known", 16))?;
     let output = run(["record", "--vm", "unknown", "--out", "/nonexistent/x"])?;
-    expect(&output, 1, "no VM is called unknown; there are known.")?;
+    expect(&output, 1, "no VM is named unknown; there are known.")?;
     // A glob may match later; where nothing did, that is no success.
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("run").to_string_lossy().into_owned();
@@ -84,6 +86,25 @@ fn unknown_vm() -> Result<()> {
     ensure!(said.contains("no VM matching unknown* ran"), "{output:?}");
     ensure!(output.status.code() == Some(4), "{output:?}");
     ensure!(run(["report", &folder])?.status.code() == Some(4));
+    Ok(())
+}
+
+/// An option that cannot be followed is said to be so, with the VM, and stands in run.json.
+fn not_followed() -> Result<()> {
+    let _guest = Vm::start(&Config::new("plain", 16))?;
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("run").to_string_lossy().into_owned();
+    let monitors = ["nobody=/run/x", "plain=/nonexistent"].map(|of| format!("--monitor={of}"));
+    let [nobody, plain] = &monitors;
+    let time = "--duration=3s";
+    let output = run(["record", "--guest-stats", nobody, plain, time, "--out", &folder])?;
+    expect(&output, 0, "--monitor nobody=/run/x: no VM matches yet")?;
+    expect(&output, 0, "--monitor plain=/nonexistent: there is no such socket for plain")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.contains("plain: --guest-stats had no effect: "), "{said}");
+    let options = &json(Path::new(&folder), "run.json")?["options"];
+    ensure!(options["guest_stats"] == true && options["working_set"] == "auto", "{options:#}");
+    ensure!(options["monitor"][0] == "nobody=/run/x", "{options:#}");
     Ok(())
 }
 
@@ -125,6 +146,13 @@ fn refused_backend() -> Result<()> {
         let output = run(["record", "--backend", name, "--duration", "1s"])?;
         expect(&output, 1, reason)?;
         expect(&output, 1, "use --backend auto")?;
+    }
+    for source in check["working_sets"].as_array().into_iter().flatten() {
+        let name = source["source"].as_str().unwrap_or_default();
+        if let Some(reason) = source["refused"].as_str() {
+            let output = run(["record", "--working-set", name, "--duration", "1s"])?;
+            expect(&output, 1, &format!("--working-set {name}: {reason}; use --working-set auto"))?;
+        }
     }
     Ok(())
 }

@@ -102,7 +102,7 @@ fn marks() -> Result<()> {
     };
     for mark in ["steady", "end"] {
         await_more()?;
-        ensure!(run(["mark", &text, mark])?.status.success());
+        expect(&run(["mark", &text, mark])?, 0, &format!("marked {mark:?}, "))?;
     }
     await_more()?;
     expect(&run(["mark", &text, "two\nlines"])?, 1, "more than one line")?;

@@ -1,6 +1,7 @@
 //! `overcommit mark`
 
 use crate::kernel::clock;
+use crate::terminal::say;
 use anyhow::{Context, Result, ensure};
 use overcommit_recording::recording::folder::MARKS;
 use overcommit_recording::recording::run_file;
@@ -24,11 +25,23 @@ pub struct Args {
 /// The recording does not run, or the file cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let dir = &args.dir;
-    let runs = run_file::is_recording(&run_file::read(dir)?);
-    ensure!(runs, "{} is not being recorded any more: marks are made meanwhile", dir.display());
-    let line = span::line(clock::now()?.realtime_ns / 1_000, &args.text)?;
+    let run = run_file::read(dir)?;
+    ensure!(
+        run_file::is_recording(&run),
+        "{} is not being recorded any more; marks can only be added while it is",
+        dir.display()
+    );
+    let now = clock::now()?;
+    let line = span::line(now.realtime_ns / 1_000, &args.text)?;
     // In one piece: others may mark too.
     let mut file = Folder::open(dir).append(MARKS)?;
     file.write_all(&line).with_context(|| format!("cannot write {MARKS}"))?;
+    let since_ns = now.boottime_ns.saturating_sub(run.clocks.start.boottime_ns);
+    say(&format!(
+        "overcommit: marked {:?}, {:.1} s into {}",
+        args.text,
+        since_ns as f64 / 1e9,
+        dir.display()
+    ));
     Ok(ExitCode::SUCCESS)
 }

@@ -10,13 +10,14 @@ pub mod record;
 pub mod report;
 
 use crate::host::survey::Options as HostOptions;
-use crate::host::working_set::Wanted;
+use crate::host::working_set::{Capabilities, Wanted};
 use crate::kernel::{self, capability};
 use crate::vm::Discovery;
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 use overcommit_recording::model::pattern::Pattern;
+use overcommit_recording::model::vm::Vm;
 use overcommit_recording::recording::{Folder, Span};
 use overcommit_recording::slo::{Objective, config};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,11 @@ pub const FAILED: u8 = 1;
 #[command(name = "overcommit", version, about, max_term_width = 100)]
 #[command(long_about = "Records the page-fault and swap latency that this host injects into each \
     of its KVM/QEMU virtual machines.\n\nRun it as root on the host, during a load test.")]
+#[command(after_help = "Examples:
+  overcommit check                             what can this host record?
+  overcommit record --duration 5m --out before record every VM for five minutes
+  overcommit report before                     print its verdict again
+  overcommit compare before after              is a difference real?")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,21 +43,21 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Record the latency of each VM's faults into files
+    /// Record the latency of each VM's page faults and swap-ins into files
     Record(record::Args),
-    /// Print a recording, also one that was cut off
+    /// Print the verdict and figures of a recording, even one that was cut off
     Report(report::Args),
     /// Compare two recordings, and say whether a difference is real
     Compare(compare::Args),
     /// Record two commands alternately, several times, and compare them
     Ab(ab::Args),
-    /// Write one file a VM and metric of a recording
+    /// Write one file per VM and metric of a recording
     Export(export::Args),
-    /// Note in a running recording that something begins
+    /// Note in a running recording that a phase of the load begins
     Mark(mark::Args),
-    /// List the VMs of this host, and how each was named
+    /// List the VMs that run on this host
     List(list::Args),
-    /// Say what this host can give, and what is missing for more
+    /// Say what can be recorded on this host, and what is missing for more
     Check(check::Args),
 }
 
@@ -74,15 +80,22 @@ impl Cli {
     }
 }
 
-/// Options that say what VMs shall have.
+/// Headings of the options in help: which VMs, for how long, into which files.
+const WHICH: &str = "Which VMs";
+const WHEN: &str = "When";
+const WHERE: &str = "Output";
+const JUDGE: &str = "Objectives";
+const DEPTH: &str = "What to measure";
+
+/// Options that say what VMs must meet.
 #[derive(Debug, clap::Args)]
 struct ObjectiveArgs {
-    /// What VMs shall have: [VM:]METRIC:QUANTILE<DURATION, as fault.major:p99<2ms, or
+    /// What VMs must meet: [VM:]METRIC:QUANTILE<DURATION, such as fault.major:p99<2ms, or
     /// [VM:]stall.share<PERCENT%; VM is as in --vm; may be repeated
-    #[arg(long, value_name = "OBJECTIVE", value_parser = parse_objective)]
+    #[arg(long, help_heading = JUDGE, value_name = "OBJECTIVE", value_parser = parse_objective)]
     slo: Vec<Objective>,
     /// More of them, from a TOML file: slo = ["OBJECTIVE", ...]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = JUDGE, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
@@ -105,17 +118,40 @@ fn parse_objective(text: &str) -> Result<Objective, String> {
 struct HostArgs {
     /// Ask the VMs of a pattern by the QMP monitor at that socket, before their own; may
     /// be repeated
-    #[arg(long, value_name = "PATTERN=SOCKET", value_parser = parse_monitor)]
+    #[arg(long, help_heading = DEPTH, value_name = "PATTERN=SOCKET", value_parser = parse_monitor)]
     monitor: Vec<(Pattern, PathBuf)>,
     /// Have guests with a balloon report their own view of memory, every 2 s, until the end
-    #[arg(long)]
+    #[arg(long, help_heading = DEPTH)]
     guest_stats: bool,
     /// What to measure working sets with
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, help_heading = DEPTH, value_enum, default_value_t)]
     working_set: Wanted,
 }
 
 impl HostArgs {
+    /// Fails if what shall measure working sets cannot be used on this host.
+    fn require_working_set(&self, mglru_sees_guests: bool) -> Result<()> {
+        let wanted = self.working_set;
+        let can = Capabilities::probe(Path::new("/sys"), wanted, mglru_sees_guests);
+        if let Err(why) = can.can(wanted) {
+            bail!("--working-set {}: {why}; use --working-set auto", spelled(wanted));
+        }
+        Ok(())
+    }
+
+    /// What of the monitors cannot be followed as yet, of the VMs that run.
+    fn doubts(&self, vms: &[Vm]) -> Vec<String> {
+        let doubt = |(pattern, socket): &(Pattern, PathBuf)| {
+            let option = format!("--monitor {pattern}={}", socket.display());
+            let Some(vm) = vms.iter().find(|vm| pattern.matches(vm)) else {
+                return Some(format!("{option}: no VM matches yet"));
+            };
+            let is_there = socket.exists();
+            (!is_there).then(|| format!("{option}: there is no such socket for {}", vm.name))
+        };
+        self.monitor.iter().filter_map(doubt).collect()
+    }
+
     fn read(&self, mglru_sees_guests: bool) -> HostOptions {
         HostOptions {
             monitors: self.monitor.clone(),
@@ -129,6 +165,11 @@ impl HostArgs {
 fn parse_monitor(text: &str) -> Result<(Pattern, PathBuf)> {
     let (pattern, path) = text.split_once('=').context("a monitor is PATTERN=SOCKET")?;
     Ok((Pattern::parse(pattern)?, PathBuf::from(path)))
+}
+
+/// A value as on the command line.
+fn spelled(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// Options that choose a part of a recording; by default all of it.

@@ -1,8 +1,8 @@
 //! `overcommit record`
 
 use crate::commands::{
-    FAILED, HostArgs, ObjectiveArgs, default_out, require_hosts_pids, require_readable,
-    require_root, signalled,
+    DEPTH, FAILED, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, default_out, require_hosts_pids,
+    require_readable, require_root, signalled, spelled,
 };
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
@@ -36,55 +36,59 @@ use std::time::Duration;
 
 /// Options of `record`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  overcommit record --duration 5m
+  overcommit record --vm 'web-*' --slo 'fault.major:p99<2ms' --duration 10m --out run-1
+  overcommit record --out run-2 --label build=417 -- k6 run load.js")]
 pub struct Args {
     /// How long to record; until Ctrl-C or the end of COMMAND if not given
-    #[arg(long, value_name = "D", value_parser = parse_positive_duration)]
+    #[arg(long, help_heading = WHEN, value_name = "D", value_parser = parse_positive_duration)]
     duration: Option<Duration>,
     /// Length of an interval, 10ms to 1h
-    #[arg(long, value_name = "D", default_value = "1s", value_parser = parse_interval)]
+    #[arg(long, help_heading = WHEN, value_name = "D", default_value = "1s", value_parser = parse_interval)]
     interval: Duration,
     /// Leave out the first D, while the load warms up
-    #[arg(long, value_name = "D", default_value = "0s", value_parser = parse_duration)]
+    #[arg(long, help_heading = WHEN, value_name = "D", default_value = "0s", value_parser = parse_duration)]
     delay: Duration,
     /// Folder for the recording, new or empty [default: overcommit-HOST-TIME]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = WHERE, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Only VMs of this name or uuid, or of a glob over either; may be repeated
-    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
+    #[arg(long, help_heading = WHICH, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,
     /// Wait until every VM named by --vm runs
-    #[arg(long)]
+    #[arg(long, help_heading = WHICH)]
     wait: bool,
     /// Only this process, whatever it is; may be repeated
-    #[arg(short, long, value_name = "PID")]
+    #[arg(short, long, help_heading = WHICH, value_name = "PID")]
     pid: Vec<i32>,
     /// Where to see faults
-    #[arg(long, default_value = "auto")]
+    #[arg(long, help_heading = DEPTH, default_value = "auto")]
     backend: Wanted,
     #[command(flatten)]
     objectives: ObjectiveArgs,
     /// Write each fault of at least D to slow-faults.csv; sees sleep, as --causes does
-    #[arg(long, value_name = "D", value_parser = parse_duration)]
+    #[arg(long, help_heading = DEPTH, value_name = "D", value_parser = parse_duration)]
     slow_faults: Option<Duration>,
     /// Also see sleep inside faults: a program at each switch of the host's threads
-    #[arg(long)]
+    #[arg(long, help_heading = DEPTH)]
     causes: bool,
     #[command(flatten)]
     host: HostArgs,
     /// Note a fact about the run; may be repeated
-    #[arg(long, value_name = "K=V", value_parser = parse_label)]
+    #[arg(long, help_heading = WHERE, value_name = "K=V", value_parser = parse_label)]
     label: Vec<(String, String)>,
     /// Write this file when counting has begun; it holds the recording's folder
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = WHERE, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Print the summary as JSON
-    #[arg(long)]
+    #[arg(long, help_heading = WHERE)]
     json: bool,
     /// Print nothing but errors
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = WHERE)]
     quiet: bool,
     /// Print what the eBPF programs decide
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = WHERE)]
     verbose: bool,
     /// Do without a function of the kernel, as on one that does not have it
     #[arg(long, value_name = "FUNCTION", hide = true)]
@@ -127,6 +131,7 @@ async fn record(args: Args) -> Result<ExitCode> {
         Err(signal) => return Ok(signalled(signal)),
     };
     let kernel = Kernel::read().context("no backend works here")?;
+    args.host.require_working_set(kernel.layout.mglru_sees_guests())?;
     let decision = choose(&kernel, args.backend)?;
     let folder = Folder::create(&out(&args)?, Owner::behind_sudo())?;
     let mut want = Want::new(&selection, vms);
@@ -247,7 +252,7 @@ async fn find(
         if let Some(pattern) = exact.first()
             && !args.wait
         {
-            bail!("no VM is called {pattern}; {} Give --wait to wait for it", running(&vms));
+            bail!("no VM is named {pattern}; {} Give --wait to wait for it", running(&vms));
         }
         if !args.quiet && !told {
             for pattern in &globs {
@@ -258,8 +263,11 @@ async fn find(
             if vms.is_empty() && args.vm.is_empty() && args.pid.is_empty() {
                 say("overcommit: no VM runs yet; those that start will be recorded");
             }
+            for doubt in args.host.doubts(&vms) {
+                say(&format!("overcommit: {doubt}"));
+            }
             if let Some(pattern) = exact.first() {
-                say(&format!("overcommit: waiting for a VM called {pattern}"));
+                say(&format!("overcommit: waiting for a VM named {pattern}; Ctrl-C ends it"));
             }
             told = true;
         }
@@ -313,6 +321,15 @@ fn options(args: &Args, objectives: &[Objective]) -> Options {
         slo: objectives.iter().map(Objective::to_string).collect(),
         labels: BTreeMap::from_iter(args.label.iter().cloned()),
         command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        config: args.objectives.config.as_ref().map(|file| file.display().to_string()),
+        monitor: args
+            .host
+            .monitor
+            .iter()
+            .map(|(of, at)| format!("{of}={}", at.display()))
+            .collect(),
+        guest_stats: args.host.guest_stats,
+        working_set: spelled(args.host.working_set),
     }
 }
 

@@ -16,6 +16,9 @@ pub struct Args {
     /// How to print it
     #[arg(long, default_value = "text")]
     format: Format,
+    /// Print it as JSON, as --format json does
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
     /// Print every metric of every VM
     #[arg(short, long)]
     verbose: bool,
@@ -37,7 +40,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // Before marks are looked for in it.
     run_file::read(folder.path())?;
     let view = View {
-        format: args.format,
+        format: if args.json { Format::Json } else { args.format },
         is_full: args.verbose,
         span: args.span.read(&folder)?,
         objectives: args.objectives.read()?,

@@ -115,6 +115,18 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// The command that was run.
     pub command: Vec<String>,
+    /// `--config`
+    #[serde(default)]
+    pub config: Option<String>,
+    /// `--monitor`, each as it was given.
+    #[serde(default)]
+    pub monitor: Vec<String>,
+    /// `--guest-stats`
+    #[serde(default)]
+    pub guest_stats: bool,
+    /// `--working-set`
+    #[serde(default)]
+    pub working_set: String,
 }
 
 /// See [`Run::backend`].

@@ -82,6 +82,10 @@ fn run_file() -> Run {
             slo: vec!["fault.major:p99<2ms".to_owned(), "stall.share<90%".to_owned()],
             labels: [("build".to_owned(), "7".to_owned())].into(),
             command: vec!["./load".to_owned()],
+            config: Some("objectives.toml".to_owned()),
+            monitor: vec!["web-*=/run/web.qmp".to_owned()],
+            guest_stats: true,
+            working_set: "damon".to_owned(),
         },
         backend: BackendChoice {
             name: "fentry".to_owned(),

@@ -45,6 +45,7 @@ pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
         }
     }
     not_counted(&mut text, run);
+    not_followed(&mut text, run, summary);
     text
 }
 
@@ -278,6 +279,23 @@ fn not_counted(text: &mut String, run: &Run) {
     if run.not_counted.vms_without_slot > 0 {
         let count = run.not_counted.vms_without_slot;
         let _ = writeln!(text, "{count} VMs were not recorded: every slot was taken.");
+    }
+}
+
+/// Options that could not be followed for a VM.
+fn not_followed(text: &mut String, run: &Run, summary: &Summary) {
+    for vm in summary.seen() {
+        let Some(of) = run.vms.iter().find(|of| of.vm_id == vm.vm_id) else { continue };
+        let name = shown_name(summary, vm);
+        if run.options.guest_stats && vm.memory.guest_available_bytes.is_none() {
+            let why = of.balloon_unknown.as_deref().unwrap_or("its guest did not report");
+            let _ = writeln!(text, "{name}: --guest-stats had no effect: {why}.");
+        }
+        let working_set = &run.options.working_set;
+        let is_exact = !["", "auto", "bounds"].contains(&working_set.as_str());
+        if let Some(why) = of.working_set_unknown.as_ref().filter(|_| is_exact) {
+            let _ = writeln!(text, "{name}: --working-set {working_set} had no effect: {why}.");
+        }
     }
 }
 

@@ -74,6 +74,18 @@ impl Capabilities {
             mglru: said(mglru::check(sys, mglru_sees_guests)),
         }
     }
+
+    /// Whether what is wanted can be used on this host, for whichever VM.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn can(&self, wanted: Wanted) -> Result<(), &str> {
+        match wanted {
+            Wanted::Damon => self.damon.as_ref().map(|&()| ()).map_err(String::as_str),
+            Wanted::Mglru => self.mglru.as_ref().map(|&()| ()).map_err(String::as_str),
+            Wanted::Auto | Wanted::ClearRefs | Wanted::Bounds => Ok(()),
+        }
+    }
 }
 
 /// What to measure a VM with; why with nothing.
