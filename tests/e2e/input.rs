@@ -1,7 +1,7 @@
 //! Bad input gets a clear error, and nothing is lost.
 
 use crate::Tests;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -170,13 +170,25 @@ fn no_recording() -> Result<()> {
 fn list_and_check() -> Result<()> {
     let guest = Vm::start(&Config { vcpus: 2, ..Config::new("a,b", 64) })?;
     let list: serde_json::Value = serde_json::from_slice(&run(["list", "--json"])?.stdout)?;
-    let entry = &list[0];
+    let entry = &list["vms"][0];
+    ensure!(list["schema"] == "overcommit.list/1", "{list:#}");
     ensure!(entry["name"] == "a,b" && entry["pid"] == guest.pid(), "{list:#}");
     ensure!(entry["vm_id"] == guest.id()?, "{list:#}");
     ensure!(entry["vcpus"] == 2 && entry["memory_bytes"] == (128u64 << 20), "{list:#}");
     ensure!(entry["backing"] == "anonymous", "{list:#}");
+    ensure!(entry["resident_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{list:#}");
     ensure!(entry["accelerator"] == Config::new("", 1).accel, "{list:#}");
     let check: serde_json::Value = serde_json::from_slice(&run(["check", "--json"])?.stdout)?;
+    let code = match check["reach"].as_str() {
+        Some("full") => 0,
+        Some("part") => 4,
+        reach => bail!("a VM can be recorded here, and check says {reach:?}"),
+    };
+    let text = run(["check"])?;
+    expect(&text, code, "")?;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    ensure!(text.starts_with("This host can be recorded in "), "{text}");
+    ensure!((code == 0) != text.contains("Not seen"), "{text}");
     let tried = check["programs"].as_array().map_or(0, Vec::len);
     ensure!(tried == 9, "{tried} kinds of program were tried: {check:#}");
     let is_absent = |entry: &&serde_json::Value| entry["coverage"] == "absent";

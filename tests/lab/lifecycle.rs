@@ -144,6 +144,11 @@ fn check(_dir: &Path) -> Result<()> {
         "auto {}, preemption {}, hooks {}",
         report["auto"], report["preemption"], report["hooks"]
     );
+    // All of it on every kernel that the README names, but for working sets on 6.1.
+    let sources = report["working_sets"].as_array().context("no sources of working sets")?;
+    let is_measured = sources.iter().any(|source| source["refused"].is_null());
+    let (reach, code) = if is_measured { ("full", 0) } else { ("part", 4) };
+    ensure!(report["reach"] == reach && output.status.code() == Some(code), "{report:#}");
     let lazy = read("/sys/kernel/debug/sched/preempt")?.contains("(lazy)");
     // Trampolines miss calls where programs are preempted.
     ensure!(report["auto"] == if lazy { "kprobe" } else { "fentry" }, "{report:#}");

@@ -1,6 +1,6 @@
 //! `overcommit check`
 
-use crate::commands::require_root;
+use crate::commands::{FAILED, require_root};
 use crate::host::working_set::{Capabilities, Wanted as WantedSource};
 use crate::kernel::{self, capability};
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
@@ -10,19 +10,22 @@ use crate::probes::sight::Sight;
 use crate::probes::{Kernel, Probes, sight, tracefs};
 use crate::terminal::print;
 use anyhow::{Result, anyhow};
-use overcommit_recording::model::coverage::MetricCoverage;
+use overcommit_recording::model::coverage::{MetricCoverage, absent};
 use overcommit_recording::model::memory::Source;
 use overcommit_recording::model::run::HookState;
+use overcommit_recording::slo::judge::NOT_JUDGED;
+use overcommit_recording::view::verdict_text::WIDTH;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use textwrap::{Options, fill};
 
 /// Capabilities that matter, with their bit in /proc/PID/status and what for.
 const CAPABILITIES: [(&str, u32, &str); 5] = [
-    ("CAP_SYS_ADMIN", 21, "cgroups, tracefs"),
-    ("CAP_BPF", 39, "eBPF"),
-    ("CAP_PERFMON", 38, "kernel memory, perf events of all processes"),
+    ("CAP_SYS_ADMIN", capability::SYS_ADMIN, "cgroups, tracefs"),
+    ("CAP_BPF", capability::BPF, "eBPF"),
+    ("CAP_PERFMON", capability::PERFMON, "kernel memory, perf events of all processes"),
     ("CAP_SYS_PTRACE", capability::SYS_PTRACE, "other processes' descriptors and memory maps"),
     ("CAP_SYS_RESOURCE", 24, "not needed since Linux 5.11"),
 ];
@@ -33,11 +36,38 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Also print everything that was tried, and the coverage of each metric
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// How much of the VMs can be recorded on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Reach {
+    /// Every metric, and measured working sets.
+    Full,
+    /// Some metrics are absent, or working sets are bounds.
+    Part,
+    /// Nothing: no backend is allowed.
+    Nothing,
+}
+
+impl Reach {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Full => 0,
+            Self::Part => NOT_JUDGED,
+            Self::Nothing => FAILED,
+        }
+    }
 }
 
 /// All that `check` finds.
 #[derive(Serialize)]
 struct Report {
+    schema: &'static str,
+    reach: Reach,
     kernel: String,
     /// Why there is no usable BTF.
     btf_missing: Option<String>,
@@ -96,9 +126,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {
-        print(&text(&report))?;
+        print(&summary(&report))?;
+        print(&if args.verbose { details(&report) } else { NEXT.to_owned() })?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(report.reach.code()))
 }
 
 fn look() -> Result<Report> {
@@ -117,7 +148,17 @@ fn look() -> Result<Report> {
     let backends = Backend::ALL
         .map(|backend| BackendReport { backend, refused: refusal(&host, backend) })
         .into();
+    let coverage = sight::declared(&sight);
+    let working_sets =
+        working_sets(kernel.as_ref().is_ok_and(|kernel| kernel.layout.mglru_sees_guests()));
+    let reach = match auto {
+        None => Reach::Nothing,
+        Some(_) if absent(&coverage).is_empty() && is_measured(&working_sets) => Reach::Full,
+        Some(_) => Reach::Part,
+    };
     Ok(Report {
+        schema: "overcommit.check/1",
+        reach,
         kernel: kernel::release()?,
         layout_missing: layout.and_then(Result::err).map(|error| format!("{error:#}")),
         kvm: Kvm {
@@ -132,8 +173,8 @@ fn look() -> Result<Report> {
         auto,
         hooks: sight.hooks.clone(),
         preemption: host.preemption,
-        coverage: sight::declared(&sight),
-        working_sets: working_sets(kernel.is_ok_and(|kernel| kernel.layout.mglru_sees_guests())),
+        coverage,
+        working_sets,
     })
 }
 
@@ -143,6 +184,10 @@ fn working_sets(mglru_sees_guests: bool) -> [WorkingSetSource; 2] {
         .map(|(source, can)| WorkingSetSource { source, refused: can.err() })
 }
 
+fn is_measured(sources: &[WorkingSetSource]) -> bool {
+    sources.iter().any(|source| source.refused.is_none())
+}
+
 fn capabilities() -> Result<Vec<Capability>> {
     let held = capability::held()?;
     let capability =
@@ -150,9 +195,51 @@ fn capabilities() -> Result<Vec<Capability>> {
     Ok(CAPABILITIES.into_iter().map(capability).collect())
 }
 
-/// The report as people read it. Writing to a String cannot fail.
-fn text(report: &Report) -> String {
-    let mut out = String::new();
+/// How the summary ends.
+const NEXT: &str = "\nEverything that was tried: overcommit check -v\n";
+
+/// Whether this host can be recorded, what is not seen then, and why. Writing to a String cannot
+/// fail.
+fn summary(report: &Report) -> String {
+    let how = match report.reach {
+        Reach::Full => "can be recorded in full",
+        Reach::Part => "can be recorded in part",
+        Reach::Nothing => "cannot be recorded",
+    };
+    let by = report.auto.map_or_else(String::new, |backend| format!(", by backend {backend}"));
+    let mut out = format!("This host {how}{by} (Linux {}).\n", report.kernel);
+    let is_measured = is_measured(&report.working_sets);
+    let mut gaps: Vec<(String, &str)> = Vec::new();
+    if report.reach == Reach::Part {
+        let absent = absent(&report.coverage).into_iter();
+        gaps.extend(absent.map(|(reason, metrics)| (metrics.join(", "), reason)));
+        let bounds = ("measured working sets".to_owned(), "bounds are given instead");
+        gaps.extend((!is_measured).then_some(bounds));
+    }
+    list(&mut out, "Not seen", gaps);
+    let backends = report.backends.iter().map(|by| (by.backend.name(), by.refused.as_deref()));
+    let better = backends.take_while(|(_, refused)| refused.is_some());
+    let sources = report.working_sets.iter().filter(|_| !is_measured);
+    let sources = sources.map(|by| (by.source.name(), by.refused.as_deref()));
+    let refused = better.chain(sources).filter_map(|(name, why)| Some((name.to_owned(), why?)));
+    list(&mut out, "In the way", refused.collect());
+    out
+}
+
+/// Lines below a heading; nothing without any.
+fn list(out: &mut String, heading: &str, lines: Vec<(String, &str)>) {
+    if !lines.is_empty() {
+        let _ = writeln!(out, "\n{heading}");
+    }
+    for (about, text) in lines {
+        let options = Options::new(WIDTH).initial_indent("  ").subsequent_indent("    ");
+        let _ = writeln!(out, "{}", fill(&format!("{about}: {text}"), options));
+    }
+}
+
+/// All of the report as people read it. Writing to a String cannot fail.
+fn details(report: &Report) -> String {
+    let mut out = "\n".to_owned();
     let missing =
         |reason: &Option<String>| reason.as_ref().map_or("yes".to_owned(), |r| format!("no: {r}"));
     let _ = writeln!(out, "Kernel        {}", report.kernel);

@@ -1,12 +1,17 @@
 //! `overcommit list`
 
 use crate::commands::{require_hosts_pids, require_readable, require_root};
+use crate::host::memory_cgroup::Hierarchy;
+use crate::host::memory_use::{held, swapped};
 use crate::terminal::print;
 use crate::vm::Discovery;
 use anyhow::Result;
-use comfy_table::{ContentArrangement, Table, presets};
-use overcommit_recording::model::vm::Vm;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use overcommit_recording::format::text::readable_bytes;
+use overcommit_recording::model::vm::{Backing, NamedBy, Vm};
+use overcommit_recording::view::verdict_text::short;
 use serde::Serialize;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Options of `list`.
@@ -15,6 +20,16 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Also print uuid, memory cgroup, what backs the memory, and where the name came from
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct List<'a> {
+    schema: &'static str,
+    vms: &'a [Entry<'a>],
 }
 
 /// A VM as JSON.
@@ -22,15 +37,23 @@ pub struct Args {
 struct Entry<'a> {
     vm_id: String,
     name: String,
-    named_by: overcommit_recording::model::vm::NamedBy,
-    uuid: &'a Option<String>,
+    named_by: NamedBy,
+    uuid: Option<&'a str>,
     pid: i32,
     executable: &'a str,
     vcpus: Option<u32>,
     memory_bytes: Option<u64>,
-    backing: Option<overcommit_recording::model::vm::Backing>,
-    accelerator: &'a Option<String>,
-    cgroup: &'a Option<String>,
+    backing: Option<Backing>,
+    accelerator: Option<&'a str>,
+    cgroup: Option<&'a str>,
+    /// Whether its memory cgroup is its alone.
+    has_own_cgroup: bool,
+    /// What it holds in RAM, QEMU's own memory included.
+    resident_bytes: Option<u64>,
+    /// Its private memory on swap; empty where its memory is shared.
+    swapped_bytes: Option<u64>,
+    /// The least limit of its own memory cgroups.
+    limit_bytes: Option<u64>,
 }
 
 /// Prints the VMs that run.
@@ -43,68 +66,81 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut discovery = Discovery::new("/proc");
     let vms = discovery.scan()?;
     let readable = require_readable(&discovery);
+    let hierarchy = Hierarchy::find(Path::new("/proc"));
+    let entries: Vec<Entry<'_>> = vms.iter().map(|vm| entry(vm, hierarchy.as_ref())).collect();
     if args.json {
-        let entries: Vec<Entry<'_>> = vms.iter().map(entry).collect();
-        print(&format!("{}\n", serde_json::to_string_pretty(&entries)?))?;
-    } else if !vms.is_empty() {
-        print(&format!("{}\n", table(&vms).trim_fmt()))?;
+        let list = List { schema: "overcommit.list/1", vms: &entries };
+        print(&format!("{}\n", serde_json::to_string_pretty(&list)?))?;
+    } else if !entries.is_empty() {
+        print(&format!("{}\n", table(&entries, args.verbose).trim_fmt()))?;
     } else if readable.is_ok() {
         print("No VM runs on this host.\n")?;
     }
     readable.map(|()| ExitCode::SUCCESS)
 }
 
-fn entry(vm: &Vm) -> Entry<'_> {
+fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>) -> Entry<'a> {
+    let (proc, pid) = (Path::new("/proc"), vm.id.pid);
+    let own = hierarchy
+        .zip(vm.cgroup.as_deref())
+        .and_then(|(hierarchy, cgroup)| hierarchy.own(proc, pid, cgroup));
     Entry {
         vm_id: vm.id.to_string(),
         name: vm.name.to_string(),
         named_by: vm.named_by,
-        uuid: &vm.uuid,
-        pid: vm.id.pid,
+        uuid: vm.uuid.as_deref(),
+        pid,
         executable: &vm.executable,
         vcpus: vm.vcpus,
         memory_bytes: vm.memory_bytes,
         backing: vm.backing(),
-        accelerator: &vm.accelerator,
-        cgroup: &vm.cgroup,
+        accelerator: vm.accelerator.as_deref(),
+        cgroup: vm.cgroup.as_deref(),
+        has_own_cgroup: own.is_some(),
+        resident_bytes: held(proc, pid),
+        swapped_bytes: swapped(proc, pid).filter(|_| vm.backing() == Some(Backing::Anonymous)),
+        limit_bytes: own.and_then(|own| own.limit(proc, pid)).map(|limit| limit.bytes),
     }
 }
 
-fn table(vms: &[Vm]) -> Table {
+fn table(vms: &[Entry<'_>], is_full: bool) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header([
-        "VM",
-        "PID",
-        "VCPUS",
-        "MEMORY",
-        "BACKED BY",
-        "ACCEL",
-        "UUID",
-        "CGROUP",
-        "NAMED BY",
-    ]);
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let mut header = vec!["VM", "PID", "VCPUS", "MEMORY", "HELD", "SWAPPED", "LIMIT", "ACCEL"];
+    if is_full {
+        header.extend(["BACKED BY", "UUID", "CGROUP", "ITS OWN", "NAMED BY"]);
+    }
+    table.set_header(header);
     for vm in vms {
-        table.add_row([
-            vm.name.to_string(),
-            vm.id.pid.to_string(),
-            or_dash(vm.vcpus.map(|vcpus| vcpus.to_string())),
-            or_dash(vm.memory_bytes.map(mebibytes)),
-            or_dash(vm.backing().map(|backing| backing.to_string())),
-            or_dash(vm.accelerator.clone()),
-            or_dash(vm.uuid.clone()),
-            or_dash(vm.cgroup.clone()),
-            vm.named_by.describe().to_owned(),
-        ]);
+        let bytes = |bytes: Option<u64>| bytes.map_or_else(dash, readable_bytes);
+        let name = if is_full { vm.name.clone() } else { short(&vm.name) };
+        let mut row = vec![
+            name,
+            vm.pid.to_string(),
+            vm.vcpus.map_or_else(dash, |vcpus| vcpus.to_string()),
+            bytes(vm.memory_bytes),
+            bytes(vm.resident_bytes),
+            bytes(vm.swapped_bytes),
+            bytes(vm.limit_bytes),
+            vm.accelerator.map_or_else(dash, str::to_owned),
+        ];
+        if is_full {
+            row.extend([
+                vm.backing.map_or_else(dash, |backing| backing.to_string()),
+                vm.uuid.map_or_else(dash, str::to_owned),
+                vm.cgroup.map_or_else(dash, str::to_owned),
+                if vm.has_own_cgroup { "yes" } else { "no" }.to_owned(),
+                vm.named_by.describe().to_owned(),
+            ]);
+        }
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().filter(|column| (1..7).contains(&column.index)) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
 
-fn mebibytes(bytes: u64) -> String {
-    if bytes.is_multiple_of(1 << 30) {
-        format!("{} GiB", bytes >> 30)
-    } else {
-        format!("{} MiB", bytes >> 20)
-    }
+fn dash() -> String {
+    "-".to_owned()
 }

@@ -56,6 +56,13 @@ impl Hierarchy {
         one.map(of(Version::One)).or_else(|| two().map(of(Version::Two)))
     }
 
+    /// The memory cgroup that is one VM's own, if there is one: `pid` lies in `cgroup`.
+    pub fn own(&self, proc: &Path, pid: i32, cgroup: &str) -> Option<MemoryCgroup> {
+        let found = self.memory_cgroup(cgroup)?;
+        let counters = found.read().ok()?;
+        found.is_of(proc, pid, &counters).then_some(found)
+    }
+
     /// The memory cgroup of a process that lies in `cgroup`: the nearest that has the
     /// controller. `None` for the root, which is the host.
     pub fn memory_cgroup(&self, cgroup: &str) -> Option<MemoryCgroup> {

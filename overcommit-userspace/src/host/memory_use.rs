@@ -141,6 +141,12 @@ pub fn held(proc: &Path, pid: i32) -> Option<u64> {
     Some(status.vmrss? << 10)
 }
 
+/// Bytes of private memory that a process has on swap.
+pub fn swapped(proc: &Path, pid: i32) -> Option<u64> {
+    let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
+    Some(status.vmswap? << 10)
+}
+
 /// What is resident now of what was at the last walk, by what the process held then and now. A
 /// walk may be a minute old, and memory that a VM took since is no longer available.
 pub fn as_of_now(resident: u64, then: Option<u64>, now: Option<u64>) -> u64 {

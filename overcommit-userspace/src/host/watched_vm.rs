@@ -81,12 +81,9 @@ impl Since {
 impl WatchedVm {
     /// Looks for the cgroup that is the VM's alone.
     pub(super) fn check(&mut self, proc: &Path, hierarchy: Option<&Hierarchy>, of: &Vm) {
-        let own = || {
-            let found = hierarchy?.memory_cgroup(of.cgroup.as_deref()?)?;
-            let counters = found.read().ok()?;
-            found.is_of(proc, of.id.pid, &counters).then_some(found)
-        };
-        let own = own();
+        let own = hierarchy
+            .zip(of.cgroup.as_deref())
+            .and_then(|(hierarchy, cgroup)| hierarchy.own(proc, of.id.pid, cgroup));
         self.is_checked = true;
         let limit = own.as_ref().and_then(|own| own.limit(proc, of.id.pid));
         if limit != self.limit {

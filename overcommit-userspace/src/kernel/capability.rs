@@ -6,6 +6,13 @@ use procfs::process::Process;
 /// To look into other processes (include/uapi/linux/capability.h).
 pub const SYS_PTRACE: u32 = 19;
 
+/// For nearly everything.
+pub const SYS_ADMIN: u32 = 21;
+/// To load eBPF programs.
+pub const BPF: u32 = 39;
+/// For programs that read the kernel's memory, and events of all processes.
+pub const PERFMON: u32 = 38;
+
 /// Its effective capabilities, a bit each.
 ///
 /// # Errors

@@ -113,6 +113,7 @@ pub struct Decision {
 pub fn refusal(host: &HostProbe, backend: Backend) -> Option<String> {
     let refused = backend.needs().iter().find_map(|kind| Some((kind, host.refusal(*kind)?)));
     match refused {
+        Some((kind, reason)) if kind.name() == backend.name() => Some(reason.to_owned()),
         Some((kind, reason)) => Some(format!("{}: {reason}", kind.name())),
         None if backend == Backend::Kprobe => host.tracefs.clone(),
         None => None,
@@ -175,7 +176,7 @@ mod tests {
         let decision = decide(&host(&[Kind::Fexit, Kind::Kprobe]), Wanted::Auto).unwrap();
         assert_eq!(decision.backend, Backend::Perf);
         let reasons: Vec<&str> = decision.refused.iter().map(|r| r.reason.as_str()).collect();
-        assert_eq!(reasons, ["fexit: EPERM", "kprobe: EPERM"]);
+        assert_eq!(reasons, ["fexit: EPERM", "EPERM"]);
     }
 
     #[test]

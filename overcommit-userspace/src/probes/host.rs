@@ -1,8 +1,10 @@
 //! What does this kernel allow? Asked by trying, not by version.
 
+use crate::kernel::capability;
+use crate::probes::functions::open_tracepoint;
 use crate::probes::object::Sizes;
 use crate::probes::{Kernel, object, tracefs};
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{
     BtfTracePoint, FEntry, FExit, Iter, KProbe, PerfEvent, RawTracePoint, TracePoint,
@@ -12,6 +14,7 @@ use nix::errno::Errno;
 use serde::Serialize;
 use std::error::Error;
 use std::fs::{self, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd};
 
 /// The function that the function hooks are tried on.
 const FUNCTION: &str = "handle_mm_fault";
@@ -145,7 +148,10 @@ fn preemption() -> Option<String> {
 
 fn trials(kernel: &Kernel) -> Result<Vec<Trial>> {
     let mut ebpf = object::load(kernel, Sizes::TRIAL)?;
-    let mut attempt = |kind| attempt(&mut ebpf, kind, &kernel.btf).err().map(reason);
+    let mut attempt = |kind| {
+        let refused = attempt(&mut ebpf, kind, &kernel.btf).err();
+        refused.map(|error| reason(kind, &error))
+    };
     let trial = |kind| Trial { kind, refusal: attempt(kind) };
     Ok(Kind::ALL.into_iter().map(trial).collect())
 }
@@ -190,7 +196,9 @@ fn attempt(ebpf: &mut Ebpf, kind: Kind, btf: &Btf) -> Result<()> {
         Kind::Tracepoint => {
             let program: &mut TracePoint = program.try_into()?;
             program.load()?;
-            program.attach("sched", "sched_process_exec")?;
+            let root = tracefs::mount_point().context(tracefs::NOT_MOUNTED)?;
+            let id = tracefs::tracepoint_id(&root, "sched/sched_process_exec")?;
+            drop(open_tracepoint(id, program.fd()?.as_fd().as_raw_fd())?);
             program.unload()?;
         }
         Kind::RawTracepoint => {
@@ -215,14 +223,38 @@ fn attempt(ebpf: &mut Ebpf, kind: Kind, btf: &Btf) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's own reason: its error number where there is one.
-fn reason(error: anyhow::Error) -> String {
-    match error_number(&error) {
-        Some(Errno::EPERM) => {
-            "EPERM: the kernel does not permit it (lockdown, or a capability is missing)".to_owned()
+/// Why, in words: by the kernel's error number where there is one.
+fn reason(kind: Kind, error: &anyhow::Error) -> String {
+    let is_breakpoint = matches!(kind, Kind::Kprobe | Kind::Kretprobe);
+    match error_number(error) {
+        Some(Errno::EPERM) => not_permitted(),
+        // perf has no such source of events.
+        Some(Errno::ENOENT) if is_breakpoint => {
+            "this kernel has no kprobes (CONFIG_KPROBES)".into()
         }
         Some(errno) => format!("{errno:?}: {}", errno.desc()),
         None => format!("{error:#}").lines().next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// Who forbids it, of those that can be told.
+fn not_permitted() -> String {
+    let held = capability::held().unwrap_or(0);
+    let lacks = |bit| !capability::has(held, bit) && !capability::has(held, capability::SYS_ADMIN);
+    let needed = [("CAP_BPF", capability::BPF), ("CAP_PERFMON", capability::PERFMON)];
+    let missing: Vec<&str> =
+        needed.into_iter().filter(|(_, bit)| lacks(*bit)).map(|(name, _)| name).collect();
+    if !missing.is_empty() {
+        return format!("{} is missing", missing.join(" and "));
+    }
+    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    match lockdown.split(['[', ']']).nth(1) {
+        Some(mode) if mode != "none" => {
+            format!("EPERM: the kernel is locked down ({mode}), as with Secure Boot")
+        }
+        _ => "EPERM: the kernel forbids it, though no capability is missing: a security module, \
+              a seccomp filter, or a kernel that is restricted"
+            .to_owned(),
     }
 }
 

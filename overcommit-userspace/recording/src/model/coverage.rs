@@ -105,6 +105,21 @@ pub fn can_split_stalls(declared: &[MetricCoverage]) -> bool {
     coverage_of(declared, &MetricName::new(BACKING)) != Coverage::Absent
 }
 
+/// What could have been seen and was not: the metrics of each reason. Parts of a fault's time are
+/// told where they were seen.
+pub fn absent(coverage: &[MetricCoverage]) -> Vec<(&str, Vec<&str>)> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for entry in coverage.iter().filter(|entry| entry.coverage == Coverage::Absent) {
+        let is_part = MetricName::new(&entry.metric).is_in(FAULT_TIME);
+        let Some(reason) = entry.not_seen.first().filter(|_| !is_part) else { continue };
+        match reasons.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, metrics)) => metrics.push(&entry.metric),
+            None => reasons.push((reason, vec![&entry.metric])),
+        }
+    }
+    reasons
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

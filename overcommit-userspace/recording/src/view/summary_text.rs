@@ -2,8 +2,7 @@
 
 use crate::format::text::percent;
 use crate::format::text::readable;
-use crate::model::coverage::{Coverage, FAULT_TIME};
-use crate::model::metric::MetricName;
+use crate::model::coverage::{Coverage, absent};
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
 use crate::summary::verdict::{Fared, LEAST_TAKEN};
@@ -273,7 +272,7 @@ fn not_counted(text: &mut String, run: &Run) {
         let _ =
             writeln!(text, "The kernel skipped the programs {skipped} times, over all processes.");
     }
-    for (reason, families) in absent(run) {
+    for (reason, families) in absent(&run.coverage) {
         let _ = writeln!(text, "Absent: {}: {reason}.", families.join(", "));
     }
     if run.not_counted.vms_without_slot > 0 {
@@ -297,19 +296,4 @@ fn not_followed(text: &mut String, run: &Run, summary: &Summary) {
             let _ = writeln!(text, "{name}: --working-set {working_set} had no effect: {why}.");
         }
     }
-}
-
-/// What this recording could have had and has not, by reason.
-fn absent(run: &Run) -> Vec<(&str, Vec<&str>)> {
-    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-    for entry in run.coverage.iter().filter(|entry| entry.coverage == Coverage::Absent) {
-        // Parts are told where they were seen.
-        let is_part = MetricName::new(&entry.metric).is_in(FAULT_TIME);
-        let Some(reason) = entry.not_seen.first().filter(|_| !is_part) else { continue };
-        match reasons.iter_mut().find(|(known, _)| known == reason) {
-            Some((_, families)) => families.push(&entry.metric),
-            None => reasons.push((reason, vec![&entry.metric])),
-        }
-    }
-    reasons
 }

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+/// Operations that follow given ranges of a process's memory.
+const FIXED_RANGES: &str = "fvaddr";
 /// Regions of a VM.
 const REGIONS: (u32, u32) = (10, 100);
 /// Samples in an aggregation.
@@ -61,15 +63,29 @@ struct Look {
 /// The kernel has none for virtual addresses, or somebody uses it.
 pub fn check(sys: &Path, may_stop_stat: bool) -> Result<()> {
     let admin = sys.join("kernel/mm/damon/admin");
-    ensure!(admin.exists(), "this kernel has no DAMON");
+    ensure!(admin.exists(), "this kernel has no DAMON (CONFIG_DAMON_SYSFS)");
+    // Told as soon as somebody has a worker.
+    if let Ok(can) = read(&admin.join("kdamonds/0/contexts/0/avail_operations")) {
+        let follows = can.lines().any(|operations| operations == FIXED_RANGES);
+        ensure!(follows, "this kernel's DAMON cannot follow processes (CONFIG_DAMON_VADDR)");
+    }
     let stat = enabled(sys);
     ensure!(
         may_stop_stat || stat.is_none(),
         "the kernel's damon_stat uses DAMON; --working-set damon stops it meanwhile"
     );
     let count = read(&admin.join("kdamonds/nr_kdamonds"))?;
-    ensure!(count == "0" || is_ours(&admin.join("kdamonds")), "somebody else uses DAMON");
+    ensure!(
+        count == "0" || is_ours(&admin.join("kdamonds")),
+        "somebody else uses DAMON: PID {}",
+        pid(&admin)
+    );
     Ok(())
+}
+
+/// Of the worker.
+fn pid(admin: &Path) -> String {
+    read(&admin.join("kdamonds/0/pid")).unwrap_or_else(|_| "not known".to_owned())
 }
 
 /// The switch of the kernel's own use, if that is on.
@@ -155,7 +171,8 @@ impl Damon {
         write(&kdamond.join("contexts/nr_contexts"), "1")?;
         // With `vaddr` the kernel puts all that is mapped in place of the regions at each update
         // (`damon_va_update`, mm/damon/vaddr.c).
-        write(&context.join("operations"), "fvaddr").context("not for fixed virtual addresses")?;
+        write(&context.join("operations"), FIXED_RANGES)
+            .context("not for fixed virtual addresses")?;
         for (file, value) in [
             (attributes.join("intervals/sample_us"), sample_us),
             (attributes.join("intervals/aggr_us"), sample_us * SAMPLES),

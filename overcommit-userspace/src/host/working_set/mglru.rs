@@ -3,7 +3,7 @@
 //! (`try_to_inc_max_seq`, mm/vmscan.c). Two of them, and what lies in the generations
 //! since the first was touched in between.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +33,9 @@ pub struct Aged(Vec<(u64, u64)>);
 /// # Errors
 /// The kernel has none, it is switched off, or the walk does not see what guests touch.
 pub fn check(sys: &Path, sees_guests: bool) -> Result<()> {
-    let enabled = fs::read_to_string(sys.join("kernel/mm/lru_gen/enabled"));
-    let enabled = enabled.context("this kernel has no multi-generational LRU")?;
+    let Ok(enabled) = fs::read_to_string(sys.join("kernel/mm/lru_gen/enabled")) else {
+        bail!("this kernel has no multi-generational LRU (CONFIG_LRU_GEN)");
+    };
     // A set of bits; the first is the whole, the second the walk over page tables.
     let bits = u32::from_str_radix(enabled.trim().trim_start_matches("0x"), 16).unwrap_or(0);
     ensure!(bits & 1 == 1, "the multi-generational LRU is off: /sys/kernel/mm/lru_gen/enabled");
