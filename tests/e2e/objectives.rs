@@ -58,6 +58,8 @@ fn objectives() -> Result<()> {
     for (option, value, code, said) in [
         ("--slo", HELD, 0, "held"),
         ("--slo", nobody, 4, "not judged"),
+        ("--slo", "web-1:fault.minor:rate<0/s", 3, "/s  broken in"),
+        ("--slo", "web-1:fault.minor:max<1ns", 3, "BROKEN"),
         ("--config", config.as_str(), 3, "BROKEN"),
         ("--format", "text", 3, "BROKEN"),
     ] {

@@ -90,8 +90,9 @@ const DEPTH: &str = "What to measure";
 /// Options that say what VMs must meet.
 #[derive(Debug, clap::Args)]
 struct ObjectiveArgs {
-    /// What VMs must meet: [VM:]METRIC:QUANTILE<DURATION, such as fault.major:p99<2ms, or
-    /// [VM:]stall.share<PERCENT%; VM is as in --vm; may be repeated
+    /// What VMs must meet: [VM:]METRIC:QUANTILE<DURATION, such as fault.major:p99<2ms (QUANTILE
+    /// may be max), [VM:]METRIC:rate<COUNT/s, or [VM:]stall.share<PERCENT% (or cpu.share); VM
+    /// is as in --vm; may be repeated
     #[arg(long, help_heading = JUDGE, value_name = "OBJECTIVE", value_parser = parse_objective)]
     slo: Vec<Objective>,
     /// More of them, from a TOML file: slo = ["OBJECTIVE", ...]

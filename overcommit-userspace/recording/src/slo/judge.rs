@@ -3,15 +3,16 @@
 //! Every fault is counted, so a figure has no sampling error; but a quantile of too
 //! few samples is just their maximum, and what was not all seen can only be worse.
 
-use crate::format::text::percent;
 use crate::model::coverage::Coverage;
 use crate::model::interval::{Interval, Place, Stall, StallSource, VmInterval};
 use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
-use crate::model::totals::{STALL_KNOWN, Totals, VmTotals};
+use crate::model::totals::{Totals, VmTotals};
 use crate::slo::Objective;
-use crate::slo::objective::{Bound, Quantile, Share};
-use hdrhistogram::Histogram;
+use crate::slo::objective::{Bound, Share};
+use crate::slo::outcome::{
+    Samples, none_counted, of_cpu_share, of_latency, of_rate, of_share, rate,
+};
 use overcommit_ebpf::layout::Metric;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -43,6 +44,8 @@ pub struct Judged {
     pub value_ns: Option<u64>,
     /// `stall.share` over the whole time, from 0 to 1.
     pub share: Option<f64>,
+    /// The rate over the whole time, per second.
+    pub rate_per_s: Option<f64>,
     /// Why it was not judged.
     pub why: Option<String>,
     /// Interval by interval.
@@ -61,9 +64,6 @@ pub struct IntervalVerdicts {
     /// The longest time for which it was broken in every interval, in seconds.
     pub longest_broken_s: f64,
 }
-
-/// A verdict, and why there is none.
-type Outcome = (Verdict, Option<String>);
 
 /// Exit code of objectives: 3 if one was broken, 4 if one could not be judged.
 pub fn exit_code(judged: &[Judged]) -> u8 {
@@ -104,7 +104,7 @@ impl Judging {
             for vm in &interval.vms {
                 let Some(of) = run.vms.get(vm.vm) else { continue };
                 if objective.is_for(&of.name, of.uuid.as_deref()) {
-                    let verdict = in_an_interval(objective, run, of, vm);
+                    let verdict = in_an_interval(objective, run, of, vm, interval.place.length_ns);
                     each.entry(vm.vm).or_default().add(&interval.place, verdict);
                 }
             }
@@ -144,6 +144,7 @@ fn nobody(objective: &Objective) -> Judged {
         verdict: Verdict::NotJudged,
         value_ns: None,
         share: None,
+        rate_per_s: None,
         why: Some("no VM of the recording is meant".to_owned()),
         intervals: IntervalVerdicts::default(),
     }
@@ -158,7 +159,13 @@ enum InOne {
     HeldIfSeen,
 }
 
-fn in_an_interval(objective: &Objective, run: &Run, of: &RunVm, vm: &VmInterval) -> InOne {
+fn in_an_interval(
+    objective: &Objective,
+    run: &Run,
+    of: &RunVm,
+    vm: &VmInterval,
+    length_ns: u64,
+) -> InOne {
     match &objective.bound {
         Bound::Share { of: Share::Cpu, limit } => {
             InOne::Is(of_cpu_share(vm.stall, vm.cpu_wait_ns, 1.0, *limit).0)
@@ -172,6 +179,13 @@ fn in_an_interval(objective: &Objective, run: &Run, of: &RunVm, vm: &VmInterval)
                 }
                 verdict => InOne::Is(verdict),
             }
+        }
+        Bound::Rate { metric, limit } => {
+            let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
+            let coverage = run.coverage_of(of, metric).0;
+            let coverage = counted.map_or(coverage, |entry| coverage.max(entry.coverage));
+            let count = counted.map_or(0, |entry| entry.latencies.count());
+            InOne::Is(of_rate(count, length_ns, *limit, coverage).0)
         }
         Bound::Latency { metric, quantile, limit_ns } => {
             let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
@@ -255,6 +269,16 @@ impl Case<'_> {
                 judged.share = self.totals.stall.and_then(Stall::share);
                 of_share(self.totals.stall, self.totals.stall_known(), *limit, of_faults)
             }
+            Bound::Rate { metric, limit } => {
+                let (coverage, why) = self.coverage(metric);
+                let counted = self.totals.metrics.get(metric);
+                let coverage = counted.map_or(coverage, |counted| coverage.max(counted.coverage));
+                let count = counted.map_or(0, |counted| counted.latencies.count());
+                let length_ns = self.totals.length_ns;
+                judged.rate_per_s = rate(count, length_ns).filter(|_| coverage != Coverage::Absent);
+                let outcome = of_rate(count, length_ns, *limit, coverage);
+                (outcome.0, why.filter(|_| outcome.0 == Verdict::NotJudged).or(outcome.1))
+            }
             Bound::Latency { metric, quantile, limit_ns } => {
                 let (coverage, why) = self.coverage(metric);
                 let counted = self.totals.metrics.get(metric);
@@ -286,124 +310,9 @@ impl Case<'_> {
     }
 }
 
-/// Latencies with their exact maximum, in nanoseconds.
-#[derive(Clone, Copy)]
-struct Samples<'a> {
-    histogram: &'a Histogram<u64>,
-    max_ns: u64,
-}
-
-impl Samples<'_> {
-    /// How many exceed the limit.
-    fn above(self, limit_ns: u64) -> u64 {
-        let values = self.histogram.iter_recorded();
-        values
-            .filter(|value| value.value_iterated_to().min(self.max_ns) > limit_ns)
-            .map(|value| value.count_at_value())
-            .sum()
-    }
-}
-
-/// Of too few samples the quantile is just their maximum. None above the limit: held.
-/// Still above it if the missing ones had been none: broken.
-fn of_latency(
-    samples: Samples<'_>,
-    quantile: Quantile,
-    limit_ns: u64,
-    coverage: Coverage,
-) -> Outcome {
-    let (count, least) = (samples.histogram.len(), quantile.least_samples());
-    let above = samples.above(limit_ns);
-    if above > count.max(least) - quantile.rank(count.max(least)) {
-        return (Verdict::Broken, None);
-    }
-    if coverage != Coverage::Full {
-        return (
-            Verdict::NotJudged,
-            Some("not all of it was seen, and the rest may be worse".to_owned()),
-        );
-    }
-    if count >= least || above == 0 {
-        return (Verdict::Held, None);
-    }
-    (Verdict::NotJudged, Some(format!("{count} counted, of {least} that the quantile needs")))
-}
-
-fn none_counted(coverage: Coverage) -> Outcome {
-    match coverage {
-        Coverage::Full => (Verdict::Held, None),
-        _ => (Verdict::NotJudged, Some("not all of it was seen".to_owned())),
-    }
-}
-
-/// `of_faults` is how much of `fault.*` was seen.
-/// A share that is known for that part of the time.
-fn of_share(stall: Option<Stall>, known: f64, limit: f64, of_faults: Coverage) -> Outcome {
-    let Some((stall, share)) = stall.and_then(|stall| Some((stall, stall.share()?))) else {
-        return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
-    };
-    let outcome = of_known_share(share, known, limit);
-    let is_partial = stall.source == StallSource::Faults && of_faults != Coverage::Full;
-    if outcome.0 == Verdict::Held && is_partial {
-        return (Verdict::NotJudged, Some("not all of its faults were seen".to_owned()));
-    }
-    outcome
-}
-
-/// The same of waits for a CPU.
-fn of_cpu_share(stall: Option<Stall>, waited_ns: Option<u64>, known: f64, limit: f64) -> Outcome {
-    let Some(stall) = stall else {
-        return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
-    };
-    match waited_ns.and_then(|waited_ns| stall.cpu_share(waited_ns)) {
-        Some(share) => of_known_share(share, known, limit),
-        None => (Verdict::NotJudged, Some("the scheduler keeps no account of it".to_owned())),
-    }
-}
-
-fn of_known_share(share: f64, known: f64, limit: f64) -> Outcome {
-    // Also if nobody waited in the rest.
-    if share * known > limit {
-        return (Verdict::Broken, None);
-    }
-    if known < STALL_KNOWN {
-        let why = format!("its vCPU threads were known for {} of the time", percent(known));
-        return (Verdict::NotJudged, Some(why));
-    }
-    (Verdict::Held, None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::latencies::Latencies;
-
-    fn latencies(counts: &[(u64, u64)]) -> Latencies {
-        let mut latencies = Latencies::empty();
-        for (value, count) in counts {
-            latencies.histogram.record_n(*value, *count).unwrap();
-            latencies.max_ns = latencies.max_ns.max(*value);
-        }
-        latencies
-    }
-
-    fn verdict(counts: &[(u64, u64)], objective: &str, coverage: Coverage) -> Verdict {
-        let latencies = latencies(counts);
-        let samples = Samples { histogram: &latencies.histogram, max_ns: latencies.max_ns };
-        let objective = Objective::parse(objective).unwrap();
-        let Bound::Latency { quantile, limit_ns, .. } = objective.bound else { unreachable!() };
-        of_latency(samples, quantile, limit_ns, coverage).0
-    }
-
-    /// 0.07 × 100 is more than 7 in binary fractions.
-    #[test]
-    fn the_value_shown_is_the_one_that_is_judged() {
-        let each: Vec<(u64, u64)> = (1..=100).map(|value| (value, 1)).collect();
-        let objective = Objective::parse("*:fault.major:p7<10us").unwrap();
-        let Bound::Latency { quantile, .. } = objective.bound else { unreachable!() };
-        assert_eq!(latencies(&each).at(quantile.rank(100)), Some(7));
-        assert_eq!(latencies(&each).at(101), None);
-    }
 
     #[test]
     fn intervals_are_counted_and_the_longest_stretch_told() {
@@ -421,72 +330,5 @@ mod tests {
         assert_eq!((seen.held, seen.broken, seen.not_judged), (2, 4, 0));
         assert_eq!(seen.longest_broken_s, 2.0);
         assert_eq!(of.verdicts(Coverage::Partial).not_judged, 1);
-    }
-
-    #[test]
-    fn enough_samples_are_judged_by_their_quantile() {
-        let p99 = "fault.major:p99<2ms";
-        let (fast, slow) = (100_000, 5_000_000);
-        assert_eq!(verdict(&[(fast, 990), (slow, 10)], p99, Coverage::Full), Verdict::Held);
-        assert_eq!(verdict(&[(fast, 989), (slow, 11)], p99, Coverage::Full), Verdict::Broken);
-        // Exactly at the limit is held, though its bucket reaches above.
-        assert_eq!(verdict(&[(2_000_000, 1_000)], p99, Coverage::Full), Verdict::Held);
-    }
-
-    #[test]
-    fn too_few_are_judged_only_where_the_missing_could_not_matter() {
-        let p99 = "fault.major:p99<2ms";
-        let (fast, slow) = (100_000, 5_000_000);
-        assert_eq!(verdict(&[], p99, Coverage::Full), Verdict::Held);
-        assert_eq!(verdict(&[(fast, 10)], p99, Coverage::Full), Verdict::Held);
-        // A single long one: it is the p99 of 99, and no p99 of 100.
-        assert_eq!(verdict(&[(10_000_000_000, 1)], p99, Coverage::Full), Verdict::NotJudged);
-        assert_eq!(verdict(&[(slow, 2)], p99, Coverage::Full), Verdict::Broken);
-    }
-
-    #[test]
-    fn what_was_not_all_seen_can_be_broken_and_not_held() {
-        let p99 = "fault.major:p99<2ms";
-        assert_eq!(verdict(&[(100_000, 1_000)], p99, Coverage::Partial), Verdict::NotJudged);
-        assert_eq!(verdict(&[(5_000_000, 1_000)], p99, Coverage::Partial), Verdict::Broken);
-        let stall =
-            |waited_ns, source| Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: 1_000, source });
-        let of = |stall, coverage| of_share(stall, 1.0, 0.01, coverage).0;
-        assert_eq!(of(stall(10, StallSource::Faults), Coverage::Full), Verdict::Held);
-        assert_eq!(of(stall(11, StallSource::Faults), Coverage::Partial), Verdict::Broken);
-        assert_eq!(of(stall(10, StallSource::Faults), Coverage::Partial), Verdict::NotJudged);
-        assert_eq!(of(stall(10, StallSource::Windows), Coverage::Partial), Verdict::Held);
-        assert_eq!(of(None, Coverage::Full), Verdict::NotJudged);
-        // Known in 3 of 60 intervals: nothing, or as much as breaks it whatever the rest was.
-        let known = |waited_ns| {
-            of_share(stall(waited_ns, StallSource::Windows), 0.05, 0.01, Coverage::Full).0
-        };
-        assert_eq!(
-            [0, 100, 201].map(known),
-            [Verdict::NotJudged, Verdict::NotJudged, Verdict::Broken]
-        );
-    }
-
-    /// 5,000 faults of 10 us, then one of 500 ms in a second: the p99 is 10 us, and the
-    /// vCPU stood still for 55 %.
-    #[test]
-    fn a_long_stall_hides_from_quantiles_and_not_from_the_share() {
-        let counts = [(10_000, 5_000), (500_000_000, 1)];
-        assert_eq!(verdict(&counts, "fault.major:p99<1ms", Coverage::Full), Verdict::Held);
-        let stall = Stall {
-            waited_ns: 550_000_000,
-            runq_ns: 0,
-            vcpu_ns: 1_000_000_000,
-            source: StallSource::Faults,
-        };
-        let of = |stall| of_share(Some(stall), 1.0, 0.01, Coverage::Full).0;
-        assert_eq!(of(stall), Verdict::Broken);
-        // It was the run queue: who buys memory for that gains nothing.
-        let starved = Stall { runq_ns: 545_000_000, ..stall };
-        assert_eq!(of(starved), Verdict::Held);
-        let cpu = |waited_ns, known| of_cpu_share(Some(starved), waited_ns, known, 0.05).0;
-        assert_eq!(cpu(Some(600_000_000), 1.0), Verdict::Broken);
-        assert_eq!(cpu(Some(40_000_000), 1.0), Verdict::Held);
-        assert_eq!([cpu(Some(0), 0.5), cpu(None, 1.0)], [Verdict::NotJudged; 2]);
     }
 }

@@ -1,4 +1,4 @@
-//! What a VM shall have: `web-*:fault.major:p99<2ms`, `stall.share<1%`.
+//! What a VM must meet: `web-*:fault.major:p99<2ms`, `stall.share<1%`.
 
 use crate::format::text::parse_duration;
 use crate::model::metric::{MetricName, is_known};
@@ -6,7 +6,7 @@ use crate::model::pattern::Pattern;
 use anyhow::{Context, Result, bail, ensure};
 use std::fmt;
 
-/// A quantile below 1, in millionths.
+/// A quantile, in millionths; the whole is the maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantile(u32);
 
@@ -14,9 +14,12 @@ pub struct Quantile(u32);
 const WHOLE: u32 = 1_000_000;
 
 impl Quantile {
-    /// `p50`, `p99`, `p99.9`; `p999` is the same as `p99.9`, as in the files' columns.
+    /// `p50`, `p99`, `p99.9`, `max`; `p999` is the same as `p99.9`, as in the files' columns.
     fn parse(text: &str) -> Result<Self> {
-        let wrong = || format!("{text} is no quantile; write for example p99 or p99.9");
+        if text == "max" {
+            return Ok(Self(WHOLE));
+        }
+        let wrong = || format!("{text} is no quantile; write for example p99, p99.9 or max");
         let digits = text.strip_prefix('p').with_context(wrong)?;
         let (percent, fraction) = match digits.split_once('.') {
             Some(parts) => parts,
@@ -31,14 +34,16 @@ impl Quantile {
             format!("{percent}{fraction:0<4}").parse().ok().with_context(wrong)?;
         ensure!(
             (1..WHOLE).contains(&millionths),
-            "{text} is not between 0 and 100 %; write for example p99 or p99.9"
+            "{text} is not between 0 and 100 %; write for example p99, p99.9 or max"
         );
         Ok(Self(millionths))
     }
 
     /// Samples below which the quantile is just the maximum.
     pub fn least_samples(self) -> u64 {
-        u64::from(WHOLE).div_ceil(u64::from(WHOLE - self.0))
+        // The maximum is one of however many.
+        let rest = u64::from(WHOLE - self.0);
+        if rest == 0 { 1 } else { u64::from(WHOLE).div_ceil(rest) }
     }
 
     /// The place of the quantile among that many sorted samples, from 1.
@@ -47,7 +52,7 @@ impl Quantile {
     }
 }
 
-/// What shall stay below what.
+/// What must stay below what.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Bound {
     /// A quantile of a metric.
@@ -58,6 +63,13 @@ pub enum Bound {
         quantile: Quantile,
         /// At most this, in nanoseconds.
         limit_ns: u64,
+    },
+    /// How many of a metric there are.
+    Rate {
+        /// The metric.
+        metric: MetricName,
+        /// At most this, per second.
+        limit: f64,
     },
     /// A share of its vCPUs' time.
     Share {
@@ -112,7 +124,7 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Reads `[PATTERN:]METRIC:QUANTILE<DURATION`, `[PATTERN:]stall.share<PERCENT%` or
+    /// Reads `[PATTERN:]METRIC:QUANTILE<DURATION`, `[PATTERN:]METRIC:rate<COUNT/s`, `[PATTERN:]stall.share<PERCENT%` or
     /// `[PATTERN:]cpu.share<PERCENT%`.
     ///
     /// # Errors
@@ -136,13 +148,16 @@ impl Objective {
                 };
                 let metric_at = || at(before.len() - metric.len());
                 ensure!(is_known(metric), "{}: no metric is called {metric}", metric_at());
-                let limit = parse_duration(limit).with_context(limit_at)?;
-                let bound = Bound::Latency {
-                    metric: MetricName::new(metric),
-                    quantile: Quantile::parse(quantile).with_context(quantile_at)?,
-                    limit_ns: u64::try_from(limit.as_nanos()).with_context(limit_at)?,
-                };
-                (vms, bound)
+                let metric = MetricName::new(metric);
+                if quantile == "rate" {
+                    let limit = per_second(limit).with_context(limit_at)?;
+                    (vms, Bound::Rate { metric, limit })
+                } else {
+                    let limit = parse_duration(limit).with_context(limit_at)?;
+                    let quantile = Quantile::parse(quantile).with_context(quantile_at)?;
+                    let limit_ns = u64::try_from(limit.as_nanos()).with_context(limit_at)?;
+                    (vms, Bound::Latency { metric, quantile, limit_ns })
+                }
             }
             (None, None) => bail!(
                 "{} is neither METRIC:QUANTILE nor stall.share nor cpu.share; write for example \
@@ -168,6 +183,14 @@ fn percent(text: &str) -> Result<f64> {
     Ok(number / 100.0)
 }
 
+fn per_second(text: &str) -> Result<f64> {
+    let wrong = || format!("{text} is no rate; write for example 100/s");
+    let number: f64 =
+        text.strip_suffix("/s").with_context(wrong)?.parse().ok().with_context(wrong)?;
+    ensure!(number.is_finite() && number >= 0.0, wrong());
+    Ok(number)
+}
+
 impl fmt::Display for Objective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -187,6 +210,9 @@ mod tests {
         let share = Objective::parse("web-1:stall.share<0.5%").unwrap();
         assert_eq!(share.bound, Bound::Share { of: Share::Stall, limit: 0.005 });
         assert!(share.is_for("web-1", None) && !share.is_for("web-2", None));
+        let rate = Objective::parse("db:fault.major:rate<0.5/s").unwrap();
+        assert_eq!(rate.bound, Bound::Rate { metric: MetricName::new("fault.major"), limit: 0.5 });
+        assert!(rate.is_for("db", None));
         assert!(Objective::parse("exit.npf:p50<1us").unwrap().is_for("any", None));
     }
 
@@ -198,6 +224,8 @@ mod tests {
             ("fault.mayor:p99<2ms", "at character 1: no metric is called fault.mayor"),
             ("db:fault.major:q99<2ms", "at character 16: q99 is no quantile"),
             ("fault.major:p100<2ms", "at character 13"),
+            ("fault.major:rate<100", "at character 18: 100 is no rate"),
+            ("fault.major:rate<-1/s", "at character 18: -1/s is no rate"),
             ("fault.major:p0<2ms", "not between 0 and 100 %"),
             ("fault.major:p99<2", "at character 17: the duration 2 has no unit"),
             ("stall.share<1", "at character 13: 1 is no share"),

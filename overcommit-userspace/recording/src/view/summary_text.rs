@@ -227,7 +227,8 @@ fn objectives(text: &mut String, judged: &[Judged]) {
         [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "not judged"), (Verdict::Held, "held")]
     {
         for judged in judged.iter().filter(|judged| judged.verdict == verdict) {
-            let value = judged.value_ns.map(readable).or(judged.share.map(percent));
+            let rate = judged.rate_per_s.map(|rate| format!("{rate:.1}/s"));
+            let value = judged.value_ns.map(readable).or(judged.share.map(percent)).or(rate);
             let line = format!(
                 "{word:<10}  {:<vms$}  {:<objectives$}  {:>8}{}",
                 vm(judged),
