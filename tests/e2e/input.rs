@@ -78,6 +78,9 @@ fn unknown_vm() -> Result<()> {
     let _guest = Vm::start(&Config::new("known", 16))?;
     let output = run(["record", "--vm", "unknown", "--out", "/nonexistent/x"])?;
     expect(&output, 1, "no VM is named unknown; there are known.")?;
+    let waits = run(["record", "--vm", "unknown", "--wait=300ms", "--out", "/nonexistent/x"])?;
+    expect(&waits, 4, "waiting for a VM named unknown")?;
+    expect(&waits, 4, "no VM named unknown ran within 300 ms")?;
     // A glob may match later; where nothing did, that is no success.
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("run").to_string_lossy().into_owned();

@@ -16,8 +16,9 @@ use crate::terminal::{print, say};
 use crate::vm::Discovery;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
-use overcommit_recording::format::text::{parse_duration, parse_interval, parse_positive_duration};
+use overcommit_recording::format::text::{
+    parse_duration, parse_interval, parse_positive_duration, readable,
+};
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::Options;
 use overcommit_recording::model::vm::Vm;
@@ -25,14 +26,14 @@ use overcommit_recording::recording::folder::Owner;
 use overcommit_recording::recording::{Folder, Span, Writer};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
-use overcommit_recording::slo::judge::BROKEN;
+use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
 use overcommit_recording::view::presence::ended;
 use overcommit_recording::view::progress::Progress;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Options of `record`.
 #[derive(Debug, clap::Args)]
@@ -56,9 +57,10 @@ pub struct Args {
     /// Only VMs of this name or uuid, or of a glob over either; may be repeated
     #[arg(long, help_heading = WHICH, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,
-    /// Wait until every VM named by --vm runs
-    #[arg(long, help_heading = WHICH)]
-    wait: bool,
+    /// Wait until every VM named by --vm runs, at most D if given
+    #[arg(long, help_heading = WHICH, value_name = "D", num_args = 0..=1, require_equals = true)]
+    #[arg(value_parser = parse_positive_duration)]
+    wait: Option<Option<Duration>>,
     /// Only this process, whatever it is; may be repeated
     #[arg(short, long, help_heading = WHICH, value_name = "PID")]
     pid: Vec<i32>,
@@ -128,7 +130,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     }
     let vms = match find(&args, &selection, &mut waiter).await? {
         Ok(vms) => vms,
-        Err(signal) => return Ok(signalled(signal)),
+        Err(code) => return Ok(code),
     };
     let kernel = Kernel::read().context("no backend works here")?;
     args.host.require_working_set(kernel.layout.mglru_sees_guests())?;
@@ -231,12 +233,14 @@ fn selection(args: &Args) -> Result<Selection> {
     Ok(Selection { patterns: args.vm.clone(), pids: args.pid.clone() })
 }
 
-/// How many VMs run, once every VM that is named does; a signal may come first.
+/// How many VMs run, once every VM that is named does. A signal may come first, or the end of the
+/// time to wait: the exit code then.
 async fn find(
     args: &Args,
     selection: &Selection,
     waiter: &mut Waiter,
-) -> Result<Result<usize, Signal>> {
+) -> Result<Result<usize, ExitCode>> {
+    let start = Instant::now();
     let mut discovery = Discovery::new("/proc");
     let mut told = false;
     loop {
@@ -250,7 +254,7 @@ async fn find(
         let (exact, globs): (Vec<_>, Vec<_>) =
             selection.patterns.iter().filter(missing).partition(|pattern| pattern.is_exact());
         if let Some(pattern) = exact.first()
-            && !args.wait
+            && args.wait.is_none()
         {
             bail!("no VM is named {pattern}; {} Give --wait to wait for it", running(&vms));
         }
@@ -274,8 +278,15 @@ async fn find(
         if exact.is_empty() {
             return Ok(Ok(vms.len()));
         }
+        if let (Some(pattern), Some(Some(limit))) = (exact.first(), args.wait)
+            && start.elapsed() >= limit
+        {
+            let limit = readable(limit.as_nanos() as u64);
+            say(&format!("overcommit: error: no VM named {pattern} ran within {limit}"));
+            return Ok(Err(ExitCode::from(NOT_JUDGED)));
+        }
         if let Woken::Signal(signal) = waiter.rest(wait::SCAN).await {
-            return Ok(Err(signal));
+            return Ok(Err(signalled(signal)));
         }
     }
 }
@@ -313,7 +324,7 @@ fn options(args: &Args, objectives: &[Objective]) -> Options {
         duration_ns: args.duration.map(ns),
         delay_ns: ns(args.delay),
         vm: args.vm.iter().map(Pattern::to_string).collect(),
-        wait: args.wait,
+        wait: args.wait.is_some(),
         backend: args.backend.name().to_owned(),
         pid: args.pid.clone(),
         slow_faults_ns: args.slow_faults.map(ns),
