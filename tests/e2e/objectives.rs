@@ -87,6 +87,9 @@ fn beside_a_load(dir: &Path) -> Result<()> {
         let folder = folder.to_string_lossy().into_owned();
         let output = run(["record", "-q", "--slo", slo, "--out", &folder, "--", "sh", "-c", load])?;
         ensure!(output.status.code() == Some(code), "{slo}, {load}: {output:?}");
+        let run = &json(Path::new(&folder), "summary.json")?["run"];
+        ensure!(load == format!("exit {}", run["command_status"]), "{run:#}");
+        ensure!(run["command"][2] == load, "{run:#}");
     }
     Ok(())
 }

@@ -199,12 +199,16 @@ async fn record(args: Args) -> Result<ExitCode> {
     })
     .await?;
     writer.write_run(session.run())?;
+    let mut run = session.run().clone();
     drop((progress, session));
-    let code = match (end, &mut load) {
-        (End::Load(status), _) => load::code(status, None),
-        (End::Signal(signal), Some(load)) => load::code(load.end(signal).await?, Some(signal)),
-        (End::Signal(_), None) => 0,
+    let (status, sent) = match (end, &mut load) {
+        (End::Load(status), _) => (Some(status), None),
+        (End::Signal(signal), Some(load)) => (Some(load.end(signal).await?), Some(signal)),
+        (End::Signal(_), None) => (None, None),
     };
+    let code = status.map_or(0, |status| load::code(status, sent));
+    run.command_status = status.map(|status| load::code(status, None));
+    writer.write_run(&run)?;
     let format = if args.json { Format::Json } else { Format::Text };
     // Those that it was recorded with.
     let view = View { format, is_full: false, span: Span::WHOLE, objectives: Vec::new() };

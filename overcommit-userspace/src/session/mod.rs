@@ -151,6 +151,7 @@ fn run(decision: &Decision) -> Result<Run> {
         boot_id: kernel::boot_id()?,
         recorder: kernel::process_id(std::process::id().cast_signed())?.to_string(),
         page_size: kernel::page_size(),
+        command_status: None,
         backend: BackendChoice {
             name: decision.backend.name().to_owned(),
             fault_starts_at: decision.backend.fault_starts_at().to_owned(),

@@ -58,6 +58,9 @@ pub struct Run {
     /// Bytes of a page of the host.
     #[serde(default = "small_page")]
     pub page_size: u64,
+    /// How COMMAND ended, as a shell has it: 128 and the number of a signal that killed it.
+    #[serde(default)]
+    pub command_status: Option<u8>,
 }
 
 /// What versions that did not say so were run with.

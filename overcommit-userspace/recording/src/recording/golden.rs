@@ -106,6 +106,7 @@ fn run_file() -> Run {
         },
         evictions: Some(EvictionSight { written_absent: None, dropped_absent: None }),
         page_size: 4096,
+        command_status: Some(7),
         ..Run::default()
     }
 }

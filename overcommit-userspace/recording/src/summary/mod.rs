@@ -3,6 +3,7 @@
 pub mod evictions;
 pub mod host;
 pub mod kswapd_estimate;
+mod run;
 pub mod verdict;
 
 use crate::format::csv;
@@ -23,6 +24,7 @@ use crate::summary::host::{HostTotals, StateSummary, SummaryHost};
 use crate::summary::verdict::{VmVerdict, verdict};
 use anyhow::Result;
 use overcommit_ebpf::layout::{FaultBacking, Loss, Taker};
+pub use run::SummaryRun;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -53,6 +55,8 @@ pub struct Summary {
     pub schema: &'static str,
     /// Of run.json.
     pub run_id: String,
+    /// What was recorded, and how.
+    pub run: SummaryRun,
     /// Complete intervals.
     pub intervals: u64,
     /// Start of the first, in Unix seconds.
@@ -239,6 +243,7 @@ impl Summing {
         Summary {
             schema: "overcommit.summary/1",
             run_id: run.run_id.clone(),
+            run: SummaryRun::of(run),
             intervals: self.totals.intervals,
             start_unix_s: self.time.start_us.unwrap_or(0) as f64 / 1e6,
             length_s: self.time.length_ns as f64 / 1e9,

@@ -3,6 +3,7 @@
 use crate::format::text::percent;
 use crate::format::text::readable;
 use crate::model::coverage::{Coverage, absent};
+use crate::model::name::escape;
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
 use crate::summary::verdict::{Fared, LEAST_TAKEN};
@@ -66,6 +67,14 @@ fn head(run: &Run, summary: &Summary) -> String {
         format!("backend {}", run.backend.name),
         format!("overcommit {}", run.tool_version),
     ];
+    facts.extend(
+        run.options.labels.iter().map(|(key, value)| escape(format!("{key}={value}").as_bytes())),
+    );
+    if !run.options.command.is_empty() {
+        let how = run.command_status.map_or(String::new(), |code| format!(" (ended with {code})"));
+        let command = escape(run.options.command.join(" ").as_bytes());
+        facts.push(format!("{command}{how}"));
+    }
     if run.clocks.end.is_none() {
         facts.push("not ended".to_owned());
     }

@@ -1,0 +1,42 @@
+//! What a summary says of its recording.
+
+use crate::model::run::Run;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// What of run.json tells one recording from another.
+#[derive(Clone, Debug, Serialize)]
+pub struct SummaryRun {
+    /// Version of overcommit.
+    pub tool_version: String,
+    /// Host name.
+    pub host: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Where faults were seen.
+    pub backend: String,
+    /// Whether it ended rather than was cut off.
+    pub has_ended: bool,
+    /// `--label`
+    pub labels: BTreeMap<String, String>,
+    /// The command that was run.
+    pub command: Vec<String>,
+    /// How it ended, see [`Run::command_status`].
+    pub command_status: Option<u8>,
+}
+
+impl SummaryRun {
+    /// Of a recording.
+    pub fn of(run: &Run) -> Self {
+        Self {
+            tool_version: run.tool_version.clone(),
+            host: run.host.clone(),
+            kernel: run.kernel.clone(),
+            backend: run.backend.name.clone(),
+            has_ended: run.clocks.end.is_some(),
+            labels: run.options.labels.clone(),
+            command: run.options.command.clone(),
+            command_status: run.command_status,
+        }
+    }
+}
