@@ -6,9 +6,10 @@ use crate::host::memory_use::{held, swapped};
 use crate::terminal::print;
 use crate::vm::Discovery;
 use anyhow::Result;
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, Table};
 use overcommit_recording::format::text::readable_bytes;
 use overcommit_recording::model::vm::{Backing, NamedBy, Vm};
+use overcommit_recording::view::plain_table;
 use overcommit_recording::view::verdict_text::short;
 use serde::Serialize;
 use std::path::Path;
@@ -104,8 +105,7 @@ fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>) -> Entry<'a> {
 }
 
 fn table(vms: &[Entry<'_>], is_full: bool) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    let mut table = plain_table();
     let mut header = vec!["VM", "PID", "VCPUS", "MEMORY", "HELD", "SWAPPED", "LIMIT", "ACCEL"];
     if is_full {
         header.extend(["BACKED BY", "UUID", "CGROUP", "ITS OWN", "NAMED BY"]);

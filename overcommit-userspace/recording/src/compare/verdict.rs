@@ -4,6 +4,7 @@ use crate::compare::figures::figures;
 use crate::compare::judge::{Compared, LEAST_IN_BLOCKS, judge};
 use crate::compare::pairs::matched;
 use crate::compare::series::Side;
+use crate::format::text::readable;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -69,6 +70,17 @@ fn warnings(base: &[Side], new: &[Side], alternate: bool) -> Vec<String> {
     differ("where a fault begins", |side| &side.recording.run.backend.fault_starts_at);
     differ("host", |side| &side.recording.run.host);
     differ("kernel", |side| &side.recording.run.kernel);
+    let intervals: BTreeSet<u64> =
+        base.iter().chain(new).map(|side| side.recording.run.options.interval_ns).collect();
+    if intervals.len() > 1 {
+        let each: Vec<String> = intervals.into_iter().map(readable).collect();
+        warnings.push(format!("the interval differs: {}", each.join(" and ")));
+    }
+    let id = |side: &Side| side.recording.run.run_id.clone();
+    let ids: BTreeSet<String> = base.iter().map(id).filter(|id| !id.is_empty()).collect();
+    if new.iter().any(|side| ids.contains(&id(side))) {
+        warnings.push("the same recording is on both sides".to_owned());
+    }
     let least = LEAST_IN_BLOCKS * 100.0;
     if base.len() == 1 && new.len() == 1 {
         warnings.push(format!(

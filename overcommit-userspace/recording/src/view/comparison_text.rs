@@ -2,16 +2,15 @@
 
 use crate::compare::{Compared, Comparison, FigureName};
 use crate::format::text::readable;
+use crate::view::plain_table;
+use comfy_table::CellAlignment;
 use std::fmt::Write;
 
-/// A line for each figure of each VM, and what could not be compared.
+/// What is proven, a row for each figure of each VM, and what could not be compared.
 pub fn text(compared: &Comparison) -> String {
-    let mut text = String::new();
-    for entry in &compared.compared {
-        let _ = writeln!(text, "{}", line(entry));
-    }
-    if compared.compared.is_empty() {
-        text.push_str("Nothing can be compared: no VM is on both sides.\n");
+    let mut text = headline(&compared.compared);
+    if !compared.compared.is_empty() {
+        let _ = writeln!(text, "\n{}\n", table(&compared.compared).trim_fmt());
     }
     for vm in &compared.unmatched {
         let _ = writeln!(text, "{vm}: not in every recording, or its name is not unique there.");
@@ -25,34 +24,89 @@ pub fn text(compared: &Comparison) -> String {
     text
 }
 
-fn line(entry: &Compared) -> String {
-    let change = entry.change().map(|change| format!(" ({:+.0} %)", change * 100.0));
-    let figures = format!(
-        "{} → {}{}",
-        shown(entry.figure, entry.base),
-        shown(entry.figure, entry.new),
-        change.unwrap_or_default()
-    );
-    let what = match entry.figure {
+/// What changed for whom, or why nothing can be said.
+fn headline(compared: &[Compared]) -> String {
+    if compared.is_empty() {
+        return "Nothing can be compared: no VM is on both sides.\n".to_owned();
+    }
+    let is_proven = compared.iter().any(|entry| entry.is_real);
+    if is_proven {
+        let of = |is_more| move |entry: &&Compared| entry.is_real && entry.is_more() == is_more;
+        let lines = [("WORSE", true), ("Better", false)].into_iter().map(|(word, is_more)| {
+            let changed = compared.iter().filter(of(is_more));
+            let changed: Vec<String> =
+                changed.map(|entry| format!("{} {}", entry.vm, figure(entry))).collect();
+            if changed.is_empty() {
+                String::new()
+            } else {
+                format!("{word}: {}.\n", changed.join(", "))
+            }
+        });
+        return lines.collect();
+    }
+    if compared.iter().any(|entry| entry.p.is_some()) {
+        return "No difference can be claimed. That is no proof that there is none.\n".to_owned();
+    }
+    let reasons: Vec<&str> = compared.iter().filter_map(|entry| entry.why_not.as_deref()).collect();
+    let often = |reason: &&str| reasons.iter().filter(|other| *other == reason).count();
+    let reason = reasons.iter().copied().max_by_key(often).unwrap_or("nothing could be judged");
+    format!("Cannot tell: {reason}. As measured, without a claim:\n")
+}
+
+/// What is proven comes first, then what could be judged.
+fn table(compared: &[Compared]) -> comfy_table::Table {
+    let mut table = plain_table();
+    table.set_header(["VM", "FIGURE", "BEFORE", "AFTER", "CHANGE", "CLAIM"]);
+    let mut rows: Vec<&Compared> = compared.iter().collect();
+    rows.sort_by_key(|entry| (!entry.is_real, entry.p.is_none()));
+    for entry in rows {
+        table.add_row([
+            entry.vm.clone(),
+            figure(entry),
+            shown(entry.figure, entry.base),
+            shown(entry.figure, entry.new),
+            change(entry),
+            claim(entry),
+        ]);
+    }
+    for column in table.column_iter_mut().filter(|column| (2..5).contains(&column.index)) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn figure(entry: &Compared) -> String {
+    match entry.figure {
         FigureName::P99 => format!("{} p99", entry.metric),
         FigureName::Rate => format!("{} rate", entry.metric),
         FigureName::Share => entry.metric.clone(),
-    };
-    let claim = match (&entry.why_not, entry.p) {
-        (Some(why), _) => format!("not judged, {why}."),
+    }
+}
+
+/// By how much: of a share in points, else of what it was.
+fn change(entry: &Compared) -> String {
+    let points = || Some((entry.new? - entry.base?) * 100.0);
+    match entry.figure {
+        FigureName::Share => points().map(|points| format!("{points:+.2} points")),
+        FigureName::P99 | FigureName::Rate => {
+            entry.change().map(|change| format!("{:+.0} %", change * 100.0))
+        }
+    }
+    .unwrap_or_default()
+}
+
+fn claim(entry: &Compared) -> String {
+    match (&entry.why_not, entry.p) {
+        (Some(why), _) => format!("not judged: {why}"),
         (None, Some(p)) if entry.is_real => {
             let word = if entry.is_more() { "WORSE" } else { "better" };
-            format!("{word}, p = {p:.2e}.")
+            format!("{word}, p = {p:.2e}")
         }
         (None, Some(p)) if entry.is_too_small => {
-            format!("p = {p:.2e}, but the difference is too small to be claimed.")
+            format!("too small to be claimed, p = {p:.2e}")
         }
-        (None, p) => format!(
-            "no difference can be claimed, p = {:.2}. Not proof of equality.",
-            p.unwrap_or(1.0)
-        ),
-    };
-    format!("{}: {what} {figures}: {claim}", entry.vm)
+        (None, p) => format!("no claim, p = {:.2}", p.unwrap_or(1.0)),
+    }
 }
 
 fn shown(figure: FigureName, value: Option<f64>) -> String {
@@ -61,5 +115,60 @@ fn shown(figure: FigureName, value: Option<f64>) -> String {
         FigureName::P99 => readable(value as u64),
         FigureName::Share => format!("{:.2} %", value * 100.0),
         FigureName::Rate => format!("{value:.1}/s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(metric: &str, figure: FigureName, base: f64, new: f64) -> Compared {
+        Compared {
+            vm: "web".to_owned(),
+            metric: metric.to_owned(),
+            figure,
+            base: Some(base),
+            new: Some(new),
+            p: Some(0.5),
+            is_real: false,
+            is_too_small: false,
+            why_not: None,
+        }
+    }
+
+    fn of(compared: Vec<Compared>) -> String {
+        text(&Comparison {
+            compared,
+            unmatched: Vec::new(),
+            left_out: Vec::new(),
+            warnings: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn what_is_proven_comes_first() {
+        let rate = || entry("fault.major", FigureName::Rate, 100.0, 101.0);
+        let share = entry("stall.share", FigureName::Share, 0.1, 0.3);
+        let worse = Compared { is_real: true, p: Some(0.001), ..share };
+        let p99 = entry("fault.major", FigureName::P99, 2e6, 1e6);
+        let better = Compared { is_real: true, p: Some(0.002), ..p99 };
+        let said = of(vec![rate(), worse, better]);
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines[0], "WORSE: web stall.share.");
+        assert_eq!(lines[1], "Better: web fault.major p99.");
+        assert!(lines[4].contains("stall.share") && lines[4].contains("+20.00 points"), "{said}");
+        assert!(lines[5].contains("-50 %") && lines[5].contains("better, p = 2.00e-3"), "{said}");
+        assert!(lines[6].contains("no claim, p = 0.50"), "{said}");
+        assert!(of(vec![rate()]).starts_with("No difference can be claimed."));
+    }
+
+    #[test]
+    fn what_cannot_be_told_says_why() {
+        let rate = entry("fault.major", FigureName::Rate, 0.0, 9.0);
+        let short = Compared { p: None, why_not: Some("too short: 9 s".to_owned()), ..rate };
+        let said = of(vec![short]);
+        assert!(said.starts_with("Cannot tell: too short: 9 s. As measured"), "{said}");
+        assert!(said.contains("not judged: too short: 9 s"), "{said}");
+        assert!(of(Vec::new()).starts_with("Nothing can be compared"));
     }
 }

@@ -8,3 +8,12 @@ pub mod progress;
 pub mod sentence;
 pub mod summary_text;
 pub mod verdict_text;
+
+use comfy_table::{ContentArrangement, Table, presets};
+
+/// A table without lines, as wide as it needs.
+pub fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+}

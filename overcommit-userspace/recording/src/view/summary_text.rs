@@ -8,8 +8,8 @@ use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
 use crate::summary::verdict::{Fared, LEAST_TAKEN};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
-use crate::view::{memory_text, presence, verdict_text};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use crate::view::{memory_text, plain_table, presence, verdict_text};
+use comfy_table::{CellAlignment, Table};
 use overcommit_ebpf::layout::Metric;
 use std::fmt::Write;
 use std::time::Duration;
@@ -98,7 +98,7 @@ fn start(summary: &Summary) -> String {
 
 /// A row for each VM: those that fared badly, and the others where they are few.
 fn vm_table(summary: &Summary) -> Table {
-    let mut table = plain();
+    let mut table = plain_table();
     table.set_header(["VM", "STATE", "STALL", "CPU WAIT", "MAJOR/S", "P50", "P99", "MAX"]);
     let is_small = summary.seen().count() <= ROWS;
     let rows = summary.seen().filter(|vm| is_small || vm.verdict.fared != Fared::Ok);
@@ -127,15 +127,9 @@ fn vm_table(summary: &Summary) -> Table {
     table
 }
 
-fn plain() -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table
-}
-
 /// A row for each metric of each VM.
 fn metrics_table(summary: &Summary) -> Table {
-    let mut table = plain();
+    let mut table = plain_table();
     table.set_header([
         "VM", "STALL", "CPU WAIT", "METRIC", "COUNT", "PER S", "P50", "P90", "P99", "P99.9", "MAX",
     ]);
