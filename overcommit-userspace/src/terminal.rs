@@ -4,13 +4,36 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use std::io::{Error, ErrorKind, Write};
 
-/// Prints a result on stdout. A reader that has seen enough is no failure.
+/// Prints a result on stdout, in ASCII where the locale has nothing else. A reader that has seen
+/// enough is no failure.
 pub fn print(text: &str) -> Result<()> {
+    let text =
+        if is_ascii(|name| std::env::var(name).ok()) { ascii(text) } else { text.to_owned() };
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if !is_gone(&error) => Err(error).context("cannot print the result"),
         _ => Ok(()),
     }
+}
+
+/// Whether the user asked for the locale C or POSIX: the first variable that is set decides.
+fn is_ascii(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let mut set = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(variable);
+    let locale = set.find(|locale| !locale.is_empty());
+    locale.is_some_and(|locale| locale == "C" || locale == "POSIX")
+}
+
+/// Our own signs in ASCII, one for one, so that columns stay; names of VMs as they are.
+fn ascii(text: &str) -> String {
+    let sign = |sign| match sign {
+        '·' => '-',
+        '…' => '~',
+        '→' => '>',
+        '×' => 'x',
+        '÷' => '/',
+        other => other,
+    };
+    text.chars().map(sign).collect()
 }
 
 /// Whether nobody reads it any more: a pipe that was closed, or a terminal that hung up.
@@ -21,4 +44,22 @@ fn is_gone(error: &Error) -> bool {
 /// Tells the user something on stderr, if anybody still reads it.
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_locale_c_has_ascii_alone() {
+        let of = |set: &[(&str, &str)]| {
+            let set: Vec<(String, String)> =
+                set.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            is_ascii(|name| set.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone()))
+        };
+        assert!(of(&[("LANG", "C")]) && of(&[("LC_ALL", "POSIX"), ("LANG", "de_DE.UTF-8")]));
+        assert!(!of(&[]) && !of(&[("LANG", "C.UTF-8")]));
+        assert!(!of(&[("LC_ALL", "en_US.UTF-8"), ("LANG", "C")]));
+        assert_eq!(ascii("vm · 2 VMs, web-01… ä"), "vm - 2 VMs, web-01~ ä");
+    }
 }
