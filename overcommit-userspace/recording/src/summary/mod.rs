@@ -4,10 +4,9 @@ pub mod evictions;
 pub mod host;
 pub mod kswapd_estimate;
 mod run;
+mod table;
 pub mod verdict;
 
-use crate::format::csv;
-use crate::format::csv::{optional, text};
 use crate::model::breakdown::Breakdown;
 use crate::model::coverage::{Coverage, coverage_of};
 use crate::model::figures::VmFigures;
@@ -27,26 +26,6 @@ use overcommit_ebpf::layout::{FaultBacking, Loss, Taker};
 pub use run::SummaryRun;
 use serde::Serialize;
 use std::collections::BTreeMap;
-
-/// The columns of summary.csv; only ever appended to.
-const COLUMNS: [&str; 16] = [
-    "vm_id",
-    "vm",
-    "uuid",
-    "pid",
-    "metric",
-    "coverage",
-    "count",
-    "rate_per_s",
-    "sum_ns",
-    "mean_ns",
-    "p50_ns",
-    "p90_ns",
-    "p99_ns",
-    "p999_ns",
-    "max_ns",
-    "over_range",
-];
 
 /// The whole run.
 #[derive(Debug, Serialize)]
@@ -303,12 +282,9 @@ impl Summary {
     /// summary.csv.
     ///
     /// # Errors
-    /// See [`csv::rows`].
+    /// See [`crate::format::csv::rows`].
     pub fn csv(&self) -> Result<Vec<u8>> {
-        let mut file = csv::header(&COLUMNS);
-        let rows = self.vms.iter().flat_map(|vm| vm.metrics.iter().map(|metric| row(vm, metric)));
-        file.extend(csv::rows(rows)?);
-        Ok(file)
+        table::csv(self)
     }
 }
 
@@ -381,27 +357,6 @@ fn summary_metric(name: &MetricName, metric: &MetricTotals, totals: &VmTotals) -
         max_ns: (count > 0).then_some(latencies.max_ns),
         over_range: latencies.over_range,
     }
-}
-
-fn row(vm: &SummaryVm, metric: &SummaryMetric) -> Vec<String> {
-    vec![
-        vm.vm_id.clone(),
-        text(&vm.vm),
-        text(vm.uuid.as_deref().unwrap_or_default()),
-        vm.pid.to_string(),
-        metric.metric.as_str().to_owned(),
-        metric.coverage.name().to_owned(),
-        metric.count.to_string(),
-        format!("{:.3}", metric.rate_per_s),
-        metric.sum_ns.to_string(),
-        optional(metric.mean_ns),
-        optional(metric.p50_ns),
-        optional(metric.p90_ns),
-        optional(metric.p99_ns),
-        optional(metric.p999_ns),
-        optional(metric.max_ns),
-        metric.over_range.to_string(),
-    ]
 }
 
 #[cfg(test)]
