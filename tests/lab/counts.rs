@@ -111,7 +111,6 @@ fn counts_agree(dir: &Path, backend: &str, shared: bool) -> Result<()> {
     let swapped = figure(&summary, "backing.swap", "count")?;
     within_a_percent("faults for swap", swapped, figure(&summary, "swapin", "count")?, 0)?;
     parts_make_up_the_whole(&summary)?;
-    ensure!(figure(&summary, "fault.major", "count")? >= MAJORS);
     ensure!(summary["metrics"][0]["coverage"] == "full", "{summary:#}");
     Ok(())
 }

@@ -15,8 +15,6 @@ pub struct SummaryRun {
     pub kernel: String,
     /// Where faults were seen.
     pub backend: String,
-    /// Whether it ended rather than was cut off.
-    pub has_ended: bool,
     /// `--label`
     pub labels: BTreeMap<String, String>,
     /// The command that was run.
@@ -33,7 +31,6 @@ impl SummaryRun {
             host: run.host.clone(),
             kernel: run.kernel.clone(),
             backend: run.backend.name.clone(),
-            has_ended: run.clocks.end.is_some(),
             labels: run.options.labels.clone(),
             command: run.options.command.clone(),
             command_status: run.command_status,
