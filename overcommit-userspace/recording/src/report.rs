@@ -10,7 +10,7 @@ use crate::slo::Objective;
 use crate::slo::judge::{Judging, NOT_JUDGED, exit_code};
 use crate::summary::Summing;
 use crate::view::summary_text;
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use clap::ValueEnum;
 
 /// Output formats.
@@ -40,11 +40,13 @@ pub struct Report {
     pub text: String,
     /// Exit code: of the objectives, and [`NOT_JUDGED`] of a recording in which there is no VM.
     pub code: u8,
+    /// Why the recording's own summary could not be written, if so.
+    pub not_written: Option<Error>,
 }
 
 /// Writes what a recording gets at its end, from its logs alone, and gives the
 /// report. A recording that still runs is only read, as is one of which only a part is
-/// looked at, or against other objectives.
+/// looked at, or against other objectives. What cannot be written is told beside the report.
 ///
 /// # Errors
 /// The folder is no recording, or cannot be read or mended.
@@ -70,16 +72,18 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     let is_empty = code == 0 && summary.nothing(run).is_some();
     let code = if is_empty { NOT_JUDGED } else { code };
     let json = summary.json()?;
-    if !recording.is_recording && as_recorded {
+    let write = || {
         folder.refresh(SUMMARY_JSON, &json)?;
         folder.refresh(SUMMARY_CSV, &summary.csv()?)?;
-        write_distributions(folder, run, &summing.totals)?;
-    }
+        write_distributions(folder, run, &summing.totals)
+    };
+    let is_written = !recording.is_recording && as_recorded;
+    let not_written = is_written.then(write).and_then(Result::err);
     let text = match view.format {
         Format::Text => summary_text::text(run, &summary, view.is_full),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
     };
-    Ok(Report { text, code })
+    Ok(Report { text, code, not_written })
 }
 
 fn write_distributions(folder: &Folder, run: &Run, totals: &Totals) -> Result<()> {

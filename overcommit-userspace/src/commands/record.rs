@@ -220,6 +220,9 @@ async fn record(args: Args) -> Result<ExitCode> {
             print(&format!("\nRecorded in {path}. Every metric: overcommit report -v {path}\n"))?;
         }
     }
+    if let Some(error) = report.not_written {
+        return Err(error);
+    }
     // A broken objective comes first, then the load's own status.
     let objective_comes_first = report.code == BROKEN || code == 0;
     Ok(ExitCode::from(if objective_comes_first { report.code } else { code }))

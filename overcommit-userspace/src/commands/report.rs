@@ -1,7 +1,7 @@
 //! `overcommit report`
 
 use crate::commands::{ObjectiveArgs, SpanArgs};
-use crate::terminal::print;
+use crate::terminal::{print, say};
 use anyhow::{Context, Result};
 use overcommit_recording::recording::{Folder, run_file};
 use overcommit_recording::report::{Format, View, rebuild};
@@ -52,6 +52,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
         None => print(&report.text)?,
+    }
+    if let Some(error) = report.not_written {
+        say(&format!("overcommit: the summary is not written into the recording: {error:#}"));
     }
     Ok(ExitCode::from(report.code))
 }

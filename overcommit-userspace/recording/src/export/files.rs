@@ -88,7 +88,7 @@ pub fn write(
     for part in parts {
         let name =
             format!("{FOLDER}/{}/{}.{}", vms[part.0].folder, part.1.as_str(), format.extension());
-        recording.folder.put(&name, &files.remove(&part).unwrap_or_default())?;
+        recording.folder.refresh(&name, &files.remove(&part).unwrap_or_default())?;
         names.push(name);
     }
     Ok(names)

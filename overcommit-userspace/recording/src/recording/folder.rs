@@ -1,10 +1,14 @@
 //! The folder of a recording: whose it is, and how files in it are made.
 
-use anyhow::{Context, Result, bail};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
+use crate::recording::beneath::{self, Ids};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{Dir, Mode, OFlags};
+use std::ffi::{CStr, OsStr};
+use std::fs::{self, File};
+use std::io::{Error, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Names of the files.
 pub const RUN_FILE: &str = "run.json";
@@ -45,10 +49,12 @@ impl Owner {
     }
 }
 
-/// The folder of a recording.
+/// The folder of a recording. Everything in it is opened beneath it, see [`beneath`].
 #[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
+    /// Of a folder that is to be recorded into, so that it stays the same one.
+    held: Option<Arc<OwnedFd>>,
     owner: Option<Owner>,
     /// Whether this process made it.
     made: bool,
@@ -58,7 +64,7 @@ impl Folder {
     /// Makes the folder of a recording, or takes an empty one.
     ///
     /// # Errors
-    /// It is not empty, is no folder, or cannot be written.
+    /// It is not empty, is somebody else's, is no folder, or cannot be written.
     pub fn create(path: &Path, owner: Option<Owner>) -> Result<Self> {
         let folder = Self::make(path, owner)?;
         // Fails now rather than after the load test.
@@ -70,33 +76,26 @@ impl Folder {
     /// addresses and tenants' names.
     ///
     /// # Errors
-    /// It is not empty, is no folder, or cannot be made.
+    /// It is not empty, is somebody else's, is no folder, or cannot be made.
     pub fn make(path: &Path, owner: Option<Owner>) -> Result<Self> {
-        let mut folder = Self { path: path.to_owned(), owner, made: false };
-        match fs::read_dir(path) {
-            Ok(mut entries) => {
-                if entries.next().is_some() {
-                    bail!("--out {}: the folder is not empty; name a new one", path.display());
-                }
-                folder.restrict()?;
+        let failed = || format!("--out {}", path.display());
+        let mut folder = Self { path: path.to_owned(), held: None, owner, made: false };
+        let dir = match path.symlink_metadata() {
+            Ok(there) if there.is_symlink() => {
+                bail!("--out {}: that is a link; name a new folder", path.display())
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let missing: Vec<PathBuf> =
-                    path.ancestors().take_while(|dir| !dir.exists()).map(Path::to_owned).collect();
-                let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-                made.with_context(|| format!("--out {}: cannot make the folder", path.display()))?;
-                folder.made = true;
-                for dir in missing.iter().filter(|dir| dir.exists()) {
-                    folder.give(dir)?;
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            Ok(there) if !there.is_dir() => {
                 bail!("--out {}: that is a file; name a new folder", path.display())
             }
-            Err(error) => {
-                return Err(error).with_context(|| format!("--out {}", path.display()));
+            Ok(_) => folder.take().with_context(failed)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                folder.made = true;
+                let made = folder.make_all();
+                made.with_context(|| format!("--out {}: cannot make the folder", path.display()))?
             }
-        }
+            Err(error) => return Err(error).with_context(failed),
+        };
+        folder.held = Some(Arc::new(dir));
         Ok(folder)
     }
 
@@ -104,7 +103,9 @@ impl Folder {
     /// before stays, empty.
     pub fn discard(&self) {
         // Whatever remains is empty and says so.
-        let _ = fs::remove_file(self.file(INTERVALS));
+        if let Ok(dir) = self.dir() {
+            let _ = beneath::remove(&dir, INTERVALS);
+        }
         if self.made {
             let _ = fs::remove_dir(&self.path);
         }
@@ -112,7 +113,7 @@ impl Folder {
 
     /// An existing recording.
     pub fn open(path: &Path) -> Self {
-        Self { path: path.to_owned(), owner: Owner::behind_sudo(), made: false }
+        Self { path: path.to_owned(), held: None, owner: Owner::behind_sudo(), made: false }
     }
 
     /// Where it is.
@@ -120,44 +121,65 @@ impl Folder {
         &self.path
     }
 
-    /// A file in it.
+    /// A file in it, to be named to a user.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Whether it belongs to this user, or to the one behind sudo: only there is anything written.
+    pub fn is_ours(&self) -> bool {
+        self.dir().is_ok_and(|dir| self.owns(&dir).unwrap_or(false))
+    }
+
+    /// Whether there is something of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.file(name).symlink_metadata().is_ok()
+    }
+
+    /// Opens a file to read. A link is not followed.
+    ///
+    /// # Errors
+    /// It is not there, is no regular file, or cannot be read.
+    pub fn read(&self, name: &str) -> Result<File> {
+        let failed = || format!("cannot read {}", self.file(name).display());
+        self.dir().and_then(|dir| beneath::read(&dir, name)).with_context(failed)
     }
 
     /// Opens a file to add to; makes it, and the folder that it is in.
     ///
     /// # Errors
-    /// It cannot be made or opened.
+    /// It cannot be made or opened, or is a link.
     pub fn append(&self, name: &str) -> Result<File> {
-        let path = self.file(name);
-        let failed = || format!("cannot write {}", path.display());
-        self.make_parent(&path).with_context(failed)?;
-        let mut options = OpenOptions::new();
-        let file =
-            options.append(true).create(true).mode(0o600).open(&path).with_context(failed)?;
-        self.give(&path)?;
-        Ok(file)
+        let open = || {
+            let dir = self.own_dir()?;
+            let (parent, name) = beneath::parent(&dir, name, self.ids())?;
+            match beneath::make(&parent, name, OFlags::APPEND, self.ids()) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    beneath::write(&parent, name, OFlags::APPEND)
+                }
+                made => made,
+            }
+        };
+        open().with_context(|| format!("cannot write {}", self.file(name).display()))
     }
 
-    /// Puts a whole file in place at once: readers see the old one or the new one.
+    /// Puts a whole file in place at once: readers see the old one or the new one. Makes the
+    /// folder that it is in.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn replace(&self, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.file(name);
-        let failed = || format!("cannot write {}", path.display());
-        let unfinished = self.file(&format!("{name}.new"));
-        // Of somebody who was killed; or a link, which is not to be followed.
-        let _ = fs::remove_file(&unfinished);
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true).mode(0o600);
-        let mut file = options.open(&unfinished).with_context(failed)?;
-        file.write_all(content).with_context(failed)?;
-        if let Some(owner) = self.owner {
-            fchown(&file, Some(owner.uid), Some(owner.gid)).with_context(failed)?;
-        }
-        fs::rename(&unfinished, &path).with_context(failed)
+        let put = || {
+            let dir = self.own_dir()?;
+            let (parent, name) = beneath::parent(&dir, name, self.ids())?;
+            let unfinished = format!("{name}.new");
+            // Of somebody who was killed; or a link, which is not to be followed.
+            let _ = beneath::remove(&parent, &unfinished);
+            let mut file = beneath::make(&parent, &unfinished, OFlags::empty(), self.ids())?;
+            file.write_all(content)?;
+            Ok::<_, Error>(rustix::fs::renameat(&parent, &unfinished, &parent, name)?)
+        };
+        put().with_context(|| format!("cannot write {}", self.file(name).display()))
     }
 
     /// As [`Self::replace`], but writes nothing where the file is already so: a finished
@@ -166,46 +188,170 @@ impl Folder {
     /// # Errors
     /// It cannot be written.
     pub fn refresh(&self, name: &str, content: &[u8]) -> Result<()> {
-        if fs::read(self.file(name)).is_ok_and(|there| there == content) {
-            return Ok(());
-        }
-        self.replace(name, content)
+        let is_so = |mut file: File| {
+            let mut there = Vec::new();
+            let is_as_long = file.metadata().is_ok_and(|data| data.len() == content.len() as u64);
+            is_as_long && file.read_to_end(&mut there).is_ok() && there == content
+        };
+        if self.read(name).is_ok_and(is_so) { Ok(()) } else { self.replace(name, content) }
     }
 
-    /// As [`Self::refresh`]; makes the folder that the file is in.
+    /// Cuts a file off.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn put(&self, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.file(name);
-        self.make_parent(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        self.refresh(name, content)
-    }
-
-    fn make_parent(&self, path: &Path) -> Result<()> {
-        if let Some(parent) = path.parent()
-            && !parent.exists()
-        {
-            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-            for made in parent.ancestors().take_while(|made| *made != self.path) {
-                self.give(made)?;
+    /// It is not there, or cannot be written.
+    pub fn cut(&self, name: &str, end: u64) -> Result<()> {
+        let cut = || {
+            let dir = self.own_dir()?;
+            if beneath::read(&dir, name)?.metadata()?.len() > end {
+                beneath::write(&dir, name, OFlags::empty())?.set_len(end)?;
             }
-        }
-        Ok(())
-    }
-
-    fn restrict(&self) -> Result<()> {
-        use std::os::unix::fs::PermissionsExt;
-        let failed = || format!("--out {}: cannot restrict it to its owner", self.path.display());
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700)).with_context(failed)?;
-        self.give(&self.path)
-    }
-
-    fn give(&self, path: &Path) -> Result<()> {
-        let Some(owner) = self.owner else {
-            return Ok(());
+            Ok::<_, Error>(())
         };
-        chown(path, Some(owner.uid), Some(owner.gid))
-            .with_context(|| format!("cannot give {} to the user behind sudo", path.display()))
+        cut().with_context(|| format!("cannot mend {}", self.file(name).display()))
+    }
+
+    fn dir(&self) -> std::io::Result<Arc<OwnedFd>> {
+        match &self.held {
+            Some(held) => Ok(held.clone()),
+            None => Ok(Arc::new(beneath::folder(&self.path)?)),
+        }
+    }
+
+    /// The folder, to write into.
+    fn own_dir(&self) -> std::io::Result<Arc<OwnedFd>> {
+        let dir = self.dir()?;
+        if self.owns(&dir)? {
+            return Ok(dir);
+        }
+        Err(Error::other("the folder belongs to another user"))
+    }
+
+    fn owns(&self, dir: &OwnedFd) -> std::io::Result<bool> {
+        let uid = rustix::fs::fstat(dir)?.st_uid;
+        let behind_sudo = self.owner.map(|owner| owner.uid);
+        Ok(uid == rustix::process::geteuid().as_raw() || Some(uid) == behind_sudo)
+    }
+
+    fn ids(&self) -> Option<Ids> {
+        self.owner.map(|owner| (owner.uid, owner.gid))
+    }
+
+    /// Takes a folder that is there, if it is empty and nobody else's.
+    fn take(&self) -> Result<OwnedFd> {
+        let dir = beneath::folder(&self.path)?;
+        ensure!(self.owns(&dir)?, "the folder belongs to another user; name a new one");
+        let is_empty = || {
+            let mut entries = Dir::read_from(&dir)?;
+            let is_own = |name: &CStr| [c".", c".."].contains(&name);
+            let other = entries.find(|entry| entry.as_ref().is_ok_and(|e| !is_own(e.file_name())));
+            Ok::<_, Error>(other.is_none())
+        };
+        ensure!(is_empty()?, "the folder is not empty; name a new one");
+        rustix::fs::fchmod(&dir, Mode::RWXU).context("cannot restrict it to its owner")?;
+        // Nobody can have put anything there since.
+        ensure!(is_empty()?, "the folder is not empty; name a new one");
+        let dir = File::from(dir);
+        beneath::give(&dir, self.ids()).context("cannot give it to the user behind sudo")?;
+        Ok(dir.into())
+    }
+
+    /// Makes the folder and those around it.
+    fn make_all(&self) -> Result<OwnedFd> {
+        let missing = self.path.ancestors().take_while(|dir| !dir.exists()).count();
+        let above = self.path.ancestors().nth(missing).filter(|dir| !dir.as_os_str().is_empty());
+        let mut dir = beneath::folder(above.unwrap_or(Path::new(".")))?;
+        let names: Vec<&OsStr> = self.path.iter().collect();
+        for name in &names[names.len() - missing..] {
+            let name = name.to_str().context("its name is not UTF-8")?;
+            dir = beneath::subfolder(&dir, name, self.ids())?;
+        }
+        Ok(dir)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A folder, and a file elsewhere with something precious in it.
+    fn folder() -> (tempfile::TempDir, Folder, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::create(&dir.path().join("run"), None).unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        (dir, folder, victim)
+    }
+
+    fn is_unharmed(victim: &Path) -> bool {
+        fs::read_to_string(victim).unwrap() == "precious"
+    }
+
+    #[test]
+    fn no_link_is_followed() {
+        let (dir, folder, victim) = folder();
+        symlink(&victim, folder.file(MARKS)).unwrap();
+        let error = format!("{:#}", folder.append(MARKS).unwrap_err());
+        assert!(error.contains("behind a link"), "{error}");
+        assert!(folder.read(MARKS).is_err() && folder.cut(MARKS, 0).is_err());
+        symlink(&victim, folder.file("run.json.new")).unwrap();
+        folder.replace(RUN_FILE, b"{}").unwrap();
+        assert_eq!(fs::read_to_string(folder.file(RUN_FILE)).unwrap(), "{}");
+        // What is replaced is the link itself.
+        folder.replace(MARKS, b"text").unwrap();
+        assert!(!folder.file(MARKS).is_symlink());
+        let elsewhere = dir.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, folder.file("vms")).unwrap();
+        assert!(folder.append("vms/web/latency.hlog").is_err());
+        assert!(folder.replace("vms/web/fault.major.hgrm", b"").is_err());
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+        assert!(is_unharmed(&victim));
+    }
+
+    #[test]
+    fn nothing_outside_is_reached_by_name() {
+        let (_dir, folder, victim) = folder();
+        assert!(folder.append("../victim").is_err() && folder.replace("../victim", b"").is_err());
+        assert!(folder.append("vms/../../victim").is_err());
+        assert!(folder.read("../victim").is_err());
+        fs::hard_link(&victim, folder.file(MARKS)).unwrap();
+        let error = format!("{:#}", folder.append(MARKS).unwrap_err());
+        assert!(error.contains("another name elsewhere"), "{error}");
+        assert!(folder.cut(MARKS, 0).is_err() && is_unharmed(&victim));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let (_dir, folder, _) = folder();
+        let fifo = folder.file(MARKS);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let error = format!("{:#}", folder.read(MARKS).unwrap_err());
+        assert!(error.contains("no regular file"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_is_new_or_empty_and_no_link() {
+        let (dir, folder, _) = folder();
+        let make = |path: &Path| Folder::create(path, None).map_err(|error| format!("{error:#}"));
+        assert!(make(folder.path()).unwrap_err().contains("not empty"));
+        let empty = dir.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        let link = dir.path().join("link");
+        symlink(&empty, &link).unwrap();
+        assert!(make(&link).unwrap_err().contains("that is a link"));
+        make(&empty).unwrap().discard();
+        assert!(empty.exists(), "it was there before");
+        let deep = dir.path().join("a/b/c");
+        make(&deep).unwrap().discard();
+        assert!(!deep.exists() && deep.parent().unwrap().exists());
     }
 }

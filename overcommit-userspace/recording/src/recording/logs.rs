@@ -7,7 +7,6 @@ use crate::recording::folder::{Folder, LATENCY_LOG};
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
 
 /// Logs that are open at a time: a recording may have more VMs than a process may have files,
 /// which are 1,024 where nobody set another limit.
@@ -15,13 +14,15 @@ const OPEN_MAX: usize = 900;
 
 /// A log of each VM.
 pub(super) struct Logs {
+    folder: Folder,
     logs: Vec<Log>,
     /// Those that are open, the one used last at the end.
     open: Vec<usize>,
 }
 
 struct Log {
-    path: PathBuf,
+    /// Within the folder.
+    name: String,
     file: Option<BufReader<File>>,
     /// Where the next line begins.
     at: u64,
@@ -44,9 +45,9 @@ pub(super) fn name(vm: &RunVm) -> String {
 ///
 /// # Errors
 /// The log cannot be read.
-pub(super) fn end_of(path: &Path, mut metrics: usize) -> Result<u64> {
-    let failed = || format!("cannot read {}", path.display());
-    let mut file = BufReader::new(File::open(path).with_context(failed)?);
+pub(super) fn end_of(folder: &Folder, name: &str, mut metrics: usize) -> Result<u64> {
+    let failed = || format!("cannot read {name}");
+    let mut file = BufReader::new(folder.read(name)?);
     let (mut end, mut line) = (0, Vec::new());
     while file.read_until(b'\n', &mut line).with_context(failed)? > 0 {
         let is_metric = hlog::metric(&line).is_some();
@@ -63,8 +64,9 @@ pub(super) fn end_of(path: &Path, mut metrics: usize) -> Result<u64> {
 impl Logs {
     /// Of a recording; none is opened yet.
     pub(super) fn new(folder: &Folder, run: &Run) -> Self {
-        let log = |vm| Log { path: folder.file(&name(vm)), file: None, at: 0 };
-        Self { logs: run.vms.iter().map(log).collect(), open: Vec::new() }
+        let log = |vm| Log { name: name(vm), file: None, at: 0 };
+        let logs = run.vms.iter().map(log).collect();
+        Self { folder: folder.clone(), logs, open: Vec::new() }
     }
 
     /// The next line of a VM's log that is a metric's; `None` at its end, or at a torn one.
@@ -75,7 +77,7 @@ impl Logs {
         self.open(vm)?;
         let log = &mut self.logs[vm];
         let Some(file) = &mut log.file else { return Ok(None) };
-        let failed = || format!("cannot read {}", log.path.display());
+        let failed = || format!("cannot read {}", log.name);
         let mut bytes = Vec::new();
         while file.read_until(b'\n', &mut bytes).with_context(failed)? > 0 {
             if bytes.last() != Some(&b'\n') {
@@ -98,8 +100,8 @@ impl Logs {
                 self.logs[oldest].file = None;
             }
             let log = &mut self.logs[vm];
-            let failed = || format!("cannot read {}", log.path.display());
-            let mut file = File::open(&log.path).with_context(failed)?;
+            let mut file = self.folder.read(&log.name)?;
+            let failed = || format!("cannot read {}", log.name);
             file.seek(SeekFrom::Start(log.at)).with_context(failed)?;
             log.file = Some(BufReader::new(file));
         }

@@ -3,6 +3,7 @@
 //! `writer` adds an interval to the logs and then replaces run.json, which says
 //! how far they go; `reader` believes run.json and the logs where they agree.
 
+mod beneath;
 pub mod folder;
 #[cfg(test)]
 mod golden;

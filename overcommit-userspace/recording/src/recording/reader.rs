@@ -14,7 +14,6 @@ use crate::recording::run_file;
 use crate::recording::span::Span;
 use anyhow::{Context, Result};
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
 
 /// A recording on disk.
 #[derive(Clone, Debug)]
@@ -37,7 +36,7 @@ pub const NONE: Wanted<'static> = &|_| false;
 
 impl Recording {
     /// Opens a recording. If it was cut off, what run.json does not know of is cut away from its
-    /// files.
+    /// files, if they are ours.
     ///
     /// # Errors
     /// The folder is no recording, is of a newer version, or cannot be read or mended.
@@ -46,7 +45,8 @@ impl Recording {
         let is_recording = run_file::is_recording(&run_file::read(folder.path())?);
         let run = run_file::read(folder.path())?;
         let recording = Self { run, folder: folder.clone(), is_recording };
-        if !is_recording && recording.run.clocks.end.is_none() {
+        // What is not cut away is left out all the same.
+        if !is_recording && recording.run.clocks.end.is_none() && folder.is_ours() {
             recording.mend()?;
         }
         Ok(recording)
@@ -93,12 +93,12 @@ impl Recording {
     /// # Errors
     /// The file cannot be read, or `take` fails.
     pub fn each_slow_fault(&self, mut take: impl FnMut(&SlowFault) -> Result<()>) -> Result<()> {
-        let (ids, path) = (self.ids(), self.folder.file(SLOW_FAULTS));
-        if !path.exists() {
+        let (ids, folder) = (self.ids(), &self.folder);
+        if !folder.has(SLOW_FAULTS) {
             return Ok(());
         }
         let columns = columns::slow_faults();
-        let mut rows = Rows::open(&path, SLOW_FAULTS, columns, &ids, SlowFault::none, u64::MAX)?;
+        let mut rows = Rows::open(folder, SLOW_FAULTS, columns, &ids, SlowFault::none, u64::MAX)?;
         while let Some(row) = rows.take(0)? {
             take(&row.of)?;
         }
@@ -116,24 +116,22 @@ impl Recording {
         let ids = self.ids();
         let files = Files::open(self, &ids)?;
         let mut metrics = vec![0; self.run.vms.len()];
-        cut(&self.folder, INTERVALS, files.metrics.last(|row| metrics[row.vm] += 1)?)?;
-        cut(&self.folder, VMS, files.vms.last(|_| {})?)?;
+        self.folder.cut(INTERVALS, files.metrics.last(|row| metrics[row.vm] += 1)?)?;
+        self.folder.cut(VMS, files.vms.last(|_| {})?)?;
         if let Some(rows) = files.host {
-            cut(&self.folder, HOST, rows.last(|_| {})?)?;
+            self.folder.cut(HOST, rows.last(|_| {})?)?;
         }
         if let Some(rows) = files.evictions {
-            cut(&self.folder, EVICTIONS, rows.last(|_| {})?)?;
+            self.folder.cut(EVICTIONS, rows.last(|_| {})?)?;
         }
         for (vm, metrics) in self.run.vms.iter().zip(metrics) {
             let name = logs::name(vm);
-            cut(&self.folder, &name, logs::end_of(&self.folder.file(&name), metrics)?)?;
+            self.folder.cut(&name, logs::end_of(&self.folder, &name, metrics)?)?;
         }
         if self.run.options.slow_faults_ns.is_some() {
-            let path = self.folder.file(SLOW_FAULTS);
-            let failed = || format!("cannot read {}", path.display());
-            let mut file = File::open(&path).with_context(failed)?;
-            let end = whole_length(&mut file).with_context(failed)?;
-            cut(&self.folder, SLOW_FAULTS, end)?;
+            let mut file = self.folder.read(SLOW_FAULTS)?;
+            let end = whole_length(&mut file).context("cannot read slow-faults.csv")?;
+            self.folder.cut(SLOW_FAULTS, end)?;
         }
         Ok(())
     }
@@ -155,26 +153,25 @@ struct Files<'a> {
 impl<'a> Files<'a> {
     fn open(recording: &'a Recording, ids: &'a HashMap<&'a str, usize>) -> Result<Self> {
         let Recording { run, folder, .. } = recording;
-        let (limit, path) = (run.recorded.intervals, |name| folder.file(name));
-        let host =
-            || Rows::open(&path(HOST), HOST, columns::host(), ids, HostInterval::default, limit);
+        let limit = run.recorded.intervals;
+        let host = || Rows::open(folder, HOST, columns::host(), ids, HostInterval::default, limit);
         let evictions = || {
             let columns = columns::evictions();
-            Rows::open(&path(EVICTIONS), EVICTIONS, columns, ids, Eviction::none, limit)
+            Rows::open(folder, EVICTIONS, columns, ids, Eviction::none, limit)
         };
         Ok(Self {
             run,
-            host: path(HOST).exists().then(host).transpose()?,
-            vms: Rows::open(&path(VMS), VMS, columns::vms(), ids, VmInterval::default, limit)?,
+            host: folder.has(HOST).then(host).transpose()?,
+            vms: Rows::open(folder, VMS, columns::vms(), ids, VmInterval::default, limit)?,
             metrics: Rows::open(
-                &path(INTERVALS),
+                folder,
                 INTERVALS,
                 columns::metrics(),
                 ids,
                 MetricInterval::none,
                 limit,
             )?,
-            evictions: path(EVICTIONS).exists().then(evictions).transpose()?,
+            evictions: folder.has(EVICTIONS).then(evictions).transpose()?,
             logs: Logs::new(folder, run),
             number: 0,
         })
@@ -261,18 +258,6 @@ fn decode(
             latencies.histogram =
                 histogram.with_context(|| format!("cannot read a histogram of {name:?}"))?;
         }
-    }
-    Ok(())
-}
-
-/// Cuts a file off.
-fn cut(folder: &Folder, name: &str, end: u64) -> Result<()> {
-    let path = folder.file(name);
-    let failed = || format!("cannot mend {}", path.display());
-    let length = std::fs::metadata(&path).with_context(failed)?.len();
-    if length > end {
-        let file = OpenOptions::new().write(true).open(&path).with_context(failed)?;
-        file.set_len(end).with_context(failed)?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::format::csv::{reader, untext};
 use crate::model::columns::{Column, Draft, Unit};
 use crate::model::interval::Place;
+use crate::recording::folder::Folder;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::fs::File;
@@ -44,7 +45,7 @@ impl<'a, T> Rows<'a, T> {
     /// # Errors
     /// The file cannot be read, or lacks a column that every version has.
     pub(super) fn open(
-        path: &std::path::Path,
+        folder: &Folder,
         name: &'static str,
         columns: Vec<Column<T>>,
         vms: &'a HashMap<&'a str, usize>,
@@ -52,7 +53,7 @@ impl<'a, T> Rows<'a, T> {
         limit: u64,
     ) -> Result<Self> {
         let failed = || format!("cannot read {name}");
-        let mut file = File::open(path).with_context(failed)?;
+        let mut file = folder.read(name)?;
         let whole = whole_length(&mut file).with_context(failed)?;
         let mut reader = reader(BufReader::new(file.take(whole)));
         let head = reader.headers().with_context(failed)?.clone();

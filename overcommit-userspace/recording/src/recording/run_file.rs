@@ -1,10 +1,11 @@
 //! run.json: what was recorded, how, and how far the logs go.
 
 use crate::model::run::{MAJOR, Run, SCHEMA};
-use crate::recording::folder::RUN_FILE;
-use anyhow::{Context, Result, bail};
+use crate::recording::folder::{Folder, RUN_FILE};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use std::fs;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 /// Reads run.json. Fields of later versions are ignored.
@@ -13,15 +14,20 @@ use std::path::Path;
 /// The folder is no recording, or one of a newer major version.
 pub fn read(dir: &Path) -> Result<Run> {
     let path = dir.join(RUN_FILE);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            bail!("{} is no recording: it has no run.json", dir.display())
+    let mut file = Folder::open(dir).read(RUN_FILE).map_err(|error| {
+        match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+            Some(ErrorKind::NotFound) => {
+                anyhow!("{} is no recording: it has no run.json", dir.display())
+            }
+            Some(ErrorKind::NotADirectory) => {
+                anyhow!("{} is a file; name the folder of the recording", dir.display())
+            }
+            _ => error,
         }
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read {}", path.display()));
-        }
-    };
+    })?;
+    let mut text = String::new();
+    let read = file.read_to_string(&mut text);
+    read.with_context(|| format!("cannot read {}", path.display()))?;
     parse(&text).with_context(|| format!("cannot read {}", path.display()))
 }
 

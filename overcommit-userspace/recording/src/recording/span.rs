@@ -5,6 +5,7 @@ use crate::format::csv::{reader, seconds_of_us, text, untext};
 use crate::model::columns::units;
 use crate::recording::folder::{Folder, MARKS};
 use anyhow::{Context, Result, bail, ensure};
+use std::io::Read;
 
 /// The columns of marks.csv.
 pub const COLUMNS: [&str; 2] = ["unix_s", "text"];
@@ -37,9 +38,10 @@ impl Span {
         if from.is_none() && to.is_none() {
             return Ok(Self::WHOLE);
         }
-        let path = folder.file(MARKS);
-        let failed = || format!("cannot read {}", path.display());
-        let marks = read(&std::fs::read(&path).with_context(failed)?).with_context(failed)?;
+        let failed = || format!("cannot read {}", folder.file(MARKS).display());
+        let mut text = Vec::new();
+        folder.read(MARKS)?.read_to_end(&mut text).with_context(failed)?;
+        let marks = read(&text).with_context(failed)?;
         Self::of(&marks, from, to).with_context(|| format!("{}", folder.path().display()))
     }
 
