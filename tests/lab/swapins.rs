@@ -37,8 +37,8 @@ fn from_zswap(dir: &Path, backend: &str) -> Result<()> {
     })?;
     // Of all the swapping vmstat's si shows nothing.
     await_some("pressure", PATIENCE, || {
-        let host = rows(&folder, "host.csv")?;
-        let state = host.last().map_or("", |row| &row["swap_state"]).to_owned();
+        let vms = rows(&folder, "vms.csv")?;
+        let state = vms.last().map_or("", |row| &row["swap_state"]).to_owned();
         Ok(["pressure", "thrashing"].contains(&state.as_str()).then_some(()))
     })?;
     vm.stop()?;
