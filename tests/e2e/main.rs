@@ -13,6 +13,7 @@ mod host_state;
 mod input;
 mod libvirt;
 mod lifecycle;
+mod links;
 mod memory;
 mod objectives;
 mod threads;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         input::TESTS,
         libvirt::TESTS,
         lifecycle::TESTS,
+        links::TESTS,
         memory::TESTS,
         objectives::TESTS,
         threads::TESTS,
