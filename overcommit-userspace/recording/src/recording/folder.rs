@@ -258,11 +258,9 @@ impl Folder {
 
     /// Makes the folder and those around it.
     fn make_all(&self) -> Result<OwnedFd> {
-        let missing = self.path.ancestors().take_while(|dir| !dir.exists()).count();
-        let above = self.path.ancestors().nth(missing).filter(|dir| !dir.as_os_str().is_empty());
-        let mut dir = beneath::folder(above.unwrap_or(Path::new(".")))?;
-        let names: Vec<&OsStr> = self.path.iter().collect();
-        for name in &names[names.len() - missing..] {
+        let (above, missing) = missing(&self.path);
+        let mut dir = beneath::folder(above)?;
+        for name in missing {
             let name = name.to_str().context("its name is not UTF-8")?;
             dir = beneath::subfolder(&dir, name, self.ids())?;
         }
@@ -270,10 +268,32 @@ impl Folder {
     }
 }
 
+/// The nearest folder around a path that is there, and the names from there on.
+fn missing(path: &Path) -> (&Path, Vec<&OsStr>) {
+    // The last of a relative path's is the empty one, which stands for the folder we are in.
+    let is_there = |dir: &&Path| dir.as_os_str().is_empty() || dir.exists();
+    let above = path.ancestors().find(is_there).unwrap_or(path);
+    let rest = path.strip_prefix(above).unwrap_or(path);
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    (above, rest.iter().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_missing_of_a_path_is_made() {
+        let of = |path: &'static str| {
+            let (above, names) = missing(Path::new(path));
+            (above.to_str().unwrap(), names.join(OsStr::new("/")).into_string().unwrap())
+        };
+        assert_eq!(of("not-there"), (".", "not-there".to_owned()));
+        assert_eq!(of("./not-there/a"), (".", "not-there/a".to_owned()));
+        assert_eq!(of("/not-there/a"), ("/", "not-there/a".to_owned()));
+        assert_eq!(of("/proc/not-there"), ("/proc", "not-there".to_owned()));
+    }
 
     /// A folder, and a file elsewhere with something precious in it.
     fn folder() -> (tempfile::TempDir, Folder, PathBuf) {
