@@ -82,9 +82,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>) -> Entry<'a> {
     let (proc, pid) = (Path::new("/proc"), vm.id.pid);
-    let own = hierarchy
-        .zip(vm.cgroup.as_deref())
-        .and_then(|(hierarchy, cgroup)| hierarchy.own(proc, pid, cgroup));
+    let own = hierarchy.and_then(|hierarchy| hierarchy.own(proc, vm));
     Entry {
         vm_id: vm.id.to_string(),
         name: vm.name.to_string(),

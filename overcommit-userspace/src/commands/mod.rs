@@ -10,10 +10,10 @@ pub mod record;
 pub mod report;
 
 use crate::host::survey::Options as HostOptions;
-use crate::host::working_set::{Capabilities, Wanted};
+use crate::host::working_set::{self, Wanted};
 use crate::kernel::{self, capability};
 use crate::vm::Discovery;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 use overcommit_recording::model::pattern::Pattern;
@@ -133,24 +133,28 @@ impl HostArgs {
     /// Fails if what shall measure working sets cannot be used on this host.
     fn require_working_set(&self, mglru_sees_guests: bool) -> Result<()> {
         let wanted = self.working_set;
-        let can = Capabilities::probe(Path::new("/sys"), wanted, mglru_sees_guests);
-        if let Err(why) = can.can(wanted) {
-            bail!("--working-set {}: {why}; use --working-set auto", spelled(wanted));
-        }
-        Ok(())
+        working_set::require(Path::new("/sys"), wanted, mglru_sees_guests).map_err(|why| {
+            anyhow!("--working-set {}: {why:#}; use --working-set auto", spelled(wanted))
+        })
     }
 
     /// What of the monitors cannot be followed as yet, of the VMs that run.
     fn doubts(&self, vms: &[Vm]) -> Vec<String> {
-        let doubt = |(pattern, socket): &(Pattern, PathBuf)| {
-            let option = format!("--monitor {pattern}={}", socket.display());
+        let doubt = |((pattern, socket), option): (&(Pattern, PathBuf), String)| {
             let Some(vm) = vms.iter().find(|vm| pattern.matches(vm)) else {
-                return Some(format!("{option}: no VM matches yet"));
+                return Some(format!("--monitor {option}: no VM matches yet"));
             };
             let is_there = socket.exists();
-            (!is_there).then(|| format!("{option}: there is no such socket for {}", vm.name))
+            (!is_there)
+                .then(|| format!("--monitor {option}: there is no such socket for {}", vm.name))
         };
-        self.monitor.iter().filter_map(doubt).collect()
+        self.monitor.iter().zip(self.monitors()).filter_map(doubt).collect()
+    }
+
+    /// Each monitor as it was given.
+    fn monitors(&self) -> Vec<String> {
+        let spelled = |(of, at): &(Pattern, PathBuf)| format!("{of}={}", at.display());
+        self.monitor.iter().map(spelled).collect()
     }
 
     fn read(&self, mglru_sees_guests: bool) -> HostOptions {

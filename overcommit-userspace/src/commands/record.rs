@@ -340,12 +340,7 @@ fn options(args: &Args, objectives: &[Objective]) -> Options {
         labels: BTreeMap::from_iter(args.label.iter().cloned()),
         command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         config: args.objectives.config.as_ref().map(|file| file.display().to_string()),
-        monitor: args
-            .host
-            .monitor
-            .iter()
-            .map(|(of, at)| format!("{of}={}", at.display()))
-            .collect(),
+        monitor: args.host.monitors(),
         guest_stats: args.host.guest_stats,
         working_set: spelled(args.host.working_set),
     }

@@ -2,9 +2,10 @@
 
 use crate::host::counters;
 use crate::host::counters::{counter_of, stalled_us};
-use crate::host::memory_use::is_shared_memory;
+use crate::host::memory_use::{is_shared_memory, status};
 use crate::vm::Discovery;
 use anyhow::{Context, Result};
+use overcommit_recording::model::vm::Vm;
 use procfs::VmStat;
 use procfs::prelude::FromRead;
 use procfs::process::{MountInfos, Process};
@@ -56,11 +57,11 @@ impl Hierarchy {
         one.map(of(Version::One)).or_else(|| two().map(of(Version::Two)))
     }
 
-    /// The memory cgroup that is one VM's own, if there is one: `pid` lies in `cgroup`.
-    pub fn own(&self, proc: &Path, pid: i32, cgroup: &str) -> Option<MemoryCgroup> {
-        let found = self.memory_cgroup(cgroup)?;
+    /// The memory cgroup that is a VM's own, if there is one.
+    pub fn own(&self, proc: &Path, vm: &Vm) -> Option<MemoryCgroup> {
+        let found = self.memory_cgroup(vm.cgroup.as_deref()?)?;
         let counters = found.read().ok()?;
-        found.is_of(proc, pid, &counters).then_some(found)
+        found.is_of(proc, vm.id.pid, &counters).then_some(found)
     }
 
     /// The memory cgroup of a process that lies in `cgroup`: the nearest that has the
@@ -229,7 +230,7 @@ fn held_by(
     pid: i32,
     its: &LazyCell<Objects, impl FnOnce() -> Objects>,
 ) -> Option<u64> {
-    let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
+    let status = status(proc, pid)?;
     let shared = status.rssshmem.unwrap_or(0);
     let is_its = shared > 0 && !shared_memory(proc, pid).is_disjoint(its);
     let own = status.rssanon.unwrap_or(0) + status.vmswap.unwrap_or(0);

@@ -9,7 +9,7 @@ use overcommit_recording::model::memory::MemoryUse;
 use procfs::Meminfo;
 use procfs::prelude::FromRead;
 use procfs::process::{
-    MMPermissions, MMapPath, MemoryMap, MountInfo, MountInfos, Process, VmFlags,
+    MMPermissions, MMapPath, MemoryMap, MountInfo, MountInfos, Process, Status, VmFlags,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -137,14 +137,17 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
 /// Bytes that a process has in RAM, without a walk over its page tables; each sharer has them
 /// all.
 pub fn held(proc: &Path, pid: i32) -> Option<u64> {
-    let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
-    Some(status.vmrss? << 10)
+    Some(status(proc, pid)?.vmrss? << 10)
 }
 
 /// Bytes of private memory that a process has on swap.
 pub fn swapped(proc: &Path, pid: i32) -> Option<u64> {
-    let status = Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()?;
-    Some(status.vmswap? << 10)
+    Some(status(proc, pid)?.vmswap? << 10)
+}
+
+/// What the kernel says of a process in its status file.
+pub(super) fn status(proc: &Path, pid: i32) -> Option<Status> {
+    Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()
 }
 
 /// What is resident now of what was at the last walk, by what the process held then and now. A

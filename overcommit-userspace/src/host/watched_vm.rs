@@ -81,9 +81,7 @@ impl Since {
 impl WatchedVm {
     /// Looks for the cgroup that is the VM's alone.
     pub(super) fn check(&mut self, proc: &Path, hierarchy: Option<&Hierarchy>, of: &Vm) {
-        let own = hierarchy
-            .zip(of.cgroup.as_deref())
-            .and_then(|(hierarchy, cgroup)| hierarchy.own(proc, of.id.pid, cgroup));
+        let own = hierarchy.and_then(|hierarchy| hierarchy.own(proc, of));
         self.is_checked = true;
         let limit = own.as_ref().and_then(|own| own.limit(proc, of.id.pid));
         if limit != self.limit {

@@ -5,6 +5,7 @@ use crate::compare::judge::{Compared, LEAST_IN_BLOCKS, judge};
 use crate::compare::pairs::matched;
 use crate::compare::series::Side;
 use crate::format::text::readable;
+use crate::model::run::Run;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -59,26 +60,23 @@ fn alternate(base: &[Side], new: &[Side]) -> bool {
 
 fn warnings(base: &[Side], new: &[Side], alternate: bool) -> Vec<String> {
     let mut warnings = Vec::new();
-    let mut differ = |what: &str, of: fn(&Side) -> &String| {
-        let values: BTreeSet<&String> = base.iter().chain(new).map(of).collect();
+    let mut differ = |what: &str, of: fn(&Run) -> String| {
+        let runs = base.iter().chain(new).map(|side| &side.recording.run);
+        let values: BTreeSet<String> = runs.map(of).collect();
         if values.len() > 1 {
-            let values: Vec<&str> = values.into_iter().map(String::as_str).collect();
+            let values: Vec<String> = values.into_iter().collect();
             warnings.push(format!("{what} differs: {}", values.join(" and ")));
         }
     };
-    differ("backend", |side| &side.recording.run.backend.name);
-    differ("where a fault begins", |side| &side.recording.run.backend.fault_starts_at);
-    differ("host", |side| &side.recording.run.host);
-    differ("kernel", |side| &side.recording.run.kernel);
-    let intervals: BTreeSet<u64> =
-        base.iter().chain(new).map(|side| side.recording.run.options.interval_ns).collect();
-    if intervals.len() > 1 {
-        let each: Vec<String> = intervals.into_iter().map(readable).collect();
-        warnings.push(format!("the interval differs: {}", each.join(" and ")));
-    }
-    let id = |side: &Side| side.recording.run.run_id.clone();
-    let ids: BTreeSet<String> = base.iter().map(id).filter(|id| !id.is_empty()).collect();
-    if new.iter().any(|side| ids.contains(&id(side))) {
+    differ("backend", |run| run.backend.name.clone());
+    differ("where a fault begins", |run| run.backend.fault_starts_at.clone());
+    differ("host", |run| run.host.clone());
+    differ("kernel", |run| run.kernel.clone());
+    differ("the interval", |run| readable(run.options.interval_ns));
+    let ids = |sides: &[Side]| -> BTreeSet<String> {
+        sides.iter().map(|side| side.recording.run.run_id.clone()).collect()
+    };
+    if ids(base).intersection(&ids(new)).any(|id| !id.is_empty()) {
         warnings.push("the same recording is on both sides".to_owned());
     }
     let least = LEAST_IN_BLOCKS * 100.0;

@@ -91,6 +91,11 @@ impl MetricTotals {
     }
 }
 
+/// So many in that time, a second; `None` of no time.
+pub fn per_second(count: u64, length_ns: u64) -> Option<f64> {
+    (length_ns > 0).then(|| count as f64 * 1e9 / length_ns as f64)
+}
+
 /// Part of a VM's time for which its vCPU threads have to be known, see
 /// [`VmTotals::stall_known`].
 pub const STALL_KNOWN: f64 = 0.99;

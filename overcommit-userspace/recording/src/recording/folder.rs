@@ -145,6 +145,17 @@ impl Folder {
         self.dir().and_then(|dir| beneath::read(&dir, name)).with_context(failed)
     }
 
+    /// All that is in a file.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn content(&self, name: &str) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        let read = self.read(name)?.read_to_end(&mut content);
+        read.with_context(|| format!("cannot read {}", self.file(name).display()))?;
+        Ok(content)
+    }
+
     /// Opens a file to add to; makes it, and the folder that it is in.
     ///
     /// # Errors
@@ -188,12 +199,10 @@ impl Folder {
     /// # Errors
     /// It cannot be written.
     pub fn refresh(&self, name: &str, content: &[u8]) -> Result<()> {
-        let is_so = |mut file: File| {
-            let mut there = Vec::new();
-            let is_as_long = file.metadata().is_ok_and(|data| data.len() == content.len() as u64);
-            is_as_long && file.read_to_end(&mut there).is_ok() && there == content
-        };
-        if self.read(name).is_ok_and(is_so) { Ok(()) } else { self.replace(name, content) }
+        if self.content(name).is_ok_and(|there| there == content) {
+            return Ok(());
+        }
+        self.replace(name, content)
     }
 
     /// Cuts a file off.

@@ -5,7 +5,7 @@ use crate::recording::folder::{Folder, RUN_FILE};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Reads run.json. Fields of later versions are ignored.
@@ -14,7 +14,7 @@ use std::path::Path;
 /// The folder is no recording, or one of a newer major version.
 pub fn read(dir: &Path) -> Result<Run> {
     let path = dir.join(RUN_FILE);
-    let mut file = Folder::open(dir).read(RUN_FILE).map_err(|error| {
+    let text = Folder::open(dir).content(RUN_FILE).map_err(|error| {
         match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
             Some(ErrorKind::NotFound) => {
                 anyhow!("{} is no recording: it has no run.json", dir.display())
@@ -25,10 +25,8 @@ pub fn read(dir: &Path) -> Result<Run> {
             _ => error,
         }
     })?;
-    let mut text = String::new();
-    let read = file.read_to_string(&mut text);
-    read.with_context(|| format!("cannot read {}", path.display()))?;
-    parse(&text).with_context(|| format!("cannot read {}", path.display()))
+    let text = String::from_utf8(text).context("it is not UTF-8");
+    text.and_then(|text| parse(&text)).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn parse(text: &str) -> Result<Run> {

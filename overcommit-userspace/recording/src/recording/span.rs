@@ -5,7 +5,6 @@ use crate::format::csv::{reader, seconds_of_us, text, untext};
 use crate::model::columns::units;
 use crate::recording::folder::{Folder, MARKS};
 use anyhow::{Context, Result, bail, ensure};
-use std::io::Read;
 
 /// The columns of marks.csv.
 pub const COLUMNS: [&str; 2] = ["unix_s", "text"];
@@ -39,9 +38,7 @@ impl Span {
             return Ok(Self::WHOLE);
         }
         let failed = || format!("cannot read {}", folder.file(MARKS).display());
-        let mut text = Vec::new();
-        folder.read(MARKS)?.read_to_end(&mut text).with_context(failed)?;
-        let marks = read(&text).with_context(failed)?;
+        let marks = read(&folder.content(MARKS)?).with_context(failed)?;
         Self::of(&marks, from, to).with_context(|| format!("{}", folder.path().display()))
     }
 

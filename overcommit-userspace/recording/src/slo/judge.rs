@@ -7,11 +7,11 @@ use crate::model::coverage::Coverage;
 use crate::model::interval::{Interval, Place, Stall, StallSource, VmInterval};
 use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
-use crate::model::totals::{Totals, VmTotals};
+use crate::model::totals::{Totals, VmTotals, per_second};
 use crate::slo::Objective;
 use crate::slo::objective::{Bound, Share};
 use crate::slo::outcome::{
-    Samples, none_counted, of_cpu_share, of_latency, of_rate, of_share, rate,
+    Outcome, Samples, none_counted, of_cpu_share, of_latency, of_rate, of_share,
 };
 use overcommit_ebpf::layout::Metric;
 use serde::Serialize;
@@ -241,6 +241,11 @@ impl OneByOne {
     }
 }
 
+/// Of what could not be judged, why it was not seen, where that is known.
+fn because((verdict, why): Outcome, unseen: Option<String>) -> Outcome {
+    (verdict, unseen.filter(|_| verdict == Verdict::NotJudged).or(why))
+}
+
 /// One VM of the recording.
 struct Case<'a> {
     run: &'a Run,
@@ -275,9 +280,9 @@ impl Case<'_> {
                 let coverage = counted.map_or(coverage, |counted| coverage.max(counted.coverage));
                 let count = counted.map_or(0, |counted| counted.latencies.count());
                 let length_ns = self.totals.length_ns;
-                judged.rate_per_s = rate(count, length_ns).filter(|_| coverage != Coverage::Absent);
-                let outcome = of_rate(count, length_ns, *limit, coverage);
-                (outcome.0, why.filter(|_| outcome.0 == Verdict::NotJudged).or(outcome.1))
+                let rate = per_second(count, length_ns);
+                judged.rate_per_s = rate.filter(|_| coverage != Coverage::Absent);
+                because(of_rate(count, length_ns, *limit, coverage), why)
             }
             Bound::Latency { metric, quantile, limit_ns } => {
                 let (coverage, why) = self.coverage(metric);
@@ -292,7 +297,7 @@ impl Case<'_> {
                     let samples = Samples { histogram, max_ns: counted.latencies.max_ns };
                     of_latency(samples, *quantile, *limit_ns, coverage.max(counted.coverage))
                 });
-                (outcome.0, why.filter(|_| outcome.0 == Verdict::NotJudged).or(outcome.1))
+                because(outcome, why)
             }
         };
         (judged.verdict, judged.why) = outcome;

@@ -3,7 +3,7 @@
 use crate::format::text::percent;
 use crate::model::coverage::Coverage;
 use crate::model::interval::{Stall, StallSource};
-use crate::model::totals::STALL_KNOWN;
+use crate::model::totals::{STALL_KNOWN, per_second};
 use crate::slo::judge::Verdict;
 use crate::slo::objective::Quantile;
 use hdrhistogram::Histogram;
@@ -110,16 +110,11 @@ fn of_known_share(share: f64, known: f64, limit: f64) -> Outcome {
 
 /// Of so many in that time.
 pub(super) fn of_rate(count: u64, length_ns: u64, limit: f64, coverage: Coverage) -> Outcome {
-    match rate(count, length_ns) {
+    match per_second(count, length_ns) {
         None => (Verdict::NotJudged, Some("it was not recorded for any time".to_owned())),
         Some(rate) if rate > limit => (Verdict::Broken, None),
         Some(_) => none_counted(coverage),
     }
-}
-
-/// How many a second.
-pub(super) fn rate(count: u64, length_ns: u64) -> Option<f64> {
-    (length_ns > 0).then(|| count as f64 * 1e9 / length_ns as f64)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::model::memory::Source;
 use crate::model::metric::MetricName;
 use crate::model::run::{EndedBy, Run, RunVm};
 use crate::model::swapins::Swapins;
-use crate::model::totals::{MetricTotals, Totals, VmTotals};
+use crate::model::totals::{MetricTotals, Totals, VmTotals, per_second};
 use crate::slo::Judged;
 use crate::summary::evictions::{EvictionTotals, SummaryEvictions};
 use crate::summary::host::{HostTotals, StateSummary, SummaryHost};
@@ -341,13 +341,11 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
 fn summary_metric(name: &MetricName, metric: &MetricTotals, totals: &VmTotals) -> SummaryMetric {
     let latencies: &Latencies = &metric.latencies;
     let count = latencies.count();
-    let rate =
-        if totals.length_ns == 0 { 0.0 } else { count as f64 * 1e9 / totals.length_ns as f64 };
     SummaryMetric {
         metric: name.clone(),
         coverage: metric.coverage,
         count,
-        rate_per_s: rate,
+        rate_per_s: per_second(count, totals.length_ns).unwrap_or(0.0),
         sum_ns: latencies.sum_ns,
         mean_ns: latencies.sum_ns.checked_div(count),
         p50_ns: latencies.quantile(0.5),

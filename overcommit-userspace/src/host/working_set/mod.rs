@@ -74,17 +74,17 @@ impl Capabilities {
             mglru: said(mglru::check(sys, mglru_sees_guests)),
         }
     }
+}
 
-    /// Whether what is wanted can be used on this host, for whichever VM.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    pub fn can(&self, wanted: Wanted) -> Result<(), &str> {
-        match wanted {
-            Wanted::Damon => self.damon.as_ref().map(|&()| ()).map_err(String::as_str),
-            Wanted::Mglru => self.mglru.as_ref().map(|&()| ()).map_err(String::as_str),
-            Wanted::Auto | Wanted::ClearRefs | Wanted::Bounds => Ok(()),
-        }
+/// Whether what is wanted can be used on the host that `sys` is of, for whichever VM.
+///
+/// # Errors
+/// Why it cannot.
+pub fn require(sys: &Path, wanted: Wanted, mglru_sees_guests: bool) -> anyhow::Result<()> {
+    match wanted {
+        Wanted::Damon => damon::check(sys, true),
+        Wanted::Mglru => mglru::check(sys, mglru_sees_guests),
+        Wanted::Auto | Wanted::ClearRefs | Wanted::Bounds => Ok(()),
     }
 }
 
