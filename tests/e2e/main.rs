@@ -22,6 +22,7 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
 use std::time::Instant;
+use testbed::attempt::attempt;
 use testbed::scenario::{ALL, Scenario};
 use testbed::undo;
 
@@ -98,9 +99,9 @@ fn scenario(scenario: Scenario) -> Trial {
 }
 
 /// Runs a test; prints how long it took, and says of a failure how to run it again.
-fn said(name: &str, run: impl FnOnce() -> Result<()>) -> Result<(), Failed> {
+fn said(name: &str, run: impl Fn() -> Result<()>) -> Result<(), Failed> {
     let start = Instant::now();
-    let outcome = run();
+    let outcome = attempt(name, run);
     println!("{name} took {:.1} s", start.elapsed().as_secs_f64());
     outcome.map_err(|error| {
         Failed::from(format!("{error:#}\nto run it again: cargo xtask test {name}"))

@@ -15,12 +15,13 @@ mod windows;
 mod witness;
 mod working_set;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+use testbed::attempt::attempt;
 use testbed::qemu::{Config, IN_FIRMWARE, Vm};
 use testbed::undo;
 
@@ -89,15 +90,18 @@ fn trial((name, run): Scenario) -> Trial {
                 say_who_waits();
             }
         });
-        let mut outcome = in_a_folder(&label, &run);
-        // A vCPU that hangs before our guest begins is the emulation's, and once enough.
-        if outcome.as_ref().is_err_and(|error| format!("{error:#}").contains(IN_FIRMWARE)) {
-            println!("again: {IN_FIRMWARE}");
-            outcome = in_a_folder(&format!("{label}-again"), &run);
-        }
-        if outcome.is_err() {
-            say_what_the_kernel_said();
-        }
+        let outcome = attempt(&label, || {
+            let mut outcome = in_a_folder(&label, &run);
+            // A vCPU that hangs before our guest begins is the emulation's, and once enough.
+            if outcome.as_ref().is_err_and(|error| format!("{error:#}").contains(IN_FIRMWARE)) {
+                println!("again: {IN_FIRMWARE}");
+                outcome = in_a_folder(&label, &run);
+            }
+            if outcome.is_err() {
+                say_what_the_kernel_said();
+            }
+            outcome
+        });
         let how = if outcome.is_ok() { "passed" } else { "failed" };
         println!("{how} {label} in {:.1} s", start.elapsed().as_secs_f64());
         let kernel = std::env::var("OVERCOMMIT_LAB_KERNEL").unwrap_or_default();
@@ -132,7 +136,8 @@ fn say_who_waits() {
 fn in_a_folder(name: &str, run: impl Fn(&Path) -> Result<()>) -> Result<()> {
     match std::env::var_os("OVERCOMMIT_LAB_KEEP") {
         Some(keep) => {
-            let folder = Path::new(&keep).join(name);
+            let named = (1..).map(|number| Path::new(&keep).join(format!("{name}-{number}")));
+            let folder = named.into_iter().find(|folder| !folder.exists()).context("no folder")?;
             std::fs::create_dir(&folder)?;
             run(&folder)
         }

@@ -1,6 +1,7 @@
 //! The testbed: real VMs, real swap, real memory cgroups, and everything put back
 //! as it was on every way out.
 
+pub mod attempt;
 pub mod host;
 #[cfg(test)]
 mod layers;

@@ -30,6 +30,8 @@ impl LastTest {
             jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ"),
             if left_out.is_empty() { "nothing".to_owned() } else { left_out.join(", ") },
         );
+        // Of the run before.
+        let _ = fs::remove_file(unsteady_list());
         let note = Self { head, start: Instant::now() };
         note.write("it was not over when this was written")?;
         Ok(note)
@@ -49,8 +51,19 @@ impl LastTest {
     fn write(&self, outcome: &str) -> Result<()> {
         let path: PathBuf = target().join("last-test");
         let length = self.start.elapsed().as_secs();
-        let text = format!("{}length: {length} s\noutcome: {outcome}\n", self.head);
+        let mut text = format!("{}length: {length} s\noutcome: {outcome}\n", self.head);
+        text += &unsteady();
         fs::create_dir_all(target())?;
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// Where the run that goes on lists its unsteady tests.
+pub(crate) fn unsteady_list() -> PathBuf {
+    target().join("unsteady")
+}
+
+/// Tests that failed and passed when they were run once more, a line each.
+pub(crate) fn unsteady() -> String {
+    fs::read_to_string(unsteady_list()).unwrap_or_default()
 }

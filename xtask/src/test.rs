@@ -1,7 +1,7 @@
 //! Every check and test, in the order in which they are cheap; what needs other kernels runs
 //! partly beside them, partly after them.
 
-use crate::last_test::LastTest;
+use crate::last_test::{self, LastTest};
 use crate::scenario::JAVA;
 use crate::setup::{
     TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly, require_root, show,
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+use testbed::attempt;
 use testbed::undo::Running;
 use testbed::{root, target};
 
@@ -32,6 +33,9 @@ pub(crate) struct Args {
     /// Keep that many CPUs busy meanwhile: nothing may depend on the machine's speed
     #[arg(long, default_value_t = 0)]
     beside: u32,
+    /// Fail at the first failure of a test; else it is run once more, and told at the end
+    #[arg(long)]
+    strict: bool,
     /// Only end-to-end tests whose name holds this
     filter: Option<String>,
 }
@@ -62,6 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let mut last = LastTest::begin(left_out(args), args.beside)?;
         let outcome = steps(args);
         last.end(&outcome)?;
+        last_test::unsteady().lines().for_each(|line| println!("{line}"));
         runs.push((start.elapsed(), outcome));
     }
     both(summed_up(runs), give_to_user_behind_sudo())
@@ -104,7 +109,7 @@ fn steps(args: &Args) -> Result<()> {
     if args.native || args.quick || args.filter.is_some() {
         native(args, &mut steps)?;
     } else {
-        let prepared = steps.run("other kernels", lab::Labs::all)?;
+        let prepared = steps.run("other kernels", || lab::Labs::all(!args.strict))?;
         beside_labs(prepared, args, &mut steps)?;
     }
     steps.print();
@@ -202,6 +207,10 @@ fn end_to_end(args: &Args) -> Result<()> {
     cargo.arg("--test-threads=1").args(&args.filter);
     if args.allow_skips {
         cargo.env("OVERCOMMIT_ALLOW_SKIPS", "1");
+    }
+    cargo.env(attempt::LIST, last_test::unsteady_list());
+    if args.strict {
+        cargo.env(attempt::STRICT, "1");
     }
     if args.quick {
         cargo.env("OVERCOMMIT_ONE_OF_EACH", "1");

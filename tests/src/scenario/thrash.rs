@@ -14,8 +14,9 @@ use std::path::Path;
 const LIMIT: u64 = 256;
 /// Working sets in per cent of that.
 const STEPS: [u64; 11] = [50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150];
-/// Share of its time that a VM waits from which it is over the cliff.
-const CLIFF: f64 = 0.10;
+/// Share of its time that a VM waits from which it is over the cliff: below what any machine
+/// shows there, and above what a VM that fits does.
+const CLIFF: f64 = 0.05;
 /// Intervals of each step that are looked at.
 const INTERVALS: usize = 6;
 
@@ -30,7 +31,7 @@ struct Step {
 pub(super) fn run(dir: &Path) -> Result<()> {
     let squeeze = Squeeze::to(LIMIT)?;
     let folder = dir.join("thrash");
-    let recording = Recording::start(&folder, ["--interval", "500ms", "--slo", "stall.share<10%"])?;
+    let recording = Recording::start(&folder, ["--interval", "500ms", "--slo", "stall.share<5%"])?;
     let mut steps = Vec::new();
     for percent in STEPS {
         steps.push(step(&squeeze, &folder, percent)?);
@@ -100,18 +101,18 @@ fn verdict(folder: &Path, cliff: u64) -> Result<()> {
     let judged = summary["objectives"].as_array().context("no objectives")?;
     for (percent, judged) in STEPS.iter().zip(judged) {
         ensure!(judged["vm"] == format!("db-{percent}"), "{judged:#}");
-        // Over the whole time a VM that fits holds it, but for its start.
-        ensure!(*percent < cliff || judged["verdict"] == "broken", "{judged:#}");
+        // Over its whole time, its start included: one at the cliff's edge may hold it.
+        ensure!(*percent <= cliff || judged["verdict"] == "broken", "{judged:#}");
     }
     for vm in summary["vms"].as_array().context("no VMs")? {
         let name = vm["vm"].as_str().unwrap_or_default();
         let percent: u64 = name.trim_start_matches("db-").parse()?;
         let majors = crate::results::figure(vm, "fault.major", "count")?;
-        ensure!(percent < cliff || majors > 10_000, "{name} does not swap: {vm:#}");
+        ensure!(percent <= cliff || majors > 10_000, "{name} does not swap: {vm:#}");
         // Thrashing takes longer to tell than a step lasts.
         let is_worse =
             ["pressure", "thrashing"].contains(&vm["swap"]["worst"].as_str().unwrap_or(""));
-        ensure!(percent < cliff || is_worse, "{vm:#}");
+        ensure!(percent <= cliff || is_worse, "{vm:#}");
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! or the time limit ends it at once.
 
 use crate::lab::image::Image;
+use crate::last_test::unsteady_list;
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+use testbed::attempt::{UNSTEADY, add};
 use testbed::undo::Running;
 
 /// Time in which the kernel must reach its first program. This limit and the next ones are
@@ -130,6 +132,9 @@ impl Console<'_> {
         let passed = self.start.elapsed().as_secs();
         writeln!(self.file, "{passed:>4} {line}").context("cannot write the lab's console")?;
         let ends = ["passed ", "failed ", "lab: started"].iter().any(|word| line.starts_with(word));
+        if line.starts_with(UNSTEADY) {
+            add(&unsteady_list(), &format!("{line} ({})", self.name))?;
+        }
         if ends || !self.brief {
             println!("{:>5} | {line}", self.name);
         }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use testbed::attempt::STRICT;
 use testbed::{payload, qemu, root, target};
 
 /// Time that one lab may take from its first program on, so that one that hangs ends.
@@ -55,6 +56,12 @@ pub(crate) struct Args {
     /// Keep the recordings of scenarios in target/lab
     #[arg(long)]
     keep: bool,
+    /// Whether only how scenarios end is printed
+    #[arg(skip)]
+    brief: bool,
+    /// Whether a scenario that fails is run once more
+    #[arg(skip)]
+    again: bool,
 }
 
 /// `--kernel`
@@ -91,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("lab")?;
     install(&TESTBED)?;
     build::all()?;
-    let done = Labs::prepare(args, false).and_then(|labs| labs.run(&Mutex::new(())));
+    let done = Labs::prepare(args).and_then(|labs| labs.run(&Mutex::new(())));
     let given = give_to_user_behind_sudo();
     done.and(given)
 }
@@ -100,15 +107,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(crate) struct Labs(Vec<Lab>);
 
 impl Labs {
-    /// Every scenario on every kernel, for `test`: only how each ends is printed.
+    /// Every scenario on every kernel, for `test`: only how each ends is printed, and one that
+    /// fails may be run `again`.
     ///
     /// # Errors
     /// A kernel cannot be had, or something cannot be built.
-    pub(crate) fn all() -> Result<Self> {
-        Self::prepare(&Args { kernel: Choice::All, scenario: None, keep: false }, true)
+    pub(crate) fn all(again: bool) -> Result<Self> {
+        Self::prepare(&Args {
+            kernel: Choice::All,
+            scenario: None,
+            keep: false,
+            brief: true,
+            again,
+        })
     }
 
-    fn prepare(args: &Args, brief: bool) -> Result<Self> {
+    fn prepare(args: &Args) -> Result<Self> {
         install(&LAB)?;
         let keyring = Path::new(kernels::KEYRING).exists();
         ensure!(keyring, "install the package debian-archive-keyring");
@@ -119,7 +133,7 @@ impl Labs {
         // The newest first: it changes most.
         let labs = Series::ALL.into_iter().rev().filter(chosen);
         let labs = labs.flat_map(|series| (0..parts).map(move |part| (series, part)));
-        labs.map(|(series, part)| prepare(series, (part, parts), args, &binary, brief))
+        labs.map(|(series, part)| prepare(series, (part, parts), args, &binary))
             .collect::<Result<_>>()
             .map(Self)
     }
@@ -237,13 +251,7 @@ impl Lab {
     }
 }
 
-fn prepare(
-    series: Series,
-    part: (u32, u32),
-    args: &Args,
-    binary: &Path,
-    brief: bool,
-) -> Result<Lab> {
+fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Result<Lab> {
     let cache = cache()?;
     let packages = kernels::fetch(series, &cache)?;
     let image = image::unpack(&packages, &cache)?;
@@ -269,10 +277,13 @@ fn prepare(
     command += &format!("export {}=1\n", payload::WORKS);
     command += &format!("export OVERCOMMIT_LAB_PART={}/{}\n", part.0, part.1);
     command += &format!("export OVERCOMMIT_LAB_KERNEL={}\n", series.name());
+    if !args.again {
+        command += &format!("export {STRICT}=1\n");
+    }
     command += &lab_command(args, binary);
     fs::write(results.join("command"), command)?;
     let (emulator, unproven) = (machine::emulator()?, packages.unproven);
-    Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief })
+    Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief: args.brief })
 }
 
 /// Kernel and initramfs of a Linux guest on this machine itself, which shares its root,
