@@ -8,6 +8,7 @@ use crate::model::metric::MetricName;
 use anyhow::Result;
 use overcommit_ebpf::layout::Metric;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// Quantile that is compared.
 const QUANTILE: f64 = 0.99;
@@ -117,11 +118,8 @@ pub fn figures(
             figures.push(of(FigureName::Rate, rate));
         }
         match stall(pair) {
-            Some(figure) => figures.push(figure),
-            None => left_out.push(format!(
-                "{}: {STALL_SHARE}: a recording does not know its vCPU threads all the time",
-                pair.name
-            )),
+            Ok(figure) => figures.push(figure),
+            Err(why) => left_out.push(format!("{}: {STALL_SHARE}: {why}", pair.name)),
         }
     }
     Ok((figures, left_out))
@@ -181,16 +179,18 @@ fn rate(_: Option<&Latencies>, points: &[Point]) -> RunFigure {
     RunFigure::part(points.iter().map(over_time).collect())
 }
 
-fn stall(pair: &Pair<'_>) -> Option<Figure> {
+/// The stall share, or why it cannot be compared.
+fn stall(pair: &Pair<'_>) -> Result<Figure, &'static str> {
+    if pair.everywhere().map(|(run, _)| run.tells_runq_apart).collect::<BTreeSet<_>>().len() > 1 {
+        return Err("some of the recordings are of an older version, which counted waits for a \
+                    CPU as part of it");
+    }
     let side = |side: &[(&Side, usize)]| -> Option<Vec<RunFigure>> {
         let runs = side.iter().map(|(run, vm)| Some(RunFigure::part(run.stalls(*vm)?.to_vec())));
         runs.collect()
     };
-    Some(Figure {
-        vm: pair.name.clone(),
-        metric: STALL_SHARE.to_owned(),
-        name: FigureName::Share,
-        base: side(&pair.base)?,
-        new: side(&pair.new)?,
-    })
+    let sides = side(&pair.base).zip(side(&pair.new));
+    let (base, new) = sides.ok_or("a recording does not know its vCPU threads all the time")?;
+    let (vm, metric) = (pair.name.clone(), STALL_SHARE.to_owned());
+    Ok(Figure { vm, metric, name: FigureName::Share, base, new })
 }

@@ -19,6 +19,8 @@ pub struct Side {
     totals: Totals,
     /// Of each VM, interval by interval: the time of its vCPUs, and how much they waited.
     stalls: Vec<Vec<Point>>,
+    /// Whether that is without waits for a CPU.
+    pub tells_runq_apart: bool,
 }
 
 impl Side {
@@ -44,7 +46,8 @@ impl Side {
             }
             Ok(())
         })?;
-        Ok(Self { recording, span, totals, stalls })
+        let tells_runq_apart = recording.tells_runq_apart()?;
+        Ok(Self { recording, span, totals, stalls, tells_runq_apart })
     }
 
     /// Its VMs.

@@ -2,6 +2,8 @@
 //! what was written once is read, and written, for good. Where they are to change,
 //! `OVERCOMMIT_BLESS=1 cargo test golden` writes them anew.
 
+use crate::compare::compare;
+use crate::compare::series::Side;
 use crate::model::balloon::{self, Balloon, BalloonState, GuestMemory};
 use crate::model::breakdown::Breakdown;
 use crate::model::clock::Clocks;
@@ -29,6 +31,7 @@ use crate::recording::reader::NONE;
 use crate::recording::{Folder, Recording, Span, Writer, logs};
 use crate::report::{Format, View, rebuild};
 use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Part};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -365,7 +368,10 @@ fn slow_fault() -> SlowFault {
 }
 
 fn record(path: &Path) -> Folder {
-    let mut run = run_file();
+    record_run(path, run_file())
+}
+
+fn record_run(path: &Path, mut run: Run) -> Folder {
     let folder = Folder::create(path, None).unwrap();
     let mut writer = Writer::create(folder.clone(), &run).unwrap();
     for number in 0..2 {
@@ -509,4 +515,28 @@ fn a_file_without_a_column_that_every_version_has_is_refused() {
     let recording = Recording::open(&folder).unwrap();
     let error = recording.each(Span::WHOLE, NONE, |_| Ok(())).unwrap_err();
     assert!(format!("{error:#}").contains("no column metrics"), "{error:#}");
+}
+
+/// What the first version wrote is compared with what is written now, figure by figure.
+#[test]
+fn an_older_recording_is_compared_with_a_newer_one() {
+    let side = |path: PathBuf| {
+        let folder = Folder::open(&path);
+        Side::read(Recording::open(&folder).unwrap(), Span::WHOLE).unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut newer = run_file();
+    newer.run_id = "01990000-0000-7000-8000-000000000003".to_owned();
+    let newer = record_run(&dir.path().join("run"), newer);
+    let comparison = compare(&[side(first())], &[side(newer.path().to_owned())]).unwrap();
+    assert_eq!(comparison.unmatched, [""; 0]);
+    let differ: Vec<_> =
+        comparison.compared.iter().filter(|entry| entry.base != entry.new).collect();
+    assert!(differ.is_empty(), "{differ:#?}");
+    let metrics: BTreeSet<&str> =
+        comparison.compared.iter().map(|entry| entry.metric.as_str()).collect();
+    assert!(metrics.contains("fault.major") && !metrics.contains("stall.share"), "{metrics:?}");
+    let left_out = comparison.left_out.iter();
+    let stall = left_out.filter(|line| line.contains("stall.share: some of the recordings"));
+    assert_eq!(stall.count(), 2, "{:?}", comparison.left_out);
 }

@@ -1,7 +1,7 @@
 //! Reads a recording back from its files alone, a cut-off one too, one interval after the other.
 
 use crate::format::hlog;
-use crate::model::columns::{self, SWAPINS_BY_DEVICE};
+use crate::model::columns::{self, STALL_RUNQ, SWAPINS_BY_DEVICE};
 use crate::model::evictions::Eviction;
 use crate::model::interval::{HostInterval, Interval, MetricInterval, Place, VmInterval};
 use crate::model::metric::MetricName;
@@ -103,6 +103,14 @@ impl Recording {
             take(&row.of)?;
         }
         Ok(())
+    }
+
+    /// Whether its stall shares are without waits for a CPU, as those of older versions are not.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn tells_runq_apart(&self) -> Result<bool> {
+        Ok(Files::open(self, &self.ids())?.vms.has(STALL_RUNQ))
     }
 
     fn ids(&self) -> HashMap<&str, usize> {

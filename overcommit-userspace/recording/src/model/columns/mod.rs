@@ -16,7 +16,7 @@ pub use host::host;
 pub use leaf::{Leaf, Unit, Value, units};
 pub use metrics::{QUANTILES, metrics};
 pub use slow_faults::slow_faults;
-pub use vms::{SWAPINS_BY_DEVICE, vms};
+pub use vms::{STALL_RUNQ, SWAPINS_BY_DEVICE, vms};
 
 use crate::model::interval::Place;
 use crate::model::run::Run;
@@ -117,7 +117,7 @@ fn numbered<T>(number: usize, column: Column<T>) -> Column<T> {
 
 /// A column with a place: behind `=>` comes a part of what may be missing as a whole.
 macro_rules! one {
-    ($record:ty: $name:literal, $unit:ident, $about:expr, $($path:tt).+) => {
+    ($record:ty: $name:expr, $unit:ident, $about:expr, $($path:tt).+) => {
         column::<$record>(
             $name,
             Unit::$unit,
@@ -129,7 +129,7 @@ macro_rules! one {
             },
         )
     };
-    ($record:ty: $name:literal, $unit:ident, $about:expr, $($path:tt).+ => $($part:tt).+) => {
+    ($record:ty: $name:expr, $unit:ident, $about:expr, $($path:tt).+ => $($part:tt).+) => {
         column::<$record>(
             $name,
             Unit::$unit,

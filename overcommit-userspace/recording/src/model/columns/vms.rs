@@ -12,6 +12,9 @@ use overcommit_ebpf::layout::{Loss, Part, Taker};
 /// The column that older recordings lack, which tells where swapped pages came from by disk.
 pub const SWAPINS_BY_DEVICE: &str = "swapins_by_device";
 
+/// The column that older recordings lack, whose stall share holds waits for a CPU too.
+pub const STALL_RUNQ: &str = "stall_runq_ns";
+
 impl Swapping for VmInterval {
     fn times(&mut self) -> &mut StateTimes {
         &mut self.swap.times
@@ -78,7 +81,7 @@ pub fn vms() -> Vec<Column<VmInterval>> {
             "Faults that took a page of a file out of the page cache", file_faults => cached),
         one!(VmInterval: "file_faults_read", Count,
             "Faults that took a page of a file which had to be read", file_faults => read),
-        one!(VmInterval: "stall_runq_ns", WholeNanoseconds,
+        one!(VmInterval: STALL_RUNQ, WholeNanoseconds,
             "Part of stall_ns in which a vCPU could run and had no CPU", stall => runq_ns),
         one!(VmInterval: "cpu_wait_ns", WholeNanoseconds,
             "Time that its vCPUs could run and had no CPU, whatever they were about", cpu_wait_ns),
