@@ -7,7 +7,7 @@ use std::path::Path;
 use testbed::host::{MemoryCgroup, Setting, read};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{json, rows};
+use testbed::results::{json, rows, run};
 use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -97,10 +97,17 @@ fn contiguous(dir: &Path) -> Result<()> {
     }
     // The referenced bits of QEMU's own page tables tell nothing of the guest, nor do
     // old kernels' generations.
-    let blind: &[&str] =
-        if sources.is_empty() { &["clear-refs", "mglru", "auto"] } else { &["clear-refs"] };
+    let blind: &[&str] = if sources.is_empty() { &["clear-refs", "auto"] } else { &["clear-refs"] };
     guest.stop()?;
-    blind.iter().try_for_each(|source| refused(&dir.join(format!("blind-{source}")), source))
+    blind.iter().try_for_each(|source| refused(&dir.join(format!("blind-{source}")), source))?;
+    if sources.is_empty() {
+        // Known before anything is recorded.
+        let folder = dir.join("blind-mglru").to_string_lossy().into_owned();
+        let refused = run(["record", "--out", &folder, "--working-set", "mglru"])?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(refused.status.code() == Some(1) && said.contains("does not see"), "{said}");
+    }
+    Ok(())
 }
 
 fn refused(folder: &Path, source: &str) -> Result<()> {
