@@ -102,6 +102,7 @@ fn contiguous(dir: &Path) -> Result<()> {
     blind.iter().try_for_each(|source| refused(&dir.join(format!("blind-{source}")), source))?;
     if sources.is_empty() {
         // Known before anything is recorded.
+        let _lru = switched_on()?;
         let folder = dir.join("blind-mglru").to_string_lossy().into_owned();
         let refused = run(["record", "--out", &folder, "--working-set", "mglru"])?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -110,10 +111,15 @@ fn contiguous(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn refused(folder: &Path, source: &str) -> Result<()> {
+/// Has the generations on, if they are off.
+fn switched_on() -> Result<Option<Setting>> {
     let switch = "/sys/kernel/mm/lru_gen/enabled";
     let is_off = read(switch)?.trim() == "0x0000";
-    let _lru = is_off.then(|| Setting::new(switch, "0x0007")).transpose()?;
+    is_off.then(|| Setting::new(switch, "0x0007")).transpose()
+}
+
+fn refused(folder: &Path, source: &str) -> Result<()> {
+    let _lru = switched_on()?;
     let recording = Recording::start(folder, ["--working-set", source])?;
     await_some("refusal", PATIENCE, || {
         let why = json(folder, "run.json")?["vms"][0]["working_set_unknown"].clone();
