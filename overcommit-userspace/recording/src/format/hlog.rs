@@ -3,12 +3,15 @@
 
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use flate2::read::ZlibDecoder;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
 };
 use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
+use overcommit_ebpf::bucket::{BUCKETS, MAX_NS, SIGNIFICANT_DIGITS};
+use std::io::Read;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// The log's maximum is in milliseconds, its histograms in nanoseconds.
@@ -97,7 +100,7 @@ impl LineReader {
         let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
             bail!("a line is no interval");
         };
-        let bytes = decode(interval.encoded_histogram())?;
+        let bytes = inflate(&decode(interval.encoded_histogram())?)?;
         let histogram = self.0.deserialize(&mut bytes.as_slice());
         histogram.map_err(|error| anyhow!("a line is no histogram: {error}"))
     }
@@ -107,6 +110,33 @@ fn decode(text: &str) -> Result<Vec<u8>> {
     use base64::Engine as _;
     let engine = &base64::engine::general_purpose::STANDARD;
     engine.decode(text).context("a line is no base64")
+}
+
+/// Bytes of the head of a histogram, and of the longest of ours: each bucket takes nine at most.
+const HEAD: usize = 40;
+const LONGEST: usize = HEAD + 9 * BUCKETS;
+
+/// A histogram before it was compressed. The crate that reads it allocates what its head claims,
+/// so that is held against what there is, and against what a histogram of ours may have.
+fn inflate(compressed: &[u8]) -> Result<Vec<u8>> {
+    // A cookie and a length come first.
+    let stream = ZlibDecoder::new(compressed.get(8..).context("a line is too short")?);
+    let mut bytes = Vec::new();
+    let read = stream.take(LONGEST as u64 + 1).read_to_end(&mut bytes);
+    read.context("a line is no compressed histogram")?;
+    let number = |at: usize, length: usize| {
+        let digits = bytes.get(at..at + length).unwrap_or_default().iter();
+        digits.fold(0, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let (length, digits, highest) = (number(4, 4), number(12, 4), number(24, 8));
+    ensure!(
+        (HEAD..=LONGEST).contains(&bytes.len())
+            && length <= (bytes.len() - HEAD) as u64
+            && digits <= u64::from(SIGNIFICANT_DIGITS)
+            && highest <= MAX_NS,
+        "a line claims more than a histogram has"
+    );
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -141,5 +171,42 @@ mod tests {
         assert_eq!(reader.histogram(line).unwrap().len(), 7);
         assert!(untagged(line).starts_with(b"0.000,1.000,2.0"));
         assert!(reader.histogram(&line[..line.len() / 2]).is_err());
+    }
+
+    /// A line whose histogram is these bytes before they are compressed.
+    fn compressed(bytes: &[u8]) -> Vec<u8> {
+        use base64::Engine as _;
+        use flate2::{Compression, read::ZlibEncoder};
+        let mut stream = Vec::new();
+        ZlibEncoder::new(bytes, Compression::best()).read_to_end(&mut stream).unwrap();
+        let head = [0x1c84_9304, stream.len() as u32].map(u32::to_be_bytes).concat();
+        let text = base64::engine::general_purpose::STANDARD.encode([head, stream].concat());
+        format!("Tag=fault.major,0.000,1.000,2.0,{text}\n").into_bytes()
+    }
+
+    #[test]
+    fn a_line_claims_no_more_than_it_holds() {
+        let mut latencies = Latencies::empty();
+        latencies.histogram.record_n(2_000_000, 7).unwrap();
+        let line = line(0, 1, &Metric::FaultMajor.into(), &latencies).unwrap();
+        let line = String::from_utf8(line).unwrap();
+        let honest = inflate(&decode(line.trim().rsplit(',').next().unwrap()).unwrap()).unwrap();
+        let mut reader = LineReader::default();
+        assert_eq!(reader.histogram(&compressed(&honest)).unwrap().len(), 7);
+        let put = |at: usize, bytes: &[u8]| {
+            let mut claim = honest.clone();
+            claim[at..at + bytes.len()].copy_from_slice(bytes);
+            claim
+        };
+        for claim in [
+            put(4, &u32::MAX.to_be_bytes()),
+            put(12, &5u32.to_be_bytes()),
+            put(24, &u64::MAX.to_be_bytes()),
+            [honest.clone(), vec![0; LONGEST]].concat(),
+            honest[..HEAD - 1].to_vec(),
+        ] {
+            let error = reader.histogram(&compressed(&claim)).unwrap_err();
+            assert!(error.to_string().contains("claims more"), "{error:#}");
+        }
     }
 }
