@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overcommit_recording::format::text::readable;
 use overcommit_recording::recording::Folder;
-use overcommit_recording::recording::folder::Owner;
+use overcommit_recording::recording::Owner;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::File;
@@ -90,7 +90,7 @@ impl Plan {
     pub fn resume(self, dir: &Path) -> Result<Runs> {
         let path = dir.join(PLAN_FILE);
         let Ok(text) = std::fs::read(&path) else {
-            let folder = Folder::make(dir, Owner::behind_sudo())?;
+            let folder = Folder::make(dir, Owner::behind_sudo()?)?;
             let runs = Runs { plan: self, _lock: lock(dir)?, folder };
             runs.write()?;
             return Ok(runs);

@@ -5,6 +5,7 @@
 
 mod ab;
 mod causes;
+mod command;
 mod counts;
 mod evictions;
 mod exits;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     let tests: Vec<Test> = [
         ab::TESTS,
         causes::TESTS,
+        command::TESTS,
         counts::TESTS,
         evictions::TESTS,
         exits::TESTS,

@@ -22,7 +22,7 @@ use overcommit_recording::format::text::{
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::Options;
 use overcommit_recording::model::vm::Vm;
-use overcommit_recording::recording::folder::Owner;
+use overcommit_recording::recording::Owner;
 use overcommit_recording::recording::{Folder, Span, Writer};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
@@ -122,6 +122,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     // Three a CPU and two a VM: more than the usual limit allows on a large host.
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, descriptors.1, descriptors.1)?;
+    let owner = Owner::behind_sudo()?;
     let selection = selection(&args)?;
     let objectives = args.objectives.read()?;
     if let Some(folder) = args.ready_file.as_deref().and_then(Path::parent) {
@@ -135,7 +136,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     let kernel = Kernel::read().context("no backend works here")?;
     args.host.require_working_set(kernel.layout.mglru_sees_guests())?;
     let decision = choose(&kernel, args.backend)?;
-    let folder = Folder::create(&out(&args)?, Owner::behind_sudo())?;
+    let folder = Folder::create(&out(&args)?, owner)?;
     let mut want = Want::new(&selection, vms);
     (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
     want.causes = args.causes;
@@ -155,7 +156,7 @@ async fn record(args: Args) -> Result<ExitCode> {
 
     let mut load = None;
     if !args.command.is_empty() {
-        match Load::start(&args.command, Owner::behind_sudo(), descriptors) {
+        match Load::start(&args.command, owner, descriptors) {
             Ok(started) => load = Some(started),
             Err(not_started) => {
                 folder.discard();

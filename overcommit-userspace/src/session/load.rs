@@ -1,12 +1,13 @@
 //! The load generator that a recording runs: `-- COMMAND`.
 
 use anyhow::{Context, Result};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid};
-use overcommit_recording::recording::folder::Owner;
+use overcommit_recording::recording::Owner;
 use std::ffi::{CString, OsString};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IsTerminal, stdin};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -27,10 +28,16 @@ pub struct NotStarted {
 /// A running command.
 pub struct Load {
     child: Child,
+    /// Whom signals go to: the command's process group, or the command alone where it shares ours.
+    to: Option<Pid>,
 }
 
 impl Load {
     /// Starts the command, as the user behind sudo, with these limits on open files.
+    ///
+    /// It has a process group of its own, so that what it starts is signalled with it. At a
+    /// terminal it shares ours: the terminal signals both, and in the background it could not
+    /// read a password. It is sent SIGTERM should we be killed.
     ///
     /// # Errors
     /// Why it could not be started.
@@ -45,18 +52,27 @@ impl Load {
             message: format!("cannot run {program}: {error}; nothing was recorded"),
         };
         let mut command = Command::new(&words[0]);
-        // An error of ours must not leave the load running.
-        command.args(&words[1..]).kill_on_drop(true);
+        command.args(&words[1..]);
         if let Some(owner) = owner {
             become_user(&mut command, owner)
                 .map_err(|error| NotStarted { code: 126, message: format!("{error:#}") })?;
         }
         let (soft, hard) = descriptors;
-        let restore = move || Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?);
-        // SAFETY: between fork and exec only this system call is made.
+        // After the user was changed, which takes the signal back (prctl(2)).
+        let restore = move || {
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+            Ok(set_pdeathsig(Signal::SIGTERM)?)
+        };
+        // SAFETY: between fork and exec only these two system calls are made.
         unsafe { command.pre_exec(restore) };
+        let is_shared = stdin().is_terminal();
+        if !is_shared {
+            command.process_group(0);
+        }
         let child = command.spawn().map_err(|error| not_started(&error))?;
-        Ok(Self { child })
+        let pid = child.id().map(u32::cast_signed);
+        let to = pid.map(|pid| Pid::from_raw(if is_shared { pid } else { -pid }));
+        Ok(Self { child, to })
     }
 
     /// Waits for its end.
@@ -72,15 +88,27 @@ impl Load {
     /// # Errors
     /// The kernel does not tell.
     pub async fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
-        if let Some(pid) = self.child.id() {
-            // It may have ended by itself: a terminal signals both.
-            let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
-        }
+        self.send(signal);
         if let Ok(status) = tokio::time::timeout(GRACE, self.wait()).await {
             return status;
         }
-        self.child.kill().await.context("cannot end the command")?;
+        self.send(Signal::SIGKILL);
         self.wait().await
+    }
+
+    fn send(&self, signal: Signal) {
+        // Nobody else has its number before it was waited for. It may have ended by itself: a
+        // terminal signals both.
+        if let Some(to) = self.to.filter(|_| self.child.id().is_some()) {
+            let _ = kill(to, signal);
+        }
+    }
+}
+
+/// An error of ours must not leave the load running.
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.send(Signal::SIGKILL);
     }
 }
 

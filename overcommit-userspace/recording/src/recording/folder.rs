@@ -1,7 +1,8 @@
 //! The folder of a recording: whose it is, and how files in it are made.
 
 use crate::recording::beneath::{self, Ids};
-use anyhow::{Context, Result, bail, ensure};
+use crate::recording::owner::Owner;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{Dir, Mode, OFlags};
 use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
@@ -31,23 +32,8 @@ pub const SUMMARY_CSV: &str = "summary.csv";
 /// A VM's histogram log, in its own folder.
 pub const LATENCY_LOG: &str = "latency.hlog";
 
-/// The user behind sudo, who is to own what is written.
-#[derive(Clone, Copy, Debug)]
-pub struct Owner {
-    /// User id.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
-}
-
-impl Owner {
-    /// From `SUDO_UID` and `SUDO_GID`; `None` without sudo.
-    pub fn behind_sudo() -> Option<Self> {
-        let id = |name| std::env::var(name).ok()?.parse().ok();
-        let (uid, gid) = (id("SUDO_UID")?, id("SUDO_GID")?);
-        (uid != 0).then_some(Self { uid, gid })
-    }
-}
+/// Bytes of the largest file that is read as a whole: run.json of 100,000 VMs has 150 MB.
+const LARGEST: u64 = 256 << 20;
 
 /// The folder of a recording. Everything in it is opened beneath it, see [`beneath`].
 #[derive(Clone, Debug)]
@@ -113,7 +99,9 @@ impl Folder {
 
     /// An existing recording.
     pub fn open(path: &Path) -> Self {
-        Self { path: path.to_owned(), held: None, owner: Owner::behind_sudo(), made: false }
+        // Whoever cannot be told owns nothing here.
+        let owner = Owner::behind_sudo().ok().flatten();
+        Self { path: path.to_owned(), held: None, owner, made: false }
     }
 
     /// Where it is.
@@ -150,9 +138,12 @@ impl Folder {
     /// # Errors
     /// As [`Self::read`].
     pub fn content(&self, name: &str) -> Result<Vec<u8>> {
+        let failed = || format!("cannot read {}", self.file(name).display());
         let mut content = Vec::new();
-        let read = self.read(name)?.read_to_end(&mut content);
-        read.with_context(|| format!("cannot read {}", self.file(name).display()))?;
+        self.read(name)?.take(LARGEST + 1).read_to_end(&mut content).with_context(failed)?;
+        if content.len() as u64 > LARGEST {
+            return Err(anyhow!("it has more than {LARGEST} bytes")).with_context(failed);
+        }
         Ok(content)
     }
 
@@ -315,6 +306,14 @@ mod tests {
 
     fn is_unharmed(victim: &Path) -> bool {
         fs::read_to_string(victim).unwrap() == "precious"
+    }
+
+    #[test]
+    fn a_file_is_read_as_a_whole_up_to_a_limit() {
+        let (_dir, folder, _) = folder();
+        let file = File::create(folder.file(RUN_FILE)).unwrap();
+        file.set_len(LARGEST + 1).unwrap();
+        assert!(format!("{:#}", folder.content(RUN_FILE).unwrap_err()).contains("more than"));
     }
 
     #[test]

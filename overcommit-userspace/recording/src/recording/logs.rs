@@ -4,6 +4,7 @@ use crate::format::hlog;
 use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
 use crate::recording::folder::{Folder, LATENCY_LOG};
+use crate::recording::lines::Lines;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
@@ -23,7 +24,7 @@ pub(super) struct Logs {
 struct Log {
     /// Within the folder.
     name: String,
-    file: Option<BufReader<File>>,
+    file: Option<BufReader<Lines<File>>>,
     /// Where the next line begins.
     at: u64,
 }
@@ -47,7 +48,7 @@ pub(super) fn name(vm: &RunVm) -> String {
 /// The log cannot be read.
 pub(super) fn end_of(folder: &Folder, name: &str, mut metrics: usize) -> Result<u64> {
     let failed = || format!("cannot read {name}");
-    let mut file = BufReader::new(folder.read(name)?);
+    let mut file = BufReader::new(Lines::new(folder.read(name)?));
     let (mut end, mut line) = (0, Vec::new());
     while file.read_until(b'\n', &mut line).with_context(failed)? > 0 {
         let is_metric = hlog::metric(&line).is_some();
@@ -103,7 +104,7 @@ impl Logs {
             let mut file = self.folder.read(&log.name)?;
             let failed = || format!("cannot read {}", log.name);
             file.seek(SeekFrom::Start(log.at)).with_context(failed)?;
-            log.file = Some(BufReader::new(file));
+            log.file = Some(BufReader::new(Lines::new(file)));
         }
         self.open.push(vm);
         Ok(())

@@ -7,7 +7,9 @@ mod beneath;
 pub mod folder;
 #[cfg(test)]
 mod golden;
+mod lines;
 mod logs;
+pub mod owner;
 pub mod reader;
 mod rows;
 pub mod run_file;
@@ -15,6 +17,7 @@ pub mod span;
 pub mod writer;
 
 pub use folder::Folder;
+pub use owner::Owner;
 pub use reader::Recording;
 pub use span::Span;
 pub use writer::Writer;

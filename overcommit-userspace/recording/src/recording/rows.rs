@@ -4,10 +4,11 @@ use crate::format::csv::{reader, untext};
 use crate::model::columns::{Column, Draft, Unit};
 use crate::model::interval::Place;
 use crate::recording::folder::Folder;
+use crate::recording::lines::Lines;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Take};
+use std::io::{Read, Seek, SeekFrom, Take};
 
 /// A row that was read.
 pub(super) struct Taken<T> {
@@ -24,7 +25,7 @@ pub(super) struct Taken<T> {
 /// The rows of a file, in order, as far as lines are whole.
 pub(super) struct Rows<'a, T> {
     name: &'static str,
-    reader: csv::Reader<BufReader<Take<File>>>,
+    reader: csv::Reader<Lines<Take<File>>>,
     /// Cells with their columns.
     columns: Vec<(usize, Column<T>)>,
     interval: Option<usize>,
@@ -55,7 +56,7 @@ impl<'a, T> Rows<'a, T> {
         let failed = || format!("cannot read {name}");
         let mut file = folder.read(name)?;
         let whole = whole_length(&mut file).with_context(failed)?;
-        let mut reader = reader(BufReader::new(file.take(whole)));
+        let mut reader = reader(Lines::new(file.take(whole)));
         let head = reader.headers().with_context(failed)?.clone();
         let place = |name: &str| head.iter().position(|cell| cell == name);
         if let Some(column) =

@@ -1,0 +1,69 @@
+//! `record -- COMMAND`: what becomes of it, and of what it starts.
+
+use crate::Tests;
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use testbed::record::Recording;
+use testbed::{PATIENCE, await_some, overcommit};
+
+pub(crate) const TESTS: Tests = &[
+    ("a_command_ends_with_all_that_it_started", as_a_whole),
+    ("a_command_ends_when_its_recorder_is_killed", after_a_kill),
+    ("a_user_who_is_half_known_is_refused", half_known),
+];
+
+/// Starts a recording of a script, and awaits the process whose number the script writes.
+fn record(dir: &Path, script: &str) -> Result<(Recording, Pid)> {
+    let written = dir.join("pid");
+    let script = script.replace("PID", &written.to_string_lossy());
+    let recording = Recording::start(&dir.join("run"), ["--", "sh", "-c", &script])?;
+    let pid = await_some("the script", PATIENCE, || {
+        let text = fs::read_to_string(&written).unwrap_or_default();
+        Ok(text.strip_suffix('\n').and_then(|pid| pid.parse().ok()))
+    })?;
+    Ok((recording, Pid::from_raw(pid)))
+}
+
+/// Waits until a process is gone; a zombie is.
+fn await_end(pid: Pid) -> Result<()> {
+    await_some("end of what the command started", PATIENCE, || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let runs = kill(pid, None).is_ok() && !stat.contains(") Z ");
+        Ok((!runs).then_some(()))
+    })
+}
+
+fn as_a_whole() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (mut recording, pid) = record(dir.path(), "sleep 1000 & echo $! > PID; wait")?;
+    recording.signal(Signal::SIGTERM)?;
+    // A normal end, of a recording of no VM.
+    ensure!(recording.wait()?.code() == Some(4));
+    await_end(pid)
+}
+
+fn after_a_kill() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (mut recording, pid) = record(dir.path(), "echo $$ > PID; exec sleep 1000")?;
+    recording.signal(Signal::SIGKILL)?;
+    ensure!(recording.wait()?.signal() == Some(9));
+    await_end(pid)
+}
+
+fn half_known() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let ran = dir.path().join("ran");
+    let mut record = Command::new(overcommit());
+    record.args(["record", "--out"]).arg(dir.path().join("run"));
+    record.args(["--", "touch"]).arg(&ran).env("SUDO_UID", "1000").env_remove("SUDO_GID");
+    let output = record.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && said.contains("SUDO_GID is not"), "{said}");
+    ensure!(!ran.exists() && !dir.path().join("run").exists(), "it ran all the same");
+    Ok(())
+}
