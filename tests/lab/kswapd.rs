@@ -3,19 +3,15 @@
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use testbed::host::{MemoryCgroup, Setting, counter, read};
+use testbed::host::{MemoryCgroup, Setting, counter};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{await_cgroups, json, rows, vm};
-use testbed::scenario::print_report;
+use testbed::results::{await_cgroups, rows, vm};
 use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![
-        ("kswapd_works_for_who_allocates".to_owned(), Box::new(kswapd)),
-        ("a_short_host_is_the_cause".to_owned(), Box::new(short_host)),
-    ]
+    vec![("kswapd_works_for_who_allocates".to_owned(), Box::new(kswapd))]
 }
 
 /// MiB of a guest that does nothing any more, and of one that grows.
@@ -71,60 +67,6 @@ fn kswapd(dir: &Path) -> Result<()> {
     // How much others allocate is their business: the tool, and whoever reads files.
     ensure!(most["vm"] == "growing" && share > 0.0, "{evictions:#}");
     Ok(())
-}
-
-/// MiB of each of the guests that the host has too little for.
-const WALKS: u64 = 64;
-/// MiB that the host has left for them.
-const LEFT: u64 = 16;
-/// Pages that each of them has to bring back.
-const BROUGHT_BACK: u64 = 2_000;
-
-/// Two VMs without any limit, on a host that cannot hold both.
-fn short_host(dir: &Path) -> Result<()> {
-    let _settings = [Setting::small_pages()?, Setting::no_readahead()?];
-    let _swap = ZramSwap::new(1024)?;
-    let mut vms = ["first", "second"]
-        .map(|name| Vm::start(&Config::new(name, WALKS)))
-        .into_iter()
-        .collect::<Result<Vec<_>>>()?;
-    for vm in &mut vms {
-        vm.await_passes(1)?;
-    }
-    let folder = dir.join("run");
-    let recording = Recording::start(&folder, ["--interval", "500ms"])?;
-    let taken = take_away(LEFT)?;
-    let before = vms.iter().map(|vm| Ok(vm.faults()?[1])).collect::<Result<Vec<_>>>()?;
-    await_some("pages brought back", PATIENCE, || {
-        let faults = vms.iter().map(|vm| Ok(vm.faults()?[1])).collect::<Result<Vec<_>>>()?;
-        let are_back = faults.iter().zip(&before).all(|(now, then)| now - then >= BROUGHT_BACK);
-        Ok(are_back.then_some(()))
-    })?;
-    vms.iter_mut().try_for_each(Vm::stop)?;
-    drop(taken);
-    recording.end()?;
-    print_report(&folder)?;
-    let summary = json(&folder, "summary.json")?;
-    println!("{}", summary["host"]);
-    for vm in summary["vms"].as_array().context("no VMs")? {
-        println!("{}: {} {} {}", vm["vm"], vm["verdict"], vm["evictions"], vm["swap"]);
-    }
-    Ok(())
-}
-
-/// Takes all memory but so many MiB from the host, as huge pages that nobody uses.
-fn take_away(left: u64) -> Result<Setting> {
-    let available = meminfo("MemAvailable")?;
-    let pages = available.saturating_sub(left << 10) / meminfo("Hugepagesize")?;
-    Setting::new("/proc/sys/vm/nr_hugepages", &pages.to_string())
-}
-
-/// A figure of /proc/meminfo, in KiB.
-fn meminfo(name: &str) -> Result<u64> {
-    let text = read("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let value = line.and_then(|line| line.split_whitespace().next());
-    Ok(value.with_context(|| format!("no {name}"))?.parse()?)
 }
 
 /// Has kswapd begin as soon as little more is given: it wakes at the low watermark, a

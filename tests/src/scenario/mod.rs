@@ -68,10 +68,7 @@ fn figure(row: &Row, column: &str) -> Result<f64> {
 }
 
 /// Prints what `report` says of a recording, as a user sees it.
-///
-/// # Errors
-/// overcommit cannot be run.
-pub fn print_report(folder: &Path) -> Result<()> {
+fn print_report(folder: &Path) -> Result<()> {
     let report = run(["report", &folder.to_string_lossy()])?;
     print!("{}", String::from_utf8_lossy(&report.stdout));
     Ok(())
