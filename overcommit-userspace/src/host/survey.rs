@@ -3,6 +3,7 @@
 //! again; whoever asks gets what was found last.
 
 use crate::host::balloon::qmp::GuestPolling;
+use crate::host::balloon::socket::Socket;
 use crate::host::balloon::{libvirt, qmp};
 use crate::host::memory_use;
 use crate::host::memory_use::{ProcessMemory, as_of_now, divide, held};
@@ -11,7 +12,7 @@ use crate::host::working_set::Wanted;
 use crate::host::working_set::follow::{Follower, Measured, Target};
 use crate::kernel;
 use crate::vm::discovery::Discovery;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use overcommit_recording::model::balloon::Balloon;
 use overcommit_recording::model::memory::{HostMemory, MemoryUse, WorkingSet};
 use overcommit_recording::model::pattern::Pattern;
@@ -33,8 +34,6 @@ const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
 const WALK: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
 /// Time between two walks, in times of what one takes.
 const WALK_SHARE: u32 = 100;
-/// Longest path of a socket (`UNIX_PATH_MAX` with its end).
-const SOCKET_PATH_MAX: usize = 107;
 
 /// What the user wants looked at.
 #[derive(Clone, Debug, Default)]
@@ -237,7 +236,7 @@ struct Surveyor {
     silent: BTreeMap<VmId, Silence>,
     libvirt: Silence,
     /// VMs whose guests report because we asked for it, and by which monitor.
-    turned: BTreeMap<VmId, PathBuf>,
+    turned: BTreeMap<VmId, Socket>,
     /// What the page tables of each told, and when they are walked again.
     walked: BTreeMap<VmId, Walked>,
     discovery: Discovery,
@@ -331,13 +330,13 @@ impl Surveyor {
             let polling =
                 if self.options.guest_stats { GuestPolling::TurnOn } else { GuestPolling::Leave };
             let id = vm.id;
-            asked.spawn(async move { (id, first_answer(sockets, id.pid, polling).await) });
+            asked.spawn(async move { (id, qmp::look(sockets, id.pid, polling).await) });
         }
         while let Some(joined) = asked.join_next().await {
             let Ok((id, answer)) = joined else { continue };
             let balloon = answer.map(|(balloon, turned)| {
                 self.silent.remove(&id);
-                self.turned.extend(turned.map(|path| (id, path)));
+                self.turned.extend(turned.map(|socket| (id, socket)));
                 balloon
             });
             found.insert(id, balloon.map_err(|error| self.fell_silent(id, &error)));
@@ -379,19 +378,14 @@ impl Surveyor {
         }
     }
 
-    /// Where the VM can be asked, as this process sees the file system.
-    fn sockets(&self, vm: &Vm) -> Vec<PathBuf> {
+    /// Where the VM can be asked.
+    fn sockets(&self, vm: &Vm) -> Vec<Socket> {
         let given = self.options.monitors.iter().filter(|(pattern, _)| pattern.matches(vm));
-        let given = given.map(|(_, path)| path.clone());
+        let given = given.map(|(_, path)| Socket::Given(path.clone()));
         let process = self.proc.join(vm.id.pid.to_string());
         let own = vm.monitors.iter().filter_map(|monitor| match monitor {
             Monitor::Socket(path) => {
-                let below = match path.strip_prefix("/") {
-                    Ok(below) => process.join("root").join(below),
-                    Err(_) => process.join("cwd").join(path),
-                };
-                let fits = below.as_os_str().len() <= SOCKET_PATH_MAX;
-                Some(if fits { below } else { path.clone() })
+                Some(Socket::Own { process: process.clone(), path: path.clone() })
             }
             Monitor::Held => None,
         });
@@ -400,25 +394,11 @@ impl Surveyor {
 
     /// Guests that report because of us are told to stop.
     async fn put_back(&mut self) {
-        for (id, path) in std::mem::take(&mut self.turned) {
-            // Gone already if the VM is.
-            let _ = qmp::look(&path, id.pid, GuestPolling::TurnOff).await;
+        let mut told = JoinSet::new();
+        for (id, socket) in std::mem::take(&mut self.turned) {
+            told.spawn(qmp::look(vec![socket], id.pid, GuestPolling::TurnOff));
         }
+        // Gone already if the VM is.
+        while told.join_next().await.is_some() {}
     }
-}
-
-/// The first monitor that answers; the path beside it if reports were turned on there.
-async fn first_answer(
-    sockets: Vec<PathBuf>,
-    pid: i32,
-    polling: GuestPolling,
-) -> Result<(Balloon, Option<PathBuf>)> {
-    let mut refused = anyhow!("it has no monitor that speaks QMP");
-    for path in sockets {
-        match qmp::look(&path, pid, polling).await {
-            Ok((balloon, is_turned)) => return Ok((balloon, is_turned.then_some(path))),
-            Err(error) => refused = error,
-        }
-    }
-    Err(refused)
 }

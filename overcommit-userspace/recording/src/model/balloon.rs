@@ -52,6 +52,10 @@ pub struct Balloon {
     pub guest: Option<GuestMemory>,
 }
 
+/// Bytes beyond which what a VM is said to have is taken for a lie: 1 PiB. Whoever may start a
+/// process may have it say anything, and the host's figures are sums.
+pub const LARGEST: u64 = 1 << 50;
+
 /// Seconds between two reports of a guest that we ask for them: more often is of no use.
 pub const POLL_S: u64 = 2;
 

@@ -3,8 +3,9 @@
 
 use crate::host::balloon::qmp::PATIENCE;
 use anyhow::{Context, Result, anyhow, ensure};
-use overcommit_recording::model::balloon::{Balloon, GuestMemory, Source};
+use overcommit_recording::model::balloon::{Balloon, GuestMemory, LARGEST, Source};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Stdio;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -13,6 +14,9 @@ use uuid::Uuid;
 /// Domains that one virsh is asked about: its question is one argument, which the kernel keeps
 /// below 128 KiB (`MAX_ARG_STRLEN`, include/uapi/linux/binfmts.h).
 const AT_ONCE: usize = 500;
+/// Where it may be: not by PATH, which may be that of a user who has become root.
+const VIRSH: [&str; 3] =
+    ["/usr/bin/virsh", "/usr/local/bin/virsh", "/run/current-system/sw/bin/virsh"];
 const ARGUMENTS: [&str; 3] = ["--connect", "qemu:///system", "--readonly"];
 
 /// Asks once about the domains with these uuids. One that libvirt does not know is not in
@@ -29,7 +33,8 @@ pub async fn look(uuids: &[Uuid]) -> Result<BTreeMap<Uuid, Balloon>> {
 }
 
 async fn ask(uuids: &[Uuid]) -> Result<BTreeMap<Uuid, Balloon>> {
-    let mut virsh = Command::new("virsh");
+    let virsh = VIRSH.iter().find(|path| Path::new(path).exists());
+    let mut virsh = Command::new(virsh.context("there is no virsh on this host")?);
     virsh.args(ARGUMENTS).arg(question(uuids));
     virsh.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(PATIENCE, virsh.output()).await;
@@ -64,7 +69,10 @@ fn parse(text: &str) -> BTreeMap<Uuid, Balloon> {
 
 /// libvirt counts in KiB.
 fn balloon(figures: &BTreeMap<&str, u64>) -> Option<Balloon> {
-    let kibibytes = |name| figures.get(name).map(|figure| figure << 10);
+    let kibibytes = |name| {
+        let bytes = figures.get(name)?.saturating_mul(1 << 10);
+        (bytes <= LARGEST).then_some(bytes)
+    };
     let (configured, current) = (kibibytes("balloon.maximum")?, kibibytes("balloon.current")?);
     let updated = figures.get("balloon.last-update").filter(|seconds| **seconds > 0);
     Some(Balloon {

@@ -4,17 +4,21 @@
 //! greeted, so a monitor that keeps silent is somebody else's; ours is left again after
 //! each look.
 
+use crate::host::balloon::socket::Socket;
 use anyhow::{Context, Result, anyhow, ensure};
-use overcommit_recording::model::balloon::{Balloon, GuestMemory, POLL_S, Source};
+use overcommit_recording::model::balloon::{Balloon, GuestMemory, LARGEST, POLL_S, Source};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// Time for a whole conversation.
 pub const PATIENCE: Duration = Duration::from_millis(500);
+/// Monitors of a VM that are tried: real ones have one or two.
+const MONITORS_MAX: usize = 4;
 /// Longest answer that is read: what asks for more speaks no QMP.
 const ANSWER_MAX: u64 = 1 << 20;
 
@@ -29,26 +33,62 @@ pub enum GuestPolling {
     TurnOff,
 }
 
-/// Asks once.
+/// Asks a VM once, by whichever of its monitors greets first.
 ///
 /// `pid` is the process that must be listening; another one's monitor says nothing of
-/// the VM. The flag beside the answer tells whether reports were turned on, or off.
+/// the VM. The monitor stands beside the answer if reports were turned on there, or off.
 ///
 /// # Errors
-/// It is in use, does not answer in time, or answers something else.
-pub async fn look(path: &Path, pid: i32, polling: GuestPolling) -> Result<(Balloon, bool)> {
+/// They are in use, do not answer in time, or answer something else.
+pub async fn look(
+    sockets: Vec<Socket>,
+    pid: i32,
+    polling: GuestPolling,
+) -> Result<(Balloon, Option<Socket>)> {
+    let mut last = None;
     let asked = timeout(PATIENCE, async {
-        let mut monitor = Monitor::connect(path, pid).await?;
-        monitor.balloon(polling).await
+        let (mut monitor, socket) = first(sockets, pid, &mut last).await?;
+        let answer = monitor.balloon(polling).await;
+        let (balloon, is_turned) = answer.with_context(|| format!("monitor {socket}"))?;
+        Ok((balloon, is_turned.then_some(socket)))
     });
-    let answer = asked.await.map_err(|_| anyhow!("no answer within {PATIENCE:?}: it is in use"));
-    answer.flatten().with_context(|| format!("monitor {}", path.display()))
+    let answer = asked.await;
+    answer.unwrap_or_else(|_| {
+        let which = last.map_or_else(String::new, |socket| format!("monitor {socket}: "));
+        Err(anyhow!("{which}no answer within {PATIENCE:?}: it is in use"))
+    })
+}
+
+/// The first that greets; the others are left. `last` is one that was not heard of.
+async fn first(
+    sockets: Vec<Socket>,
+    pid: i32,
+    last: &mut Option<Socket>,
+) -> Result<(Monitor, Socket)> {
+    let mut asked = JoinSet::new();
+    for socket in sockets.into_iter().take(MONITORS_MAX) {
+        *last = Some(socket.clone());
+        asked.spawn(async move {
+            let monitor = Monitor::connect(&socket, pid).await;
+            (monitor.with_context(|| format!("monitor {socket}")), socket)
+        });
+    }
+    let mut refused = anyhow!("it has no monitor that speaks QMP");
+    while let Some(joined) = asked.join_next().await {
+        match joined? {
+            (Ok(monitor), socket) => return Ok((monitor, socket)),
+            (Err(error), _) => refused = error,
+        }
+    }
+    Err(refused)
 }
 
 struct Monitor(BufReader<tokio::io::Take<UnixStream>>);
 
 impl Monitor {
-    async fn connect(path: &Path, pid: i32) -> Result<Self> {
+    async fn connect(socket: &Socket, pid: i32) -> Result<Self> {
+        let held = socket.open(pid)?;
+        let path = format!("/proc/self/fd/{}", held.as_raw_fd());
         let stream = UnixStream::connect(path).await.context("cannot connect")?;
         let listens = stream.peer_cred()?.pid();
         ensure!(listens == Some(pid), "process {listens:?} listens there, not {pid}");
@@ -95,7 +135,8 @@ impl Monitor {
         let size = self.ask("query-memory-size-summary", json!({})).await?;
         let base = size["base-memory"].as_u64().context("no base-memory")?;
         let plugged = size["plugged-memory"].as_u64().unwrap_or(0);
-        let configured = base + plugged;
+        let configured = base.saturating_add(plugged);
+        ensure!(configured <= LARGEST, "it claims {configured} bytes of memory");
         let current = self.try_ask("query-balloon", json!({})).await?;
         let current = current.and_then(|balloon| balloon["actual"].as_u64());
         let device = match current {
@@ -215,9 +256,9 @@ mod tests {
             let _ = std::io::copy(&mut requests, &mut std::io::sink());
         });
         let pid = std::process::id().cast_signed();
-        let looked = block_on(look(&path, pid, GuestPolling::TurnOn));
+        let looked = block_on(look(vec![Socket::Given(path)], pid, GuestPolling::TurnOn));
         monitor.join().unwrap();
-        looked
+        looked.map(|(balloon, turned)| (balloon, turned.is_some()))
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -299,10 +340,42 @@ mod tests {
         });
         let start = Instant::now();
         let pid = std::process::id().cast_signed();
-        let error = block_on(look(&path, pid, GuestPolling::Leave)).unwrap_err();
+        let error =
+            block_on(look(vec![Socket::Given(path)], pid, GuestPolling::Leave)).unwrap_err();
         assert!(format!("{error:#}").contains("no answer within"), "{error:#}");
         assert!(start.elapsed() < 4 * PATIENCE);
         slow.join().unwrap();
+    }
+
+    #[test]
+    fn one_that_is_in_use_hides_no_other_and_few_are_tried() {
+        let dir = tempfile::tempdir().unwrap();
+        let bind = |number| {
+            let path = dir.path().join(format!("qmp-{number}"));
+            (Socket::Given(path.clone()), UnixListener::bind(path).unwrap())
+        };
+        let (sockets, listeners): (Vec<_>, Vec<_>) = (0..60).map(bind).unzip();
+        let pid = std::process::id().cast_signed();
+        let error = block_on(look(sockets.clone(), pid, GuestPolling::Leave)).unwrap_err();
+        assert!(format!("{error:#}").contains("no answer within"), "{error:#}");
+        let is_asked = |listener: &UnixListener| {
+            listener.set_nonblocking(true).unwrap();
+            listener.accept().is_ok()
+        };
+        assert_eq!(listeners.iter().filter(|one| is_asked(one)).count(), MONITORS_MAX);
+
+        let free = listeners[1].try_clone().unwrap();
+        let greets = std::thread::spawn(move || {
+            free.set_nonblocking(false).unwrap();
+            let (mut stream, _) = free.accept().unwrap();
+            stream.write_all(b"{\"QMP\": {}}\n{\"return\": {}}\n{\"error\": {}}\n").unwrap();
+            // Open until the other side leaves.
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        });
+        let error = block_on(look(sockets, pid, GuestPolling::Leave)).unwrap_err();
+        greets.join().unwrap();
+        let error = format!("{error:#}");
+        assert!(error.contains("qmp-1: QEMU refuses query-memory-size-summary"), "{error}");
     }
 
     #[test]
@@ -310,7 +383,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp");
         let _listener = UnixListener::bind(&path).unwrap();
-        let error = block_on(look(&path, 1, GuestPolling::Leave)).unwrap_err();
+        let error = block_on(look(vec![Socket::Given(path)], 1, GuestPolling::Leave)).unwrap_err();
         assert!(format!("{error:#}").contains("listens there, not 1"), "{error:#}");
     }
 }
