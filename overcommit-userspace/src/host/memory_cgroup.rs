@@ -12,6 +12,7 @@ use procfs::process::{MountInfos, Process};
 use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -197,30 +198,40 @@ impl MemoryCgroup {
     /// Whether what it counts is one VM's, but for a tenth: that much the helpers of a container
     /// may have. Of another VM's it is never, however small that one is.
     pub fn is_of(&self, proc: &Path, pid: i32, counters: &CgroupCounters) -> bool {
-        let mut processes = Vec::new();
-        processes_in(&self.path, &mut processes);
-        let others = || processes.iter().copied().filter(|other| *other != pid);
         let discovery = Discovery::new(proc);
-        // Asked first: around many VMs the first other process is one.
-        if !processes.contains(&pid) || others().any(|other| discovery.inspect(other).is_some()) {
+        let mut others = Vec::new();
+        let mut is_there = false;
+        // Around many VMs the first other process is one: no more is read then.
+        let seen = processes_in(&self.path, &mut |process| {
+            if process == pid {
+                is_there = true;
+            } else if discovery.inspect(process).is_some() {
+                return ControlFlow::Break(());
+            } else {
+                others.push(process);
+            }
+            ControlFlow::Continue(())
+        });
+        if seen.is_break() || !is_there {
             return false;
         }
         let its = LazyCell::new(|| shared_memory(proc, pid));
-        let held: u64 = others().filter_map(|other| held_by(proc, other, &its)).sum();
+        let held: u64 = others.iter().filter_map(|other| held_by(proc, *other, &its)).sum();
         held.saturating_mul(10) <= counters.charged
     }
 }
 
-/// The processes of a cgroup and those below it.
-fn processes_in(dir: &Path, processes: &mut Vec<i32>) {
+/// Hands out the processes of a cgroup and those below it, until enough were seen.
+fn processes_in(dir: &Path, see: &mut impl FnMut(i32) -> ControlFlow<()>) -> ControlFlow<()> {
     // A threaded one refuses: its processes stand in the one above.
     let listed = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    processes.extend(listed.lines().filter_map(|line| line.parse::<i32>().ok()));
+    listed.lines().filter_map(|line| line.parse().ok()).try_for_each(&mut *see)?;
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            processes_in(&entry.path(), processes);
+            processes_in(&entry.path(), see)?;
         }
     }
+    ControlFlow::Continue(())
 }
 
 /// Bytes of anonymous and shared memory of a process, swapped out or not; shared memory only if
