@@ -22,8 +22,7 @@ use overcommit_recording::format::text::{
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::Options;
 use overcommit_recording::model::vm::Vm;
-use overcommit_recording::recording::Owner;
-use overcommit_recording::recording::{Folder, Span, Writer};
+use overcommit_recording::recording::{Folder, Owner, Span, Writer, single};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
 use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
@@ -173,7 +172,8 @@ async fn record(args: Args) -> Result<ExitCode> {
     let mut session = session.begin(options(&args, &objectives), &host)?;
     let mut writer = Writer::create(folder.clone(), session.run())?;
     if let Some(path) = &args.ready_file {
-        ready(path, folder.path())?;
+        // Whole when it is there.
+        single::put(path, format!("{}\n", folder.path().display()).as_bytes())?;
     }
     let mut progress = Progress::new(!args.quiet, args.duration);
     let until = Until {
@@ -357,13 +357,4 @@ fn over(early: Early) -> ExitCode {
             ExitCode::from(if code == 0 { FAILED } else { code })
         }
     }
-}
-
-/// The file is whole when it is there.
-fn ready(path: &Path, folder: &Path) -> Result<()> {
-    let failed = || format!("cannot write {}", path.display());
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".new");
-    std::fs::write(&unfinished, format!("{}\n", folder.display())).with_context(failed)?;
-    std::fs::rename(&unfinished, path).with_context(failed)
 }

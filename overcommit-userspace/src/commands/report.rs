@@ -2,8 +2,8 @@
 
 use crate::commands::{ObjectiveArgs, SpanArgs};
 use crate::terminal::{print, say};
-use anyhow::{Context, Result};
-use overcommit_recording::recording::{Folder, run_file};
+use anyhow::Result;
+use overcommit_recording::recording::{Folder, run_file, single};
 use overcommit_recording::report::{Format, View, rebuild};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,10 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let report = rebuild(&folder, &view)?;
     match &args.out {
-        Some(path) => {
-            std::fs::write(path, report.text)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        Some(path) => single::put(path, report.text.as_bytes())?,
         None => print(&report.text)?,
     }
     if let Some(error) = report.not_written {

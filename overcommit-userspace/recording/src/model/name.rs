@@ -65,10 +65,15 @@ pub fn escape(bytes: &[u8]) -> String {
     text
 }
 
-/// Control characters, and those that reorder or hide text on a terminal.
+/// Control characters, and those that reorder text on a terminal or are not seen there: two names
+/// that look alike are the same.
 fn is_harmful(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -91,5 +96,8 @@ mod tests {
         assert_eq!(escape(b"\xffweb\t"), "\\xFFweb\\x09");
         assert_eq!(escape("a\u{202e}b".as_bytes()), "a\\xE2\\x80\\xAEb");
         assert_eq!(escape("größe".as_bytes()), "größe");
+        for unseen in ['\u{61c}', '\u{2060}', '\u{ad}', '\u{feff}', '\u{e0041}'] {
+            assert!(escape(format!("web{unseen}").as_bytes()).starts_with("web\\x"), "{unseen:?}");
+        }
     }
 }

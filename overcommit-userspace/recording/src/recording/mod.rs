@@ -13,6 +13,7 @@ pub mod owner;
 pub mod reader;
 mod rows;
 pub mod run_file;
+pub mod single;
 pub mod span;
 pub mod writer;
 
