@@ -17,6 +17,7 @@ mod lifecycle;
 mod links;
 mod memory;
 mod objectives;
+mod rights;
 mod threads;
 
 use anyhow::Result;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         links::TESTS,
         memory::TESTS,
         objectives::TESTS,
+        rights::TESTS,
         threads::TESTS,
     ]
     .map(wanted)

@@ -75,6 +75,8 @@ struct Report {
     layout_missing: Option<String>,
     kvm: Kvm,
     tracefs: Option<PathBuf>,
+    /// Why there is none.
+    tracefs_missing: Option<String>,
     capabilities: Vec<Capability>,
     programs: Vec<Trial>,
     backends: Vec<BackendReport>,
@@ -137,7 +139,10 @@ fn look() -> Result<Report> {
     let host = HostProbe::run(kernel.as_ref().map_err(|error| anyhow!("{error:#}")));
     let auto = decide(&host, Wanted::Auto).ok().map(|decision| decision.backend);
     let layout = kernel.as_ref().ok().map(|kernel| kernel.layout.offsets());
-    let tracefs = tracefs::mount_point();
+    let (tracefs, tracefs_missing) = match tracefs::mount_point() {
+        Ok(path) => (Some(path), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
     // Attached for a moment, for what only attaching tells.
     let sight = match (kernel.as_ref(), auto) {
         (Ok(kernel), Some(backend)) => {
@@ -166,6 +171,7 @@ fn look() -> Result<Report> {
             tracepoints: tracefs.as_ref().is_some_and(|root| root.join("events/kvm").exists()),
         },
         tracefs,
+        tracefs_missing,
         capabilities: capabilities()?,
         programs: host.trials,
         btf_missing: host.btf,
@@ -252,10 +258,7 @@ fn details(report: &Report) -> String {
             let _ = writeln!(out, "tracefs       {}, {kvm} tracepoints of kvm", path.display());
         }
         None => {
-            let _ = writeln!(
-                out,
-                "tracefs       not mounted; mount -t tracefs nodev /sys/kernel/tracing"
-            );
+            let _ = writeln!(out, "tracefs       {}", missing(&report.tracefs_missing));
         }
     }
     let preemption = report.preemption.as_deref().unwrap_or("none in kernel code");

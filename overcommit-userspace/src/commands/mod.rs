@@ -194,13 +194,21 @@ impl SpanArgs {
     }
 }
 
-/// Stops another user with the one line to type.
+/// Stops a user who may not trace the host with the one line to type. Root without a capability
+/// is told where it is needed.
 fn require_root() -> Result<()> {
-    if kernel::is_root() {
+    let held = capability::held()?;
+    let missing = capability::LEAST.iter().filter(|(_, bit)| !capability::has(held, *bit));
+    let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
+    if kernel::is_root() || missing.is_empty() {
         return Ok(());
     }
     let words: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
-    bail!("this needs root; run: sudo {}", words.join(" "))
+    let words = words.join(" ");
+    if missing.len() == capability::LEAST.len() {
+        bail!("this needs root; run: sudo {words}");
+    }
+    bail!("{} is missing; grant it, or run: sudo {words}", missing.join(" and "))
 }
 
 /// Inode of the PID namespace that the kernel begins with (`PROC_PID_INIT_INO`,

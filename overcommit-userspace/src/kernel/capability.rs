@@ -13,6 +13,11 @@ pub const BPF: u32 = 39;
 /// For programs that read the kernel's memory, and events of all processes.
 pub const PERFMON: u32 = 38;
 
+/// What it takes to record, of a user who is not root: eBPF, events of all processes, and their
+/// memory and descriptors.
+pub const LEAST: [(&str, u32); 3] =
+    [("CAP_BPF", BPF), ("CAP_PERFMON", PERFMON), ("CAP_SYS_PTRACE", SYS_PTRACE)];
+
 /// Its effective capabilities, a bit each.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ impl Discards {
     /// There is no tracefs, or the kernel has no such tracepoint.
     pub fn attach(&mut self) -> Result<()> {
         if self.attached.is_none() {
-            let root = tracefs::mount_point().context(tracefs::NOT_MOUNTED)?;
+            let root = tracefs::mount_point()?;
             let id = tracefs::tracepoint_id(&root, "syscalls/sys_enter_madvise")?;
             self.attached = Some(open_tracepoint(id, self.program)?);
         }

@@ -169,7 +169,7 @@ impl FunctionHooks {
             let missing = found.as_ref().err().map(|error| format!("{error:#}"));
             hooks.push(Hook { purpose, found: found.ok(), missing });
         }
-        let root = tracefs::mount_point().context(tracefs::NOT_MOUNTED);
+        let root = tracefs::mount_point();
         let events = root.and_then(FunctionEvents::new).map_err(|error| format!("{error:#}"));
         let hooks = Self { hooks, events };
         hooks.require_faults()?;

@@ -4,7 +4,7 @@ use crate::kernel::capability;
 use crate::probes::functions::open_tracepoint;
 use crate::probes::object::Sizes;
 use crate::probes::{Kernel, object, tracefs};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{
     BtfTracePoint, FEntry, FExit, Iter, KProbe, PerfEvent, RawTracePoint, TracePoint,
@@ -124,8 +124,9 @@ impl HostProbe {
 }
 
 fn tracefs_refusal() -> Option<String> {
-    let Some(root) = tracefs::mount_point() else {
-        return Some(tracefs::NOT_MOUNTED.to_owned());
+    let root = match tracefs::mount_point() {
+        Ok(root) => root,
+        Err(error) => return Some(error.to_string()),
     };
     let path = root.join("kprobe_events");
     let opened = OpenOptions::new().append(true).open(&path);
@@ -196,7 +197,7 @@ fn attempt(ebpf: &mut Ebpf, kind: Kind, btf: &Btf) -> Result<()> {
         Kind::Tracepoint => {
             let program: &mut TracePoint = program.try_into()?;
             program.load()?;
-            let root = tracefs::mount_point().context(tracefs::NOT_MOUNTED)?;
+            let root = tracefs::mount_point()?;
             let id = tracefs::tracepoint_id(&root, "sched/sched_process_exec")?;
             drop(open_tracepoint(id, program.fd()?.as_fd().as_raw_fd())?);
             program.unload()?;

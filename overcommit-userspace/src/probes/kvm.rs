@@ -46,7 +46,7 @@ pub struct KvmTracepoints {
 
 /// Where tracefs is, with the tracepoints of KVM in it.
 fn find() -> Result<PathBuf> {
-    let root = tracefs::mount_point().context(tracefs::NOT_MOUNTED)?;
+    let root = tracefs::mount_point()?;
     if root.join("events/kvm/kvm_exit").exists() {
         return Ok(root);
     }

@@ -16,17 +16,23 @@ const GROUP: &str = "overcommit";
 /// most that the kernel takes (`KRETPROBE_MAXACTIVE_MAX`, kernel/trace/trace_kprobe.c).
 const MAX_ACTIVE: u32 = 4096;
 
-/// What to do without tracefs.
-pub const NOT_MOUNTED: &str = "tracefs is not mounted; mount -t tracefs nodev /sys/kernel/tracing";
-
 /// Where tracefs is: in its own place, else within debugfs, which mounts it when somebody
-/// looks there, else mounted for this process alone. `None` if the kernel refuses that too.
+/// looks there, else mounted for this process alone.
 ///
 /// A mount elsewhere is somebody else's, in a container's folder perhaps, and may go at any time.
-pub fn mount_point() -> Option<PathBuf> {
+///
+/// # Errors
+/// What to do without it: the kernel refuses that too, or this user may not look there.
+pub fn mount_point() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let usual = usual_places(&mounts).into_iter().find(|place| place.join("events").exists());
-    usual.or_else(|| Some(own_mount()?.clone()))
+    let places = usual_places(&mounts);
+    let usual = places.iter().find(|place| place.join("events").exists()).cloned();
+    usual.or_else(|| own_mount().cloned()).with_context(|| match places.first() {
+        None => "tracefs is not mounted; mount -t tracefs nodev /sys/kernel/tracing".to_owned(),
+        Some(place) => {
+            format!("{} cannot be read; CAP_DAC_READ_SEARCH is missing", place.display())
+        }
+    })
 }
 
 /// Where tracefs may be found, the best place first.
