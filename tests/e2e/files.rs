@@ -18,6 +18,7 @@ pub(crate) const TESTS: Tests = &[
     ("foreign_readers_agree", foreign_readers),
     ("files_belong_to_the_user_behind_sudo", ownership),
     ("intervals_end_on_whole_multiples", aligned),
+    ("a_start_that_fails_leaves_no_folder", few_files),
 ];
 
 /// A recording of a VM that swaps.
@@ -136,5 +137,29 @@ fn aligned() -> Result<()> {
         let us = (start * 1e6).round() as u64;
         ensure!(us.is_multiple_of(20_000), "an interval starts at {start}");
     }
+    Ok(())
+}
+
+/// With fewer files than it needs it fails, at another step for each limit.
+fn few_files() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("run");
+    let mut failed = 0;
+    for limit in (16..).step_by(8) {
+        let script = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+        let mut record = Command::new("sh");
+        record.args(["-c", &script]).arg(overcommit());
+        let output = record.args(["record", "-q", "--duration", "10ms", "--out"]).arg(&folder);
+        let output = output.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() != Some(1) {
+            ensure!(folder.join("summary.json").exists(), "{said}");
+            break;
+        }
+        ensure!(said.contains("Too many open files"), "{said}");
+        ensure!(!folder.exists(), "with {limit} files it left {}", folder.display());
+        failed += 1;
+    }
+    ensure!(failed > 3, "it never failed");
     Ok(())
 }

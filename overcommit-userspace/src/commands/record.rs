@@ -169,8 +169,10 @@ async fn record(args: Args) -> Result<ExitCode> {
         return Ok(over(early));
     }
 
-    let mut session = session.begin(options(&args, &objectives), &host)?;
-    let mut writer = Writer::create(folder.clone(), session.run())?;
+    let begun = session.begin(options(&args, &objectives), &host);
+    let mut session = begun.inspect_err(|_| folder.discard())?;
+    let writer = Writer::create(folder.clone(), session.run());
+    let mut writer = writer.inspect_err(|_| folder.discard())?;
     if let Some(path) = &args.ready_file {
         // Whole when it is there.
         single::put(path, format!("{}\n", folder.path().display()).as_bytes())?;

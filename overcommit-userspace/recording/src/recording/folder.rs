@@ -90,7 +90,9 @@ impl Folder {
     pub fn discard(&self) {
         // Whatever remains is empty and says so.
         if let Ok(dir) = self.dir() {
-            let _ = beneath::remove(&dir, INTERVALS);
+            for name in [RUN_FILE, INTERVALS, VMS, HOST, EVICTIONS, SLOW_FAULTS, MARKS] {
+                let _ = beneath::remove(&dir, name);
+            }
         }
         if self.made {
             let _ = fs::remove_dir(&self.path);
