@@ -4,7 +4,7 @@
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::{Error, Result};
+use std::io::{Error, Result, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, fchown};
 
@@ -37,6 +37,16 @@ pub(super) fn make(dir: &OwnedFd, name: &str, flags: OFlags, to: Option<Ids>) ->
     let file = open(dir, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | flags)?;
     give(&file, to)?;
     Ok(file)
+}
+
+/// Puts a whole file in place at once: readers see the old one or the new one.
+pub(super) fn replace(dir: &OwnedFd, name: &str, content: &[u8], to: Option<Ids>) -> Result<()> {
+    let unfinished = format!("{name}.new");
+    // Of somebody who was killed; or a link, which is not to be followed.
+    let _ = remove(dir, &unfinished);
+    let mut file = make(dir, &unfinished, OFlags::empty(), to)?;
+    file.write_all(content)?;
+    Ok(fs::renameat(dir, &unfinished, dir, name)?)
 }
 
 /// The folder that a file of that name is in, and its name there; makes what is missing.

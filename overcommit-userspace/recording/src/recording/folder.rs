@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{Dir, Mode, OFlags};
 use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
-use std::io::{Error, ErrorKind, Read, Write};
+use std::io::{Error, ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -176,12 +176,7 @@ impl Folder {
         let put = || {
             let dir = self.own_dir()?;
             let (parent, name) = beneath::parent(&dir, name, self.ids())?;
-            let unfinished = format!("{name}.new");
-            // Of somebody who was killed; or a link, which is not to be followed.
-            let _ = beneath::remove(&parent, &unfinished);
-            let mut file = beneath::make(&parent, &unfinished, OFlags::empty(), self.ids())?;
-            file.write_all(content)?;
-            Ok::<_, Error>(rustix::fs::renameat(&parent, &unfinished, &parent, name)?)
+            beneath::replace(&parent, name, content, self.ids())
         };
         put().with_context(|| format!("cannot write {}", self.file(name).display()))
     }

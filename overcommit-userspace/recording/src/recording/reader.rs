@@ -110,7 +110,9 @@ impl Recording {
     /// # Errors
     /// A file cannot be read.
     pub fn tells_runq_apart(&self) -> Result<bool> {
-        Ok(Files::open(self, &self.ids())?.vms.has(STALL_RUNQ))
+        let ids = self.ids();
+        let vms = Rows::open(&self.folder, VMS, columns::vms(), &ids, VmInterval::default, 0)?;
+        Ok(vms.has(STALL_RUNQ))
     }
 
     fn ids(&self) -> HashMap<&str, usize> {

@@ -3,9 +3,7 @@
 use crate::recording::beneath;
 use crate::recording::owner::Owner;
 use anyhow::{Context, Result, ensure};
-use rustix::fs::OFlags;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 /// Puts a whole file in place at once; it belongs to the user behind sudo, and nobody else can read
@@ -26,12 +24,7 @@ fn put_there(path: &Path, content: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = beneath::folder(folder.unwrap_or(Path::new(".")))?;
     let owner = Owner::behind_sudo()?.map(|owner| (owner.uid, owner.gid));
-    let unfinished = format!("{name}.new");
-    // Of somebody who was killed; or a link, which is not to be followed.
-    let _ = beneath::remove(&folder, &unfinished);
-    let mut file = beneath::make(&folder, &unfinished, OFlags::empty(), owner)?;
-    file.write_all(content)?;
-    Ok(rustix::fs::renameat(&folder, &unfinished, &folder, name)?)
+    Ok(beneath::replace(&folder, name, content, owner)?)
 }
 
 #[cfg(test)]

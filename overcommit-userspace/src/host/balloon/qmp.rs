@@ -45,9 +45,9 @@ pub async fn look(
     pid: i32,
     polling: GuestPolling,
 ) -> Result<(Balloon, Option<Socket>)> {
-    let mut last = None;
+    let last = sockets.iter().take(MONITORS_MAX).next_back().cloned();
     let asked = timeout(PATIENCE, async {
-        let (mut monitor, socket) = first(sockets, pid, &mut last).await?;
+        let (mut monitor, socket) = first(sockets, pid).await?;
         let answer = monitor.balloon(polling).await;
         let (balloon, is_turned) = answer.with_context(|| format!("monitor {socket}"))?;
         Ok((balloon, is_turned.then_some(socket)))
@@ -59,15 +59,10 @@ pub async fn look(
     })
 }
 
-/// The first that greets; the others are left. `last` is one that was not heard of.
-async fn first(
-    sockets: Vec<Socket>,
-    pid: i32,
-    last: &mut Option<Socket>,
-) -> Result<(Monitor, Socket)> {
+/// The first that greets; the others are left.
+async fn first(sockets: Vec<Socket>, pid: i32) -> Result<(Monitor, Socket)> {
     let mut asked = JoinSet::new();
     for socket in sockets.into_iter().take(MONITORS_MAX) {
-        *last = Some(socket.clone());
         asked.spawn(async move {
             let monitor = Monitor::connect(&socket, pid).await;
             (monitor.with_context(|| format!("monitor {socket}")), socket)

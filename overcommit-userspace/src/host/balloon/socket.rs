@@ -1,6 +1,7 @@
 //! The socket of a monitor, found where its VM sees it. A command line says what its process
 //! wants it to say: nobody is connected to a socket that is not the VM's own.
 
+use crate::host::memory_use::status;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use std::fmt;
@@ -44,7 +45,9 @@ impl Socket {
         let stat = fstat(&socket)?;
         let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
         ensure!(is_socket, "it is no socket");
-        let user = user(pid)?;
+        // The effective one. Files of the process in /proc may be root's all the same.
+        let status = status(Path::new("/proc"), pid);
+        let user = status.context("cannot tell who its process runs as")?.euid;
         ensure!(
             is_given || user == 0 || user == stat.st_uid,
             "it belongs to user {}, and the VM runs as user {user}; if it is right, name it by \
@@ -64,14 +67,6 @@ fn within(process: &Path, path: &Path, flags: OFlags) -> rustix::io::Result<Owne
     let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let base = open(process.join(base), folder, Mode::empty())?;
     openat2(base, path, flags, Mode::empty(), resolve)
-}
-
-/// Who a process runs as: the effective user. (Its files in /proc may be root's all the same.)
-fn user(pid: i32) -> Result<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    let user = users.and_then(|users| users.split_whitespace().nth(1)?.parse().ok());
-    user.context("cannot tell who its process runs as")
 }
 
 #[cfg(test)]
