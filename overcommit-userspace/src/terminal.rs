@@ -1,15 +1,19 @@
 //! Output that survives a terminal, or a pipe, that is gone.
 
+use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use overcommit_recording::view::style::plain;
 use std::io::{Error, ErrorKind, Write};
 
-/// Prints a result on stdout, in ASCII where the locale has nothing else. A reader that has seen
-/// enough is no failure.
+/// Prints a result on stdout: with words that stand out on a terminal, unless NO_COLOR or
+/// TERM=dumb is set; in ASCII where the locale has nothing else. A reader that has seen enough is no
+/// failure.
 pub fn print(text: &str) -> Result<()> {
-    let text =
-        if is_ascii(|name| std::env::var(name).ok()) { ascii(text) } else { text.to_owned() };
     let mut stdout = std::io::stdout().lock();
+    let is_plain = AutoStream::choice(&stdout) == ColorChoice::Never;
+    let text = if is_plain { plain(text) } else { text.to_owned() };
+    let text = if is_ascii(|name| std::env::var(name).ok()) { ascii(&text) } else { text };
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if !is_gone(&error) => Err(error).context("cannot print the result"),
         _ => Ok(()),

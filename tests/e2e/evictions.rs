@@ -108,9 +108,8 @@ fn idle_victim() -> Result<()> {
         ensure!(worst["is_itself"] == false, "{worst}");
         let text = testbed::results::run(["report", &folder.to_string_lossy()])?;
         let text = String::from_utf8(text.stdout).context("no text")?;
-        let said = text
-            .lines()
-            .find(|line| line.starts_with(&format!("{idle}: ")) && line.contains("evicted"));
+        let said = text.lines().skip_while(|line| *line != idle);
+        let said = said.take_while(|line| !line.is_empty()).find(|line| line.contains("evicted"));
         println!("{said:?}");
         ensure!(said.is_some_and(|line| line.contains(&format!("% by {growing}"))), "{text}");
     }

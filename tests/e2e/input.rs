@@ -181,6 +181,7 @@ fn list_and_check() -> Result<()> {
     ensure!(entry["backing"] == "anonymous", "{list:#}");
     ensure!(entry["resident_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{list:#}");
     ensure!(entry["accelerator"] == Config::new("", 1).accel, "{list:#}");
+    let guest_is_tcg = entry["accelerator"] == "tcg";
     let check: serde_json::Value = serde_json::from_slice(&run(["check", "--json"])?.stdout)?;
     let code = match check["reach"].as_str() {
         Some("full") => 0,
@@ -192,6 +193,10 @@ fn list_and_check() -> Result<()> {
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     ensure!(text.starts_with("This host can be recorded in "), "{text}");
     ensure!((code == 0) != text.contains("Not seen"), "{text}");
+    let vms = &check["host"]["vms"];
+    ensure!(vms["running"] == 1 && vms["under_tcg"] == usize::from(guest_is_tcg), "{vms}");
+    ensure!(check["host"]["memory_bytes"].as_u64().is_some_and(|ram| ram > 0), "{check:#}");
+    ensure!(text.contains("\nHost\n  RAM "), "{text}");
     let tried = check["programs"].as_array().map_or(0, Vec::len);
     ensure!(tried == 9, "{tried} kinds of program were tried: {check:#}");
     let is_absent = |entry: &&serde_json::Value| entry["coverage"] == "absent";

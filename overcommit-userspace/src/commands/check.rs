@@ -1,6 +1,7 @@
 //! `overcommit check`
 
 use crate::commands::{FAILED, require_root};
+use crate::host::inventory::Inventory;
 use crate::host::working_set::{Capabilities, Wanted as WantedSource};
 use crate::kernel::{self, capability};
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
@@ -14,12 +15,11 @@ use overcommit_recording::model::coverage::{MetricCoverage, absent};
 use overcommit_recording::model::memory::Source;
 use overcommit_recording::model::run::HookState;
 use overcommit_recording::slo::judge::NOT_JUDGED;
-use overcommit_recording::view::verdict_text::WIDTH;
+use overcommit_recording::view::facts;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use textwrap::{Options, fill};
 
 /// Capabilities that matter, with their bit in /proc/PID/status and what for.
 const CAPABILITIES: [(&str, u32, &str); 5] = [
@@ -89,6 +89,8 @@ struct Report {
     coverage: Vec<MetricCoverage>,
     /// What working sets can be measured with.
     working_sets: [WorkingSetSource; 2],
+    /// What the host has, and which VMs run on it.
+    host: Inventory,
 }
 
 #[derive(Serialize)]
@@ -181,6 +183,7 @@ fn look() -> Result<Report> {
         preemption: host.preemption,
         coverage,
         working_sets,
+        host: Inventory::read(Path::new("/proc"), Path::new("/sys")),
     })
 }
 
@@ -215,32 +218,23 @@ fn summary(report: &Report) -> String {
     let by = report.auto.map_or_else(String::new, |backend| format!(", by backend {backend}"));
     let mut out = format!("This host {how}{by} (Linux {}).\n", report.kernel);
     let is_measured = is_measured(&report.working_sets);
-    let mut gaps: Vec<(String, &str)> = Vec::new();
+    let mut gaps: Vec<(String, String)> = Vec::new();
     if report.reach == Reach::Part {
         let absent = absent(&report.coverage).into_iter();
-        gaps.extend(absent.map(|(reason, metrics)| (metrics.join(", "), reason)));
-        let bounds = ("measured working sets".to_owned(), "bounds are given instead");
+        gaps.extend(absent.map(|(reason, metrics)| (metrics.join(", "), reason.to_owned())));
+        let bounds = ("measured working sets".to_owned(), "bounds are given instead".to_owned());
         gaps.extend((!is_measured).then_some(bounds));
     }
-    list(&mut out, "Not seen", gaps);
+    facts::list(&mut out, "Not seen", &gaps);
     let backends = report.backends.iter().map(|by| (by.backend.name(), by.refused.as_deref()));
     let better = backends.take_while(|(_, refused)| refused.is_some());
     let sources = report.working_sets.iter().filter(|_| !is_measured);
     let sources = sources.map(|by| (by.source.name(), by.refused.as_deref()));
-    let refused = better.chain(sources).filter_map(|(name, why)| Some((name.to_owned(), why?)));
-    list(&mut out, "In the way", refused.collect());
+    let refused = better.chain(sources);
+    let refused = refused.filter_map(|(name, why)| Some((name.to_owned(), why?.to_owned())));
+    facts::list(&mut out, "In the way", &refused.collect::<Vec<_>>());
+    report.host.facts().write(&mut out, "Host");
     out
-}
-
-/// Lines below a heading; nothing without any.
-fn list(out: &mut String, heading: &str, lines: Vec<(String, &str)>) {
-    if !lines.is_empty() {
-        let _ = writeln!(out, "\n{heading}");
-    }
-    for (about, text) in lines {
-        let options = Options::new(WIDTH).initial_indent("  ").subsequent_indent("    ");
-        let _ = writeln!(out, "{}", fill(&format!("{about}: {text}"), options));
-    }
 }
 
 /// All of the report as people read it. Writing to a String cannot fail.

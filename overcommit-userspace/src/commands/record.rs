@@ -20,7 +20,7 @@ use overcommit_recording::format::text::{
     parse_duration, parse_interval, parse_positive_duration, readable,
 };
 use overcommit_recording::model::pattern::Pattern;
-use overcommit_recording::model::run::Options;
+use overcommit_recording::model::run::{Options, Run};
 use overcommit_recording::model::vm::Vm;
 use overcommit_recording::recording::{Folder, Owner, Span, Writer, single};
 use overcommit_recording::report::{Format, View, rebuild};
@@ -177,6 +177,9 @@ async fn record(args: Args) -> Result<ExitCode> {
         // Whole when it is there.
         single::put(path, format!("{}\n", folder.path().display()).as_bytes())?;
     }
+    if !args.quiet {
+        say(&format!("overcommit: {}", begun_with(session.run(), &args, &folder)));
+    }
     let mut progress = Progress::new(!args.quiet, args.duration);
     let until = Until {
         interval: args.interval,
@@ -325,6 +328,14 @@ fn out(args: &Args) -> Result<PathBuf> {
         return Ok(out.clone());
     }
     default_out("overcommit")
+}
+
+/// What is recorded, where, and until when.
+fn begun_with(run: &Run, args: &Args, folder: &Folder) -> String {
+    let count = run.vms.len();
+    let plural = if count == 1 { "" } else { "s" };
+    let end = if args.command.is_empty() { "Ctrl-C ends it" } else { "it ends with the command" };
+    format!("recording {count} VM{plural} into {}; {end}", folder.path().display())
 }
 
 fn options(args: &Args, objectives: &[Objective]) -> Options {

@@ -58,6 +58,14 @@ impl Hierarchy {
         one.map(of(Version::One)).or_else(|| two().map(of(Version::Two)))
     }
 
+    /// Version 1 or 2.
+    pub const fn number(&self) -> u8 {
+        match self.version {
+            Version::One => 1,
+            Version::Two => 2,
+        }
+    }
+
     /// The memory cgroup that is a VM's own, if there is one.
     pub fn own(&self, proc: &Path, vm: &Vm) -> Option<MemoryCgroup> {
         let found = self.memory_cgroup(vm.cgroup.as_deref()?)?;

@@ -3,10 +3,11 @@
 //! `counters` and `memory_cgroup` read what the kernel counts, `swap_state` decides,
 //! `watch` brings both together with what the probes see, once a second. `survey` looks
 //! at what takes longer: `balloon`, `memory_use`, `working_set`; `overcommit` adds up, for
-//! the nodes of a VM that is bound to some in `numa`.
+//! the nodes of a VM that is bound to some in `numa`. `inventory` is what `check` says of it.
 
 pub mod balloon;
 pub mod counters;
+pub mod inventory;
 pub mod memory_cgroup;
 pub mod memory_use;
 pub mod numa;

@@ -122,11 +122,10 @@ impl SummaryEvictions {
         let others = others.iter().take(2).filter(|by| by.share >= 0.01).map(said);
         let all: Vec<String> = std::iter::once(said(worst)).chain(others).collect();
         let bytes = readable_bytes(self.bytes);
-        let seen = if self.dropped_pages.is_none() { ", written pages only" } else { "" };
+        let what = if self.dropped_pages.is_none() { " written to swap" } else { "" };
         let estimate = self.kswapd_estimate.as_ref();
         let estimate = estimate.map(|estimate| format!(" ({})", estimate.clause(vm_id)));
-        let estimate = estimate.unwrap_or_default();
-        Some(format!("{bytes} of it were evicted, {}{estimate}{seen}", all.join(", ")))
+        Some(format!("{bytes}{what}, {}{}", all.join(", "), estimate.unwrap_or_default()))
     }
 }
 
@@ -165,11 +164,10 @@ mod tests {
         };
         let seen = told(&taken, true);
         assert_eq!((seen.pages, seen.dropped_pages), (100, Some(43)));
-        let said =
-            "400.0 KiB of it were evicted, 83.0 % by batch, 16.0 % by itself, 1.0 % by kswapd0";
+        let said = "400.0 KiB, 83.0 % by batch, 16.0 % by itself, 1.0 % by kswapd0";
         assert_eq!(seen.sentence("1-1").unwrap(), said);
         let blind = told(&BTreeMap::from([(batch, counts(40, 0))]), false);
-        let said = "160.0 KiB of it were evicted, 100.0 % by batch, written pages only";
+        let said = "160.0 KiB written to swap, 100.0 % by batch";
         assert_eq!(blind.sentence("1-1").unwrap(), said);
         assert_eq!(told(&BTreeMap::new(), true).sentence("1-1"), None);
     }

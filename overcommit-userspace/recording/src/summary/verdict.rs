@@ -14,7 +14,7 @@ use overcommit_ebpf::layout::{Metric, Part};
 use serde::Serialize;
 
 /// Shares of its vCPUs' time from which a VM is slowed: by memory, and by want of a CPU.
-const STALL: f64 = 0.01;
+pub const STALL: f64 = 0.01;
 const CPU: f64 = 0.05;
 /// Part of the loss, or of the evictions, that makes a cause.
 const MOST: f64 = 0.5;
@@ -285,7 +285,8 @@ fn without_evictions(vm: &SummaryVm, host: &HostFigures) -> Cause {
     }
 }
 
-fn is_tight(host: &HostFigures) -> bool {
+/// Whether the host had little memory left.
+pub fn is_tight(host: &HostFigures) -> bool {
     host.least_available_bytes
         .zip(host.physical_bytes)
         .is_some_and(|(available, physical)| (available as f64) < TIGHT * physical as f64)

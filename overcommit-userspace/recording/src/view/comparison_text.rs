@@ -3,6 +3,7 @@
 use crate::compare::{Compared, Comparison, FigureName};
 use crate::format::text::readable;
 use crate::view::plain_table;
+use crate::view::style::bad;
 use comfy_table::CellAlignment;
 use std::fmt::Write;
 
@@ -32,7 +33,8 @@ fn headline(compared: &[Compared]) -> String {
     let is_proven = compared.iter().any(|entry| entry.is_real);
     if is_proven {
         let of = |is_more| move |entry: &&Compared| entry.is_real && entry.is_more() == is_more;
-        let lines = [("WORSE", true), ("Better", false)].into_iter().map(|(word, is_more)| {
+        let lines = [(bad("WORSE"), true), ("Better".to_owned(), false)];
+        let lines = lines.into_iter().map(|(word, is_more)| {
             let changed = compared.iter().filter(of(is_more));
             let changed: Vec<String> =
                 changed.map(|entry| format!("{} {}", entry.vm, figure(entry))).collect();
@@ -121,6 +123,7 @@ fn shown(figure: FigureName, value: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::style::plain;
 
     fn entry(metric: &str, figure: FigureName, base: f64, new: f64) -> Compared {
         Compared {
@@ -154,7 +157,7 @@ mod tests {
         let better = Compared { is_real: true, p: Some(0.002), ..p99 };
         let said = of(vec![rate(), worse, better]);
         let lines: Vec<&str> = said.lines().collect();
-        assert_eq!(lines[0], "WORSE: web stall.share.");
+        assert_eq!(plain(lines[0]), "WORSE: web stall.share.");
         assert_eq!(lines[1], "Better: web fault.major p99.");
         assert!(lines[4].contains("stall.share") && lines[4].contains("+20.00 points"), "{said}");
         assert!(lines[5].contains("-50 %") && lines[5].contains("better, p = 2.00e-3"), "{said}");

@@ -3,53 +3,60 @@
 
 use crate::format::text::percent;
 use crate::format::text::readable_bytes;
-use crate::model::balloon::Source;
+use crate::model::balloon::{BalloonState, Source};
 use crate::model::figures::{HostFigures, VmFigures};
-use crate::model::memory::{Headroom, Range};
+use crate::model::memory::{Headroom, OvercommitState, Range, Source as SetSource};
 use crate::model::state::State;
 use crate::model::swap::SwapState;
 use crate::summary::SummaryVm;
 use crate::summary::host::{Moved, StateSummary, SummaryHost};
-use crate::view::sentence;
-use std::fmt::Write;
+use crate::summary::verdict::is_tight;
+use crate::view::facts::Facts;
 
 /// The name that each kind of state has while it is not known.
 const UNKNOWN: &str = "unknown";
 
-/// The host's lines. Where working sets are not measured, nothing is said to be short of what
-/// they could be at the most.
-pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool) {
+/// The host's block. Where working sets are not measured, nothing is said to be short of what
+/// they could be at the most. States that were never bad are told in the full text.
+pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool, is_full: bool) {
     let states =
         [("swap", &host.swap), ("overcommit", &host.overcommit), ("balloons", &host.balloon)];
-    let states: Vec<String> =
-        states.into_iter().filter_map(|(what, states)| times(what, states)).collect();
-    if !states.is_empty() {
-        let _ = writeln!(text, "Host: {}.", states.join("; "));
-    }
+    let is_calm = states.iter().all(|(_, states)| is_calm(states));
     let memory = &host.memory;
-    let facts: Vec<String> =
-        [configured(memory), working_sets(memory, is_measured)].into_iter().flatten().collect();
-    if !facts.is_empty() {
-        let _ = writeln!(text, "Host: {}", facts.join(" "));
+    let mut facts = Facts::default();
+    let verdict = if is_calm && !is_tight(memory) { ". No shortage" } else { "" };
+    facts.add("memory", in_ram(memory).map(|in_ram| in_ram + verdict));
+    facts.add("working sets", working_sets(memory, is_measured));
+    facts.add("headroom", host.headroom.filter(|_| is_measured).map(moved));
+    for (about, states) in states.into_iter().filter(|_| is_full || !is_calm) {
+        facts.add(about, times(states));
     }
-    if let Some(Moved { first, least, last }) = host.headroom.filter(|_| is_measured) {
-        let [first, least, last] = [first, least, last].map(headroom);
-        let _ = writeln!(
-            text,
-            "Host: headroom {first} at the start, {least} at its lowest, {last} at the end."
-        );
-    }
+    facts.write(text, "Host");
 }
 
-fn configured(memory: &HostFigures) -> Option<String> {
-    let (configured, physical) = (memory.configured_bytes?, memory.physical_bytes?);
-    let ratio = configured as f64 / physical.max(1) as f64;
-    let [configured, physical] = [configured, physical].map(readable_bytes);
-    Some(if ratio > 1.0 {
-        format!("{configured} configured, {ratio:.2} times the {physical} of RAM.")
-    } else {
-        format!("{configured} configured, of {physical} of RAM.")
-    })
+/// Whether no state but the best was seen, and that was.
+fn is_calm(states: &StateSummary) -> bool {
+    let calm =
+        [SwapState::Healthy.name(), OvercommitState::Safe.name(), BalloonState::Normal.name()];
+    [calm.as_slice(), &[UNKNOWN]].concat().contains(&states.worst)
+}
+
+fn moved(headroom: Moved) -> String {
+    let [first, least, last] = [headroom.first, headroom.least, headroom.last].map(self::headroom);
+    format!("{first} at the start, {least} at its lowest, {last} at the end")
+}
+
+/// What there is, what was left of it, and what VMs were promised.
+fn in_ram(memory: &HostFigures) -> Option<String> {
+    let physical = memory.physical_bytes?;
+    let left = memory.least_available_bytes.map(readable_bytes);
+    let left = left.map(|left| format!(", never less than {left} available")).unwrap_or_default();
+    let configured = memory.configured_bytes.map(|configured| {
+        let ratio = configured as f64 / physical.max(1) as f64;
+        let times = if ratio > 1.0 { format!(", {ratio:.2} times that") } else { String::new() };
+        format!("; VMs are configured with {}{times}", readable_bytes(configured))
+    });
+    Some(format!("{} of RAM{left}{}", readable_bytes(physical), configured.unwrap_or_default()))
 }
 
 /// What is used and left.
@@ -58,9 +65,7 @@ fn working_sets(memory: &HostFigures, is_measured: bool) -> Option<String> {
     let left = memory.headroom_bytes?;
     let (sets, capacity) = (range(sets), readable_bytes(capacity));
     if left.lower < 0 && left.upper >= 0 && !is_measured {
-        return Some(format!(
-            "Working sets are not measured: {sets}, of the {capacity} available to VMs."
-        ));
+        return Some(format!("not measured: {sets}, of the {capacity} available to VMs"));
     }
     let tail = match (u64::try_from(left.lower), memory.can_grow_bytes) {
         (Err(_), _) if left.upper < 0 => format!(": {} short", missing(left)),
@@ -74,79 +79,77 @@ fn working_sets(memory: &HostFigures, is_measured: bool) -> Option<String> {
             readable_bytes(lower.min(growth))
         ),
     };
-    Some(format!("Working sets {sets} of the {capacity} available to VMs{tail}."))
+    Some(format!("{sets} of the {capacity} available to VMs{tail}"))
 }
 
-/// A VM's lines.
-pub fn vm(text: &mut String, vm: &SummaryVm, name: &str) {
-    let hurts = [SwapState::Pressure, SwapState::Thrashing].map(SwapState::name);
-    let times = times("swap", &vm.swap).filter(|_| hurts.contains(&vm.swap.worst));
-    if let Some(times) = times {
-        let _ = writeln!(text, "{name}: {times}.");
-    }
-    if let Some(said) = sentence::of(vm) {
-        let _ = writeln!(text, "{name}: {said}.");
-    }
+/// What a VM holds and needs, as the host sees it and as its guest does.
+pub fn add(facts: &mut Facts, vm: &SummaryVm) {
     let memory = &vm.memory;
-    let facts: Vec<String> =
-        [swapped(memory), ballooned(memory), working_set(memory), cgroup(memory), numa(memory)]
-            .into_iter()
-            .flatten()
-            .collect();
-    let Some(resident) = memory.resident_bytes else { return };
-    let guest = guest(memory).map(|says| format!("guest: {says}; host: ")).unwrap_or_default();
-    let facts = if facts.is_empty() { String::new() } else { format!(", {}", facts.join(", ")) };
-    let _ = writeln!(text, "{name}: {guest}{} resident{facts}.", readable_bytes(resident));
+    facts.add("holds", holds(memory));
+    facts.add("balloon", ballooned(memory));
+    facts.add("guest", guest(memory));
+    facts.add("needs", working_set(memory));
+    facts.add("limit", cgroup(memory));
+    facts.add("NUMA nodes", numa(memory));
+}
+
+/// How long a VM swapped so that it hurt.
+pub fn hurt(vm: &SummaryVm) -> Option<String> {
+    let hurts = [SwapState::Pressure, SwapState::Thrashing].map(SwapState::name);
+    times(&vm.swap).filter(|_| hurts.contains(&vm.swap.worst))
 }
 
 fn guest(memory: &VmFigures) -> Option<String> {
     let available = readable_bytes(memory.guest_available_bytes?);
     let age = memory.guest_age_s?;
     let stale = if memory.guest_is_stale == Some(true) { ", stale" } else { "" };
-    Some(format!("{available} available ({age:.0} s ago{stale})"))
+    Some(format!("{available} available, as it says itself ({age:.0} s ago{stale})"))
 }
 
-fn swapped(memory: &VmFigures) -> Option<String> {
-    let (swapped, resident) = (memory.swapped_bytes?, memory.resident_bytes?);
-    let share = swapped as f64 / (swapped + resident).max(1) as f64;
-    (swapped > 0).then(|| format!("{} of it on swap", percent(share)))
+fn holds(memory: &VmFigures) -> Option<String> {
+    let resident = memory.resident_bytes?;
+    let swapped = memory.swapped_bytes.filter(|swapped| *swapped > 0);
+    let swapped = swapped.map(|swapped| {
+        let share = swapped as f64 / (swapped + resident).max(1) as f64;
+        format!(", {} on swap ({})", readable_bytes(swapped), percent(share))
+    });
+    Some(format!("{} in RAM{}", readable_bytes(resident), swapped.unwrap_or_default()))
 }
 
 fn ballooned(memory: &VmFigures) -> Option<String> {
     let (ballooned, source) = (memory.ballooned_bytes?, memory.balloon_source?);
     let least = if source == Source::Discards { "at least " } else { "" };
     let of = memory.configured_bytes.map(|all| format!(" of {}", readable_bytes(all)));
-    (ballooned > 0).then(|| {
-        format!("{least}{}{} ballooned", readable_bytes(ballooned), of.unwrap_or_default())
-    })
+    (ballooned > 0)
+        .then(|| format!("{least}{}{} taken", readable_bytes(ballooned), of.unwrap_or_default()))
 }
 
 fn working_set(memory: &VmFigures) -> Option<String> {
-    let (set, source) = (memory.working_set_bytes?, memory.working_set_source?.name());
+    let (set, source) = (memory.working_set_bytes?, memory.working_set_source?);
+    let how = match source {
+        SetSource::Bounds => "not measured: bounds".to_owned(),
+        measured => format!("measured by {}", measured.name()),
+    };
     let cost = memory.working_set_cost_share.filter(|cost| *cost > 0.0);
     let cost = cost.map(|cost| format!(", {} of a CPU", percent(cost))).unwrap_or_default();
-    Some(format!("working set {} ({source}{cost})", range(set)))
+    Some(format!("{} ({how}{cost})", range(set)))
 }
 
 fn cgroup(memory: &VmFigures) -> Option<String> {
     let limit = readable_bytes(memory.cgroup_limit_bytes?);
-    let limit = format!("its cgroup's limit of {limit}");
-    Some(room(&limit, memory.cgroup_headroom_bytes?))
+    Some(format!("{limit} in its cgroup: {}", room(memory.cgroup_headroom_bytes?)))
 }
 
 fn numa(memory: &VmFigures) -> Option<String> {
-    let nodes = format!("the memory of its NUMA nodes ({})", memory.numa_nodes.as_ref()?);
-    Some(room(&nodes, memory.numa_headroom_bytes?))
+    Some(format!("{}: {}", memory.numa_nodes.as_ref()?, room(memory.numa_headroom_bytes?)))
 }
 
 /// What somebody's share of memory leaves, or lacks.
-fn room(of: &str, left: Headroom) -> String {
+fn room(left: Headroom) -> String {
     match (left.lower < 0, left.upper < 0) {
-        (_, true) => format!("{of} is {} too small", missing(left)),
-        (true, false) => {
-            format!("{of} may be up to {} too small", signed(left.lower.saturating_neg()))
-        }
-        (false, false) => format!("{of} leaves {}", headroom(left)),
+        (_, true) => format!("{} too small", missing(left)),
+        (true, false) => format!("may be up to {} too small", signed(left.lower.saturating_neg())),
+        (false, false) => format!("leaves {}", headroom(left)),
     }
 }
 
@@ -165,11 +168,11 @@ fn headroom(left: Headroom) -> String {
 
 /// Time in each state, the worst first; `None` before any was known. While it begins no state is
 /// known, which is no finding.
-fn times(what: &str, states: &StateSummary) -> Option<String> {
+fn times(states: &StateSummary) -> Option<String> {
     let known = states.seconds.iter().rev().filter(|(state, _)| *state != UNKNOWN);
     let each: Vec<String> =
         known.map(|(state, seconds)| format!("{state} for {seconds:.1} s")).collect();
-    (!each.is_empty()).then(|| format!("{what} {}", each.join(", ")))
+    (!each.is_empty()).then(|| each.join(", "))
 }
 
 fn range(range: Range) -> String {
@@ -185,6 +188,8 @@ fn signed(bytes: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::summary::host::HostTotals;
+    use crate::view::style::plain;
 
     const GIB: u64 = 1 << 30;
 
@@ -205,21 +210,20 @@ mod tests {
     fn headroom_is_what_the_three_may_take() {
         assert_eq!(
             line((54, 54), Some(30), true),
-            "Working sets 54.0 GiB; the three that can grow most may take 10.0 GiB more before \
-             swapping."
+            "54.0 GiB; the three that can grow most may take 10.0 GiB more before swapping"
         );
         let fits = line((54, 54), Some(9), false);
-        assert!(fits.ends_with("cannot exceed RAM even fully grown."), "{fits}");
-        assert_eq!(line((54, 54), None, true), "Working sets 54.0 GiB.");
+        assert!(fits.ends_with("cannot exceed RAM even fully grown"), "{fits}");
+        assert_eq!(line((54, 54), None, true), "54.0 GiB");
     }
 
     #[test]
     fn what_is_not_measured_is_not_short() {
-        let bounds = "Working sets are not measured: 2.0 GiB to 96.0 GiB,.";
+        let bounds = "not measured: 2.0 GiB to 96.0 GiB,";
         assert_eq!(line((2, 96), Some(30), false), bounds);
-        let measured = "Working sets 2.0 GiB to 96.0 GiB: up to 32.0 GiB short.";
+        let measured = "2.0 GiB to 96.0 GiB: up to 32.0 GiB short";
         assert_eq!(line((2, 96), Some(30), true), measured);
-        let short = "Working sets 70.0 GiB to 96.0 GiB: 6.0 GiB to 32.0 GiB short.";
+        let short = "70.0 GiB to 96.0 GiB: 6.0 GiB to 32.0 GiB short";
         assert_eq!(line((70, 96), None, false), short);
     }
 
@@ -230,15 +234,34 @@ mod tests {
             physical_bytes: Some(64 * GIB),
             ..HostFigures::default()
         };
-        let said = |configured| super::configured(&memory(configured)).unwrap();
-        assert_eq!(said(96), "96.0 GiB configured, 1.50 times the 64.0 GiB of RAM.");
-        assert_eq!(said(32), "32.0 GiB configured, of 64.0 GiB of RAM.");
-        // Each line ends, whatever is known.
-        let host =
-            SummaryHost { memory: memory(96), ..crate::summary::host::HostTotals::default().of() };
-        let mut text = String::new();
-        super::host(&mut text, &host, true);
-        assert_eq!(text, "Host: 96.0 GiB configured, 1.50 times the 64.0 GiB of RAM.\n");
+        let said = |configured| in_ram(&memory(configured)).unwrap();
+        assert_eq!(said(96), "64.0 GiB of RAM; VMs are configured with 96.0 GiB, 1.50 times that");
+        assert_eq!(said(32), "64.0 GiB of RAM; VMs are configured with 32.0 GiB");
+        let least_available_bytes = Some(9 * GIB);
+        let left = in_ram(&HostFigures { least_available_bytes, ..memory(32) }).unwrap();
+        assert!(
+            left.starts_with("64.0 GiB of RAM, never less than 9.0 GiB available; VMs"),
+            "{left}"
+        );
+    }
+
+    #[test]
+    fn a_host_that_was_never_short_is_said_to_be_so() {
+        let memory = HostFigures { physical_bytes: Some(64 * GIB), ..HostFigures::default() };
+        let of = HostTotals::default().of();
+        let said = |state: &'static str, is_full| {
+            let swap = StateSummary { worst: state, seconds: vec![("unknown", 4.0), (state, 9.0)] };
+            let host = SummaryHost { memory: memory.clone(), swap, ..HostTotals::default().of() };
+            let mut text = String::new();
+            super::host(&mut text, &host, true, is_full);
+            plain(&text)
+        };
+        assert_eq!(of.swap.worst, UNKNOWN);
+        let calm = "\nHost\n  memory  64.0 GiB of RAM. No shortage\n";
+        assert_eq!(said("healthy", false), calm);
+        assert_eq!(said("healthy", true), format!("{calm}  swap    healthy for 9.0 s\n"));
+        let short = "\nHost\n  memory  64.0 GiB of RAM\n  swap    thrashing for 9.0 s\n";
+        assert_eq!(said("thrashing", false), short);
     }
 
     #[test]
@@ -254,26 +277,28 @@ mod tests {
             guest_is_stale: Some(true),
             ..VmFigures::default()
         };
-        assert_eq!(guest(&memory).unwrap(), "1.5 GiB available (9 s ago, stale)");
-        assert_eq!(swapped(&memory).unwrap(), "38.0 % of it on swap");
+        assert_eq!(
+            guest(&memory).unwrap(),
+            "1.5 GiB available, as it says itself (9 s ago, stale)"
+        );
+        assert_eq!(holds(&memory).unwrap(), "62.0 MiB in RAM, 38.0 MiB on swap (38.0 %)");
         let limited = VmFigures {
             cgroup_limit_bytes: Some(GIB),
             cgroup_headroom_bytes: Some(Headroom { lower: -(512 << 20), upper: 128 << 20 }),
             ..VmFigures::default()
         };
-        let said = "its cgroup's limit of 1.0 GiB may be up to 512.0 MiB too small";
+        let said = "1.0 GiB in its cgroup: may be up to 512.0 MiB too small";
         assert_eq!(cgroup(&limited).unwrap(), said);
-        let limit = |lower: i64, upper: i64| {
-            room("its limit", Headroom { lower: lower << 20, upper: upper << 20 })
-        };
-        assert_eq!(limit(-128, -3), "its limit is 3.0 MiB to 128.0 MiB too small");
-        assert_eq!(limit(3, 128), "its limit leaves 3.0 MiB to 128.0 MiB");
+        let limit =
+            |lower: i64, upper: i64| room(Headroom { lower: lower << 20, upper: upper << 20 });
+        assert_eq!(limit(-128, -3), "3.0 MiB to 128.0 MiB too small");
+        assert_eq!(limit(3, 128), "leaves 3.0 MiB to 128.0 MiB");
         assert_eq!(cgroup(&memory), None);
         let bound = VmFigures { numa_nodes: Some("1".to_owned()), ..limited.clone() };
         assert_eq!(numa(&bound), None);
         let bound = VmFigures { numa_headroom_bytes: limited.cgroup_headroom_bytes, ..bound };
-        let said = "the memory of its NUMA nodes (1) may be up to 512.0 MiB too small";
+        let said = "1: may be up to 512.0 MiB too small";
         assert_eq!(numa(&bound).unwrap(), said);
-        assert_eq!(ballooned(&memory).unwrap(), "2.0 GiB of 4.0 GiB ballooned");
+        assert_eq!(ballooned(&memory).unwrap(), "2.0 GiB of 4.0 GiB taken");
     }
 }

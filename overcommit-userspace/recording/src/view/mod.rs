@@ -2,12 +2,15 @@
 
 pub mod comparison_text;
 pub mod documents;
+pub mod facts;
+pub mod losses;
 pub mod memory_text;
 pub mod presence;
 pub mod progress;
-pub mod sentence;
+pub mod style;
 pub mod summary_text;
 pub mod verdict_text;
+pub mod vm_text;
 
 use comfy_table::{ContentArrangement, Table, presets};
 

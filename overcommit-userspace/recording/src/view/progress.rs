@@ -1,32 +1,52 @@
 //! The line that a recording shows while it runs.
 
 use crate::format::text::readable;
-use crate::model::interval::Interval;
+use crate::model::interval::{Interval, VmInterval};
 use crate::model::latencies::Latencies;
 use crate::model::run::Run;
+use crate::model::state::State;
+use crate::model::swap::SwapState;
+use crate::summary::verdict::STALL;
+use crate::view::verdict_text::short;
 use overcommit_ebpf::layout::Metric;
+use rustix::termios::tcgetwinsize;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 
-/// Rewrites one line of the terminal; silent where there is none.
+/// Rewrites one line of the terminal. Where there is none, as in a CI job, it writes a line a
+/// minute.
 pub struct Progress {
-    visible: bool,
+    how: How,
     duration: Option<Duration>,
     recorded_ns: u64,
+    told_ns: u64,
 }
 
-/// Columns of the line: on a narrower terminal it would wrap, and leave a line at each update.
-const WIDTH: usize = 79;
+enum How {
+    Silent,
+    Rewritten,
+    ByMinute,
+}
+
+/// Columns of the line where the terminal does not say.
+const WIDTH: usize = 80;
+/// Time between two lines where there is no terminal, in nanoseconds.
+const MINUTE_NS: u64 = 60_000_000_000;
 
 impl Progress {
-    /// On stderr, if the user wants it and it is a terminal.
+    /// On stderr, if the user wants it.
     pub fn new(wanted: bool, duration: Option<Duration>) -> Self {
-        Self { visible: wanted && stderr().is_terminal(), duration, recorded_ns: 0 }
+        let how = match (wanted, stderr().is_terminal()) {
+            (false, _) => How::Silent,
+            (true, true) => How::Rewritten,
+            (true, false) => How::ByMinute,
+        };
+        Self { how, duration, recorded_ns: 0, told_ns: 0 }
     }
 
     /// Makes room for a line of its own.
     pub fn interrupt(&self) {
-        if self.visible {
+        if matches!(self.how, How::Rewritten) {
             let _ = write!(stderr(), "\r\x1b[K");
         }
     }
@@ -34,23 +54,28 @@ impl Progress {
     /// Shows the VM that waited most in the interval.
     pub fn show(&mut self, run: &Run, interval: &Interval) {
         self.recorded_ns += interval.place.length_ns;
-        if !self.visible {
-            return;
-        }
-        let line = line(run, interval, self.recorded_ns / 1_000_000_000, self.duration);
+        let line = || line(run, interval, self.recorded_ns / 1_000_000_000, self.duration);
+        // A line that wraps would leave one behind at each update.
+        let fits = |line: String| line.chars().take(columns() - 1).collect::<String>();
         // Progress is a courtesy: a terminal that is gone is no failure.
-        let _ = write!(stderr(), "\r\x1b[K{line}");
+        let _ = match self.how {
+            How::Rewritten => write!(stderr(), "\r\x1b[K{}", fits(line())),
+            How::ByMinute if self.recorded_ns >= self.told_ns + MINUTE_NS => {
+                self.told_ns = self.recorded_ns;
+                writeln!(stderr(), "overcommit: {}", line())
+            }
+            How::Silent | How::ByMinute => Ok(()),
+        };
     }
 }
 
-/// How far it is, and the VM that waited most in the interval.
+/// How far it is, how many VMs are well, the one that waited most in the interval, and the host if
+/// it swaps.
 fn line(run: &Run, interval: &Interval, seconds: u64, duration: Option<Duration>) -> String {
-    let running = run.vms.iter().filter(|vm| vm.ended_us.is_none()).count();
-    let plural = if running == 1 { "" } else { "s" };
     let of = duration.map(|all| format!(" of {}", clock(all.as_secs()))).unwrap_or_default();
-    let mut line = format!("{}{of}  {running} VM{plural}", clock(seconds));
-    if let Some(worst) = interval.vms.iter().max_by_key(|vm| vm.fault_ns()) {
-        line.push_str(&format!("  {}:", run.vms[worst.vm].name));
+    let mut line = format!("{}{of}  {}", clock(seconds), how_many(run, interval));
+    if let Some(worst) = interval.vms.iter().max_by(|a, b| waited(a).total_cmp(&waited(b))) {
+        line.push_str(&format!("  {}:", short(&run.vms[worst.vm].name)));
         if let Some(share) = worst.stall.and_then(|stall| stall.share()) {
             line.push_str(&format!(" {:.0} % stalled,", share * 100.0));
         }
@@ -59,9 +84,38 @@ fn line(run: &Run, interval: &Interval, seconds: u64, duration: Option<Duration>
         let rate = major.map_or(0, Latencies::count) as f64 / length_s;
         let p99 = major.and_then(|major| major.quantile(0.99));
         let p99 = p99.map_or("-".to_owned(), readable);
-        line.push_str(&format!(" {rate:.0} major faults/s, p99 {p99}"));
+        line.push_str(&format!(" {rate:.0} majors/s, p99 {p99}"));
     }
-    line.chars().take(WIDTH).collect()
+    if interval.host.swap.state > SwapState::Healthy {
+        line.push_str(&format!("  host: {}", interval.host.swap.state.name()));
+    }
+    line
+}
+
+fn columns() -> usize {
+    let size = tcgetwinsize(stderr()).ok().map(|size| usize::from(size.ws_col));
+    size.filter(|columns| *columns > 1).unwrap_or(WIDTH)
+}
+
+/// How many VMs run, and of those that were seen how many waited next to nothing.
+fn how_many(run: &Run, interval: &Interval) -> String {
+    let running = run.vms.iter().filter(|vm| vm.ended_us.is_none()).count();
+    let shares = interval.vms.iter().filter_map(|vm| vm.stall?.share());
+    let (seen, ok) =
+        shares.fold((0, 0), |(seen, ok), share| (seen + 1, ok + usize::from(share < STALL)));
+    let plural = if running == 1 { "" } else { "s" };
+    if seen > 1 && seen == running {
+        format!("{ok} of {running} VMs ok")
+    } else {
+        format!("{running} VM{plural}")
+    }
+}
+
+/// The share of its time that a VM waited; without vCPUs that are known, the time of its faults
+/// decides among its like.
+fn waited(vm: &VmInterval) -> f64 {
+    let share = vm.stall.and_then(|stall| stall.share());
+    share.unwrap_or(vm.fault_ns() as f64 / f64::from(u32::MAX) / 1e3)
 }
 
 fn clock(seconds: u64) -> String {
@@ -70,7 +124,7 @@ fn clock(seconds: u64) -> String {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.visible && self.recorded_ns > 0 {
+        if matches!(self.how, How::Rewritten) && self.recorded_ns > 0 {
             let _ = writeln!(stderr());
         }
     }
@@ -98,11 +152,20 @@ mod tests {
         let place = Place { length_ns: 500_000_000, ..Place::default() };
         let interval = Interval { place, vms, ..Interval::default() };
         let minute = Some(Duration::from_secs(60));
-        assert_eq!(
-            line(&run, &interval, 12, minute),
-            "0:12 of 1:00  1 VM  squeezed: 83 % stalled, 1000 major faults/s, p99 1.00 us"
-        );
+        let squeezed = "squeezed: 83 % stalled, 1000 majors/s, p99 1.00 us";
+        assert_eq!(line(&run, &interval, 12, minute), format!("0:12 of 1:00  1 VM  {squeezed}"));
         run.vms.push(named("calm"));
+        let waits = |waited_ns| Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: 1_000, source });
+        let calm = VmInterval { vm: 1, stall: waits(9), ..VmInterval::default() };
+        let mut both = interval.clone();
+        both.vms.push(calm.clone());
+        both.host.swap.state = SwapState::Thrashing;
+        let said = format!("0:12  1 of 2 VMs ok  {squeezed}  host: thrashing");
+        assert_eq!(line(&run, &both, 12, None), said);
+        run.vms[1].name = "a-name-of-forty-characters-is-cut-in-two".to_owned();
+        both.vms[1] = VmInterval { stall: waits(900), ..calm };
+        let said = line(&run, &both, 12, None);
+        assert!(said.contains("  a-name-of-forty-cha…: 90 % stalled, 0 majors/s, p99 -"), "{said}");
         let none = Interval { vms: Vec::new(), ..interval };
         assert_eq!(line(&run, &none, 3_600, None), "60:00  2 VMs");
     }

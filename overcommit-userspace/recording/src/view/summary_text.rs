@@ -8,7 +8,9 @@ use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
 use crate::summary::verdict::{Fared, LEAST_TAKEN};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
-use crate::view::{memory_text, plain_table, presence, verdict_text};
+use crate::view::style::bad;
+use crate::view::vm_text::{self, Told};
+use crate::view::{facts, memory_text, plain_table, presence, verdict_text};
 use comfy_table::{CellAlignment, Table};
 use overcommit_ebpf::layout::Metric;
 use std::fmt::Write;
@@ -17,6 +19,8 @@ use textwrap::{Options, fill};
 
 /// How many times as long as asked for an interval is where the recorder was delayed.
 const HELD_UP: f64 = 1.5;
+/// Part of the faults from which it matters that the kernel skipped programs.
+const SKIPPED: f64 = 0.001;
 /// VMs of which each has a row of its own, however they fared.
 const ROWS: usize = 8;
 
@@ -35,24 +39,25 @@ pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
         let _ = writeln!(text, "{why}");
     } else {
         let table = if is_full { metrics_table(summary) } else { vm_table(summary) };
-        let _ = writeln!(text, "\n{}\n", table.trim_fmt());
-        memory_text::host(&mut text, &summary.host, summary.is_measured());
-        for vm in summary.seen().filter(|vm| is_full || is_told_of(vm)) {
-            memory_text::vm(&mut text, vm, &shown_name(summary, vm));
+        let _ = writeln!(text, "\n{}", table.trim_fmt());
+        let mut vms: Vec<&SummaryVm> = summary.seen().collect();
+        vms.sort_by(|a, b| verdict_text::worst_first(a, b));
+        for vm in vms {
+            let told = if is_full { Told::All } else { told_of(vm) };
+            vm_text::block(&mut text, vm, &shown_name(summary, vm), told);
         }
-        for vm in summary.seen() {
-            notes(&mut text, vm, &shown_name(summary, vm), is_full);
-        }
+        memory_text::host(&mut text, &summary.host, summary.is_measured(), is_full);
     }
-    not_counted(&mut text, run);
+    not_seen(&mut text, run, summary, is_full);
     not_followed(&mut text, run, summary);
     text
 }
 
-/// Whether a VM has lines of its own: it fared badly, or its pages were taken.
-fn is_told_of(vm: &SummaryVm) -> bool {
+/// What is told of a VM that fared badly, or whose pages were taken, and of any other.
+fn told_of(vm: &SummaryVm) -> Told {
     let taken = vm.evictions.as_ref().map_or(0, |evictions| evictions.bytes);
-    vm.verdict.fared > Fared::Ok || taken >= LEAST_TAKEN
+    let is_hurt = vm.verdict.fared > Fared::Ok || taken >= LEAST_TAKEN;
+    if is_hurt { Told::Why } else { Told::Losses }
 }
 
 fn head(run: &Run, summary: &Summary) -> String {
@@ -62,7 +67,7 @@ fn head(run: &Run, summary: &Summary) -> String {
         run.host.clone(),
         start(summary),
         format!("{:.1} s", summary.length_s),
-        format!("{seen} VM{}", if seen == 1 { "" } else { "s" }),
+        vms(seen as u64),
         format!("Linux {}", run.kernel),
         format!("backend {}", run.backend.name),
         format!("overcommit {}", run.tool_version),
@@ -170,58 +175,6 @@ fn shown_name(summary: &Summary, vm: &SummaryVm) -> String {
     if same > 1 { format!("{} ({})", vm.vm, vm.vm_id) } else { vm.vm.clone() }
 }
 
-fn notes(text: &mut String, vm: &SummaryVm, name: &str, is_full: bool) {
-    let unseen = vm.faults_kernel.saturating_sub(vm.faults_counted);
-    if vm.metrics.iter().any(|metric| metric.coverage == Coverage::Partial) {
-        let share = percent(unseen as f64 / vm.faults_kernel.max(1) as f64);
-        let _ = writeln!(
-            text,
-            "{name}: {unseen} of {} faults ({share}) were not seen by this backend.",
-            vm.faults_kernel
-        );
-    }
-    if vm.faults_by_others > 0 && is_full {
-        let _ = writeln!(
-            text,
-            "{name}: {} faults were taken from outside, by kernel workers or other processes.",
-            vm.faults_by_others
-        );
-    }
-    let of_swap = vm.swapins.as_ref().map(|swapins| {
-        let cached = [("the swap cache", swapins.from_cache), ("zswap", swapins.from_zswap)];
-        let devices = swapins.from_device.iter().map(|(name, count)| (name.as_str(), *count));
-        cached.into_iter().chain(devices).collect()
-    });
-    let of_files =
-        vm.file_faults.map(|files| vec![("the page cache", files.cached), ("a disk", files.read)]);
-    let told = [("swapped pages", of_swap), ("pages of files", of_files)];
-    for (what, sources) in told.into_iter().filter(|_| is_full) {
-        let sources: Vec<(&str, u64)> = sources.unwrap_or_default();
-        if let Some(shares) = shares(&sources) {
-            let _ = writeln!(text, "{name}: {what} came {shares}.");
-        }
-    }
-    let lost: Vec<String> = vm
-        .not_counted
-        .iter()
-        .filter(|(_, count)| **count > 0)
-        .map(|(cause, count)| format!("{cause} {count}"))
-        .collect();
-    if !lost.is_empty() {
-        let _ = writeln!(text, "{name}: not counted: {}.", lost.join(", "));
-    }
-}
-
-/// How much came from where; `None` of nothing.
-fn shares(sources: &[(&str, u64)]) -> Option<String> {
-    let total: u64 = sources.iter().map(|(_, count)| count).sum();
-    let used = sources.iter().filter(|(_, count)| *count > 0);
-    let shares: Vec<String> = used
-        .map(|(name, count)| format!("{} from {name}", percent(*count as f64 / total as f64)))
-        .collect();
-    (total > 0).then(|| shares.join(", "))
-}
-
 /// A line for each objective and VM, the broken ones first.
 fn objectives(text: &mut String, judged: &[Judged]) {
     let width = |of: fn(&Judged) -> &str| judged.iter().map(|judged| of(judged).len()).max();
@@ -232,8 +185,10 @@ fn objectives(text: &mut String, judged: &[Judged]) {
         for judged in judged.iter().filter(|judged| judged.verdict == verdict) {
             let rate = judged.rate_per_s.map(|rate| format!("{rate:.1}/s"));
             let value = judged.value_ns.map(readable).or(judged.share.map(percent)).or(rate);
+            let word = format!("{word:<10}");
+            let word = if verdict == Verdict::Broken { bad(&word) } else { word };
             let line = format!(
-                "{word:<10}  {:<vms$}  {:<objectives$}  {:>8}{}",
+                "{word}  {:<vms$}  {:<objectives$}  {:>8}{}",
                 vm(judged),
                 objective(judged),
                 value.as_deref().unwrap_or("-"),
@@ -270,34 +225,47 @@ fn about(judged: &Judged) -> String {
     about
 }
 
-fn not_counted(text: &mut String, run: &Run) {
+/// What was not seen of any VM, and what of all was not counted.
+fn not_seen(text: &mut String, run: &Run, summary: &Summary, is_full: bool) {
+    let absent = absent(&run.coverage).into_iter();
+    let mut facts: Vec<(String, String)> =
+        absent.map(|(reason, families)| (families.join(", "), reason.to_owned())).collect();
+    let without_slot = run.not_counted.vms_without_slot;
+    if without_slot > 0 {
+        let why = "not recorded: every slot was taken".to_owned();
+        facts.push((vms(without_slot), why));
+    }
     let skipped: u64 = run.not_counted.programs_skipped.values().sum();
-    if skipped > 0 {
-        let _ =
-            writeln!(text, "The kernel skipped the programs {skipped} times, over all processes.");
+    let seen: u64 = summary.seen().map(|vm| vm.faults_counted).sum();
+    if skipped > 0 && (is_full || skipped as f64 > SKIPPED * seen as f64) {
+        let why = format!("the kernel skipped them {skipped} times, over all processes");
+        facts.push(("eBPF programs".to_owned(), why));
     }
-    for (reason, families) in absent(&run.coverage) {
-        let _ = writeln!(text, "Absent: {}: {reason}.", families.join(", "));
-    }
-    if run.not_counted.vms_without_slot > 0 {
-        let count = run.not_counted.vms_without_slot;
-        let _ = writeln!(text, "{count} VMs were not recorded: every slot was taken.");
-    }
+    facts::list(text, "Not seen", &facts);
+}
+
+fn vms(count: u64) -> String {
+    format!("{count} VM{}", if count == 1 { "" } else { "s" })
 }
 
 /// Options that could not be followed for a VM.
 fn not_followed(text: &mut String, run: &Run, summary: &Summary) {
+    let mut facts = Vec::new();
     for vm in summary.seen() {
         let Some(of) = run.vms.iter().find(|of| of.vm_id == vm.vm_id) else { continue };
-        let name = shown_name(summary, vm);
+        let mut say = |option: String, why: &str| {
+            let why = format!("{option} had no effect: {why}");
+            facts.push((shown_name(summary, vm), why));
+        };
         if run.options.guest_stats && vm.memory.guest_available_bytes.is_none() {
             let why = of.balloon_unknown.as_deref().unwrap_or("its guest did not report");
-            let _ = writeln!(text, "{name}: --guest-stats had no effect: {why}.");
+            say("--guest-stats".to_owned(), why);
         }
         let working_set = &run.options.working_set;
         let is_exact = !["", "auto", "bounds"].contains(&working_set.as_str());
         if let Some(why) = of.working_set_unknown.as_ref().filter(|_| is_exact) {
-            let _ = writeln!(text, "{name}: --working-set {working_set} had no effect: {why}.");
+            say(format!("--working-set {working_set}"), why);
         }
     }
+    facts::list(text, "Not followed", &facts);
 }

@@ -4,6 +4,7 @@ use crate::format::text::percent;
 use crate::model::run::EndedBy;
 use crate::summary::verdict::{Fared, cpu, stall};
 use crate::summary::{Summary, SummaryVm};
+use crate::view::style::{bad, strong};
 use std::cmp::Ordering;
 use std::fmt::Write;
 use textwrap::{Options, fill};
@@ -34,7 +35,7 @@ pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> 
     let indent = " ".repeat(width + 2);
     for (vm, name) in bad.iter().zip(&names) {
         let pad = " ".repeat(width - textwrap::core::display_width(name) + 2);
-        let first = format!("{name}{pad}");
+        let first = format!("{}{pad}", strong(name));
         let wrap = |what: &str, first: &str| {
             fill(what, Options::new(WIDTH).initial_indent(first).subsequent_indent(&indent))
         };
@@ -71,10 +72,11 @@ fn said(vm: &SummaryVm) -> String {
             let whose = if by == Some(EndedBy::OomHost) { "the host" } else { "its cgroup" };
             let after_s = vm.ended_s.unwrap_or(0.0);
             format!(
-                "KILLED after {after_s:.1} s: {whose} ran out of memory. Until then it {losses}"
+                "{} after {after_s:.1} s: {whose} ran out of memory. Until then it {losses}",
+                bad(Fared::Killed.word())
             )
         }
-        (fared, _) => format!("{}: {losses}", fared.word()),
+        (fared, _) => format!("{}: {losses}", bad(fared.word())),
     };
     let why = vm.verdict.why.as_deref().unwrap_or("not known");
     format!("{what}. Cause: {why}.")
@@ -123,6 +125,7 @@ mod tests {
     use crate::model::run::{EvictionSight, Run, RunVm};
     use crate::model::swap::{HostSwap, Memory, StateTimes, SwapState, VmSwap};
     use crate::summary::Summing;
+    use crate::view::style::plain;
 
     const MIB: u64 = 1 << 20;
 
@@ -169,7 +172,7 @@ mod tests {
         let mut text = String::new();
         lines(&mut text, &summing.summary(&run, true, Vec::new()), |vm| vm.vm.clone());
         assert_eq!(
-            text,
+            plain(&text),
             "\
 doomed    KILLED after 4.0 s: its cgroup ran out of memory. Until then it lost
           90.0 % of its vCPU time to memory and waited 1.0 % of it for a CPU.

@@ -1,10 +1,11 @@
-//! What happened to a VM, in a sentence. Each number stands in summary.json too.
+//! What a VM lost, and to what. Each number stands in summary.json too.
 
 use crate::format::text::percent;
 use crate::format::text::readable;
 use crate::model::breakdown::Breakdown;
 use crate::model::swapins::Swapins;
 use crate::summary::SummaryVm;
+use crate::view::facts::Facts;
 use overcommit_ebpf::layout::{Metric, Part};
 
 /// Shares below this are not worth a word.
@@ -20,34 +21,36 @@ const SAID: [(Part, &str); 6] = [
     (Part::Sleep, "other sleep"),
 ];
 
-/// The sentence of a VM that lost something, the larger loss first; `None` of any other.
-pub fn of(vm: &SummaryVm) -> Option<String> {
-    let starved = vm.cpu_wait.as_ref().map(|cpu| cpu.share).filter(|share| *share >= LEAST);
-    let is_starved_most = starved > vm.stall.as_ref().map(|stall| stall.share);
-    let starved =
-        starved.map(|share| format!("waited {} of its vCPU time for a CPU", percent(share)));
-    let lost = vm.stall.as_ref().map(|stall| stall.share).filter(|share| *share >= LEAST);
-    let lost = lost.map(|share| {
-        // Whole waits say more than the faults in them.
-        let (whose, time) = match vm.stall_time {
-            Some(time) => ("waits", time),
-            None => ("faults", vm.fault_time),
-        };
-        let parts =
-            parts(time, vm.swapins.as_ref()).map(|parts| format!(": its {whose} were {parts}"));
-        format!("lost {} of its vCPU time to memory{}", percent(share), parts.unwrap_or_default())
-    });
-    let held = vm.metrics.iter().find(|entry| entry.metric == Metric::MemoryHigh.into());
-    let held = held.filter(|held| held.sum_ns > 0).map(|held| {
-        format!("its threads were held back for {} at memory.high", readable(held.sum_ns))
-    });
-    let evicted = vm.evictions.as_ref().and_then(|evictions| evictions.sentence(&vm.vm_id));
-    let mut losses: Vec<String> = lost.into_iter().chain(starved).collect();
-    if is_starved_most {
+/// What a VM lost, the larger loss first, and who took its memory.
+pub fn add(facts: &mut Facts, vm: &SummaryVm) {
+    let worth = |share: &f64| *share >= LEAST;
+    let waited = vm.cpu_wait.as_ref().map(|cpu| cpu.share).filter(worth);
+    let lost = vm.stall.as_ref().map(|stall| stall.share).filter(worth);
+    let mut losses = [
+        ("lost", lost.map(|share| lost_to_memory(vm, share))),
+        ("waited", waited.map(|share| format!("{} of its vCPU time for a CPU", percent(share)))),
+    ];
+    if waited > vm.stall.as_ref().map(|stall| stall.share) {
         losses.reverse();
     }
-    let all: Vec<String> = losses.into_iter().chain(held).chain(evicted).collect();
-    (!all.is_empty()).then(|| all.join("; "))
+    losses.into_iter().for_each(|(about, fact)| facts.add(about, fact));
+    let held = vm.metrics.iter().find(|entry| entry.metric == Metric::MemoryHigh.into());
+    let held = held.filter(|held| held.sum_ns > 0);
+    let held = held.map(|held| format!("for {} at memory.high", readable(held.sum_ns)));
+    facts.add("held back", held);
+    let evicted = vm.evictions.as_ref().and_then(|evictions| evictions.sentence(&vm.vm_id));
+    facts.add("evicted", evicted);
+}
+
+fn lost_to_memory(vm: &SummaryVm, share: f64) -> String {
+    // Whole waits say more than the faults in them.
+    let (whose, time) = match vm.stall_time {
+        Some(time) => ("waits", time),
+        None => ("faults", vm.fault_time),
+    };
+    let parts = parts(time, vm.swapins.as_ref());
+    let parts = parts.map(|parts| format!(": its {whose} were {parts}")).unwrap_or_default();
+    format!("{} of its vCPU time to memory{parts}", percent(share))
 }
 
 /// What the time of faults went into, the most first, and the rest; waits for a CPU are none of it.
@@ -68,9 +71,12 @@ fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
     let rest = if blind { "the rest, swap-in among it" } else { "the rest" };
     parts.push((rest.to_owned(), time.rest_ns()));
     let said = parts.into_iter().map(|(name, part)| (name, part as f64 / all));
-    let said = said.filter(|(_, share)| *share >= LEAST);
+    let said: Vec<(String, f64)> = said.filter(|(_, share)| *share >= LEAST).collect();
+    if said.len() == 1 && said[0].0 == rest {
+        return None;
+    }
     let said: Vec<String> =
-        said.map(|(name, share)| format!("{} {name}", percent(share))).collect();
+        said.into_iter().map(|(name, share)| format!("{} {name}", percent(share))).collect();
     Some(said.join(", "))
 }
 
@@ -107,6 +113,7 @@ mod tests {
         let blind = time(&[(Part::Reclaim, 220), (Part::Runq, 300)]);
         let said = "31.4 % reclaim, 68.6 % the rest, swap-in among it";
         assert_eq!(parts(blind, None).unwrap(), said);
+        assert_eq!(parts(time(&[(Part::Reclaim, 1)]), None), None, "the rest alone says nothing");
         assert_eq!(parts(Breakdown::default(), Some(&swapins)), None);
     }
 
@@ -120,13 +127,17 @@ mod tests {
             let vm = VmInterval { stall, cpu_wait_ns: Some(cpu_ns), ..VmInterval::default() };
             let mut summing = Summing::new(&run);
             summing.add(&Interval { vms: vec![vm], ..Interval::default() });
-            of(&summing.summary(&run, true, Vec::new()).vms[0]).unwrap_or_default()
+            let mut facts = Facts::default();
+            add(&mut facts, &summing.summary(&run, true, Vec::new()).vms[0]);
+            let mut text = String::new();
+            facts.write(&mut text, "web");
+            text.lines().skip(2).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
         };
-        let (memory, cpu) =
-            ("lost 20.0 % of its vCPU time to memory", "of its vCPU time for a CPU");
-        assert_eq!(said(200, 100), format!("{memory}; waited 10.0 % {cpu}"));
-        assert_eq!(said(200, 400), format!("waited 40.0 % {cpu}; {memory}"));
-        assert_eq!(said(200, 1), memory);
-        assert_eq!(said(0, 0), "");
+        let memory = "lost    20.0 % of its vCPU time to memory";
+        let cpu = |share: &str| format!("waited  {share} % of its vCPU time for a CPU");
+        assert_eq!(said(200, 100), [memory, &cpu("10.0")]);
+        assert_eq!(said(200, 400), [&cpu("40.0"), memory]);
+        assert_eq!(said(200, 1), ["lost  20.0 % of its vCPU time to memory"]);
+        assert!(said(0, 0).is_empty());
     }
 }

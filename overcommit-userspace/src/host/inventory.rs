@@ -1,0 +1,163 @@
+//! What a host has, and which VMs run on it, before anything is recorded.
+
+use crate::host::memory_cgroup::Hierarchy;
+use crate::vm::Discovery;
+use overcommit_recording::format::text::readable_bytes;
+use overcommit_recording::view::facts::Facts;
+use procfs::{FromRead, Meminfo};
+use serde::Serialize;
+use std::fs;
+use std::path::Path;
+
+/// All of it. What cannot be read is `None`.
+#[derive(Debug, Serialize)]
+pub struct Inventory {
+    /// RAM, in bytes.
+    memory_bytes: Option<u64>,
+    /// Where pages are swapped to.
+    swap: Vec<SwapArea>,
+    /// Version of the memory cgroups.
+    memory_cgroups: Option<u8>,
+    /// `always`, `madvise` or `never`.
+    transparent_huge_pages: Option<String>,
+    /// Whether the kernel merges pages of equal content.
+    ksm: bool,
+    /// VMs that run; `None` where they cannot be looked for.
+    vms: Option<Vms>,
+}
+
+/// A line of /proc/swaps.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct SwapArea {
+    /// The device's or file's name, without its folder.
+    name: String,
+    size_bytes: u64,
+    used_bytes: u64,
+}
+
+/// How many VMs are of which kind.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct Vms {
+    running: usize,
+    /// Without KVM: no exits are seen.
+    under_tcg: usize,
+    /// Without swap-outs, evictions and a limit of their own.
+    without_own_cgroup: usize,
+}
+
+impl Inventory {
+    /// Reads it.
+    pub fn read(proc: &Path, sys: &Path) -> Self {
+        let hierarchy = Hierarchy::find(proc);
+        let meminfo = Meminfo::from_file(proc.join("meminfo"));
+        let swaps = fs::read_to_string(proc.join("swaps")).unwrap_or_default();
+        let setting = |name: &str| fs::read_to_string(sys.join("kernel/mm").join(name)).ok();
+        Self {
+            memory_bytes: meminfo.ok().map(|meminfo| meminfo.mem_total),
+            swap: swaps.lines().skip(1).filter_map(swap_area).collect(),
+            transparent_huge_pages: setting("transparent_hugepage/enabled").and_then(chosen),
+            ksm: setting("ksm/run").is_some_and(|run| run.trim() == "1"),
+            vms: vms(proc, hierarchy.as_ref()),
+            memory_cgroups: hierarchy.map(|hierarchy| hierarchy.number()),
+        }
+    }
+
+    /// As people read it.
+    pub fn facts(&self) -> Facts {
+        let mut facts = Facts::default();
+        facts.add("RAM", self.memory_bytes.map(readable_bytes));
+        let swap = self.swap.iter().map(|area| {
+            let [size, used] = [area.size_bytes, area.used_bytes].map(readable_bytes);
+            format!("{size} on {}, {used} used", area.name)
+        });
+        let swap: Vec<String> = swap.collect();
+        let none = || "none: no memory of a VM can be swapped out".to_owned();
+        facts.add("swap", if swap.is_empty() { none() } else { swap.join("; ") });
+        let version = self.memory_cgroups.map(|version| format!("version {version}"));
+        let none = || "none: no limits, swap-outs or evictions are seen".to_owned();
+        facts.add("memory cgroups", version.unwrap_or_else(none));
+        let huge = self.transparent_huge_pages.clone().unwrap_or_else(|| "none".to_owned());
+        let ksm = if self.ksm { "on" } else { "off" };
+        facts.add("pages", format!("transparent huge pages {huge}, KSM {ksm}"));
+        facts.add("VMs", self.vms.as_ref().map(Vms::said));
+        facts
+    }
+}
+
+impl Vms {
+    fn said(&self) -> String {
+        let parts = [
+            (self.under_tcg, "under TCG, without KVM exits"),
+            (self.without_own_cgroup, "without a memory cgroup of their own"),
+        ];
+        let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+        let parts: String = parts.map(|(count, what)| format!(", {count} {what}")).collect();
+        format!("{} running{parts}", self.running)
+    }
+}
+
+fn vms(proc: &Path, hierarchy: Option<&Hierarchy>) -> Option<Vms> {
+    let vms = Discovery::new(proc).scan().ok()?;
+    let is_shared = |vm| hierarchy.and_then(|hierarchy| hierarchy.own(proc, vm)).is_none();
+    Some(Vms {
+        running: vms.len(),
+        under_tcg: vms.iter().filter(|vm| vm.accelerator.as_deref() == Some("tcg")).count(),
+        without_own_cgroup: vms.iter().filter(|vm| is_shared(vm)).count(),
+    })
+}
+
+/// A line as `swap_show` writes it (mm/swapfile.c): name, type, size, used and priority, in KiB;
+/// white space in a name is escaped.
+fn swap_area(line: &str) -> Option<SwapArea> {
+    let mut words = line.split_whitespace();
+    let name = words.next()?;
+    let kib: Vec<u64> = words.skip(1).filter_map(|word| word.parse().ok()).collect();
+    let name = name.rsplit('/').next().unwrap_or(name).to_owned();
+    Some(SwapArea { name, size_bytes: kib.first()? << 10, used_bytes: kib.get(1)? << 10 })
+}
+
+/// The word in brackets, which is the one that holds.
+fn chosen(setting: String) -> Option<String> {
+    let (_, chosen) = setting.split_once('[')?;
+    Some(chosen.split_once(']')?.0.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swap_is_read_as_the_kernel_writes_it() {
+        let line = "/dev/zram1                              partition\t2097148\t\t80128\t\t100";
+        let area = |name: &str, size: u64, used: u64| {
+            Some(SwapArea { name: name.to_owned(), size_bytes: size << 10, used_bytes: used << 10 })
+        };
+        assert_eq!(swap_area(line), area("zram1", 2_097_148, 80_128));
+        let file = r"/var/swap\040file file 1024 0 -2";
+        assert_eq!(swap_area(file), area(r"swap\040file", 1_024, 0));
+        assert_eq!(swap_area(""), None);
+        assert_eq!(chosen("always [madvise] never\n".to_owned()).as_deref(), Some("madvise"));
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let of = |running, under_tcg, without_own_cgroup| {
+            Vms { running, under_tcg, without_own_cgroup }.said()
+        };
+        assert_eq!(of(2, 0, 0), "2 running");
+        let said =
+            "4 running, 2 under TCG, without KVM exits, 1 without a memory cgroup of their own";
+        assert_eq!(of(4, 2, 1), said);
+        let bare = Inventory {
+            memory_bytes: None,
+            swap: Vec::new(),
+            memory_cgroups: None,
+            transparent_huge_pages: None,
+            ksm: false,
+            vms: None,
+        };
+        let mut text = String::new();
+        bare.facts().write(&mut text, "Host");
+        assert_eq!(text.matches("none: no ").count(), 2, "{text}");
+    }
+}
