@@ -33,7 +33,8 @@ pub struct Args {
     /// Folder for the recordings, new, or one to go on with [default: overcommit-ab-HOST-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Only VMs of this name or uuid, or of a glob over either; may be repeated
+    /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
+    /// namespace/name for KubeVirt; may be repeated
     #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,
     /// Length of an interval, 10ms to 1h

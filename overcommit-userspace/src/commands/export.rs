@@ -20,7 +20,8 @@ pub struct Args {
     /// rows of intervals.csv
     #[arg(long)]
     format: Format,
-    /// Only VMs of this name or uuid, or of a glob over either; may be repeated
+    /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
+    /// namespace/name for KubeVirt; may be repeated
     #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,
     /// Only this metric, or family as exit; may be repeated

@@ -40,6 +40,8 @@ struct Entry<'a> {
     name: String,
     named_by: NamedBy,
     uuid: Option<&'a str>,
+    /// Proxmox's number for it.
+    proxmox_id: Option<&'a str>,
     pid: i32,
     executable: &'a str,
     vcpus: Option<u32>,
@@ -88,6 +90,7 @@ fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>) -> Entry<'a> {
         name: vm.name.to_string(),
         named_by: vm.named_by,
         uuid: vm.uuid.as_deref(),
+        proxmox_id: vm.proxmox_id.as_deref(),
         pid,
         executable: &vm.executable,
         vcpus: vm.vcpus,
@@ -106,7 +109,7 @@ fn table(vms: &[Entry<'_>], is_full: bool) -> Table {
     let mut table = plain_table();
     let mut header = vec!["VM", "PID", "VCPUS", "MEMORY", "HELD", "SWAPPED", "LIMIT", "ACCEL"];
     if is_full {
-        header.extend(["BACKED BY", "UUID", "CGROUP", "ITS OWN", "NAMED BY"]);
+        header.extend(["BACKED BY", "PROXMOX ID", "UUID", "CGROUP", "ITS OWN", "NAMED BY"]);
     }
     table.set_header(header);
     for vm in vms {
@@ -125,6 +128,7 @@ fn table(vms: &[Entry<'_>], is_full: bool) -> Table {
         if is_full {
             row.extend([
                 vm.backing.map_or_else(dash, |backing| backing.to_string()),
+                vm.proxmox_id.map_or_else(dash, str::to_owned),
                 vm.uuid.map_or_else(dash, str::to_owned),
                 vm.cgroup.map_or_else(dash, str::to_owned),
                 if vm.has_own_cgroup { "yes" } else { "no" }.to_owned(),

@@ -53,7 +53,8 @@ pub struct Args {
     /// Folder for the recording, new or empty [default: overcommit-HOST-TIME]
     #[arg(long, help_heading = WHERE, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Only VMs of this name or uuid, or of a glob over either; may be repeated
+    /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
+    /// namespace/name for KubeVirt; may be repeated
     #[arg(long, help_heading = WHICH, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,
     /// Wait until every VM named by --vm runs, at most D if given

@@ -71,6 +71,10 @@ pub struct CommandLine {
     pub debug_threads: bool,
     /// `-uuid`
     pub uuid: Option<Vec<u8>>,
+    /// `-smbios type=1,uuid=`: what the guest sees; all that Proxmox gives.
+    pub smbios_uuid: Option<Vec<u8>>,
+    /// `-id`, which only Proxmox's QEMU has: its number for the VM.
+    pub id: Option<Vec<u8>>,
     /// `-m`, in bytes.
     pub memory_bytes: Option<u64>,
     /// `-smp`: vCPUs present at the start.
@@ -115,6 +119,8 @@ impl CommandLine {
         match option {
             b"name" => self.name(argument),
             b"uuid" => self.uuid = Some(argument.to_ascii_lowercase()),
+            b"id" => self.id = Some(argument.to_vec()),
+            b"smbios" => self.smbios(argument),
             b"m" => {
                 if let Some(size) = value(&pairs(argument, b"size"), b"size") {
                     self.memory_bytes = mebibytes(&size).or(self.memory_bytes);
@@ -135,6 +141,15 @@ impl CommandLine {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Type 1 is the system's information, with its uuid.
+    fn smbios(&mut self, argument: &[u8]) {
+        let pairs = pairs(argument, b"file");
+        if value(&pairs, b"type").as_deref() == Some(b"1") {
+            let uuid = value(&pairs, b"uuid").map(|uuid| uuid.to_ascii_lowercase());
+            self.smbios_uuid = uuid.or(self.smbios_uuid.take());
         }
     }
 
@@ -281,6 +296,25 @@ mod tests {
         assert_eq!(line.accelerator.as_deref(), Some(&b"kvm"[..]));
         assert_eq!(line.uuid.as_deref(), Some(&b"5c6a9d3e-0000-4444-8888-abcdefabcdef"[..]));
         assert_eq!(line.machine.as_deref(), Some(&b"pc-i440fx-7.2"[..]));
+    }
+
+    #[test]
+    fn proxmoxs_command_line() {
+        let line = parse(&[
+            "-id",
+            "100",
+            "-name",
+            "web,debug-threads=on",
+            "-daemonize",
+            "-smbios",
+            "type=1,uuid=7B10D7AF-B932-4C66-B2C3-3996152EC465",
+            "-smbios",
+            "type=11,value=x",
+        ]);
+        assert_eq!(line.id.as_deref(), Some(&b"100"[..]));
+        assert_eq!(line.guest.as_deref(), Some(&b"web"[..]));
+        let uuid = &b"7b10d7af-b932-4c66-b2c3-3996152ec465"[..];
+        assert_eq!((line.uuid, line.smbios_uuid.as_deref()), (None, Some(uuid)));
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Selection {
     }
 
     fn wants_vm(&self, vm: &RunVm) -> bool {
-        let means = |pattern: &Pattern| pattern.means(&vm.name, vm.uuid.as_deref());
+        let means = |pattern: &Pattern| pattern.matches_recorded(vm);
         self.vms.is_empty() || self.vms.iter().any(means)
     }
 }

@@ -1,13 +1,25 @@
 //! Which VMs the user means.
 
+use crate::model::run::RunVm;
 use crate::model::vm::Vm;
 use anyhow::{Context, Result};
 
-/// A name, a uuid, or a glob over either.
+/// A name, a uuid, or a glob over either; `id:100` of Proxmox, `namespace/name` of KubeVirt.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
     glob: Option<glob::Pattern>,
+    /// The same as KubeVirt names its domains, `namespace_name` (`VMINamespaceKeyFunc`, its
+    /// pkg/virt-launcher/virtwrap/api); a namespace has no `_`.
+    domain: Option<Box<Pattern>>,
+}
+
+/// What a VM may be meant by.
+struct Identity<'a> {
+    /// As shown.
+    name: &'a str,
+    uuid: Option<&'a str>,
+    proxmox_id: Option<&'a str>,
 }
 
 impl Pattern {
@@ -21,7 +33,10 @@ impl Pattern {
             .then(|| glob::Pattern::new(text))
             .transpose()
             .context("not a pattern; quote a literal * ? [ as [*] [?] [[]")?;
-        Ok(Self { text: text.to_owned(), glob })
+        let domain = text.split_once('/').filter(|(_, name)| !name.contains('/'));
+        let domain = domain.map(|(namespace, name)| Self::parse(&format!("{namespace}_{name}")));
+        let domain = domain.transpose()?.map(Box::new);
+        Ok(Self { text: text.to_owned(), glob, domain })
     }
 
     /// Whether it names one VM rather than any number.
@@ -31,17 +46,26 @@ impl Pattern {
 
     /// Whether the VM is meant.
     pub fn matches(&self, vm: &Vm) -> bool {
-        self.means(&vm.name.to_string(), vm.uuid.as_deref())
+        let (uuid, proxmox_id) = (vm.uuid.as_deref(), vm.proxmox_id.as_deref());
+        self.means(&Identity { name: &vm.name.to_string(), uuid, proxmox_id })
     }
 
-    /// Whether a VM is meant, by its name as shown or by its uuid.
-    pub fn means(&self, name: &str, uuid: Option<&str>) -> bool {
+    /// Whether a VM of a recording is meant.
+    pub fn matches_recorded(&self, vm: &RunVm) -> bool {
+        let (uuid, proxmox_id) = (vm.uuid.as_deref(), vm.proxmox_id.as_deref());
+        self.means(&Identity { name: &vm.name, uuid, proxmox_id })
+    }
+
+    fn means(&self, vm: &Identity<'_>) -> bool {
         let is_meant = |text: &str| match &self.glob {
             // A name may hold what makes a glob.
             Some(glob) => self.text == text || glob.matches(text),
             None => self.text.eq_ignore_ascii_case(text) && is_uuid(text) || self.text == text,
         };
-        is_meant(name) || uuid.is_some_and(is_meant)
+        is_meant(vm.name)
+            || vm.uuid.is_some_and(is_meant)
+            || self.text.strip_prefix("id:").is_some_and(|id| vm.proxmox_id == Some(id))
+            || self.domain.as_ref().is_some_and(|domain| domain.means(vm))
     }
 }
 
@@ -78,6 +102,22 @@ mod tests {
             assert!(!matches(pattern), "{pattern}");
         }
         assert!(Pattern::parse("web-[").is_err());
+        assert!(Pattern::parse("ns/web-[").is_err());
         assert!(Pattern::parse("web-01").unwrap().is_exact());
+    }
+
+    #[test]
+    fn managers_have_names_of_their_own() {
+        let means = |pattern: &str, name: &str, proxmox_id: Option<&str>| {
+            let proxmox_id = proxmox_id.map(str::to_owned);
+            let vm = RunVm { name: name.to_owned(), proxmox_id, ..RunVm::default() };
+            Pattern::parse(pattern).unwrap().matches_recorded(&vm)
+        };
+        assert!(means("id:100", "web", Some("100")) && means("id:100", "id:100", None));
+        assert!(!means("id:10", "web", Some("100")) && !means("id:100", "web", None));
+        assert!(!means("100", "web", Some("100")), "a number alone is a name");
+        assert!(means("shop/web", "shop_web", None) && means("shop/*", "shop_db", None));
+        assert!(means("shop/web", "shop/web", None) && !means("shop/web", "shop-web", None));
+        assert!(Pattern::parse("id:100").unwrap().is_exact());
     }
 }

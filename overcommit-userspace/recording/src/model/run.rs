@@ -188,6 +188,9 @@ pub struct RunVm {
     pub named_by: NamedBy,
     /// QEMU's uuid.
     pub uuid: Option<String>,
+    /// Proxmox's number for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxmox_id: Option<String>,
     /// Process id.
     pub pid: i32,
     /// Its folder below `vms`.
@@ -290,6 +293,7 @@ impl RunVm {
             name: vm.name.to_string(),
             named_by: vm.named_by,
             uuid: vm.uuid.clone(),
+            proxmox_id: vm.proxmox_id.clone(),
             pid: vm.id.pid,
             folder: folder.unwrap_or_default(),
             executable: vm.executable.clone(),

@@ -109,8 +109,10 @@ pub struct Vm {
     pub name: Name,
     /// Why it is called so.
     pub named_by: NamedBy,
-    /// QEMU's `-uuid`, in lower case.
+    /// QEMU's `-uuid`, or that of `-smbios`; in lower case.
     pub uuid: Option<String>,
+    /// Proxmox's `-id`, its VMID.
+    pub proxmox_id: Option<String>,
     /// File name of the executable.
     pub executable: String,
     /// vCPUs at the start.
@@ -135,6 +137,7 @@ impl Vm {
             name: Name::new(format!("qemu-{}", id.pid)),
             named_by: NamedBy::Pid,
             uuid: None,
+            proxmox_id: None,
             executable: "qemu".to_owned(),
             vcpus: None,
             memory_bytes: None,

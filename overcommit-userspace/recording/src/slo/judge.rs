@@ -103,7 +103,7 @@ impl Judging {
         for (objective, each) in self.objectives.iter().zip(&mut self.each) {
             for vm in &interval.vms {
                 let Some(of) = run.vms.get(vm.vm) else { continue };
-                if objective.is_for(&of.name, of.uuid.as_deref()) {
+                if objective.is_for(of) {
                     let verdict = in_an_interval(objective, run, of, vm, interval.place.length_ns);
                     each.entry(vm.vm).or_default().add(&interval.place, verdict);
                 }
@@ -117,7 +117,7 @@ impl Judging {
         for (objective, each) in self.objectives.iter().zip(&self.each) {
             let before = judged.len();
             for (index, (vm, totals)) in run.vms.iter().zip(&totals.vms).enumerate() {
-                if objective.is_for(&vm.name, vm.uuid.as_deref()) {
+                if objective.is_for(vm) {
                     let one_by_one = each.get(&index).copied().unwrap_or_default();
                     let mut case = Case { run, vm, totals }.judge(objective, one_by_one);
                     let has_ended = vm.ended_us.is_some_and(|end_us| end_us <= self.end_us);

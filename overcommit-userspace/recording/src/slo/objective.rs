@@ -3,6 +3,7 @@
 use crate::format::text::parse_duration;
 use crate::model::metric::{MetricName, is_known};
 use crate::model::pattern::Pattern;
+use crate::model::run::RunVm;
 use anyhow::{Context, Result, bail, ensure};
 use std::fmt;
 
@@ -170,8 +171,8 @@ impl Objective {
     }
 
     /// Whether it is for that VM.
-    pub fn is_for(&self, name: &str, uuid: Option<&str>) -> bool {
-        self.vms.as_ref().is_none_or(|pattern| pattern.means(name, uuid))
+    pub fn is_for(&self, vm: &RunVm) -> bool {
+        self.vms.as_ref().is_none_or(|pattern| pattern.matches_recorded(vm))
     }
 }
 
@@ -206,14 +207,17 @@ mod tests {
         let parsed = Objective::parse("namespace:web-*:fault.major:p99.9<2ms").unwrap();
         let Bound::Latency { metric, quantile, limit_ns } = &parsed.bound else { panic!() };
         assert_eq!((metric.as_str(), quantile.0, *limit_ns), ("fault.major", 999_000, 2_000_000));
-        assert!(parsed.is_for("namespace:web-1", None) && !parsed.is_for("web-1", None));
+        let is_for = |objective: &Objective, name: &str| {
+            objective.is_for(&RunVm { name: name.to_owned(), ..RunVm::default() })
+        };
+        assert!(is_for(&parsed, "namespace:web-1") && !is_for(&parsed, "web-1"));
         let share = Objective::parse("web-1:stall.share<0.5%").unwrap();
         assert_eq!(share.bound, Bound::Share { of: Share::Stall, limit: 0.005 });
-        assert!(share.is_for("web-1", None) && !share.is_for("web-2", None));
+        assert!(is_for(&share, "web-1") && !is_for(&share, "web-2"));
         let rate = Objective::parse("db:fault.major:rate<0.5/s").unwrap();
         assert_eq!(rate.bound, Bound::Rate { metric: MetricName::new("fault.major"), limit: 0.5 });
-        assert!(rate.is_for("db", None));
-        assert!(Objective::parse("exit.npf:p50<1us").unwrap().is_for("any", None));
+        assert!(is_for(&rate, "db"));
+        assert!(is_for(&Objective::parse("exit.npf:p50<1us").unwrap(), "any"));
     }
 
     #[test]
