@@ -2,11 +2,13 @@
 
 use crate::Tests;
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
@@ -20,6 +22,9 @@ pub(crate) const TESTS: Tests = &[
     ("intervals_end_on_whole_multiples", aligned),
     ("a_start_that_fails_leaves_no_folder", few_files),
 ];
+
+/// For how long a recorder is stopped.
+const HELD_UP: Duration = Duration::from_millis(100);
 
 /// A recording of a VM that swaps.
 fn recorded(dir: &Path) -> Result<PathBuf> {
@@ -125,11 +130,26 @@ fn aligned() -> Result<()> {
     let folder = dir.path().join("run");
     let recording = Recording::start(&folder, ["--interval", "20ms"])?;
     // One that comes late spans several.
-    await_some("intervals", PATIENCE, || {
-        Ok((rows(&folder, "vms.csv").is_ok_and(|rows| rows.len() >= 5)).then_some(()))
-    })?;
+    let await_rows = |count| {
+        await_some("intervals", PATIENCE, || {
+            Ok((rows(&folder, "vms.csv").is_ok_and(|rows| rows.len() >= count)).then_some(()))
+        })
+    };
+    await_rows(5)?;
+    let before = rows(&folder, "vms.csv")?.len();
+    recording.signal(Signal::SIGSTOP)?;
+    std::thread::sleep(HELD_UP);
+    recording.signal(Signal::SIGCONT)?;
+    await_rows(before + 2)?;
     recording.end()?;
     let rows = rows(&folder, "vms.csv")?;
+    let mut longest = 0.0;
+    for row in &rows {
+        let length: f64 = row["length_s"].parse()?;
+        ensure!(row["delayed"] == if length > 0.03 { "1" } else { "0" }, "{row:?}");
+        longest = f64::max(longest, length);
+    }
+    ensure!(longest >= HELD_UP.as_secs_f64(), "the longest took {longest} s");
     let partial: Vec<&str> = rows.iter().map(|row| row["partial"].as_str()).collect();
     ensure!(partial.first() == Some(&"1") && partial.last() == Some(&"1"), "{partial:?}");
     for row in &rows[1..] {

@@ -128,6 +128,7 @@ fn interval(number: u64, start: Clocks, vms: Vec<VmInterval>) -> Interval {
             offset_ns: number * SECOND_NS,
             length_ns: SECOND_NS,
             partial: false,
+            delayed: false,
         },
         vms,
         ..Interval::default()

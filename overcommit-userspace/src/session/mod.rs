@@ -301,12 +301,14 @@ impl RunningSession {
                 self.ended.push(index);
             }
         }
+        let open_ns = now.monotonic_ns - self.open.start.monotonic_ns;
         let place = Place {
             number: self.open.number,
             start_us: self.open.start_us,
             offset_ns: self.open.start.monotonic_ns - run.clocks.start.monotonic_ns,
-            length_ns: now.monotonic_ns - self.open.start.monotonic_ns,
+            length_ns: open_ns,
             partial,
+            delayed: Place::is_delayed(open_ns, run.options.interval_ns),
         };
         let mut host = self.host.advance(sampler.vms(), &mut drained, &place, now.monotonic_ns);
         let length_ns = now.monotonic_ns - self.last.monotonic_ns;

@@ -44,12 +44,22 @@ pub struct Place {
     pub length_ns: u64,
     /// Whether it is shorter than asked for: the first and the last one are.
     pub partial: bool,
+    /// Whether it is much longer than asked for: the recorder was held up.
+    pub delayed: bool,
     /// Start after the recording's start by the monotonic clock, in nanoseconds. Only the
     /// histogram logs have it.
     pub offset_ns: u64,
 }
 
+/// How many times as long as asked for an interval is that is delayed.
+const DELAYED: f64 = 1.5;
+
 impl Place {
+    /// Whether an interval of that length is delayed.
+    pub fn is_delayed(length_ns: u64, asked_for_ns: u64) -> bool {
+        length_ns as f64 > asked_for_ns as f64 * DELAYED
+    }
+
     /// Its end, in Unix seconds.
     pub fn end_s(&self) -> f64 {
         (self.start_us + self.length_ns / 1_000) as f64 / 1e6

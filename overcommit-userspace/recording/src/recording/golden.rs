@@ -334,6 +334,7 @@ fn place(number: u64) -> Place {
         offset_ns: number * (SECOND_NS * 3 / 4),
         length_ns: if number == 0 { SECOND_NS * 3 / 4 } else { SECOND_NS },
         partial: number == 0,
+        delayed: number == 1,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::format::text::percent;
 use crate::format::text::readable;
 use crate::model::coverage::{Coverage, absent};
+use crate::model::interval::Place;
 use crate::model::name::escape;
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
@@ -17,8 +18,6 @@ use std::fmt::Write;
 use std::time::Duration;
 use textwrap::{Options, fill};
 
-/// How many times as long as asked for an interval is where the recorder was delayed.
-const HELD_UP: f64 = 1.5;
 /// Part of the faults from which it matters that the kernel skipped programs.
 const SKIPPED: f64 = 0.001;
 /// VMs of which each has a row of its own, however they fared.
@@ -85,7 +84,7 @@ fn head(run: &Run, summary: &Summary) -> String {
     }
     let indent = Options::new(verdict_text::WIDTH).subsequent_indent("  ");
     let mut head = fill(&facts.join(" · "), indent) + "\n";
-    if summary.longest_interval_s > interval.as_secs_f64() * HELD_UP {
+    if Place::is_delayed((summary.longest_interval_s * 1e9) as u64, run.options.interval_ns) {
         let _ = writeln!(
             head,
             "The recorder was delayed: its longest interval took {:.1} s instead of {interval:?}. \

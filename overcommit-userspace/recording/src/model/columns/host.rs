@@ -1,8 +1,8 @@
 //! host.csv: one row per interval.
 
 use super::{
-    Column, Leaf, Swapping, Unit, Value, column, computed, length, number, one, partial, start,
-    state_times,
+    Column, Leaf, Swapping, Unit, Value, column, computed, delayed, length, number, one, partial,
+    start, state_times,
 };
 use crate::model::interval::HostInterval;
 use crate::model::memory::{Headroom, OvercommitState, Range};
@@ -29,6 +29,7 @@ pub fn host() -> Vec<Column<HostInterval>> {
     columns.push(one!(HostInterval: "memory_least_available_bytes", Bytes,
         "MemAvailable at the look at which it was least", swap.least_available));
     columns.extend(state_times());
+    columns.push(delayed());
     columns
 }
 

@@ -1,7 +1,8 @@
 //! intervals.csv: one row per interval, VM and metric.
 
 use super::{
-    Column, Leaf, OfVm, Row, Unit, column, computed, length, number, numbered, one, partial,
+    Column, Leaf, OfVm, Row, Unit, column, computed, delayed, length, number, numbered, one,
+    partial,
 };
 use super::{start, who};
 use crate::model::coverage::Coverage;
@@ -70,6 +71,7 @@ pub fn metrics() -> Vec<Column<MetricInterval>> {
         .required(),
         partial(),
         number(),
+        delayed(),
     ]);
     columns
 }

@@ -179,6 +179,17 @@ fn partial<T>() -> Column<T> {
     column("partial", Unit::Count, about, get, set)
 }
 
+/// Whether it is delayed.
+fn delayed<T>() -> Column<T> {
+    let about = "1 where the interval is much longer than asked for: the recorder was held up";
+    let get = |row: &Row<'_, T>, _| Value::Count(u64::from(row.place.delayed));
+    let set: Set<T> = |draft, _, cell| {
+        draft.place.delayed = cell == "1";
+        Some(())
+    };
+    column("delayed", Unit::Count, about, get, set)
+}
+
 /// Its number.
 fn number<T>() -> Column<T> {
     let about = "Number of the interval, from 0";

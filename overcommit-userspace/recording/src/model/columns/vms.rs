@@ -1,8 +1,8 @@
 //! vms.csv: one row per interval and VM.
 
 use super::{
-    Column, Leaf, OfVm, Row, Set, Unit, Value, column, computed, length, number, numbered, one,
-    partial,
+    Column, Leaf, OfVm, Row, Set, Unit, Value, column, computed, delayed, length, number, numbered,
+    one, partial,
 };
 use super::{Swapping, start, state_times, who};
 use crate::model::interval::VmInterval;
@@ -94,6 +94,7 @@ pub fn vms() -> Vec<Column<VmInterval>> {
             "What of the resident is pages of files on a disk", memory => page_cache),
     ]);
     columns.extend(state_times());
+    columns.push(delayed());
     columns
 }
 
