@@ -6,11 +6,13 @@ use serde_json::Value;
 use testbed::host::Tracefs;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::json;
+use testbed::results::{json, run, vm};
 use testbed::{PATIENCE, await_some};
 
-pub(crate) const TESTS: Tests =
-    &[("exits_of_a_kvm_vm_are_absent_with_the_reason", absent_with_the_reason)];
+pub(crate) const TESTS: Tests = &[
+    ("exits_of_a_kvm_vm_are_absent_with_the_reason", absent_with_the_reason),
+    ("exits_of_a_tcg_vm_are_absent_for_it_alone", without_kvm),
+];
 
 /// What a short recording of a running VM says.
 fn record() -> Result<Value> {
@@ -34,6 +36,21 @@ fn absent_with_the_reason() -> Result<()> {
             says(&run, "kvm_exit does not fire on this KVM")?;
         }
     }
+    Ok(())
+}
+
+/// What a VM of which KVM knows nothing has not is named as its own.
+fn without_kvm() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _guest = Vm::start(&Config { accel: "tcg", ..Config::new("tcg", 16) })?;
+    let recording = Recording::start(&dir.path().join("run"), ["--interval", "100ms"])?;
+    let folder = recording.end()?;
+    let said = "it runs under tcg, not under KVM";
+    ensure!(json(&folder, "run.json")?["vms"][0]["exits_absent"] == said);
+    ensure!(vm(&folder, "tcg")?["exits_absent"] == said);
+    let text = run(["report", "-v", &folder.to_string_lossy()])?;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    ensure!(text.contains(said), "{text}");
     Ok(())
 }
 

@@ -399,7 +399,10 @@ impl Sampler {
         let counts = tracked.counts(shared);
         let is_kvm = run.accelerator.as_deref() == Some("kvm");
         let silent = || is_silent.then(|| SILENT.to_owned());
-        run.exits_absent = host.exits_absent.clone().or_else(silent).filter(|_| is_kvm);
+        run.exits_absent = match run.accelerator.as_deref() {
+            Some("kvm") => host.exits_absent.clone().or_else(silent),
+            other => other.map(|other| format!("it runs under {other}, not under KVM")),
+        };
         let has_no_exits = is_kvm && is_silent && host.exits_absent.is_none();
         self.is_silent |= has_no_exits;
         run.swapins.add(&swapins);

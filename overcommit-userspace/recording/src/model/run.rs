@@ -239,7 +239,7 @@ pub struct RunVm {
     /// Why it is in the eviction matrix as an aggressor alone, if so.
     #[serde(default)]
     pub evictions_absent: Option<String>,
-    /// Why nothing is known of the exits of a VM under KVM.
+    /// Why nothing is known of its exits.
     #[serde(default)]
     pub exits_absent: Option<String>,
     /// Faults counted against the kernel's counters.

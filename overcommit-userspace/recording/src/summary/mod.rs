@@ -99,6 +99,8 @@ pub struct SummaryVm {
     pub fault_time: Breakdown,
     /// What the time of its windows of `stall.memory` went into; `null` without such.
     pub stall_time: Option<Breakdown>,
+    /// Why its exits, and with them `stall.memory`, are not seen; `null` where they are.
+    pub exits_absent: Option<String>,
     /// Who took its pages; `null` where they cannot be told from others'.
     pub evictions: Option<SummaryEvictions>,
     /// By cause.
@@ -328,6 +330,7 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
         file_faults: totals.file_faults.or(of_run),
         fault_time: totals.fault_time,
         stall_time: totals.stall_time,
+        exits_absent: vm.exits_absent.clone(),
         evictions: None,
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
         metrics: totals

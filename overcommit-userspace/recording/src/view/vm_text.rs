@@ -27,6 +27,7 @@ pub fn block(text: &mut String, vm: &SummaryVm, name: &str, told: Told) {
     }
     if told == Told::All {
         sources(&mut facts, vm);
+        facts.add("no exits", vm.exits_absent.clone());
     }
     facts.add("not seen", not_seen(vm));
     facts.add("not counted", not_counted(vm));
