@@ -17,6 +17,7 @@ mod lifecycle;
 mod links;
 mod memory;
 mod objectives;
+mod readme;
 mod rights;
 mod threads;
 
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         links::TESTS,
         memory::TESTS,
         objectives::TESTS,
+        readme::TESTS,
         rights::TESTS,
         threads::TESTS,
     ]

@@ -45,6 +45,8 @@ const READERS: [Tool; 2] =
     [Tool { program: "python3", package: "python3" }, Tool { program: "npm", package: "npm" }];
 /// Their packages.
 const PYTHON_READER: &str = "hdrhistogram==0.10.8";
+/// What the README reads the tables with: whatever this Python can have.
+const PANDAS: &str = "pandas>=2,<4";
 const NODE_READER: &str = "hdr-histogram-js@3";
 /// libvirt, and what makes it run VMs.
 const LIBVIRT: [Tool; 3] = [
@@ -167,7 +169,12 @@ fn set_up() -> Result<()> {
         quietly(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
     }
     let pip = python.join("bin/pip");
-    quietly(Command::new(pip).args(["install", "--disable-pip-version-check", PYTHON_READER]))?;
+    quietly(Command::new(pip).args([
+        "install",
+        "--disable-pip-version-check",
+        PYTHON_READER,
+        PANDAS,
+    ]))?;
     let node = target().join("readers/node");
     if !node.join("node_modules/hdr-histogram-js").exists() {
         std::fs::create_dir_all(&node)?;
