@@ -9,6 +9,7 @@ mod command;
 mod counts;
 mod evictions;
 mod exits;
+mod fakes;
 mod files;
 mod host_state;
 mod input;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         counts::TESTS,
         evictions::TESTS,
         exits::TESTS,
+        fakes::TESTS,
         files::TESTS,
         host_state::TESTS,
         input::TESTS,

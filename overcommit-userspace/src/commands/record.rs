@@ -14,6 +14,7 @@ use crate::session::wait::{self, Waiter, Woken};
 use crate::session::{Session, Want};
 use crate::terminal::{print, say};
 use crate::vm::Discovery;
+use crate::vm::owner::with_room;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use overcommit_recording::format::text::{
@@ -246,7 +247,7 @@ fn selection(args: &Args) -> Result<Selection> {
     Ok(Selection { patterns: args.vm.clone(), pids: args.pid.clone() })
 }
 
-/// How many VMs run, once every VM that is named does. A signal may come first, or the end of the
+/// How many VMs there is to be room for, once every VM that is named does. A signal may come first, or the end of the
 /// time to wait: the exit code then.
 async fn find(
     args: &Args,
@@ -289,7 +290,7 @@ async fn find(
             told = true;
         }
         if exact.is_empty() {
-            return Ok(Ok(vms.len()));
+            return Ok(Ok(with_room(&vms, |vm| discovery.login_user(vm.id.pid))));
         }
         if let (Some(pattern), Some(Some(limit))) = (exact.first(), args.wait)
             && start.elapsed() >= limit

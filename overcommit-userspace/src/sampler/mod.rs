@@ -124,6 +124,16 @@ impl Sampler {
         self.roster.without_slot()
     }
 
+    /// Names of some of them.
+    pub fn unserved(&self) -> Vec<String> {
+        self.roster.unserved()
+    }
+
+    /// Slots that no VM has, or had a moment ago.
+    fn free_now(&self) -> usize {
+        self.probes.slots.vms.len().saturating_sub(self.tracked.len() + self.closing.len())
+    }
+
     /// Looks for VMs, vCPU threads and CPUs that came or went.
     ///
     /// # Errors
@@ -134,7 +144,7 @@ impl Sampler {
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
         self.roster.look_again(run, now);
-        let new = self.roster.new_vms()?;
+        let new = self.roster.new_vms(self.free_now())?;
         if !new.is_empty() {
             let pids: Vec<i32> = new.iter().map(|vm| vm.id.pid).collect();
             self.probes.adopt(&pids)?;
@@ -151,7 +161,7 @@ impl Sampler {
                     self.track(vm, slot, process, before, now);
                 }
                 Some(_) => {}
-                None => self.roster.no_slot(vm.id, full),
+                None => self.roster.no_slot(vm, full),
             }
         }
         let slots = &self.probes.slots;
@@ -184,7 +194,7 @@ impl Sampler {
         };
         let before = shared.faults_before.each_ref().map(|count| count.load(SeqCst));
         let started_ns = shared.start_boottime_ns.load(Relaxed);
-        match self.roster.started(event.pid, started_ns) {
+        match self.roster.started(event.pid, started_ns, self.free_now()) {
             Some(vm) => {
                 let process = self.roster.open(vm.id);
                 let vm = self.roster.add(vm, run, now, before);

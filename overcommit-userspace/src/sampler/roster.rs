@@ -4,16 +4,23 @@
 use crate::kernel::TICK_NS;
 use crate::sampler::FaultCounts;
 use crate::vm::Discovery;
+use crate::vm::owner::Slots;
 use anyhow::Result;
 use overcommit_recording::model::clock::Clocks;
+use overcommit_recording::model::name::Name;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::RunVm;
 use overcommit_recording::model::vm::{Vm, VmId};
 use procfs::process::Process;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Time in which a VM that was found may still change, in nanoseconds.
 const STARTING_UP_NS: u64 = 10_000_000_000;
+
+/// VMs without a slot that are named.
+const NAMED: usize = 16;
+/// VMs without a slot that are remembered though they are gone.
+const UNSERVED: usize = 1024;
 
 /// Which VMs the user means.
 #[derive(Clone, Debug, Default)]
@@ -45,11 +52,12 @@ pub struct Roster {
     selection: Selection,
     /// In the order of the recording's.
     vms: Vec<Vm>,
-    present: BTreeSet<VmId>,
+    slots: Slots,
     /// Never to be taken up: they share the memory of a VM that has a slot, or
     /// have ended.
     done: BTreeSet<VmId>,
-    unserved: BTreeSet<VmId>,
+    /// Those without a slot, with the users that they count for.
+    unserved: BTreeMap<VmId, (Name, Option<u32>)>,
     missed: u64,
 }
 
@@ -60,9 +68,9 @@ impl Roster {
             discovery,
             selection,
             vms: Vec::new(),
-            present: BTreeSet::new(),
+            slots: Slots::default(),
             done: BTreeSet::new(),
-            unserved: BTreeSet::new(),
+            unserved: BTreeMap::new(),
             missed: 0,
         }
     }
@@ -87,10 +95,20 @@ impl Roster {
         self.missed + self.unserved.len() as u64
     }
 
-    /// VMs that are meant, run now and are not recorded yet.
-    pub(super) fn new_vms(&mut self) -> Result<Vec<Vm>> {
-        let (present, done) = (&self.present, &self.done);
-        let is_known = |id| present.contains(&id) || done.contains(&id);
+    /// Names of some of them.
+    pub fn unserved(&self) -> Vec<String> {
+        self.unserved.values().take(NAMED).map(|(name, _)| name.to_string()).collect()
+    }
+
+    /// VMs that are meant, run now, are not recorded yet and may have one of the free slots.
+    pub(super) fn new_vms(&mut self, mut free: usize) -> Result<Vec<Vm>> {
+        let (slots, done, unserved) = (&self.slots, &self.done, &self.unserved);
+        // Looked at again when it could have one.
+        let waits = |id| {
+            let user = unserved.get(&id).map(|(_, user)| *user);
+            user.is_some_and(|user| free == 0 || !slots.may_have(user, free))
+        };
+        let is_known = |id| slots.has(id) || done.contains(&id) || waits(id);
         let mut found = Vec::new();
         if self.selection.is_open() {
             found = self.discovery.scan_for_new(is_known)?;
@@ -102,14 +120,38 @@ impl Roster {
                 found.extend(self.discovery.describe(*pid));
             }
         }
-        Ok(found.into_iter().filter(|vm| self.selection.wants(vm)).collect())
+        found.retain(|vm| self.selection.wants(vm));
+        let mut given = Vec::new();
+        for vm in found {
+            let user = self.discovery.login_user(vm.id.pid);
+            if self.selection.pids.contains(&vm.id.pid) || self.slots.may_have(user, free) {
+                free = free.saturating_sub(1);
+                self.slots.add(vm.id, user);
+                given.push(vm);
+            } else {
+                self.refuse(vm.id, vm.name);
+            }
+        }
+        Ok(given)
+    }
+
+    /// Remembers a VM without a slot. Of those that are gone only the number is kept once they are
+    /// many.
+    fn refuse(&mut self, id: VmId, name: Name) {
+        if self.unserved.len() >= UNSERVED {
+            let before = self.unserved.len();
+            self.unserved.retain(|id, _| self.discovery.id(id.pid) == Some(*id));
+            self.missed += (before - self.unserved.len()) as u64;
+        }
+        let user = self.discovery.login_user(id.pid);
+        self.unserved.insert(id, (name, user));
     }
 
     /// The process that the exec tracepoint announced, if it is a VM and meant.
     ///
     /// One that is gone already goes by its PID: what the kernel saw it execute
     /// was a hypervisor.
-    pub(super) fn started(&self, pid: i32, start_boottime_ns: u64) -> Option<Vm> {
+    pub(super) fn started(&mut self, pid: i32, start_boottime_ns: u64, free: usize) -> Option<Vm> {
         let id = VmId { pid, start_ticks: start_boottime_ns / TICK_NS };
         let runs = self
             .discovery
@@ -123,7 +165,14 @@ impl Roster {
         let mut vm = vm;
         // It has not opened KVM nor mapped its memory yet; see `look_again`.
         (vm.accelerator, vm.mapping) = (None, None);
-        self.selection.wants(&vm).then_some(vm)
+        if !self.selection.wants(&vm) {
+            return None;
+        }
+        if !self.slots.may_have(self.discovery.login_user(pid), free) {
+            self.refuse(vm.id, vm.name);
+            return None;
+        }
+        Some(vm)
     }
 
     /// Looks again at VMs that were starting up when they were found.
@@ -161,7 +210,9 @@ impl Roster {
         now: &Clocks,
         faults_before: FaultCounts,
     ) -> usize {
-        self.present.insert(vm.id);
+        if !self.slots.has(vm.id) {
+            self.slots.add(vm.id, self.discovery.login_user(vm.id.pid));
+        }
         self.unserved.remove(&vm.id);
         let found = RunVm::found(&vm, run, now, faults_before);
         run.push(found);
@@ -172,17 +223,18 @@ impl Roster {
     /// A VM has ended.
     pub(super) fn ended(&mut self, vm: usize) {
         let id = self.vms[vm].id;
-        self.present.remove(&id);
+        self.slots.remove(id);
         // Its entry in /proc may outlive it; it is not to be found again.
         self.done.insert(id);
     }
 
     /// The kernel gave the VM no slot: there is none, or its memory has one.
-    pub(super) fn no_slot(&mut self, id: VmId, full: bool) {
+    pub(super) fn no_slot(&mut self, vm: Vm, full: bool) {
+        self.slots.remove(vm.id);
         if full {
-            self.unserved.insert(id);
+            self.refuse(vm.id, vm.name);
         } else {
-            self.done.insert(id);
+            self.done.insert(vm.id);
         }
     }
 
@@ -191,7 +243,7 @@ impl Roster {
         match self.discovery.inspect(pid) {
             // Perhaps the next scan finds one.
             Some(vm) if self.selection.wants(&vm) => {
-                self.unserved.insert(vm.id);
+                self.refuse(vm.id, vm.name);
             }
             Some(_) => {}
             None => self.missed += 1,

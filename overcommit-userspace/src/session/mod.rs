@@ -377,5 +377,9 @@ fn slow_fault(vm: usize, metric: Metric, fault: &layout::SlowFault, now: &Clocks
 }
 
 fn not_counted(sampler: &mut Sampler) -> NotCounted {
-    NotCounted { programs_skipped: sampler.skipped(), vms_without_slot: sampler.without_slot() }
+    NotCounted {
+        programs_skipped: sampler.skipped(),
+        vms_without_slot: sampler.without_slot(),
+        unserved: sampler.unserved(),
+    }
 }

@@ -5,6 +5,7 @@
 
 use crate::vm::cmdline::CommandLine;
 use crate::vm::memory;
+use crate::vm::owner;
 use anyhow::{Context, Result};
 use overcommit_recording::model::name::{Name, escape};
 use overcommit_recording::model::vm::{NamedBy, Vm, VmId};
@@ -103,6 +104,11 @@ impl Discovery {
     pub fn inspect(&self, pid: i32) -> Option<Vm> {
         let process = self.process(pid).ok()?;
         vm(&process, &process.stat().ok()?)
+    }
+
+    /// The user who logs in and whom a process runs as, if it is not a service's.
+    pub fn login_user(&self, pid: i32) -> Option<u32> {
+        owner::login_user(&self.process(pid).ok()?)
     }
 
     /// What a process calls itself, as it may be shown.

@@ -4,6 +4,7 @@ pub mod cmdline;
 pub mod discovery;
 pub mod memory;
 pub mod monitor;
+pub mod owner;
 pub mod regions;
 pub mod threads;
 

@@ -270,6 +270,9 @@ pub struct NotCounted {
     pub programs_skipped: BTreeMap<String, u64>,
     /// VMs that could not be recorded because every slot was taken.
     pub vms_without_slot: u64,
+    /// Names of some of them.
+    #[serde(default)]
+    pub unserved: Vec<String>,
 }
 
 impl RunVm {

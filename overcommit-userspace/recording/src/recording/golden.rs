@@ -103,6 +103,7 @@ fn run_file() -> Run {
         not_counted: NotCounted {
             programs_skipped: [("fentry_fault".to_owned(), 3)].into(),
             vms_without_slot: 1,
+            unserved: vec!["late".to_owned()],
         },
         host_state: HostState {
             unreadable: Some("a file is missing".to_owned()),

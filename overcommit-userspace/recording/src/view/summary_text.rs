@@ -231,8 +231,10 @@ fn not_seen(text: &mut String, run: &Run, summary: &Summary, is_full: bool) {
         absent.map(|(reason, families)| (families.join(", "), reason.to_owned())).collect();
     let without_slot = run.not_counted.vms_without_slot;
     if without_slot > 0 {
-        let why = "not recorded: every slot was taken".to_owned();
-        facts.push((vms(without_slot), why));
+        let names = run.not_counted.unserved.join(", ");
+        let names = if names.is_empty() { names } else { format!(" ({names})") };
+        let why = "not recorded: every slot was taken, or all that its user may have".to_owned();
+        facts.push((vms(without_slot) + &names, why));
     }
     let skipped: u64 = run.not_counted.programs_skipped.values().sum();
     let seen: u64 = summary.seen().map(|vm| vm.faults_counted).sum();
