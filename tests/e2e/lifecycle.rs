@@ -318,7 +318,7 @@ fn interrupted_demo() -> Result<()> {
     let before = host_state()?;
     let xtask = testbed::target().join("debug/xtask");
     let mut demo = Command::new(xtask);
-    demo.args(["demo", "--seconds", "60"]).stdout(Stdio::null());
+    demo.args(["demo", "--seconds", "60"]).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut demo = Killed(as_child(&mut demo, Signal::SIGTERM).spawn()?);
     let run_file = testbed::target().join("demo/run.json");
     let old = fs::read_to_string(&run_file).ok();
@@ -327,6 +327,8 @@ fn interrupted_demo() -> Result<()> {
         Ok((new.is_some() && new != old).then_some(()))
     })?;
     ensure!(host_state()? != before, "the demo changes nothing");
+    // Nobody reads any more what it says.
+    drop(demo.0.stderr.take());
     kill(Pid::from_raw(demo.0.id().cast_signed()), Signal::SIGINT)?;
     let status = demo.0.wait()?;
     ensure!(status.code() == Some(130), "{status}");

@@ -12,6 +12,7 @@ use nix::unistd::getppid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,8 +106,14 @@ fn put_back(what: &str, action: Action) {
         Action::Script(file) => run_script(&file),
     };
     if let Err(error) = done {
-        eprintln!("cannot put back {what}: {error:#}");
+        say(&format!("cannot put back {what}: {error:#}"));
     }
+}
+
+/// Tells on stderr, if anybody still reads it: where nobody does, `eprintln!` panics, and nothing
+/// more is put back.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Runs a script, and takes it away if it ended well.
@@ -222,7 +229,7 @@ pub fn on_signals() -> Result<()> {
     let mut signals = Signals::new(&by_hand[..if stays { 3 } else { 4 }])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            eprintln!("\nputting the host back as it was");
+            say("\nputting the host back as it was");
             let mut changes = changes();
             changes.over = true;
             let actions = std::mem::take(&mut changes.actions);

@@ -290,7 +290,7 @@ async fn find(
             told = true;
         }
         if exact.is_empty() {
-            return Ok(Ok(with_room(&vms, |vm| discovery.login_user(vm.id.pid))));
+            return Ok(Ok(with_room(&vms, |vm| discovery.login_user(vm))));
         }
         if let (Some(pattern), Some(Some(limit))) = (exact.first(), args.wait)
             && start.elapsed() >= limit

@@ -123,13 +123,13 @@ impl Roster {
         found.retain(|vm| self.selection.wants(vm));
         let mut given = Vec::new();
         for vm in found {
-            let user = self.discovery.login_user(vm.id.pid);
+            let user = self.discovery.login_user(&vm);
             if self.selection.pids.contains(&vm.id.pid) || self.slots.may_have(user, free) {
                 free = free.saturating_sub(1);
                 self.slots.add(vm.id, user);
                 given.push(vm);
             } else {
-                self.refuse(vm.id, vm.name);
+                self.refuse(vm);
             }
         }
         Ok(given)
@@ -137,14 +137,14 @@ impl Roster {
 
     /// Remembers a VM without a slot. Of those that are gone only the number is kept once they are
     /// many.
-    fn refuse(&mut self, id: VmId, name: Name) {
+    fn refuse(&mut self, vm: Vm) {
         if self.unserved.len() >= UNSERVED {
             let before = self.unserved.len();
             self.unserved.retain(|id, _| self.discovery.id(id.pid) == Some(*id));
             self.missed += (before - self.unserved.len()) as u64;
         }
-        let user = self.discovery.login_user(id.pid);
-        self.unserved.insert(id, (name, user));
+        let user = self.discovery.login_user(&vm);
+        self.unserved.insert(vm.id, (vm.name, user));
     }
 
     /// The process that the exec tracepoint announced, if it is a VM and meant.
@@ -168,8 +168,8 @@ impl Roster {
         if !self.selection.wants(&vm) {
             return None;
         }
-        if !self.slots.may_have(self.discovery.login_user(pid), free) {
-            self.refuse(vm.id, vm.name);
+        if !self.slots.may_have(self.discovery.login_user(&vm), free) {
+            self.refuse(vm);
             return None;
         }
         Some(vm)
@@ -211,7 +211,7 @@ impl Roster {
         faults_before: FaultCounts,
     ) -> usize {
         if !self.slots.has(vm.id) {
-            self.slots.add(vm.id, self.discovery.login_user(vm.id.pid));
+            self.slots.add(vm.id, self.discovery.login_user(&vm));
         }
         self.unserved.remove(&vm.id);
         let found = RunVm::found(&vm, run, now, faults_before);
@@ -232,7 +232,7 @@ impl Roster {
     pub(super) fn no_slot(&mut self, vm: Vm, full: bool) {
         self.slots.remove(vm.id);
         if full {
-            self.refuse(vm.id, vm.name);
+            self.refuse(vm);
         } else {
             self.done.insert(vm.id);
         }
@@ -243,7 +243,7 @@ impl Roster {
         match self.discovery.inspect(pid) {
             // Perhaps the next scan finds one.
             Some(vm) if self.selection.wants(&vm) => {
-                self.refuse(vm.id, vm.name);
+                self.refuse(vm);
             }
             Some(_) => {}
             None => self.missed += 1,

@@ -106,9 +106,9 @@ impl Discovery {
         vm(&process, &process.stat().ok()?)
     }
 
-    /// The user who logs in and whom a process runs as, if it is not a service's.
-    pub fn login_user(&self, pid: i32) -> Option<u32> {
-        owner::login_user(&self.process(pid).ok()?)
+    /// See [`owner::login_user`].
+    pub fn login_user(&self, vm: &Vm) -> Option<u32> {
+        owner::login_user(&self.process(vm.id.pid).ok()?, vm)
     }
 
     /// What a process calls itself, as it may be shown.

@@ -4,10 +4,13 @@
 use overcommit_recording::model::vm::{Vm, VmId};
 use procfs::process::Process;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 
-/// The first id of a user who logs in. Root and users of services, as libvirt's, are below
-/// (UID_MIN in login.defs of shadow-utils).
-const FIRST_LOGIN: u32 = 1000;
+/// Ids of users who log in (UID_MIN and UID_MAX in login.defs of shadow-utils). Root and users of
+/// services are below, and above: libvirt's is 64055 on Debian.
+const LOGINS: RangeInclusive<u32> = 1000..=60_000;
+/// Where managers put VMs, by root's leave, whatever user they run as: libvirt and Proxmox.
+const OF_MANAGERS: [&str; 3] = ["/machine.slice/", "/machine/", "/qemu.slice/"];
 /// VMs of one such user that there is room for when a recording begins, at the most.
 const ROOM: usize = 64;
 /// VMs that one such user has in any case.
@@ -15,10 +18,18 @@ const SHARE: usize = 16;
 /// Slots that are kept for others.
 const RESERVED: usize = 16;
 
-/// The user who logs in and whom a process runs as; `None` of a service's, or of one that is gone.
-pub fn login_user(process: &Process) -> Option<u32> {
+/// The user who logs in and whom a VM runs as; `None` of a service's or a manager's, or of one that
+/// is gone.
+pub fn login_user(process: &Process, vm: &Vm) -> Option<u32> {
+    if vm.cgroup.as_deref().is_some_and(is_of_manager) {
+        return None;
+    }
     // Not by who owns /proc/PID, which is root where a process makes itself undumpable.
-    process.status().ok().map(|status| status.euid).filter(|user| *user >= FIRST_LOGIN)
+    process.status().ok().map(|status| status.euid).filter(|user| LOGINS.contains(user))
+}
+
+fn is_of_manager(cgroup: &str) -> bool {
+    OF_MANAGERS.iter().any(|place| cgroup.starts_with(place))
 }
 
 /// How many of these VMs there is to be room for.
@@ -89,6 +100,16 @@ mod tests {
         slots.remove(id(0));
         assert!(!slots.has(id(0)) && slots.has(id(1)));
         assert!(slots.may_have(Some(1000), free + 1));
+    }
+
+    #[test]
+    fn managers_put_vms_where_no_user_can() {
+        assert!(is_of_manager("/machine.slice/machine-qemu\\x2d1\\x2dweb.scope/libvirt"));
+        assert!(
+            is_of_manager("/qemu.slice/100.scope") && is_of_manager("/machine/web.libvirt-qemu")
+        );
+        assert!(!is_of_manager("/user.slice/user-1000.slice/machine.slice/web.scope"));
+        assert!(!is_of_manager("/") && !LOGINS.contains(&64_055) && LOGINS.contains(&1000));
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool, is_full: b
     let is_calm = states.iter().all(|(_, states)| is_calm(states));
     let memory = &host.memory;
     let mut facts = Facts::default();
-    let verdict = if is_calm && !is_tight(memory) { ". No shortage" } else { "" };
+    let is_well = is_calm && host.swap.worst == SwapState::Healthy.name() && !is_tight(memory);
+    let verdict = if is_well { ". No shortage" } else { "" };
     facts.add("memory", in_ram(memory).map(|in_ram| in_ram + verdict));
     facts.add("working sets", working_sets(memory, is_measured));
     facts.add("headroom", host.headroom.filter(|_| is_measured).map(moved));
@@ -34,7 +35,7 @@ pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool, is_full: b
     facts.write(text, "Host");
 }
 
-/// Whether no state but the best was seen, and that was.
+/// Whether no state but the best was seen, if any.
 fn is_calm(states: &StateSummary) -> bool {
     let calm =
         [SwapState::Healthy.name(), OvercommitState::Safe.name(), BalloonState::Normal.name()];
@@ -260,6 +261,8 @@ mod tests {
         let calm = "\nHost\n  memory  64.0 GiB of RAM. No shortage\n";
         assert_eq!(said("healthy", false), calm);
         assert_eq!(said("healthy", true), format!("{calm}  swap    healthy for 9.0 s\n"));
+        let unknown = "\nHost\n  memory  64.0 GiB of RAM\n";
+        assert_eq!(said(UNKNOWN, false), unknown, "what was not seen is not said to be none");
         let short = "\nHost\n  memory  64.0 GiB of RAM\n  swap    thrashing for 9.0 s\n";
         assert_eq!(said("thrashing", false), short);
     }
