@@ -184,8 +184,13 @@ fn killed() -> Result<()> {
         // As a kill between two writes, or within one, leaves it.
         let complete = report(&folder)?;
         let rows_file = fs::read_to_string(folder.join("intervals.csv"))?;
-        let last = rows_file.lines().last().and_then(|row| row.rsplit_once(','));
-        let unfinished = format!("{},{finished}\n179548", last.context("no rows")?.0);
+        let (header, last) =
+            rows_file.lines().next().zip(rows_file.lines().last()).context("no rows")?;
+        let number = header.split(',').position(|name| name == "interval").context("no numbers")?;
+        let mut next: Vec<&str> = last.split(',').collect();
+        let finished_number = finished.to_string();
+        next[number] = &finished_number;
+        let unfinished = next.join(",") + "\n179548";
         let log = "vms/guest/latency.hlog";
         let torn = [
             ("intervals.csv", unfinished.as_bytes()),
