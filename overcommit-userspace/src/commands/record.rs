@@ -145,7 +145,8 @@ async fn record(args: Args) -> Result<ExitCode> {
     let roster = Roster::new(Discovery::new("/proc"), selection);
     let host = args.host.read(kernel.layout.mglru_sees_guests());
     let attached = Session::attach(&kernel, decision, roster, want);
-    kernel.forget();
+    // Some tens of MiB.
+    drop(kernel);
     let mut session = attached.inspect_err(|_| folder.discard())?;
 
     waiter.watch(session.events())?;

@@ -59,7 +59,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Reads it: a third of a second or so, and some 100 MiB until [`Self::forget`].
+    /// Reads it: a third of a second or so, and some tens of MiB.
     ///
     /// # Errors
     /// The kernel has no BTF, or hides something.
@@ -71,16 +71,6 @@ impl Kernel {
                 .with_context(|| format!("cannot read {}", path.display()))?,
             symbols: Symbols::read()?,
         })
-    }
-
-    /// Gives its memory back: malloc would keep it, on a host that may be short of it.
-    pub fn forget(self) {
-        drop(self);
-        // SAFETY: malloc_trim(3) takes no pointer, and gives back only what nobody holds.
-        #[cfg(target_env = "gnu")]
-        unsafe {
-            nix::libc::malloc_trim(0);
-        }
     }
 }
 
