@@ -220,8 +220,7 @@ fn summary(report: &Report) -> String {
     let is_measured = is_measured(&report.working_sets);
     let mut gaps: Vec<(String, String)> = Vec::new();
     if report.reach == Reach::Part {
-        let absent = absent(&report.coverage).into_iter();
-        gaps.extend(absent.map(|(reason, metrics)| (metrics.join(", "), reason.to_owned())));
+        gaps = facts::absent(&report.coverage);
         let bounds = ("measured working sets".to_owned(), "bounds are given instead".to_owned());
         gaps.extend((!is_measured).then_some(bounds));
     }

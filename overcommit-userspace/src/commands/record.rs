@@ -18,7 +18,7 @@ use crate::vm::owner::with_room;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use overcommit_recording::format::text::{
-    parse_duration, parse_interval, parse_positive_duration, readable,
+    parse_duration, parse_interval, parse_positive_duration, readable, vms,
 };
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::{Options, Run};
@@ -248,8 +248,8 @@ fn selection(args: &Args) -> Result<Selection> {
     Ok(Selection { patterns: args.vm.clone(), pids: args.pid.clone() })
 }
 
-/// How many VMs there is to be room for, once every VM that is named does. A signal may come first, or the end of the
-/// time to wait: the exit code then.
+/// How many VMs there is to be room for, once every VM that is named runs. A signal may come first,
+/// or the end of the time to wait: the exit code then.
 async fn find(
     args: &Args,
     selection: &Selection,
@@ -334,10 +334,8 @@ fn out(args: &Args) -> Result<PathBuf> {
 
 /// What is recorded, where, and until when.
 fn begun_with(run: &Run, args: &Args, folder: &Folder) -> String {
-    let count = run.vms.len();
-    let plural = if count == 1 { "" } else { "s" };
     let end = if args.command.is_empty() { "Ctrl-C ends it" } else { "it ends with the command" };
-    format!("recording {count} VM{plural} into {}; {end}", folder.path().display())
+    format!("recording {} into {}; {end}", vms(run.vms.len()), folder.path().display())
 }
 
 fn options(args: &Args, objectives: &[Objective]) -> Options {

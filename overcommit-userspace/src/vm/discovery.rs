@@ -4,8 +4,7 @@
 //! or it holds descriptors of KVM. What it calls itself decides nothing.
 
 use crate::vm::cmdline::CommandLine;
-use crate::vm::memory;
-use crate::vm::owner;
+use crate::vm::{memory, owner};
 use anyhow::{Context, Result};
 use overcommit_recording::model::name::{Name, escape};
 use overcommit_recording::model::vm::{NamedBy, Vm, VmId};

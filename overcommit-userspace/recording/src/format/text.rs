@@ -66,6 +66,11 @@ pub fn readable_bytes(bytes: u64) -> String {
     })
 }
 
+/// That many VMs.
+pub fn vms(count: usize) -> String {
+    format!("{count} VM{}", if count == 1 { "" } else { "s" })
+}
+
 /// A share as people read it.
 pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)

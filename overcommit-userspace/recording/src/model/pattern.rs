@@ -14,14 +14,6 @@ pub struct Pattern {
     domain: Option<Box<Pattern>>,
 }
 
-/// What a VM may be meant by.
-struct Identity<'a> {
-    /// As shown.
-    name: &'a str,
-    uuid: Option<&'a str>,
-    proxmox_id: Option<&'a str>,
-}
-
 impl Pattern {
     /// Reads a pattern. `*`, `?` and `[…]` make it a glob.
     ///
@@ -46,26 +38,24 @@ impl Pattern {
 
     /// Whether the VM is meant.
     pub fn matches(&self, vm: &Vm) -> bool {
-        let (uuid, proxmox_id) = (vm.uuid.as_deref(), vm.proxmox_id.as_deref());
-        self.means(&Identity { name: &vm.name.to_string(), uuid, proxmox_id })
+        self.means(&vm.name.to_string(), vm.uuid.as_deref(), vm.proxmox_id.as_deref())
     }
 
     /// Whether a VM of a recording is meant.
     pub fn matches_recorded(&self, vm: &RunVm) -> bool {
-        let (uuid, proxmox_id) = (vm.uuid.as_deref(), vm.proxmox_id.as_deref());
-        self.means(&Identity { name: &vm.name, uuid, proxmox_id })
+        self.means(&vm.name, vm.uuid.as_deref(), vm.proxmox_id.as_deref())
     }
 
-    fn means(&self, vm: &Identity<'_>) -> bool {
+    fn means(&self, name: &str, uuid: Option<&str>, proxmox_id: Option<&str>) -> bool {
         let is_meant = |text: &str| match &self.glob {
             // A name may hold what makes a glob.
             Some(glob) => self.text == text || glob.matches(text),
             None => self.text.eq_ignore_ascii_case(text) && is_uuid(text) || self.text == text,
         };
-        is_meant(vm.name)
-            || vm.uuid.is_some_and(is_meant)
-            || self.text.strip_prefix("id:").is_some_and(|id| vm.proxmox_id == Some(id))
-            || self.domain.as_ref().is_some_and(|domain| domain.means(vm))
+        is_meant(name)
+            || uuid.is_some_and(is_meant)
+            || self.text.strip_prefix("id:").is_some_and(|id| proxmox_id == Some(id))
+            || self.domain.as_ref().is_some_and(|domain| domain.means(name, uuid, proxmox_id))
     }
 }
 

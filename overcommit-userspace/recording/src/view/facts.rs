@@ -1,5 +1,6 @@
 //! Blocks below a table: a heading, and facts in lines that end at the last column.
 
+use crate::model::coverage::{self, MetricCoverage};
 use crate::view::style::strong;
 use crate::view::verdict_text::WIDTH;
 use std::fmt::Write;
@@ -30,7 +31,13 @@ impl Facts {
     }
 }
 
-/// The same where what the facts are about is too long for a column.
+/// What could have been seen and was not, with the reasons, for [`list`].
+pub fn absent(coverage: &[MetricCoverage]) -> Vec<(String, String)> {
+    let absent = coverage::absent(coverage).into_iter();
+    absent.map(|(reason, metrics)| (metrics.join(", "), reason.to_owned())).collect()
+}
+
+/// Facts below a heading, where what they are about is too long for a column.
 pub fn list(text: &mut String, heading: &str, facts: &[(String, String)]) {
     if !facts.is_empty() {
         let _ = writeln!(text, "\n{}", strong(heading));

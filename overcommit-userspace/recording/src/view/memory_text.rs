@@ -37,9 +37,9 @@ pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool, is_full: b
 
 /// Whether no state but the best was seen, if any.
 fn is_calm(states: &StateSummary) -> bool {
-    let calm =
+    let best =
         [SwapState::Healthy.name(), OvercommitState::Safe.name(), BalloonState::Normal.name()];
-    [calm.as_slice(), &[UNKNOWN]].concat().contains(&states.worst)
+    states.worst == UNKNOWN || best.contains(&states.worst)
 }
 
 fn moved(headroom: Moved) -> String {

@@ -1,6 +1,6 @@
 //! The line that a recording shows while it runs.
 
-use crate::format::text::readable;
+use crate::format::text::{readable, vms};
 use crate::model::interval::{Interval, VmInterval};
 use crate::model::latencies::Latencies;
 use crate::model::run::Run;
@@ -103,12 +103,7 @@ fn how_many(run: &Run, interval: &Interval) -> String {
     let shares = interval.vms.iter().filter_map(|vm| vm.stall?.share());
     let (seen, ok) =
         shares.fold((0, 0), |(seen, ok), share| (seen + 1, ok + usize::from(share < STALL)));
-    let plural = if running == 1 { "" } else { "s" };
-    if seen > 1 && seen == running {
-        format!("{ok} of {running} VMs ok")
-    } else {
-        format!("{running} VM{plural}")
-    }
+    if seen > 1 && seen == running { format!("{ok} of {} ok", vms(running)) } else { vms(running) }
 }
 
 /// The share of its time that a VM waited; without vCPUs that are known, the time of its faults

@@ -1,8 +1,7 @@
 //! The summary as people read it.
 
-use crate::format::text::percent;
-use crate::format::text::readable;
-use crate::model::coverage::{Coverage, absent};
+use crate::format::text::{percent, readable, vms};
+use crate::model::coverage::Coverage;
 use crate::model::interval::Place;
 use crate::model::name::escape;
 use crate::model::run::Run;
@@ -39,9 +38,9 @@ pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
     } else {
         let table = if is_full { metrics_table(summary) } else { vm_table(summary) };
         let _ = writeln!(text, "\n{}", table.trim_fmt());
-        let mut vms: Vec<&SummaryVm> = summary.seen().collect();
-        vms.sort_by(|a, b| verdict_text::worst_first(a, b));
-        for vm in vms {
+        let mut seen: Vec<&SummaryVm> = summary.seen().collect();
+        seen.sort_by(|a, b| verdict_text::worst_first(a, b));
+        for vm in seen {
             let told = if is_full { Told::All } else { told_of(vm) };
             vm_text::block(&mut text, vm, &shown_name(summary, vm), told);
         }
@@ -66,7 +65,7 @@ fn head(run: &Run, summary: &Summary) -> String {
         run.host.clone(),
         start(summary),
         format!("{:.1} s", summary.length_s),
-        vms(seen as u64),
+        vms(seen),
         format!("Linux {}", run.kernel),
         format!("backend {}", run.backend.name),
         format!("overcommit {}", run.tool_version),
@@ -226,15 +225,13 @@ fn about(judged: &Judged) -> String {
 
 /// What was not seen of any VM, and what of all was not counted.
 fn not_seen(text: &mut String, run: &Run, summary: &Summary, is_full: bool) {
-    let absent = absent(&run.coverage).into_iter();
-    let mut facts: Vec<(String, String)> =
-        absent.map(|(reason, families)| (families.join(", "), reason.to_owned())).collect();
+    let mut facts = facts::absent(&run.coverage);
     let without_slot = run.not_counted.vms_without_slot;
     if without_slot > 0 {
         let names = run.not_counted.unserved.join(", ");
         let names = if names.is_empty() { names } else { format!(" ({names})") };
         let why = "not recorded: every slot was taken, or all that its user may have".to_owned();
-        facts.push((vms(without_slot) + &names, why));
+        facts.push((vms(without_slot as usize) + &names, why));
     }
     let skipped: u64 = run.not_counted.programs_skipped.values().sum();
     let seen: u64 = summary.seen().map(|vm| vm.faults_counted).sum();
@@ -243,10 +240,6 @@ fn not_seen(text: &mut String, run: &Run, summary: &Summary, is_full: bool) {
         facts.push(("eBPF programs".to_owned(), why));
     }
     facts::list(text, "Not seen", &facts);
-}
-
-fn vms(count: u64) -> String {
-    format!("{count} VM{}", if count == 1 { "" } else { "s" })
 }
 
 /// Options that could not be followed for a VM.
