@@ -217,7 +217,7 @@ impl Followed {
         let (working_set, why) = match found.working_set {
             Some(Ok(set)) => (Some(with_overhead(set, found.memory)), None),
             Some(Err(why)) => (bounded(), Some(why)),
-            None => (bounded(), None),
+            None => (bounded(), Some("no measurement has ended yet".to_owned())),
         };
         self.unknown.working_set = why;
         (interval.configured, interval.balloon) = (configured, balloon);
