@@ -9,6 +9,7 @@ mod evictions;
 mod host_changes;
 mod kswapd;
 mod lifecycle;
+mod spread;
 mod swapins;
 mod taken;
 mod windows;
@@ -42,6 +43,17 @@ fn main() -> ExitCode {
     if let Err(error) = warm_up() {
         eprintln!("{error:#}");
     }
+    match trials() {
+        Ok(trials) => libtest_mimic::run(&Arguments::from_args(), trials).exit_code(),
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The scenarios that this lab is to run.
+fn trials() -> Result<Vec<Trial>> {
     let scenarios = [
         counts::scenarios(),
         taken::scenarios(),
@@ -56,11 +68,17 @@ fn main() -> ExitCode {
         causes::scenarios(),
         costs::scenarios(),
     ];
-    let mut trials: Vec<Trial> = scenarios.into_iter().flatten().map(trial).collect();
-    if let Some((part, parts)) = part() {
-        trials = trials.into_iter().skip(part).step_by(parts).collect();
+    let mut scenarios: Vec<Scenario> = scenarios.into_iter().flatten().collect();
+    if std::env::var_os("OVERCOMMIT_LAB_SPREAD").is_some() {
+        scenarios = spread::of_kernel(scenarios, &kernel())?;
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let (part, parts) = part().unwrap_or((0, 1));
+    Ok(scenarios.into_iter().skip(part).step_by(parts).map(trial).collect())
+}
+
+/// The kernel that runs, as `--kernel` names it.
+fn kernel() -> String {
+    std::env::var("OVERCOMMIT_LAB_KERNEL").unwrap_or_default()
 }
 
 /// Has QEMU's own files in the page cache, so that no VM with too little memory pays for
@@ -104,8 +122,7 @@ fn trial((name, run): Scenario) -> Trial {
         });
         let how = if outcome.is_ok() { "passed" } else { "failed" };
         println!("{how} {label} in {:.1} s", start.elapsed().as_secs_f64());
-        let kernel = std::env::var("OVERCOMMIT_LAB_KERNEL").unwrap_or_default();
-        let again = format!("cargo xtask lab --kernel {kernel} --scenario {label}");
+        let again = format!("cargo xtask lab --kernel {} --scenario {label}", kernel());
         outcome.map_err(|error| Failed::from(format!("{error:#}\nto run it again: {again}")))
     })
 }

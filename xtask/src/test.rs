@@ -111,7 +111,7 @@ fn steps(args: &Args) -> Result<()> {
     if args.native || args.quick || args.filter.is_some() {
         native(args, &mut steps)?;
     } else {
-        let prepared = steps.run("other kernels", || lab::Labs::all(!args.strict))?;
+        let prepared = steps.run("other kernels", || lab::Labs::spread(!args.strict))?;
         beside_labs(prepared, args, &mut steps)?;
     }
     steps.print();

@@ -62,6 +62,9 @@ pub(crate) struct Args {
     /// Whether a scenario that fails is run once more
     #[arg(skip)]
     again: bool,
+    /// Whether some scenarios run on one kernel alone
+    #[arg(skip)]
+    spread: bool,
 }
 
 /// `--kernel`
@@ -107,18 +110,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(crate) struct Labs(Vec<Lab>);
 
 impl Labs {
-    /// Every scenario on every kernel, for `test`: only how each ends is printed, and one that
-    /// fails may be run `again`.
+    /// Every scenario on the kernels that matter to it, for `test`: only how each ends is printed,
+    /// and one that fails may be run `again`.
     ///
     /// # Errors
     /// A kernel cannot be had, or something cannot be built.
-    pub(crate) fn all(again: bool) -> Result<Self> {
+    pub(crate) fn spread(again: bool) -> Result<Self> {
         Self::prepare(&Args {
             kernel: Choice::All,
             scenario: None,
             keep: false,
             brief: true,
             again,
+            spread: true,
         })
     }
 
@@ -277,6 +281,9 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
     command += &format!("export {}=1\n", payload::WORKS);
     command += &format!("export OVERCOMMIT_LAB_PART={}/{}\n", part.0, part.1);
     command += &format!("export OVERCOMMIT_LAB_KERNEL={}\n", series.name());
+    if args.spread {
+        command += "export OVERCOMMIT_LAB_SPREAD=1\n";
+    }
     if !args.again {
         command += &format!("export {STRICT}=1\n");
     }
