@@ -111,7 +111,7 @@ fn idle_victim() -> Result<()> {
         let said = text.lines().skip_while(|line| *line != idle);
         let said = said.take_while(|line| !line.is_empty()).find(|line| line.contains("evicted"));
         println!("{said:?}");
-        ensure!(said.is_some_and(|line| line.contains(&format!("% by {growing}"))), "{text}");
+        ensure!(said.is_some_and(|line| line.contains(&format!(" by {growing}"))), "{text}");
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ pub struct Side {
     totals: Totals,
     /// Of each VM, interval by interval: the time of its vCPUs, and how much they waited.
     stalls: Vec<Vec<Point>>,
+    /// What the cgroup of each VM let it have at the end, in bytes.
+    limits: Vec<Option<u64>>,
     /// Whether that is without waits for a CPU.
     pub tells_runq_apart: bool,
 }
@@ -31,10 +33,12 @@ impl Side {
     pub fn read(recording: Recording, span: Span) -> Result<Self> {
         let vms = recording.run.vms.len();
         let (mut totals, mut stalls) = (Totals::of(vms), vec![Vec::new(); vms]);
+        let mut limits = vec![None; vms];
         recording.each(span, &|metric| metric.is_compared(), |interval| {
             totals.add(interval);
             let length_s = interval.place.length_ns as f64 / 1e9;
             for vm in &interval.vms {
+                limits[vm.vm] = vm.swap.limit;
                 if let Some(stall) = vm.stall {
                     stalls[vm.vm].push(Point {
                         interval: interval.place.number,
@@ -47,12 +51,17 @@ impl Side {
             Ok(())
         })?;
         let tells_runq_apart = recording.tells_runq_apart()?;
-        Ok(Self { recording, span, totals, stalls, tells_runq_apart })
+        Ok(Self { recording, span, totals, stalls, limits, tells_runq_apart })
     }
 
     /// Its VMs.
     pub fn vms(&self) -> &[RunVm] {
         &self.recording.run.vms
+    }
+
+    /// What a VM's cgroup let it have at the end, in bytes; `None` without a limit.
+    pub fn limit(&self, vm: usize) -> Option<u64> {
+        self.limits[vm]
     }
 
     /// The metrics of a VM that are compared and of which anything was counted.

@@ -2,9 +2,9 @@
 
 use crate::compare::figures::figures;
 use crate::compare::judge::{Compared, LEAST_IN_BLOCKS, judge};
-use crate::compare::pairs::matched;
+use crate::compare::pairs::{Pair, matched};
 use crate::compare::series::Side;
-use crate::format::text::readable;
+use crate::format::text::{readable, readable_bytes};
 use crate::model::run::Run;
 use anyhow::Result;
 use serde::Serialize;
@@ -44,7 +44,31 @@ pub fn compare(base: &[Side], new: &[Side]) -> Result<Comparison> {
     let (figures, left_out) = figures(base, new, &pairs)?;
     let alternate = alternate(base, new);
     let compared = judge(&figures, alternate);
-    Ok(Comparison { compared, unmatched, left_out, warnings: warnings(base, new, alternate) })
+    let mut warnings = warnings(base, new, alternate);
+    warnings.extend(pairs.iter().flat_map(unlike));
+    Ok(Comparison { compared, unmatched, left_out, warnings })
+}
+
+/// What of a VM is not the same in all recordings.
+fn unlike(pair: &Pair<'_>) -> Vec<String> {
+    type Of = fn(&Side, usize) -> Option<String>;
+    let facts: [(&str, Of); 4] = [
+        ("number of vCPUs", |side, vm| side.vms()[vm].vcpus.map(|vcpus| vcpus.to_string())),
+        ("configured memory", |side, vm| side.vms()[vm].memory_bytes.map(readable_bytes)),
+        ("accelerator", |side, vm| side.vms()[vm].accelerator.clone()),
+        ("memory limit", |side, vm| Some(side.limit(vm).map_or("none".to_owned(), readable_bytes))),
+    ];
+    let of_all = |of: Of| -> BTreeSet<String> {
+        pair.everywhere().filter_map(|(side, vm)| of(side, *vm)).collect()
+    };
+    let values = facts.into_iter().map(|(what, of)| (what, of_all(of)));
+    let differ = values.filter(|(_, values)| values.len() > 1);
+    differ
+        .map(|(what, values)| {
+            let values: Vec<String> = values.into_iter().collect();
+            format!("{}: its {what} differs: {}", pair.name, values.join(" and "))
+        })
+        .collect()
 }
 
 /// Whether the recordings of both sides took turns: the side changes at every second of them,

@@ -544,3 +544,26 @@ fn an_older_recording_is_compared_with_a_newer_one() {
     let stall = left_out.filter(|line| line.contains("stall.share: some of the recordings"));
     assert_eq!(stall.count(), 2, "{:?}", comparison.left_out);
 }
+
+#[test]
+fn what_of_a_vm_is_not_the_same_on_both_sides_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |folder: &Folder| Side::read(Recording::open(folder).unwrap(), Span::WHOLE).unwrap();
+    let base = record(&dir.path().join("base"));
+    let mut larger = run_file();
+    larger.vms[0].vcpus = Some(9);
+    let new = record_run(&dir.path().join("new"), larger);
+    let rows = fs::read_to_string(new.file(VMS)).unwrap();
+    let raised = rows.replace(&format!(",{},", 5 * GIB), &format!(",{},", 6 * GIB));
+    fs::write(new.file(VMS), raised).unwrap();
+    let warnings = compare(&[open(&base)], &[open(&new)]).unwrap().warnings;
+    let of_vms: Vec<_> = warnings.iter().filter(|warning| warning.contains(": its ")).collect();
+    let name = &run_file().vms[0].name;
+    assert_eq!(
+        of_vms,
+        [
+            &format!("{name}: its number of vCPUs differs: 2 and 9"),
+            &format!("{name}: its memory limit differs: 5.0 GiB and 6.0 GiB"),
+        ]
+    );
+}

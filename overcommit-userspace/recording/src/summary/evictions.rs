@@ -120,12 +120,19 @@ impl SummaryEvictions {
             format!("{} by {who}", percent(by.share))
         };
         let others = others.iter().take(2).filter(|by| by.share >= 0.01).map(said);
-        let all: Vec<String> = std::iter::once(said(worst)).chain(others).collect();
+        let by = if self.by.len() > 1 {
+            let all: Vec<String> = std::iter::once(said(worst)).chain(others).collect();
+            all.join(", ")
+        } else if worst.is_itself {
+            "all by itself: no other VM pushed it out".to_owned()
+        } else {
+            format!("all by {}", worst.aggressor.name)
+        };
         let bytes = readable_bytes(self.bytes);
         let what = if self.dropped_pages.is_none() { " written to swap" } else { "" };
         let estimate = self.kswapd_estimate.as_ref();
         let estimate = estimate.map(|estimate| format!(" ({})", estimate.clause(vm_id)));
-        Some(format!("{bytes}{what}, {}{}", all.join(", "), estimate.unwrap_or_default()))
+        Some(format!("{bytes}{what}, {by}{}", estimate.unwrap_or_default()))
     }
 }
 
@@ -154,7 +161,7 @@ mod tests {
         let kswapd = aggressor(AggressorClass::Kswapd, "60", "kswapd0");
         let damon = aggressor(AggressorClass::Damon, "61", "kdamond.0");
         let taken = BTreeMap::from([
-            (itself, counts(16, 0)),
+            (itself.clone(), counts(16, 0)),
             (batch.clone(), counts(40, 43)),
             (kswapd, counts(1, 0)),
             (damon, counts(0, 0)),
@@ -167,8 +174,11 @@ mod tests {
         let said = "400.0 KiB, 83.0 % by batch, 16.0 % by itself, 1.0 % by kswapd0";
         assert_eq!(seen.sentence("1-1").unwrap(), said);
         let blind = told(&BTreeMap::from([(batch, counts(40, 0))]), false);
-        let said = "160.0 KiB written to swap, 100.0 % by batch";
+        let said = "160.0 KiB written to swap, all by batch";
         assert_eq!(blind.sentence("1-1").unwrap(), said);
+        let alone = told(&BTreeMap::from([(itself, counts(0, 40))]), true);
+        let said = "160.0 KiB, all by itself: no other VM pushed it out";
+        assert_eq!(alone.sentence("1-1").unwrap(), said);
         assert_eq!(told(&BTreeMap::new(), true).sentence("1-1"), None);
     }
 }

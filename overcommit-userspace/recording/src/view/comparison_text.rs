@@ -55,12 +55,16 @@ fn headline(compared: &[Compared]) -> String {
     format!("Cannot tell: {reason}. As measured, without a claim:\n")
 }
 
-/// What is proven comes first, then what could be judged.
+/// What is proven comes first, then what could be judged; of each the largest change.
 fn table(compared: &[Compared]) -> comfy_table::Table {
     let mut table = plain_table();
     table.set_header(["VM", "FIGURE", "BEFORE", "AFTER", "CHANGE", "CLAIM"]);
     let mut rows: Vec<&Compared> = compared.iter().collect();
-    rows.sort_by_key(|entry| (!entry.is_real, entry.p.is_none()));
+    let size = |entry: &Compared| entry.change().map_or(f64::INFINITY, f64::abs);
+    rows.sort_by(|one, other| {
+        let rank = |entry: &Compared| (!entry.is_real, entry.p.is_none());
+        rank(one).cmp(&rank(other)).then(size(other).total_cmp(&size(one)))
+    });
     for entry in rows {
         table.add_row([
             entry.vm.clone(),
