@@ -139,8 +139,8 @@ mod tests {
         VmInterval { vm, stall, cpu_wait_ns: Some(cpu), swap, memory, ..VmInterval::default() }
     }
 
-    #[test]
-    fn the_worst_comes_first_and_who_is_ok_last() {
+    /// What is said of five VMs, each of which fares otherwise.
+    fn said() -> String {
         let named = |name: &str| RunVm {
             vm_id: format!("{name}-1"),
             name: name.to_owned(),
@@ -171,8 +171,27 @@ mod tests {
         summing.add(&Interval { place, host, vms, evictions });
         let mut text = String::new();
         lines(&mut text, &summing.summary(&run, true, Vec::new()), |vm| vm.vm.clone());
+        plain(&text)
+    }
+
+    /// Without its figures and ends of lines.
+    fn masked(text: &str) -> String {
+        let text = text.replace(|letter: char| letter.is_ascii_digit(), "");
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_readme_shows_what_is_said() {
+        let readme = include_str!("../../../../README.md");
+        let block = readme.split("\n\n").find(|block| block.starts_with("    squeezed"));
+        let (squeezed, _) = block.unwrap().split_once("    calm").unwrap();
+        assert!(masked(&said()).contains(&masked(squeezed)), "{squeezed}");
+    }
+
+    #[test]
+    fn the_worst_comes_first_and_who_is_ok_last() {
         assert_eq!(
-            plain(&text),
+            said(),
             "\
 doomed    KILLED after 4.0 s: its cgroup ran out of memory. Until then it lost
           90.0 % of its vCPU time to memory and waited 1.0 % of it for a CPU.
