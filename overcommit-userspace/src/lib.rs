@@ -14,6 +14,7 @@ pub mod host;
 pub mod kernel;
 pub mod probes;
 pub mod sampler;
+pub mod self_test;
 pub mod session;
 pub mod terminal;
 pub mod vm;

@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 use testbed::host::Setting;
 use testbed::overcommit;
 use testbed::qemu::{Config, Vm};
-use testbed::results::{json, run};
+use testbed::results::{json, run, self_tested};
+use testbed::swap::ZramSwap;
 
 pub(crate) const TESTS: Tests = &[
     ("another_user_is_told_what_to_type", not_root),
@@ -23,6 +24,7 @@ pub(crate) const TESTS: Tests = &[
     ("a_refused_backend_comes_with_the_kernels_reason", refused_backend),
     ("what_is_no_recording_is_said_to_be_none", no_recording),
     ("list_and_check_tell_the_truth", list_and_check),
+    ("check_proves_that_its_host_counts_rightly", self_test),
     ("an_option_without_effect_is_told", not_followed),
 ];
 
@@ -168,6 +170,11 @@ fn no_recording() -> Result<()> {
     expect(&run(["report", &path])?, 1, "use the overcommit that recorded it")?;
     fs::write(dir.path().join("run.json"), "{")?;
     expect(&run(["report", &path])?, 1, "not a run.json")
+}
+
+fn self_test() -> Result<()> {
+    let _swap = ZramSwap::new(512)?;
+    self_tested()
 }
 
 fn list_and_check() -> Result<()> {

@@ -13,8 +13,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use testbed::host::read;
 use testbed::qemu::{Vm, stat_field};
 use testbed::record::Recording;
-use testbed::results::run;
+use testbed::results::{run, self_tested};
+
 use testbed::squeeze::Squeeze;
+use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, await_some, overcommit};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -159,7 +161,8 @@ fn check(_dir: &Path) -> Result<()> {
     for metric in ["fault.minor", "fault.major", "swapin", "exit", "idle", "stall.memory", "apf"] {
         ensure!(!absent(metric), "{metric} is absent: {report:#}");
     }
-    Ok(())
+    let _swap = ZramSwap::new(256)?;
+    self_tested()
 }
 
 fn no_complaints(_dir: &Path) -> Result<()> {

@@ -24,7 +24,7 @@ const USERSPACE: Floors = &[
     &["probes", "host"],
     &["sampler"],
     &["session"],
-    &["ab"],
+    &["ab", "self_test"],
     &["commands"],
 ];
 

@@ -172,6 +172,39 @@ pub fn run<const N: usize>(arguments: [&str; N]) -> Result<Output> {
     Ok(Command::new(overcommit()).args(arguments).output()?)
 }
 
+/// Holds that `check --self-test` tests the backends that this host allows, and finds all figures
+/// right, with pages that come back from swap among them.
+///
+/// # Errors
+/// It does not.
+pub fn self_tested() -> Result<()> {
+    let output = run(["check", "--self-test", "--json"])?;
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    for proof in report["backends"].as_array().context("no backends")?.iter() {
+        println!("{} {}", proof["backend"], proof["proofs"]);
+    }
+    ensure!(output.status.code() == Some(0) && report["passed"] == true, "{report:#}");
+    let check: Value = serde_json::from_slice(&run(["check", "--json"])?.stdout)?;
+    let allowed = |report: &Value| -> Vec<Value> {
+        let backends = report["backends"].as_array().cloned().unwrap_or_default();
+        backends.into_iter().filter(|backend| backend["refused"].is_null()).collect()
+    };
+    let (tested, allowed) = (allowed(&report), allowed(&check));
+    let names = |of: &[Value]| of.iter().map(|one| one["backend"].clone()).collect::<Vec<_>>();
+    ensure!(!tested.is_empty() && names(&tested) == names(&allowed), "{report:#}");
+    for tested in tested {
+        let proofs = tested["proofs"].as_array().context("no proofs")?;
+        let of = |what: &str| proofs.iter().find(|proof| proof["what"] == what);
+        let majors = of("major faults").and_then(|proof| proof["counted"].as_u64());
+        ensure!(majors.is_some_and(|majors| majors > 1), "{tested:#}");
+        ensure!(of("the longest fault").is_some(), "{tested:#}");
+        let sees_kinds = tested["backend"] != "perf";
+        ensure!(of("first touches").is_some() == sees_kinds, "{tested:#}");
+    }
+    Ok(())
+}
+
 /// The program of the stand-ins, which cargo builds one folder above the tests.
 pub fn stand_in() -> PathBuf {
     let tests = std::env::current_exe().unwrap_or_default();
