@@ -1,6 +1,6 @@
 //! Builds the eBPF programs, then what carries them.
 
-use crate::setup::{bpf_linker, rust_source, show};
+use crate::setup::{bpf_linker, rust_source, rust_target, show};
 use anyhow::{Context, Result};
 use std::fs;
 use std::process::Command;
@@ -50,21 +50,47 @@ pub(crate) fn cargo_ebpf(command: &str) -> Result<Command> {
     Ok(cargo)
 }
 
+/// Target of a binary that needs no library of the host.
+const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// Options of `build`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Build a static binary, which runs on any x86-64 host, however old its C library
+    #[arg(long = "static")]
+    is_static: bool,
+}
+
+/// Builds everything, for this host or for any.
+///
+/// # Errors
+/// As [`ebpf`]; or the target's library cannot be had.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !args.is_static {
+        return all();
+    }
+    rust_target(STATIC_TARGET)?;
+    ebpf()?;
+    show(binary().args(["--target", STATIC_TARGET]))?;
+    let built = target().join(STATIC_TARGET).join("release/overcommit");
+    println!("built {}", built.display());
+    Ok(())
+}
+
 /// Builds the programs and the binary.
 ///
 /// # Errors
 /// As [`ebpf`].
 pub(crate) fn all() -> Result<()> {
     ebpf()?;
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(root()).args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "overcommit-userspace",
-    ]);
-    show(&mut cargo)?;
+    show(&mut binary())?;
     println!("built {}", testbed::overcommit().display());
     Ok(())
+}
+
+fn binary() -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args(["build", "--quiet", "--release"]);
+    cargo.args(["--package", "overcommit-userspace"]);
+    cargo
 }

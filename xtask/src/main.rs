@@ -26,7 +26,7 @@ enum Command {
     /// Build the eBPF programs
     BuildEbpf,
     /// Build everything
-    Build,
+    Build(build::Args),
     /// Show two VMs, one of them squeezed, side by side
     Demo(demo::Args),
     /// Write the documents that are made from the code
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = undo::on_signals().and_then(|()| match cli.command {
         Command::BuildEbpf => build::ebpf(),
-        Command::Build => build::all(),
+        Command::Build(args) => build::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Docs => docs::run(),
         Command::Lab(args) => lab::run(&args),

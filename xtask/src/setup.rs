@@ -133,13 +133,31 @@ pub(crate) fn give_to_user_behind_sudo() -> Result<()> {
 /// # Errors
 /// rustup is missing, or cannot install it.
 pub(crate) fn rust_source() -> Result<()> {
-    let sysroot = testbed::run(Command::new("rustc").args(["--print", "sysroot"]))?;
-    if Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").exists() {
+    if has_library("src/rust/library/core")? {
         return Ok(());
     }
     println!("installing the source of Rust's core library");
     quietly(Command::new("rustup").args(["component", "add", "rust-src"]))
         .context("the eBPF target has no ready-made core library; install Rust with rustup")
+}
+
+/// Whether the compiler has that among its libraries.
+fn has_library(path: &str) -> Result<bool> {
+    let sysroot = testbed::run(Command::new("rustc").args(["--print", "sysroot"]))?;
+    Ok(Path::new(sysroot.trim()).join("lib/rustlib").join(path).exists())
+}
+
+/// Rust's library for another target.
+///
+/// # Errors
+/// It cannot be installed.
+pub(crate) fn rust_target(name: &str) -> Result<()> {
+    if has_library(name)? {
+        return Ok(());
+    }
+    println!("installing Rust's library for {name}");
+    quietly(Command::new("rustup").args(["target", "add", name]))
+        .with_context(|| format!("install Rust's library for {name}"))
 }
 
 /// Version of the linker that knows the LLVM of the pinned compiler.

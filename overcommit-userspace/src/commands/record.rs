@@ -4,6 +4,7 @@ use crate::commands::{
     DEPTH, FAILED, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, default_out, require_hosts_pids,
     require_readable, require_root, signalled, spelled,
 };
+use crate::kernel::capability;
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
@@ -148,6 +149,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     // Some tens of MiB.
     drop(kernel);
     let mut session = attached.inspect_err(|_| folder.discard())?;
+    capability::keep_what_records().inspect_err(|_| folder.discard())?;
 
     waiter.watch(session.events())?;
     if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {

@@ -229,6 +229,9 @@ fn reason(kind: Kind, error: &anyhow::Error) -> String {
     let is_breakpoint = matches!(kind, Kind::Kprobe | Kind::Kretprobe);
     match error_number(error) {
         Some(Errno::EPERM) => not_permitted(),
+        Some(Errno::EACCES) if let Some(level) = needs_admin() => {
+            format!("EACCES: CAP_SYS_ADMIN is missing, as kernel.perf_event_paranoid is {level}")
+        }
         // perf has no such source of events.
         Some(Errno::ENOENT) if is_breakpoint => {
             "this kernel has no kprobes (CONFIG_KPROBES)".into()
@@ -236,6 +239,12 @@ fn reason(kind: Kind, error: &anyhow::Error) -> String {
         Some(errno) => format!("{errno:?}: {}", errno.desc()),
         None => format!("{error:#}").lines().next().unwrap_or_default().to_owned(),
     }
+}
+
+/// The level of perf_event_paranoid that asks for more than this process has.
+fn needs_admin() -> Option<i32> {
+    let held = capability::held().unwrap_or(0);
+    capability::asks_for_admin().filter(|_| !capability::has(held, capability::SYS_ADMIN))
 }
 
 /// Who forbids it, of those that can be told.
