@@ -4,7 +4,7 @@
 use crate::kernel::TICK_NS;
 use crate::sampler::FaultCounts;
 use crate::vm::Discovery;
-use crate::vm::owner::Slots;
+use crate::vm::owner::{GONE, Slots};
 use anyhow::Result;
 use overcommit_recording::model::clock::Clocks;
 use overcommit_recording::model::name::Name;
@@ -19,6 +19,8 @@ const STARTING_UP_NS: u64 = 10_000_000_000;
 
 /// VMs without a slot that are named.
 const NAMED: usize = 16;
+/// VMs that ended or share another's memory and are remembered though they are gone.
+const DONE: usize = 4096;
 /// VMs without a slot that are remembered though they are gone.
 const UNSERVED: usize = 1024;
 
@@ -168,10 +170,12 @@ impl Roster {
         if !self.selection.wants(&vm) {
             return None;
         }
-        if !self.slots.may_have(self.discovery.login_user(&vm), free) {
+        let user = if runs { self.discovery.login_user(&vm) } else { Some(GONE) };
+        if !self.slots.may_have(user, free) {
             self.refuse(vm);
             return None;
         }
+        self.slots.add(vm.id, user);
         Some(vm)
     }
 
@@ -225,6 +229,14 @@ impl Roster {
         let id = self.vms[vm].id;
         self.slots.remove(id);
         // Its entry in /proc may outlive it; it is not to be found again.
+        self.is_done(id);
+    }
+
+    /// One is never taken up again. Of many those that are gone need no word.
+    fn is_done(&mut self, id: VmId) {
+        if self.done.len() >= DONE {
+            self.done.retain(|id| self.discovery.id(id.pid) == Some(*id));
+        }
         self.done.insert(id);
     }
 
@@ -234,7 +246,7 @@ impl Roster {
         if full {
             self.refuse(vm);
         } else {
-            self.done.insert(vm.id);
+            self.is_done(vm.id);
         }
     }
 

@@ -15,6 +15,10 @@ const OF_MANAGERS: [&str; 3] = ["/machine.slice/", "/machine/", "/qemu.slice/"];
 const ROOM: usize = 64;
 /// VMs that one such user has in any case.
 const SHARE: usize = 16;
+/// VMs that one such user may have had in a recording, which keeps a few lines of each.
+const EVER: usize = 1000;
+/// The user whom VMs count for that were gone before anybody could look whose they were.
+pub const GONE: u32 = u32::MAX;
 /// Slots that are kept for others.
 const RESERVED: usize = 16;
 
@@ -47,13 +51,19 @@ pub fn with_room(vms: &[Vm], user: impl Fn(&Vm) -> Option<u32>) -> usize {
 
 /// Which of the VMs that have a slot are whose.
 #[derive(Debug, Default)]
-pub struct Slots(BTreeMap<VmId, Option<u32>>);
+pub struct Slots {
+    held: BTreeMap<VmId, Option<u32>>,
+    /// How many each user who logs in has had so far.
+    had: HashMap<u32, usize>,
+}
 
 impl Slots {
     /// Whether a VM may have one of the slots that are free.
     pub fn may_have(&self, user: Option<u32>, free: usize) -> bool {
-        let held = || self.0.values().filter(|holder| **holder == user).count();
-        user.is_none() || Self::are_ample(free) || held() < SHARE
+        let Some(login) = user else { return true };
+        let had = self.had.get(&login).copied().unwrap_or(0);
+        let held = || self.held.values().filter(|holder| **holder == user).count();
+        had < EVER && (Self::are_ample(free) || held() < SHARE)
     }
 
     /// Whether anybody may have one.
@@ -63,17 +73,20 @@ impl Slots {
 
     /// A VM has one.
     pub fn add(&mut self, vm: VmId, user: Option<u32>) {
-        self.0.insert(vm, user);
+        self.held.insert(vm, user);
+        if let Some(user) = user {
+            *self.had.entry(user).or_default() += 1;
+        }
     }
 
     /// It has given it back.
     pub fn remove(&mut self, vm: VmId) {
-        self.0.remove(&vm);
+        self.held.remove(&vm);
     }
 
     /// Whether it has one.
     pub fn has(&self, vm: VmId) -> bool {
-        self.0.contains_key(&vm)
+        self.held.contains_key(&vm)
     }
 }
 
@@ -100,6 +113,21 @@ mod tests {
         slots.remove(id(0));
         assert!(!slots.has(id(0)) && slots.has(id(1)));
         assert!(slots.may_have(Some(1000), free + 1));
+    }
+
+    #[test]
+    fn a_user_who_starts_vms_without_end_is_recorded_to_a_bound() {
+        let mut slots = Slots::default();
+        for pid in 0..3_000 {
+            for (vm, user) in [(id(pid), Some(1000)), (id(pid + 3_000), None)] {
+                if slots.may_have(user, 64) {
+                    slots.add(vm, user);
+                    slots.remove(vm);
+                }
+            }
+        }
+        assert_eq!(slots.had, HashMap::from([(1000, EVER)]));
+        assert!(slots.may_have(None, 64) && slots.may_have(Some(1001), 64));
     }
 
     #[test]
