@@ -80,6 +80,11 @@ fn unknown_vm() -> Result<()> {
     let _guest = Vm::start(&Config::new("known", 16))?;
     let output = run(["record", "--vm", "unknown", "--out", "/nonexistent/x"])?;
     expect(&output, 1, "no VM is named unknown; there are known.")?;
+    let hinted = |vm| run(["record", "--vm", vm, "--out", "/nonexistent/x"]);
+    expect(&hinted("KNOWN")?, 1, "Did you mean known?")?;
+    expect(&hinted("known,other")?, 1, "Give --vm once for each VM")?;
+    expect(&hinted("")?, 2, "leave it out to mean every VM")?;
+    expect(&run(["record", "--duration", "-5s"])?, 2, "-5s")?;
     let waits = run(["record", "--vm", "unknown", "--wait=300ms", "--out", "/nonexistent/x"])?;
     expect(&waits, 4, "waiting for a VM named unknown")?;
     expect(&waits, 4, "no VM named unknown ran within 300 ms")?;

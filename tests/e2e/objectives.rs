@@ -159,6 +159,14 @@ fn export() -> Result<()> {
     };
     let exported = rows(&folder, "export/web-1/fault.minor.csv")?;
     ensure!(!exported.is_empty() && exported == of_minor(rows(&folder, "intervals.csv")?));
+    // Elsewhere, where the recording cannot be written to.
+    let elsewhere = dir.path().join("elsewhere");
+    let out = elsewhere.to_string_lossy().into_owned();
+    let output = run(["export", &text, "--format", "hgrm", "--out", &out])?;
+    ensure!(output.status.success(), "{output:?}");
+    let hgrm = fs::read_to_string(elsewhere.join("web-1/fault.minor.hgrm"))?;
+    ensure!(hgrm == read("vms/web-1/fault.minor.hgrm")?);
+    expect(&run(["export", &text, "--format", "csv", "--out", &out])?, 1, "is not empty")?;
     expect(&run(["export", &text, "--format", "csv", "--vm", "db"])?, 1, "it has the VMs web-1")
 }
 

@@ -7,7 +7,7 @@ use overcommit_recording::export::files;
 use overcommit_recording::export::files::{Format, Selection};
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::recording::run_file;
-use overcommit_recording::recording::{Folder, Recording};
+use overcommit_recording::recording::{Folder, Owner, Recording};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -29,9 +29,12 @@ pub struct Args {
     metric: Vec<String>,
     #[command(flatten)]
     span: SpanArgs,
+    /// Folder for the files, new or empty [default: export, in the recording's folder]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
-/// Writes one file a VM and metric into the recording's folder `export`.
+/// Writes one file a VM and metric.
 ///
 /// # Errors
 /// The folder is no recording, nothing in it is meant, or a file cannot be written.
@@ -41,9 +44,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let span = args.span.read(&folder)?;
     let recording = Recording::open(&folder)?;
     let selection = Selection { vms: args.vm.clone(), metrics: args.metric.clone() };
-    let files = files::write(&recording, span, args.format, &selection)?;
-    print(
-        &files.iter().map(|name| format!("{}\n", folder.file(name).display())).collect::<String>(),
-    )?;
+    let out = args.out.as_deref().map(|out| Folder::make(out, Owner::behind_sudo()?));
+    let out = out.transpose()?;
+    let files = files::write(&recording, span, args.format, &selection, out.as_ref());
+    let files = files.inspect_err(|_| out.iter().for_each(Folder::discard))?;
+    print(&files.iter().map(|path| format!("{}\n", path.display())).collect::<String>())?;
     Ok(ExitCode::SUCCESS)
 }

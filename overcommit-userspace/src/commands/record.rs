@@ -44,13 +44,13 @@ use std::time::{Duration, Instant};
   overcommit record --out run-2 --label build=417 -- k6 run load.js")]
 pub struct Args {
     /// How long to record; until Ctrl-C or the end of COMMAND if not given
-    #[arg(long, help_heading = WHEN, value_name = "D", value_parser = parse_positive_duration)]
+    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true, value_parser = parse_positive_duration)]
     duration: Option<Duration>,
     /// Length of an interval, 10ms to 1h
-    #[arg(long, help_heading = WHEN, value_name = "D", default_value = "1s", value_parser = parse_interval)]
+    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true, default_value = "1s", value_parser = parse_interval)]
     interval: Duration,
     /// Leave out the first D, while the load warms up
-    #[arg(long, help_heading = WHEN, value_name = "D", default_value = "0s", value_parser = parse_duration)]
+    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true, default_value = "0s", value_parser = parse_duration)]
     delay: Duration,
     /// Folder for the recording, new or empty [default: overcommit-HOST-TIME]
     #[arg(long, help_heading = WHERE, value_name = "DIR")]
@@ -273,7 +273,7 @@ async fn find(
         if let Some(pattern) = exact.first()
             && args.wait.is_none()
         {
-            bail!("no VM is named {pattern}; {} Give --wait to wait for it", running(&vms));
+            bail!("no VM is named {pattern}; {} {}", running(&vms), hint(pattern, &vms));
         }
         if !args.quiet && !told {
             for pattern in &globs {
@@ -306,6 +306,17 @@ async fn find(
             return Ok(Err(signalled(signal)));
         }
     }
+}
+
+/// What to type instead of a pattern that means no VM.
+fn hint(pattern: &Pattern, vms: &[Vm]) -> String {
+    if let Some(vm) = vms.iter().find(|vm| pattern.is_nearly(vm)) {
+        return format!("Did you mean {}?", vm.name);
+    }
+    if pattern.to_string().contains(',') {
+        return "Give --vm once for each VM".to_owned();
+    }
+    "Give --wait to wait for it".to_owned()
 }
 
 fn running(vms: &[Vm]) -> String {

@@ -7,11 +7,12 @@ use crate::model::pattern::Pattern;
 use crate::model::run::RunVm;
 use crate::model::totals::Totals;
 use crate::recording::reader::NONE;
-use crate::recording::{Recording, Span};
+use crate::recording::{Folder, Recording, Span};
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use overcommit_ebpf::layout::Metric;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// The folder, within the recording's.
 const FOLDER: &str = "export";
@@ -60,7 +61,7 @@ impl Selection {
 /// A VM of the recording, by its index, and a metric that it has.
 type Part = (usize, MetricName);
 
-/// Writes the files; gives their names within the recording's folder.
+/// Writes the files below `into`, or below a folder in the recording's own; gives where they are.
 ///
 /// # Errors
 /// Nothing is meant, a log cannot be read, or a file cannot be written.
@@ -69,7 +70,8 @@ pub fn write(
     span: Span,
     format: Format,
     selection: &Selection,
-) -> Result<Vec<String>> {
+    into: Option<&Folder>,
+) -> Result<Vec<PathBuf>> {
     let vms = &recording.run.vms;
     let all = parts(recording, span)?;
     let parts: Vec<Part> =
@@ -84,14 +86,17 @@ pub fn write(
         Format::Hgrm => distributions(recording, span, &parts)?,
         Format::Csv => rows(recording, span, &parts)?,
     };
-    let mut names = Vec::new();
+    let mut paths = Vec::new();
     for part in parts {
-        let name =
-            format!("{FOLDER}/{}/{}.{}", vms[part.0].folder, part.1.as_str(), format.extension());
-        recording.folder.refresh(&name, &files.remove(&part).unwrap_or_default())?;
-        names.push(name);
+        let name = format!("{}/{}.{}", vms[part.0].folder, part.1.as_str(), format.extension());
+        let (folder, name) = match into {
+            Some(into) => (into, name),
+            None => (&recording.folder, format!("{FOLDER}/{name}")),
+        };
+        folder.refresh(&name, &files.remove(&part).unwrap_or_default())?;
+        paths.push(folder.file(&name));
     }
-    Ok(names)
+    Ok(paths)
 }
 
 /// What the recording has.

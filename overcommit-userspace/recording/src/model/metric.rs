@@ -206,6 +206,21 @@ pub const FAMILIES: [Family; 10] = [
         .of_exits(),
 ];
 
+/// The names that metrics have, of kinds without end an example.
+pub fn names() -> String {
+    let of = |family: &Family| -> Vec<String> {
+        match family.members {
+            Members::Itself => vec![family.name.to_owned()],
+            Members::Faults => {
+                Metric::FAULTS.map(|metric| MetricName::from(metric).as_str().to_owned()).to_vec()
+            }
+            Members::Backings => vec![format!("{}.KIND", family.name)],
+            Members::Any => vec![format!("{}.REASON", family.name)],
+        }
+    };
+    FAMILIES.iter().flat_map(of).collect::<Vec<_>>().join(", ")
+}
+
 /// Whether there is a metric of that name, seen or not.
 pub fn is_known(name: &str) -> bool {
     let name = MetricName::new(name);

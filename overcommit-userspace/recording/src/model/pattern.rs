@@ -2,7 +2,7 @@
 
 use crate::model::run::RunVm;
 use crate::model::vm::Vm;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// A name, a uuid, or a glob over either; `id:100` of Proxmox, `namespace/name` of KubeVirt.
 #[derive(Clone, Debug)]
@@ -18,8 +18,9 @@ impl Pattern {
     /// Reads a pattern. `*`, `?` and `[…]` make it a glob.
     ///
     /// # Errors
-    /// A glob that is not well formed, with the position.
+    /// A glob that is not well formed, with the position; or there is nothing in it.
     pub fn parse(text: &str) -> Result<Self> {
+        ensure!(!text.is_empty(), "it is empty; leave it out to mean every VM");
         let is_glob = text.contains(['*', '?', '[']);
         let glob = is_glob
             .then(|| glob::Pattern::new(text))
@@ -34,6 +35,11 @@ impl Pattern {
     /// Whether it names one VM rather than any number.
     pub fn is_exact(&self) -> bool {
         self.glob.is_none()
+    }
+
+    /// Whether it is another VM's name but for the case.
+    pub fn is_nearly(&self, vm: &Vm) -> bool {
+        self.text.eq_ignore_ascii_case(&vm.name.to_string())
     }
 
     /// Whether the VM is meant.
@@ -88,7 +94,8 @@ mod tests {
         {
             assert!(matches(pattern), "{pattern}");
         }
-        for pattern in ["web", "Web-01", "web-1*", "", "5c6a9d3e"] {
+        assert!(Pattern::parse("").is_err());
+        for pattern in ["web", "Web-01", "web-1*", "5c6a9d3e"] {
             assert!(!matches(pattern), "{pattern}");
         }
         assert!(Pattern::parse("web-[").is_err());

@@ -1,7 +1,7 @@
 //! What a VM must meet: `web-*:fault.major:p99<2ms`, `stall.share<1%`.
 
 use crate::format::text::parse_duration;
-use crate::model::metric::{MetricName, is_known};
+use crate::model::metric::{MetricName, is_known, names};
 use crate::model::pattern::Pattern;
 use crate::model::run::RunVm;
 use anyhow::{Context, Result, bail, ensure};
@@ -148,7 +148,12 @@ impl Objective {
                     None => (None, before),
                 };
                 let metric_at = || at(before.len() - metric.len());
-                ensure!(is_known(metric), "{}: no metric is called {metric}", metric_at());
+                ensure!(
+                    is_known(metric),
+                    "{}: no metric is called {metric}; there are {}",
+                    metric_at(),
+                    names()
+                );
                 let metric = MetricName::new(metric);
                 if quantile == "rate" {
                     let limit = per_second(limit).with_context(limit_at)?;
