@@ -5,7 +5,7 @@ use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use testbed::host::{MemoryCgroup, Setting, read};
+use testbed::host::{MemoryCgroup, Setting, counter, read};
 use testbed::payload::{self, Guest};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
@@ -116,6 +116,8 @@ struct Seen {
     /// Majors by the cgroup, and by QEMU's own stat.
     by_memcg: u64,
     by_qemu: u64,
+    /// Pages that the kernel read from swap.
+    read: u64,
     /// Whether a read brings more than the page that is waited for.
     reads_ahead: bool,
 }
@@ -136,6 +138,7 @@ fn watch(dir: &Path, guest: Guest, options: &[&str], until: Until) -> Result<See
     let ended = Histogram::start("kvm/kvm_async_pf_ready", "token")?;
     let qemu_before = swapped.vm.faults()?[1];
     let before = majors(&swapped.cgroup)?;
+    let read_before = counter(Path::new("/proc/vmstat"), "pswpin")?;
     match until {
         Until::Majors(count) => {
             swapped.run_until("major faults", |cgroup| Ok(majors(cgroup)? >= before + count))?;
@@ -152,6 +155,7 @@ fn watch(dir: &Path, guest: Guest, options: &[&str], until: Until) -> Result<See
         ended: ended.total()?,
         by_memcg: majors(&swapped.cgroup)? - before,
         by_qemu: swapped.vm.faults()?[1] - qemu_before,
+        read: counter(Path::new("/proc/vmstat"), "pswpin")? - read_before,
         reads_ahead: read("/proc/sys/vm/page-cluster")?.trim() != "0",
     })
 }
@@ -159,6 +163,19 @@ fn watch(dir: &Path, guest: Guest, options: &[&str], until: Until) -> Result<See
 impl Seen {
     fn apf(&self) -> u64 {
         figure(&self.summary, "apf", "count").unwrap_or(0)
+    }
+
+    /// Pages read from the disk, whoever began to read them, are as many as the kernel says, less
+    /// those that were read ahead of anybody's need.
+    fn sources_agree(&self) -> Result<()> {
+        let swapins = &self.summary["swapins"];
+        let from_disk = swapins["from_device"]["vda"].as_u64().unwrap_or(0);
+        println!("from the disk {from_disk} of {} read; {swapins}", self.read);
+        let most = self.read + 3.max(self.read / 100);
+        ensure!(from_disk > 0 && from_disk <= most, "{swapins}, read {}", self.read);
+        let least = self.read - 3.max(self.read / 100);
+        ensure!(self.reads_ahead || from_disk >= least, "{swapins}, read {}", self.read);
+        Ok(())
     }
 
     fn outside(&self) -> Result<u64> {
@@ -187,6 +204,13 @@ fn workers_count(dir: &Path, backend: &str) -> Result<()> {
             && by_memcg * 100 <= (outside + by_qemu) * 101,
         "memcg counts {by_memcg}, workers {outside}, QEMU {by_qemu}"
     );
+    seen.sources_agree()?;
+    // The guest cannot be told, so it stands still meanwhile: that is no work of KVM's.
+    let time = &seen.summary["stall_time"];
+    let part = |name: &str| time[name].as_u64().with_context(|| format!("no {name} in {time}"));
+    let (all, kvm) = (part("total_ns")?, part("kvm_ns")?);
+    println!("of {all} ns of waits {} in the background, {kvm} KVM's own", part("background_ns")?);
+    ensure!(kvm * 5 < all && part("background_ns")? * 2 > all, "{time}");
     // Each is a worker's or QEMU's own, which has some of its memory on swap too and needs it to
     // answer its monitor. What a worker finds read already is a minor one.
     let slack = 3.max(majors / 100);

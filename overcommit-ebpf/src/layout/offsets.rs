@@ -43,6 +43,8 @@ offsets! {
         task_maj_flt,
         /// `task_struct::sched_info.run_delay`; 0 if this kernel does not keep it
         task_run_delay,
+        /// `task_struct::nvcsw`
+        task_nvcsw,
         /// Byte of `task_struct::in_iowait`
         task_in_iowait,
         /// Its bit there

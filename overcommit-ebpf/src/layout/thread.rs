@@ -90,8 +90,6 @@ pub struct Thread {
     /// Backends on `handle_mm_fault`: [`FaultBacking`] of the fault that it is in; 0 if the
     /// backend does not tell.
     pub backing: AtomicU64,
-    /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 1],
 }
 
 /// In [`Thread::call`]: the call has not returned.
@@ -133,7 +131,8 @@ impl Thread {
 pub struct Window {
     /// `CLOCK_MONOTONIC` at kvm_exit, in nanoseconds; 0 in the guest.
     pub exit_ns: AtomicU64,
-    /// Key of the exit's reason ([`exit_key`]), with [`MEMORY`] and the other marks.
+    /// Key of the exit's reason ([`exit_key`]), with [`MEMORY`] and the other marks, and from
+    /// [`SLEEPS_AT`] on how often the thread had slept by the exit.
     pub reason: AtomicU64,
     /// `CLOCK_MONOTONIC` at which it left for user space, in nanoseconds; 0 in the
     /// kernel.
@@ -144,6 +143,9 @@ pub struct Window {
     pub paused_ns: AtomicU64,
     /// [`Thread::waited_ns`] at the exit.
     pub waited_before_ns: AtomicU64,
+    /// Time in this window of attempts that came back without waiting for their page, in
+    /// nanoseconds.
+    pub attempts_ns: AtomicU64,
     /// Asynchronous page faults that are open.
     pub apf_open: AtomicU64,
     /// `CLOCK_MONOTONIC` of the youngest, in nanoseconds.
@@ -175,12 +177,13 @@ pub struct Window {
     pub exit_run_delay_ns: AtomicU64,
     /// 1 if anything is in `parts_ns`.
     pub has_parts: AtomicU64,
-    /// Time of the faults that completed in this window, by [`Part`], in nanoseconds.
+    /// Time of those attempts, and of the faults that completed in this window, by [`Part`], in
+    /// nanoseconds.
     pub parts_ns: [AtomicU64; Part::COUNT],
 }
 
 impl Window {
-    fn words(&self) -> [&AtomicU64; 21] {
+    fn words(&self) -> [&AtomicU64; 22] {
         [
             &self.exit_ns,
             &self.reason,
@@ -188,6 +191,7 @@ impl Window {
             &self.user_ns,
             &self.paused_ns,
             &self.waited_before_ns,
+            &self.attempts_ns,
             &self.apf_open,
             &self.apf_since_ns,
             &self.vcpu,
@@ -221,6 +225,13 @@ pub const PAUSED: u64 = 1 << 35;
 
 /// In [`Window::reason`]: an asynchronous page fault was open at the halt.
 pub const APF: u64 = 1 << 36;
+
+/// In [`Window::reason`]: an asynchronous page fault was reported ready in the window.
+pub const READY: u64 = 1 << 37;
+
+/// In [`Window::reason`]: the lowest bit of `task_struct::nvcsw` at the exit, as far as there is
+/// room for it.
+pub const SLEEPS_AT: u32 = 48;
 
 /// The request of `ioctl` by which a thread runs a vCPU: `_IO(KVMIO, 0x80)`,
 /// include/uapi/linux/kvm.h.

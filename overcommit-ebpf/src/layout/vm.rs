@@ -7,6 +7,12 @@ use core::sync::atomic::AtomicU64;
 /// [`Vm::stall_ns`] behind the parts.
 pub const OUTSIDE_FAULTS: usize = Part::COUNT;
 
+/// Likewise where the vCPU slept meanwhile, for a page that a worker read.
+pub const IN_BACKGROUND: usize = Part::COUNT + 1;
+
+/// Numbers in [`Vm::stall_ns`].
+pub const STALL_PARTS: usize = Part::COUNT + 2;
+
 /// A VM's slot: who it is for the kernel, and what is known beside the histograms.
 #[repr(C)]
 pub struct Vm {
@@ -46,9 +52,9 @@ pub struct Vm {
     pub taken_again: AtomicU64,
     /// Time of the faults that have completed, by [`Part`], in nanoseconds.
     pub parts_ns: [AtomicU64; Part::COUNT],
-    /// Time of its windows of `stall.memory`, by [`Part`] of the faults in them, and that of
-    /// [`OUTSIDE_FAULTS`], in nanoseconds.
-    pub stall_ns: [AtomicU64; Part::COUNT + 1],
+    /// Time of its windows of `stall.memory`, by [`Part`] of the faults in them, that of
+    /// [`OUTSIDE_FAULTS`] and that of [`IN_BACKGROUND`], in nanoseconds.
+    pub stall_ns: [AtomicU64; STALL_PARTS],
     /// The second of `CLOCK_MONOTONIC` in which its last slow fault ended.
     pub slow_second: AtomicU64,
     /// Slow faults in it.
@@ -103,4 +109,4 @@ impl Vm {
     }
 }
 
-const _: () = assert!(size_of::<Vm>() == 840);
+const _: () = assert!(size_of::<Vm>() == 848);

@@ -160,9 +160,10 @@ fn leave(returned: u32) {
         return;
     }
     if returned & reason::RETRY != 0 {
-        set(&thread.since_ns, 0);
         keep_wait_before(thread, now);
-        swapin::forget(thread);
+        parts::close_attempt(thread, now);
+        set(&thread.since_ns, 0);
+        swapin::keep_attempt(thread);
         add(&vm.not_waited, 1);
         return;
     }

@@ -7,7 +7,7 @@
 
 use crate::atomic::{add, get, set};
 use crate::calls::goes_on;
-use crate::kernel::{current_mm, current_run_delay};
+use crate::kernel::{current_mm, current_run_delay, current_sleeps};
 use crate::latency::record;
 use crate::maps::{APFS, KVM_FIELDS, MMS, VMS, histogram, lose};
 use crate::threads::{known_thread, thread_entry};
@@ -18,8 +18,8 @@ use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::layout::{
-    APF, HALT, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY, MMIO, Metric, OUTSIDE_FAULTS,
-    PAUSED, Part, REASON_MMIO, Thread, Vm, Window, exit_key,
+    APF, HALT, IN_BACKGROUND, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY, MMIO, Metric,
+    OUTSIDE_FAULTS, PAUSED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
 };
 
 /// Exits that mean something to us: svm.h, vmx.h (arch/x86/include/uapi/asm) and
@@ -70,11 +70,15 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     if marks & HALT != 0 && waits_for_page(vm, window, now) {
         marks |= APF;
     }
+    if marks & MEMORY != 0 {
+        marks |= current_sleeps() << SLEEPS_AT;
+    }
     set(&window.reason, u64::from(exit_key(isa, reason)) | marks);
     set(&window.user_since_ns, 0);
     set(&window.user_ns, 0);
     set(&window.paused_ns, 0);
     set(&window.waited_before_ns, get(&thread.waited_ns));
+    set(&window.attempts_ns, 0);
     set(&window.exit_run_delay_ns, current_run_delay());
     parts::empty(&window.has_parts, &window.parts_ns);
     set(&window.exit_ns, now);
@@ -229,6 +233,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
             record(histogram, kernel);
         }
         let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
+        let within = within + get(&window.attempts_ns);
         count(&window.stalls, 1);
         count(&window.stalls_inverted, u64::from(kernel < within));
         split(vm, window, kernel.saturating_sub(within), user + paused == 0);
@@ -271,7 +276,17 @@ fn split(vm: &Vm, window: &Window, outside: u64, was_in_kernel: bool) {
             }
         }
     }
-    add(&vm.stall_ns[OUTSIDE_FAULTS], outside - delay);
+    let place = if slept_for_page(window) { IN_BACKGROUND } else { OUTSIDE_FAULTS };
+    add(&vm.stall_ns[place], outside - delay);
+}
+
+/// Whether the vCPU slept in a memory window while a worker read its page: where the guest cannot
+/// be told of it, KVM halts the vCPU (`KVM_REQ_APF_HALT`, arch/x86/kvm/x86.c).
+#[inline(always)]
+fn slept_for_page(window: &Window) -> bool {
+    let reason = get(&window.reason);
+    let waits = get(&window.apf_open) != 0 || reason & READY != 0;
+    waits && current_sleeps() << SLEEPS_AT != reason >> SLEEPS_AT << SLEEPS_AT
 }
 
 /// Adds to a total of the thread's own.
@@ -309,6 +324,7 @@ pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
     let now = unsafe { bpf_ktime_get_ns() };
     let token = read::<u64>(&ctx, &fields.apf_token) as u32;
     let open = get(&window.apf_open);
+    set(&window.reason, get(&window.reason) | READY);
     if token == APF_BROADCAST {
         set(&window.apf_open, 0);
         add(&vm.lost[Loss::ApfUnfinished as usize], open);

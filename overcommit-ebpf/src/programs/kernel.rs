@@ -61,6 +61,15 @@ pub(crate) fn current_run_delay() -> u64 {
     unsafe { *task.add(offset as usize).cast::<u64>() }
 }
 
+/// How often the current thread has gone to sleep.
+#[inline(always)]
+pub(crate) fn current_sleeps() -> u64 {
+    // SAFETY: as in `current_mm`.
+    let task = unsafe { bpf_get_current_task_btf() } as *const u8;
+    // SAFETY: the offset is task_struct::nvcsw of this kernel's BTF.
+    unsafe { *task.add(OFFSETS.load().task_nvcsw as usize).cast::<u64>() }
+}
+
 /// Whether the current thread, which is about to sleep, waits for a device
 /// (`io_schedule_prepare`, kernel/sched/core.c).
 #[inline(always)]

@@ -88,6 +88,11 @@ pub(crate) static FREE_POOLED: Queue<u32> = Queue::with_max_entries(1 /* loader 
 #[map]
 pub(crate) static APFS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_384, 0);
 
+/// Address of an `mm_struct` and number of a page in it → how a call that did not wait began to
+/// read that page. What nobody waits for makes way for what comes.
+#[map]
+pub(crate) static ATTEMPTS: LruHashMap<[u64; 2], u64> = LruHashMap::with_max_entries(16_384, 0);
+
 /// Swap devices by number.
 #[map]
 pub(crate) static SWAP_DEVICES: Array<SwapDevice> =

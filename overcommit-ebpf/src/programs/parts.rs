@@ -64,19 +64,43 @@ pub(crate) fn close(vm: &Vm, thread: &Thread, now: u64) {
     if get(&thread.has_parts) == 0 {
         return;
     }
-    let window = &thread.window;
-    let in_window = get(&window.exit_ns) != 0;
-    let places = vm.parts_ns.iter().zip(&window.parts_ns);
-    for (part, (sum, of_window)) in thread.parts_ns.iter().zip(places) {
+    for (part, sum) in thread.parts_ns.iter().zip(&vm.parts_ns) {
         let time = get(part);
         if time != 0 {
             add(sum, time);
-            if in_window {
-                set(of_window, get(of_window) + time);
-                set(&window.has_parts, 1);
-            }
         }
     }
+    give_to_window(thread);
+}
+
+/// The call came back without waiting for its page: what it did belongs to the window that it was
+/// for. Its wait for the lock is that of the next call ([`crate::threads::keep_wait_before`]).
+#[inline(always)]
+pub(crate) fn close_attempt(thread: &Thread, now: u64) {
+    turn(thread, now);
+    let lock = &thread.parts_ns[Part::Lock as usize];
+    let length = now.saturating_sub(get(&thread.since_ns)).saturating_sub(get(lock));
+    set(lock, 0);
+    let window = &thread.window;
+    if get(&window.exit_ns) != 0 {
+        set(&window.attempts_ns, get(&window.attempts_ns) + length);
+        give_to_window(thread);
+    }
+}
+
+#[inline(always)]
+fn give_to_window(thread: &Thread) {
+    let window = &thread.window;
+    if get(&window.exit_ns) == 0 || get(&thread.has_parts) == 0 {
+        return;
+    }
+    for (part, sum) in thread.parts_ns.iter().zip(&window.parts_ns) {
+        let time = get(part);
+        if time != 0 {
+            set(sum, get(sum) + time);
+        }
+    }
+    set(&window.has_parts, 1);
 }
 
 /// The innermost part; `None` is the rest.

@@ -12,8 +12,8 @@ use crate::evictions::aggressor_of;
 use crate::kernel::Kernel;
 use crate::latency::record;
 use crate::maps::{
-    MMS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_INFO_AT, SWAP_TYPE, TAKES_AGGRESSORS, VMS,
-    ZSWAP_LOADED, histogram,
+    ATTEMPTS, MMS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_INFO_AT, SWAP_TYPE,
+    TAKES_AGGRESSORS, VMS, ZSWAP_LOADED, histogram,
 };
 use crate::parts;
 use crate::threads::known_thread;
@@ -175,7 +175,7 @@ fn enter(device: u64, entry: u64) -> bool {
     if get(&thread.swapin) & OPEN == 0 {
         // SAFETY: the helper has no precondition.
         set(&thread.swapin_since_ns, unsafe { bpf_ktime_get_ns() });
-        set(&thread.swapin, device | OPEN);
+        set(&thread.swapin, device | OPEN | begun_before(thread));
         if TAKES_AGGRESSORS.load() != 0 {
             set(&thread.aggressor, aggressor_of(entry));
         }
@@ -239,6 +239,34 @@ pub(crate) fn finish(thread: &Thread) {
 #[inline(always)]
 pub(crate) fn forget(thread: &Thread) {
     set(&thread.swapin, 0);
+}
+
+/// A call that does not wait has come back: KVM's first for each page is one (`hva_to_pfn`,
+/// virt/kvm/kvm_main.c). It began to read the page (`do_swap_page`), which a worker or the vCPU's
+/// next call only waits for.
+#[inline(always)]
+pub(crate) fn keep_attempt(thread: &Thread) {
+    let read = get(&thread.swapin) & (READ | ZSWAP);
+    if read != 0 {
+        let _ = ATTEMPTS.insert(page_of(thread), read, 0);
+    }
+    forget(thread);
+}
+
+/// How the page is read that the fault waits for, if a call before it has begun that.
+#[inline(always)]
+fn begun_before(thread: &Thread) -> u64 {
+    let page = page_of(thread);
+    // SAFETY: entries are only read and written as whole words.
+    let Some(read) = (unsafe { ATTEMPTS.get(page) }).copied() else { return 0 };
+    let _ = ATTEMPTS.remove(page);
+    read
+}
+
+/// The page of the fault that the thread is in: its `mm` and number.
+#[inline(always)]
+fn page_of(thread: &Thread) -> [u64; 2] {
+    [get(&thread.mm), get(&thread.address) >> 12]
 }
 
 /// Writes down what the device is called, once: the loader empties the entry from

@@ -176,6 +176,7 @@ impl KernelLayout {
             task_min_flt: task("min_flt")?,
             task_maj_flt: task("maj_flt")?,
             task_run_delay: task("sched_info.run_delay").unwrap_or(0),
+            task_nvcsw: task("nvcsw")?,
             task_in_iowait: self.bit("task_struct", "in_iowait")? / 8,
             in_iowait_bit: self.bit("task_struct", "in_iowait")? % 8,
             task_over_high: task("memcg_nr_pages_over_high").unwrap_or(0),

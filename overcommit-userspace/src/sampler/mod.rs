@@ -435,8 +435,9 @@ impl Sampler {
         vm.fault_time = Breakdown::new(vm.fault_ns(), counts.parts_ns, is_seen);
         let windows = vm.latencies(Metric::StallMemory).map(|windows| windows.sum_ns);
         vm.stall_time = windows.filter(|_| can_split_stalls(&host.declared)).map(|total_ns| {
-            let [parts @ .., kvm_ns] = counts.stall_ns;
-            Breakdown { kvm_ns: Some(kvm_ns), ..Breakdown::new(total_ns, parts, is_seen) }
+            let [parts @ .., kvm_ns, background_ns] = counts.stall_ns;
+            let (kvm_ns, background_ns) = (Some(kvm_ns), Some(background_ns));
+            Breakdown { kvm_ns, background_ns, ..Breakdown::new(total_ns, parts, is_seen) }
         });
         if let Some(stall) = &mut stall {
             stall.runq_ns = stall::runq_ns(*stall, vm.stall_time, vm.fault_time);

@@ -10,7 +10,7 @@ use crate::sampler::stall::is_waiting;
 use crate::sampler::swapins::SwapinReader;
 use crate::sampler::vcpus::VcpuTimes;
 use crate::vm::threads::VcpuThreads;
-use overcommit_ebpf::layout::{self, FaultBacking, Loss, Part, Taker, Thread};
+use overcommit_ebpf::layout::{self, FaultBacking, Loss, Part, STALL_PARTS, Taker, Thread};
 use overcommit_recording::model::coverage::{Coverage, Seen};
 use overcommit_recording::model::interval::{FileFaults, MetricInterval, Stall, StallSource};
 use overcommit_recording::model::latencies::Latencies;
@@ -45,7 +45,7 @@ pub(super) struct Tracked {
     pub(super) taken_by: [u64; Taker::COUNT],
     pub(super) lost: [u64; Loss::COUNT],
     pub(super) parts_ns: [u64; Part::COUNT],
-    pub(super) stall_ns: [u64; Part::COUNT + 1],
+    pub(super) stall_ns: [u64; STALL_PARTS],
     /// Its memory cgroup, if that is its own.
     pub(super) cgroup: Option<u64>,
     pub(super) swapped_out: [u64; 1],
@@ -79,7 +79,7 @@ impl Tracked {
             taken_by: [0; Taker::COUNT],
             lost: [0; Loss::COUNT],
             parts_ns: [0; Part::COUNT],
-            stall_ns: [0; Part::COUNT + 1],
+            stall_ns: [0; STALL_PARTS],
             cgroup: None,
             swapped_out: [0],
             discards: [0; 2],
@@ -171,7 +171,7 @@ pub(super) struct Counts {
     /// By [`Part`].
     pub(super) parts_ns: [u64; Part::COUNT],
     /// By [`Part`] and outside faults.
-    pub(super) stall_ns: [u64; Part::COUNT + 1],
+    pub(super) stall_ns: [u64; STALL_PARTS],
     /// By [`Loss`].
     pub(super) not_counted: [u64; Loss::COUNT],
     pub(super) for_host: ForHost,

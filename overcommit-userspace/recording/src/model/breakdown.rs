@@ -15,6 +15,8 @@ pub struct Breakdown {
     pub parts_ns: [Option<u64>; Part::COUNT],
     /// Of windows: outside faults, where KVM works itself.
     pub kvm_ns: Option<u64>,
+    /// Of windows: outside faults, while the vCPU slept until a worker had read its page.
+    pub background_ns: Option<u64>,
 }
 
 impl Breakdown {
@@ -27,7 +29,7 @@ impl Breakdown {
         if let Some(swapin) = &mut parts_ns[Part::Swapin as usize] {
             *swapin += counted[Part::SwapinIo as usize];
         }
-        Self { total_ns, parts_ns, kvm_ns: None }
+        Self { total_ns, parts_ns, ..Self::default() }
     }
 
     /// A part.
@@ -39,14 +41,16 @@ impl Breakdown {
     pub fn rest_ns(&self) -> u64 {
         let whole = Part::ALL.into_iter().filter(|part| *part != Part::SwapinIo);
         let seen: u64 = whole.filter_map(|part| self.of(part)).sum();
-        self.total_ns.saturating_sub(seen + self.kvm_ns.unwrap_or(0))
+        let outside: u64 = [self.kvm_ns, self.background_ns].into_iter().flatten().sum();
+        self.total_ns.saturating_sub(seen + outside)
     }
 
     /// Adds another time.
     pub fn add(&mut self, other: Self) {
         self.total_ns += other.total_ns;
-        let sums = self.parts_ns.iter_mut().chain([&mut self.kvm_ns]);
-        for (sum, more) in sums.zip(other.parts_ns.into_iter().chain([other.kvm_ns])) {
+        let sums = self.parts_ns.iter_mut().chain([&mut self.kvm_ns, &mut self.background_ns]);
+        let others = other.parts_ns.into_iter().chain([other.kvm_ns, other.background_ns]);
+        for (sum, more) in sums.zip(others) {
             *sum = match (*sum, more) {
                 (Some(sum), Some(more)) => Some(sum + more),
                 (sum, more) => sum.or(more),
@@ -64,6 +68,9 @@ impl Serialize for Breakdown {
         }
         if let Some(kvm_ns) = self.kvm_ns {
             map.serialize_entry("kvm_ns", &kvm_ns)?;
+        }
+        if let Some(background_ns) = self.background_ns {
+            map.serialize_entry("background_ns", &background_ns)?;
         }
         map.serialize_entry("rest_ns", &self.rest_ns())?;
         map.end()
@@ -86,7 +93,14 @@ mod tests {
         time.add(Breakdown::new(10, [1; Part::COUNT], |part| part == Part::Lock));
         assert_eq!((time.of(Part::Lock), time.of(Part::Swapin)), (Some(1), Some(50)));
         assert_eq!((time.total_ns, time.rest_ns()), (110, 49));
-        time.add(Breakdown { total_ns: 5, kvm_ns: Some(4), ..Breakdown::default() });
-        assert_eq!((time.kvm_ns, time.rest_ns()), (Some(4), 50));
+        let background_ns = Some(6);
+        time.add(Breakdown {
+            total_ns: 11,
+            kvm_ns: Some(4),
+            background_ns,
+            ..Breakdown::default()
+        });
+        assert_eq!((time.kvm_ns, time.background_ns), (Some(4), Some(6)));
+        assert_eq!(time.rest_ns(), 50);
     }
 }

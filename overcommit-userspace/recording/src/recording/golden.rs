@@ -177,6 +177,7 @@ fn vm_interval(vm: usize, number: u64) -> VmInterval {
     let parts = |unit| std::array::from_fn(|part| unit * (part as u64 + 1));
     let windows: u64 = ten[2..].iter().sum();
     let kvm_ns = Some(2_000 * (Part::COUNT as u64 + 1));
+    let background_ns = Some(2_000 * (Part::COUNT as u64 + 2));
     let time = |total, unit| Breakdown::new(total, parts(unit), |_| true);
     let mut interval = VmInterval {
         vm,
@@ -207,7 +208,7 @@ fn vm_interval(vm: usize, number: u64) -> VmInterval {
         }),
         file_faults: Some(FileFaults { cached: n, read: 2 }),
         fault_time: time(ten.iter().chain(few).sum(), 1_000),
-        stall_time: Some(Breakdown { kvm_ns, ..time(windows, 2_000) }),
+        stall_time: Some(Breakdown { kvm_ns, background_ns, ..time(windows, 2_000) }),
         not_counted: std::array::from_fn(|cause| cause as u64 % 3),
         ..VmInterval::default()
     };

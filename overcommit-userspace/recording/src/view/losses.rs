@@ -61,6 +61,7 @@ fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
         .filter_map(|(part, words)| Some((words.to_owned(), time.of(part)?)))
         .chain(time.of(Part::Swapin).map(|swapin| (swap_in(swapins), swapin)))
         .chain(time.kvm_ns.map(|kvm| ("KVM's own work".to_owned(), kvm)))
+        .chain(time.background_ns.map(|time| ("reads in the background".to_owned(), time)))
         .filter(|(_, part)| *part > 0)
         .collect();
     if parts.is_empty() {

@@ -95,6 +95,9 @@ pub fn vms() -> Vec<Column<VmInterval>> {
     ]);
     columns.extend(state_times());
     columns.push(delayed());
+    columns.push(one!(VmInterval: "stall_memory_background_ns", WholeNanoseconds,
+        "Part of `stall_memory_ns`: the vCPU slept until a worker had read its page, outside faults",
+        stall_time => background_ns));
     columns
 }
 
