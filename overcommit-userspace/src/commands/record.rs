@@ -149,7 +149,6 @@ async fn record(args: Args) -> Result<ExitCode> {
     // Some tens of MiB.
     drop(kernel);
     let mut session = attached.inspect_err(|_| folder.discard())?;
-    capability::keep_what_records().inspect_err(|_| folder.discard())?;
 
     waiter.watch(session.events())?;
     if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {
@@ -168,6 +167,9 @@ async fn record(args: Args) -> Result<ExitCode> {
             }
         }
     }
+    // After COMMAND has begun: a process that gains capabilities when it executes loses the signal
+    // that is to end it with us (`commit_creds`, kernel/cred.c).
+    capability::keep_what_records().inspect_err(|_| folder.discard())?;
     if let Some(early) = warm_up(args.delay, &mut session, &mut waiter, &mut load).await? {
         folder.discard();
         return Ok(over(early));

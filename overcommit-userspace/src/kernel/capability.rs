@@ -46,8 +46,7 @@ pub fn asks_for_admin() -> Option<i32> {
     level.trim().parse().ok().filter(|level| *level >= ADMIN_ALONE)
 }
 
-/// Gives up what a recording does not need, in this thread and in those that it starts. COMMAND
-/// gets back what its user has.
+/// Gives up what a recording does not need, in this thread and in those that it starts.
 ///
 /// # Errors
 /// The kernel refuses it.
