@@ -29,6 +29,8 @@ const TO_RECORD: CapabilitySet = CapabilitySet::empty()
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::SYSLOG)
+    // Which file a mapping is of (`proc_map_files_get_link`, fs/proc/base.c).
+    .union(CapabilitySet::CHECKPOINT_RESTORE)
     // The recording is handed to the user behind sudo, and so is COMMAND.
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::FOWNER)
