@@ -193,7 +193,8 @@ fn workers_count(dir: &Path, backend: &str) -> Result<()> {
         "majors: counted {majors}, {outside} faults from outside; memcg {by_memcg}, QEMU {by_qemu}"
     );
     // The others are QEMU's own.
-    ensure!(apf > MAJORS / 4, "{apf} asynchronous page faults are too few");
+    let few = if seen.reads_ahead { MAJORS / 8 } else { MAJORS / 4 };
+    ensure!(apf > few, "{apf} asynchronous page faults are too few");
     ensure!(apf.abs_diff(ended) <= 3.max(ended / 100), "apf {apf}, ftrace {ended}");
     ensure!(outside.abs_diff(begun) <= 3.max(begun / 100), "workers {outside}, ftrace {begun}");
     // The vCPU's attempt starts the read, which memcg counts, and a worker ends it. Those
@@ -208,9 +209,11 @@ fn workers_count(dir: &Path, backend: &str) -> Result<()> {
     // The guest cannot be told, so it stands still meanwhile: that is no work of KVM's.
     let time = &seen.summary["stall_time"];
     let part = |name: &str| time[name].as_u64().with_context(|| format!("no {name} in {time}"));
-    let (all, kvm) = (part("total_ns")?, part("kvm_ns")?);
-    println!("of {all} ns of waits {} in the background, {kvm} KVM's own", part("background_ns")?);
-    ensure!(kvm * 5 < all && part("background_ns")? * 2 > all, "{time}");
+    let (all, kvm, background) = (part("total_ns")?, part("kvm_ns")?, part("background_ns")?);
+    println!("of {all} ns of waits {background} in the background, {kvm} KVM's own");
+    // With its neighbours read too, the vCPU waits for most pages in faults of its own.
+    let is_most = kvm * 5 < all && background * 2 > all;
+    ensure!(background > 0 && (is_most || seen.reads_ahead), "{time}");
     // Each is a worker's or QEMU's own, which has some of its memory on swap too and needs it to
     // answer its monitor. What a worker finds read already is a minor one.
     let slack = 3.max(majors / 100);
