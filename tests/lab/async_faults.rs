@@ -124,10 +124,10 @@ struct Seen {
 
 /// What a guest is recorded until.
 #[derive(Clone, Copy)]
-enum Until {
-    Majors(u64),
+struct Until {
+    majors: u64,
     /// Asynchronous page faults. How many of the majors are some differs from run to run.
-    Waits(u64),
+    waits: u64,
 }
 
 /// Records a guest until it has had enough.
@@ -139,14 +139,9 @@ fn watch(dir: &Path, guest: Guest, options: &[&str], until: Until) -> Result<See
     let qemu_before = swapped.vm.faults()?[1];
     let before = majors(&swapped.cgroup)?;
     let read_before = counter(Path::new("/proc/vmstat"), "pswpin")?;
-    match until {
-        Until::Majors(count) => {
-            swapped.run_until("major faults", |cgroup| Ok(majors(cgroup)? >= before + count))?;
-        }
-        Until::Waits(count) => {
-            swapped.run_until("asynchronous page faults", |_| Ok(begun.total()? >= count))?;
-        }
-    }
+    swapped.run_until("majors and waits for pages", |cgroup| {
+        Ok(majors(cgroup)? >= before + until.majors && begun.total()? >= until.waits)
+    })?;
     let folder = recording.end()?;
     Ok(Seen {
         summary: only_vm(&folder)?,
@@ -184,7 +179,8 @@ impl Seen {
 }
 
 fn workers_count(dir: &Path, backend: &str) -> Result<()> {
-    let seen = watch(dir, Guest::Interruptible, &["--backend", backend], Until::Majors(MAJORS))?;
+    let until = Until { majors: MAJORS, waits: MAJORS / 3 };
+    let seen = watch(dir, Guest::Interruptible, &["--backend", backend], until)?;
     let (apf, outside) = (seen.apf(), seen.outside()?);
     let majors = figure(&seen.summary, "fault.major", "count")?;
     let Seen { begun, ended, by_memcg, by_qemu, .. } = seen;
@@ -193,8 +189,7 @@ fn workers_count(dir: &Path, backend: &str) -> Result<()> {
         "majors: counted {majors}, {outside} faults from outside; memcg {by_memcg}, QEMU {by_qemu}"
     );
     // The others are QEMU's own.
-    let few = if seen.reads_ahead { MAJORS / 8 } else { MAJORS / 4 };
-    ensure!(apf > few, "{apf} asynchronous page faults are too few");
+    ensure!(apf > MAJORS / 4, "{apf} asynchronous page faults are too few");
     ensure!(apf.abs_diff(ended) <= 3.max(ended / 100), "apf {apf}, ftrace {ended}");
     ensure!(outside.abs_diff(begun) <= 3.max(begun / 100), "workers {outside}, ftrace {begun}");
     // The vCPU's attempt starts the read, which memcg counts, and a worker ends it. Those
@@ -226,7 +221,7 @@ fn workers_count(dir: &Path, backend: &str) -> Result<()> {
 
 /// A guest that sleeps until its page is there halts, and is not idle.
 fn halts_wait(dir: &Path, guest: Guest) -> Result<()> {
-    let seen = watch(dir, guest, &[], Until::Waits(WAITS))?;
+    let seen = watch(dir, guest, &[], Until { majors: 0, waits: WAITS })?;
     let run = json(&seen.folder, "run.json")?;
     let vcpu = &run["vms"][0]["vcpu_times"][0];
     let number = |key: &str| vcpu[key].as_u64().with_context(|| format!("no {key} in {vcpu}"));
@@ -246,7 +241,7 @@ fn halts_wait(dir: &Path, guest: Guest) -> Result<()> {
 
 fn control(dir: &Path) -> Result<()> {
     // memcg and the fault's own rule differ by a few.
-    let seen = watch(dir, Guest::Walker, &[], Until::Majors(MAJORS * 3 / 10))?;
+    let seen = watch(dir, Guest::Walker, &[], Until { majors: MAJORS * 3 / 10, waits: 0 })?;
     let (apf, outside) = (seen.apf(), seen.outside()?);
     ensure!(seen.begun == 0 && apf == 0, "{apf} asynchronous page faults");
     let majors = figure(&seen.summary, "fault.major", "count")?;

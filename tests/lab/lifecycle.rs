@@ -14,7 +14,6 @@ use testbed::host::read;
 use testbed::qemu::{Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::{run, self_tested};
-
 use testbed::squeeze::Squeeze;
 use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, await_some, overcommit};
