@@ -4,6 +4,7 @@ use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use overcommit_recording::view::style::plain;
+use serde::Serialize;
 use std::io::{Error, ErrorKind, Write};
 
 /// Prints a result on stdout: with words that stand out on a terminal, unless NO_COLOR or
@@ -18,6 +19,14 @@ pub fn print(text: &str) -> Result<()> {
         Err(error) if !is_gone(&error) => Err(error).context("cannot print the result"),
         _ => Ok(()),
     }
+}
+
+/// Prints a result as JSON.
+///
+/// # Errors
+/// It cannot be printed.
+pub fn print_json(result: &impl Serialize) -> Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(result)?))
 }
 
 /// Whether the user asked for the locale C or POSIX: the first variable that is set decides.

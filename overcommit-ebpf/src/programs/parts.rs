@@ -61,16 +61,7 @@ pub(crate) fn leave(thread: &Thread, part: Part) {
 #[inline(always)]
 pub(crate) fn close(vm: &Vm, thread: &Thread, now: u64) {
     turn(thread, now);
-    if get(&thread.has_parts) == 0 {
-        return;
-    }
-    for (part, sum) in thread.parts_ns.iter().zip(&vm.parts_ns) {
-        let time = get(part);
-        if time != 0 {
-            add(sum, time);
-        }
-    }
-    give_to_window(thread);
+    hand_on(thread, Some(vm));
 }
 
 /// The call came back without waiting for its page: what it did belongs to the window that it was
@@ -84,23 +75,32 @@ pub(crate) fn close_attempt(thread: &Thread, now: u64) {
     let window = &thread.window;
     if get(&window.exit_ns) != 0 {
         set(&window.attempts_ns, get(&window.attempts_ns) + length);
-        give_to_window(thread);
+        hand_on(thread, None);
     }
 }
 
+/// Adds the parts to the VM's, where it was a fault, and to those of the window that the thread is
+/// in.
 #[inline(always)]
-fn give_to_window(thread: &Thread) {
-    let window = &thread.window;
-    if get(&window.exit_ns) == 0 || get(&thread.has_parts) == 0 {
+fn hand_on(thread: &Thread, vm: Option<&Vm>) {
+    if get(&thread.has_parts) == 0 {
         return;
     }
-    for (part, sum) in thread.parts_ns.iter().zip(&window.parts_ns) {
+    let window = &thread.window;
+    let in_window = get(&window.exit_ns) != 0;
+    for (at, (part, of_window)) in thread.parts_ns.iter().zip(&window.parts_ns).enumerate() {
         let time = get(part);
-        if time != 0 {
-            set(sum, get(sum) + time);
+        if time == 0 {
+            continue;
+        }
+        if let Some(sum) = vm.and_then(|vm| vm.parts_ns.get(at)) {
+            add(sum, time);
+        }
+        if in_window {
+            set(of_window, get(of_window) + time);
+            set(&window.has_parts, 1);
         }
     }
-    set(&window.has_parts, 1);
 }
 
 /// The innermost part; `None` is the rest.

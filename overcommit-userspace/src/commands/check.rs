@@ -3,13 +3,14 @@
 use crate::commands::{FAILED, require_root, self_test};
 use crate::host::inventory::Inventory;
 use crate::host::working_set::{Capabilities, Wanted as WantedSource};
-use crate::kernel::{self, capability};
+use crate::kernel;
+use crate::kernel::capability::{self, CapabilitySet};
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
 use crate::probes::host::{HostProbe, Trial};
 use crate::probes::object::Sizes;
 use crate::probes::sight::Sight;
 use crate::probes::{Kernel, Probes, sight, tracefs};
-use crate::terminal::print;
+use crate::terminal::{print, print_json};
 use anyhow::{Result, anyhow};
 use overcommit_recording::model::coverage::{MetricCoverage, absent};
 use overcommit_recording::model::memory::Source;
@@ -21,13 +22,13 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Capabilities that matter, with their bit in /proc/PID/status and what for.
-const CAPABILITIES: [(&str, u32, &str); 5] = [
-    ("CAP_SYS_ADMIN", capability::SYS_ADMIN, "cgroups, tracefs"),
-    ("CAP_BPF", capability::BPF, "eBPF"),
-    ("CAP_PERFMON", capability::PERFMON, "kernel memory, perf events of all processes"),
-    ("CAP_SYS_PTRACE", capability::SYS_PTRACE, "other processes' descriptors and memory maps"),
-    ("CAP_SYS_RESOURCE", 24, "not needed since Linux 5.11"),
+/// Capabilities that matter, and what for.
+const CAPABILITIES: [(&str, CapabilitySet, &str); 5] = [
+    ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN, "cgroups, tracefs"),
+    ("CAP_BPF", CapabilitySet::BPF, "eBPF"),
+    ("CAP_PERFMON", CapabilitySet::PERFMON, "kernel memory, perf events of all processes"),
+    ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE, "other processes' descriptors and memory maps"),
+    ("CAP_SYS_RESOURCE", CapabilitySet::SYS_RESOURCE, "not needed since Linux 5.11"),
 ];
 
 /// Options of `check`.
@@ -135,7 +136,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let report = look()?;
     if args.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+        print_json(&report)?;
     } else {
         print(&summary(&report))?;
         print(&if args.verbose { details(&report) } else { NEXT.to_owned() })?;
@@ -206,8 +207,7 @@ fn is_measured(sources: &[WorkingSetSource]) -> bool {
 
 fn capabilities() -> Result<Vec<Capability>> {
     let held = capability::held()?;
-    let capability =
-        |(name, bit, purpose)| Capability { name, held: capability::has(held, bit), purpose };
+    let capability = |(name, one, purpose)| Capability { name, held: held.contains(one), purpose };
     Ok(CAPABILITIES.into_iter().map(capability).collect())
 }
 

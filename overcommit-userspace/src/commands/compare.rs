@@ -1,7 +1,7 @@
 //! `overcommit compare`
 
 use crate::commands::SpanArgs;
-use crate::terminal::print;
+use crate::terminal::{print, print_json};
 use anyhow::{Context, Result, ensure};
 use overcommit_recording::compare::compare;
 use overcommit_recording::compare::series::Side;
@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 pub fn outcome(base: &[Side], new: &[Side], args: &OutcomeArgs) -> Result<ExitCode> {
     let compared = compare(base, new)?;
     if args.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&compared)?))?;
+        print_json(&compared)?;
     } else {
         print(&comparison_text::text(&compared))?;
     }

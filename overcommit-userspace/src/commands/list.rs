@@ -3,7 +3,7 @@
 use crate::commands::{require_hosts_pids, require_readable, require_root};
 use crate::host::memory_cgroup::Hierarchy;
 use crate::host::memory_use::{held, swapped};
-use crate::terminal::print;
+use crate::terminal::{print, print_json};
 use crate::vm::Discovery;
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table};
@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let entries: Vec<Entry<'_>> = vms.iter().map(|vm| entry(vm, hierarchy.as_ref())).collect();
     if args.json {
         let list = List { schema: "overcommit.list/1", vms: &entries };
-        print(&format!("{}\n", serde_json::to_string_pretty(&list)?))?;
+        print_json(&list)?;
     } else if !entries.is_empty() {
         print(&format!("{}\n", table(&entries, args.verbose).trim_fmt()))?;
     } else if readable.is_ok() {

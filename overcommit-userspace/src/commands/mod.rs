@@ -12,6 +12,7 @@ mod self_test;
 
 use crate::host::survey::Options as HostOptions;
 use crate::host::working_set::{self, Wanted};
+use crate::kernel::capability::CapabilitySet;
 use crate::kernel::{self, capability};
 use crate::self_test::{FAULTS, faults};
 use crate::vm::Discovery;
@@ -204,7 +205,7 @@ impl SpanArgs {
 /// is told where it is needed.
 fn require_root() -> Result<()> {
     let held = capability::held()?;
-    let missing = capability::LEAST.iter().filter(|(_, bit)| !capability::has(held, *bit));
+    let missing = capability::LEAST.iter().filter(|(_, one)| !held.contains(*one));
     let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
     if kernel::is_root() || missing.is_empty() {
         return Ok(());
@@ -237,7 +238,7 @@ fn require_hosts_pids() -> Result<()> {
 fn require_readable(discovery: &Discovery) -> Result<()> {
     let count = discovery.unreadable();
     ensure!(
-        count == 0 || capability::has(capability::held()?, capability::SYS_PTRACE),
+        count == 0 || capability::held()?.contains(CapabilitySet::SYS_PTRACE),
         "{count} processes could not be read, and any of them could be a VM: CAP_SYS_PTRACE is missing"
     );
     Ok(())

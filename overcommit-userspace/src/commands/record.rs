@@ -44,13 +44,16 @@ use std::time::{Duration, Instant};
   overcommit record --out run-2 --label build=417 -- k6 run load.js")]
 pub struct Args {
     /// How long to record; until Ctrl-C or the end of COMMAND if not given
-    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true, value_parser = parse_positive_duration)]
+    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
+    #[arg(value_parser = parse_positive_duration)]
     duration: Option<Duration>,
     /// Length of an interval, 10ms to 1h
-    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true, default_value = "1s", value_parser = parse_interval)]
+    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
+    #[arg(default_value = "1s", value_parser = parse_interval)]
     interval: Duration,
     /// Leave out the first D, while the load warms up
-    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true, default_value = "0s", value_parser = parse_duration)]
+    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
+    #[arg(default_value = "0s", value_parser = parse_duration)]
     delay: Duration,
     /// Folder for the recording, new or empty [default: overcommit-HOST-TIME]
     #[arg(long, help_heading = WHERE, value_name = "DIR")]

@@ -5,7 +5,7 @@ use crate::probes::Kernel;
 use crate::probes::decide::{Backend, refusal};
 use crate::probes::host::HostProbe;
 use crate::self_test::{Proof, Unit, prove};
-use crate::terminal::print;
+use crate::terminal::{print, print_json};
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table};
 use overcommit_recording::format::text::readable;
@@ -51,7 +51,7 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
     let passed = proofs.peek().is_some() && proofs.all(|proof| proof.is_right);
     let report = Report { schema: "overcommit.self-test/1", passed, backends };
     if json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+        print_json(&report)?;
     } else {
         print(&text(&report))?;
     }
@@ -59,8 +59,8 @@ pub(super) fn run(json: bool) -> Result<ExitCode> {
 }
 
 fn text(report: &Report) -> String {
-    let (tested, refused): (Vec<&Tested>, Vec<&Tested>) =
-        report.backends.iter().partition(|tested| tested.refused.is_none());
+    let all = report.backends.iter();
+    let tested: Vec<&Tested> = all.clone().filter(|tested| tested.refused.is_none()).collect();
     let names: Vec<&str> = tested.iter().map(|tested| tested.backend.name()).collect();
     let mut text = match (report.passed, names.is_empty()) {
         (true, _) => format!("Passed: what {} counts is right.\n", list(&names)),
@@ -70,9 +70,8 @@ fn text(report: &Report) -> String {
     if !names.is_empty() {
         text.push_str(&format!("\n{}\n", table(&tested).trim_fmt()));
     }
-    let refused = refused.into_iter();
     let refused =
-        refused.filter_map(|tested| Some((tested.backend.to_string(), tested.refused.clone()?)));
+        all.filter_map(|tested| Some((tested.backend.to_string(), tested.refused.clone()?)));
     facts::list(&mut text, "Not tested", &refused.collect::<Vec<_>>());
     text
 }

@@ -1,23 +1,16 @@
 //! What may this process do?
 
 use anyhow::{Context, Result};
-use procfs::process::Process;
-use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
-
-/// To look into other processes (include/uapi/linux/capability.h).
-pub const SYS_PTRACE: u32 = 19;
-
-/// For nearly everything.
-pub const SYS_ADMIN: u32 = 21;
-/// To load eBPF programs.
-pub const BPF: u32 = 39;
-/// For programs that read the kernel's memory, and events of all processes.
-pub const PERFMON: u32 = 38;
+pub use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
 
 /// What it takes to record, of a user who is not root: eBPF, events of all processes, and their
 /// memory and descriptors.
-pub const LEAST: [(&str, u32); 3] =
-    [("CAP_BPF", BPF), ("CAP_PERFMON", PERFMON), ("CAP_SYS_PTRACE", SYS_PTRACE)];
+pub const LEAST: [(&str, CapabilitySet); 3] = [
+    ("CAP_BPF", CapabilitySet::BPF),
+    ("CAP_PERFMON", CapabilitySet::PERFMON),
+    ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE),
+];
 
 /// What a recording needs once its probes are attached, where root began it.
 const TO_RECORD: CapabilitySet = CapabilitySet::empty()
@@ -56,23 +49,20 @@ pub fn keep_what_records() -> Result<()> {
     let admin =
         if asks_for_admin().is_some() { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
     let kept = TO_RECORD | admin;
-    let CapabilitySets { effective, permitted, inheritable } =
-        capabilities(None).context("cannot read this process's capabilities")?;
+    let CapabilitySets { effective, permitted, inheritable } = sets()?;
     let (effective, permitted) = (effective & kept, permitted & kept);
     set_capabilities(None, CapabilitySets { effective, permitted, inheritable })
         .context("cannot give up capabilities")
 }
 
-/// Its effective capabilities, a bit each.
+/// Its effective capabilities.
 ///
 /// # Errors
-/// /proc/self/status cannot be read.
-pub fn held() -> Result<u64> {
-    let status = Process::myself().and_then(|process| process.status());
-    Ok(status.context("cannot read /proc/self/status")?.capeff)
+/// The kernel does not say.
+pub fn held() -> Result<CapabilitySet> {
+    Ok(sets()?.effective)
 }
 
-/// Whether one is among those held.
-pub const fn has(held: u64, bit: u32) -> bool {
-    held >> bit & 1 == 1
+fn sets() -> Result<CapabilitySets> {
+    capabilities(None).context("cannot read this process's capabilities")
 }

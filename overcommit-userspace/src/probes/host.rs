@@ -1,6 +1,6 @@
 //! What does this kernel allow? Asked by trying, not by version.
 
-use crate::kernel::capability;
+use crate::kernel::capability::{self, CapabilitySet};
 use crate::probes::functions::open_tracepoint;
 use crate::probes::object::Sizes;
 use crate::probes::{Kernel, object, tracefs};
@@ -241,19 +241,23 @@ fn reason(kind: Kind, error: &anyhow::Error) -> String {
     }
 }
 
+fn held_or_none() -> CapabilitySet {
+    capability::held().unwrap_or(CapabilitySet::empty())
+}
+
 /// The level of perf_event_paranoid that asks for more than this process has.
 fn needs_admin() -> Option<i32> {
-    let held = capability::held().unwrap_or(0);
-    capability::asks_for_admin().filter(|_| !capability::has(held, capability::SYS_ADMIN))
+    let is_admin = held_or_none().contains(CapabilitySet::SYS_ADMIN);
+    capability::asks_for_admin().filter(|_| !is_admin)
 }
 
 /// Who forbids it, of those that can be told.
 fn not_permitted() -> String {
-    let held = capability::held().unwrap_or(0);
-    let lacks = |bit| !capability::has(held, bit) && !capability::has(held, capability::SYS_ADMIN);
-    let needed = [("CAP_BPF", capability::BPF), ("CAP_PERFMON", capability::PERFMON)];
+    let held = held_or_none();
+    let lacks = |one| !held.intersects(CapabilitySet::SYS_ADMIN | one);
+    let needed = [("CAP_BPF", CapabilitySet::BPF), ("CAP_PERFMON", CapabilitySet::PERFMON)];
     let missing: Vec<&str> =
-        needed.into_iter().filter(|(_, bit)| lacks(*bit)).map(|(name, _)| name).collect();
+        needed.into_iter().filter(|(_, one)| lacks(*one)).map(|(name, _)| name).collect();
     if !missing.is_empty() {
         return format!("{} is missing", missing.join(" and "));
     }

@@ -131,7 +131,7 @@ impl Roster {
                 self.slots.add(vm.id, user);
                 given.push(vm);
             } else {
-                self.refuse(vm);
+                self.refuse(vm, user);
             }
         }
         Ok(given)
@@ -139,13 +139,12 @@ impl Roster {
 
     /// Remembers a VM without a slot. Of those that are gone only the number is kept once they are
     /// many.
-    fn refuse(&mut self, vm: Vm) {
+    fn refuse(&mut self, vm: Vm, user: Option<u32>) {
         if self.unserved.len() >= UNSERVED {
             let before = self.unserved.len();
             self.unserved.retain(|id, _| self.discovery.id(id.pid) == Some(*id));
             self.missed += (before - self.unserved.len()) as u64;
         }
-        let user = self.discovery.login_user(&vm);
         self.unserved.insert(vm.id, (vm.name, user));
     }
 
@@ -172,7 +171,7 @@ impl Roster {
         }
         let user = if runs { self.discovery.login_user(&vm) } else { Some(GONE) };
         if !self.slots.may_have(user, free) {
-            self.refuse(vm);
+            self.refuse(vm, user);
             return None;
         }
         self.slots.add(vm.id, user);
@@ -214,9 +213,6 @@ impl Roster {
         now: &Clocks,
         faults_before: FaultCounts,
     ) -> usize {
-        if !self.slots.has(vm.id) {
-            self.slots.add(vm.id, self.discovery.login_user(&vm));
-        }
         self.unserved.remove(&vm.id);
         let found = RunVm::found(&vm, run, now, faults_before);
         run.push(found);
@@ -229,11 +225,11 @@ impl Roster {
         let id = self.vms[vm].id;
         self.slots.remove(id);
         // Its entry in /proc may outlive it; it is not to be found again.
-        self.is_done(id);
+        self.rule_out(id);
     }
 
     /// One is never taken up again. Of many those that are gone need no word.
-    fn is_done(&mut self, id: VmId) {
+    fn rule_out(&mut self, id: VmId) {
         if self.done.len() >= DONE {
             self.done.retain(|id| self.discovery.id(id.pid) == Some(*id));
         }
@@ -244,9 +240,10 @@ impl Roster {
     pub(super) fn no_slot(&mut self, vm: Vm, full: bool) {
         self.slots.remove(vm.id);
         if full {
-            self.refuse(vm);
+            let user = self.discovery.login_user(&vm);
+            self.refuse(vm, user);
         } else {
-            self.is_done(vm.id);
+            self.rule_out(vm.id);
         }
     }
 
@@ -255,7 +252,8 @@ impl Roster {
         match self.discovery.inspect(pid) {
             // Perhaps the next scan finds one.
             Some(vm) if self.selection.wants(&vm) => {
-                self.refuse(vm);
+                let user = self.discovery.login_user(&vm);
+                self.refuse(vm, user);
             }
             Some(_) => {}
             None => self.missed += 1,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::hint::black_box;
 use std::io::stdin;
+use std::sync::atomic::AtomicPtr;
 use std::time::{Duration, Instant};
 
 const PAGE: usize = 4096;
@@ -61,7 +62,9 @@ pub fn run() -> Result<()> {
     let mut copied = unsafe { MmapOptions::new().map_copy(&file) }?;
     write_each_page(&mut copied);
     let swapped = if free_swap() < FREE_SWAP { 0 } else { swap_out_and_in()? };
-    let held = Faultable::new(1).ok().map(|page| hold(&page)).transpose()?;
+    let mut page = memory(1)?;
+    let held = Faultable::new(page.as_mut_ptr(), page.len());
+    let held = held.ok().map(|page| hold(&page)).transpose()?;
     let took_ns = start.elapsed().as_nanos() as u64;
     let touched = (TOUCHED + swapped) as u64;
     let made = Made { touched, copied: COPIED as u64, held, took_ns };
@@ -102,11 +105,10 @@ fn swap_out_and_in() -> Result<usize> {
 
 /// Has a thread fault, and wait for its page.
 fn hold(page: &Faultable) -> Result<Held> {
-    let address = page.memory as usize as *mut u8;
-    let address = std::sync::atomic::AtomicPtr::new(address);
+    let address = AtomicPtr::new(page.memory as *mut u8);
     let waiting = std::thread::spawn(move || {
         let start = Instant::now();
-        // SAFETY: the page is mapped for the life of the process, and nobody else has it.
+        // SAFETY: the page is mapped until this thread has ended, and nobody else has it.
         unsafe { address.into_inner().write_volatile(1) };
         start.elapsed()
     });
@@ -114,7 +116,7 @@ fn hold(page: &Faultable) -> Result<Held> {
     let start = Instant::now();
     std::thread::sleep(HELD);
     let least_ns = start.elapsed().as_nanos() as u64;
-    page.resolve(1)?;
+    page.resolve()?;
     let stood = waiting.join().map_err(|_| anyhow!("the thread that faults failed"))?;
     Ok(Held { least_ns, most_ns: stood.as_nanos() as u64 })
 }

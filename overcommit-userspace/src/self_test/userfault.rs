@@ -7,9 +7,6 @@ use nix::libc;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr;
-
-const PAGE: usize = 4096;
 
 /// include/uapi/linux/userfaultfd.h
 mod uffd {
@@ -49,29 +46,30 @@ pub(crate) struct Faultable {
     fd: OwnedFd,
     /// Where it is.
     pub(crate) memory: u64,
+    bytes: u64,
 }
 
 impl Faultable {
-    /// That many small pages.
+    /// Fresh small pages that are mapped there, and stay mapped.
     ///
     /// # Errors
     /// The kernel refuses it: it has no userfaultfd, or not for this user.
-    pub(crate) fn new(pages: usize) -> Result<Self> {
+    pub(crate) fn new(memory: *mut u8, bytes: usize) -> Result<Self> {
+        let (memory, bytes) = (memory as u64, bytes as u64);
         // SAFETY: the system call takes flags alone and gives a descriptor.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
         ensure!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
         // SAFETY: the kernel has just given it to us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let raw = fd.as_raw_fd();
-        let memory = small_pages(pages)?;
         let mut api = uffd::Api { api: uffd::API, ..Default::default() };
         // SAFETY: the structure is the one that the call wants.
         unsafe { uffd::api(raw, &mut api) }?;
-        let (mode, len) = (uffd::REGISTER_MODE_MISSING, (pages * PAGE) as u64);
-        let mut range = uffd::Register { start: memory, len, mode, ioctls: 0 };
-        // SAFETY: as above; the range is a mapping of ours.
+        let mode = uffd::REGISTER_MODE_MISSING;
+        let mut range = uffd::Register { start: memory, len: bytes, mode, ioctls: 0 };
+        // SAFETY: as above; the kernel refuses a range that is not mapped.
         unsafe { uffd::register(raw, &mut range) }?;
-        Ok(Self { fd, memory })
+        Ok(Self { fd, memory, bytes })
     }
 
     /// Waits until somebody faults.
@@ -86,23 +84,11 @@ impl Faultable {
     ///
     /// # Errors
     /// The kernel has none.
-    pub(crate) fn resolve(&self, pages: usize) -> Result<()> {
-        let len = (pages * PAGE) as u64;
-        let mut zero = uffd::ZeroPage { start: self.memory, len, mode: 0, zeropage: 0 };
+    pub(crate) fn resolve(&self) -> Result<()> {
+        let (start, len) = (self.memory, self.bytes);
+        let mut zero = uffd::ZeroPage { start, len, mode: 0, zeropage: 0 };
         // SAFETY: the structure is the one that the call wants.
         unsafe { uffd::zeropage(self.fd.as_raw_fd(), &mut zero) }?;
         Ok(())
     }
-}
-
-/// Fresh memory, which is never unmapped.
-fn small_pages(pages: usize) -> Result<u64> {
-    let (protection, flags) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping of the kernel's choice touches nothing else.
-    let address = unsafe { libc::mmap(ptr::null_mut(), pages * PAGE, protection, flags, -1, 0) };
-    ensure!(address != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
-    // SAFETY: the range is the mapping just made. Without huge pages no such call is needed.
-    unsafe { libc::madvise(address, pages * PAGE, libc::MADV_NOHUGEPAGE) };
-    Ok(address as u64)
 }

@@ -56,15 +56,13 @@ pub(crate) struct Args {
     /// Keep the recordings of scenarios in target/lab
     #[arg(long)]
     keep: bool,
-    /// Whether only how scenarios end is printed
+    /// Whether it is a part of `test`: only how scenarios end is printed, and some run on one kernel
+    /// alone
     #[arg(skip)]
-    brief: bool,
+    within_test: bool,
     /// Whether a scenario that fails is run once more
     #[arg(skip)]
     again: bool,
-    /// Whether some scenarios run on one kernel alone
-    #[arg(skip)]
-    spread: bool,
 }
 
 /// `--kernel`
@@ -120,9 +118,8 @@ impl Labs {
             kernel: Choice::All,
             scenario: None,
             keep: false,
-            brief: true,
+            within_test: true,
             again,
-            spread: true,
         })
     }
 
@@ -281,7 +278,7 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
     command += &format!("export {}=1\n", payload::WORKS);
     command += &format!("export OVERCOMMIT_LAB_PART={}/{}\n", part.0, part.1);
     command += &format!("export OVERCOMMIT_LAB_KERNEL={}\n", series.name());
-    if args.spread {
+    if args.within_test {
         command += "export OVERCOMMIT_LAB_SPREAD=1\n";
     }
     if !args.again {
@@ -290,7 +287,7 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
     command += &lab_command(args, binary);
     fs::write(results.join("command"), command)?;
     let (emulator, unproven) = (machine::emulator()?, packages.unproven);
-    Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief: args.brief })
+    Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief: args.within_test })
 }
 
 /// Kernel and initramfs of a Linux guest on this machine itself, which shares its root,

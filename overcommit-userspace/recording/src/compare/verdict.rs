@@ -61,14 +61,14 @@ fn unlike(pair: &Pair<'_>) -> Vec<String> {
     let of_all = |of: Of| -> BTreeSet<String> {
         pair.everywhere().filter_map(|(side, vm)| of(side, *vm)).collect()
     };
-    let values = facts.into_iter().map(|(what, of)| (what, of_all(of)));
-    let differ = values.filter(|(_, values)| values.len() > 1);
-    differ
-        .map(|(what, values)| {
-            let values: Vec<String> = values.into_iter().collect();
-            format!("{}: its {what} differs: {}", pair.name, values.join(" and "))
-        })
-        .collect()
+    let differ = |(what, of)| differ(&format!("{}: its {what}", pair.name), of_all(of));
+    facts.into_iter().filter_map(differ).collect()
+}
+
+/// What is not the same everywhere, with its values; `None` if it is.
+fn differ(what: &str, values: BTreeSet<String>) -> Option<String> {
+    let values: Vec<String> = values.into_iter().collect();
+    (values.len() > 1).then(|| format!("{what} differs: {}", values.join(" and ")))
 }
 
 /// Whether the recordings of both sides took turns: the side changes at every second of them,
@@ -84,19 +84,15 @@ fn alternate(base: &[Side], new: &[Side]) -> bool {
 
 fn warnings(base: &[Side], new: &[Side], alternate: bool) -> Vec<String> {
     let mut warnings = Vec::new();
-    let mut differ = |what: &str, of: fn(&Run) -> String| {
+    let mut note = |what: &str, of: fn(&Run) -> String| {
         let runs = base.iter().chain(new).map(|side| &side.recording.run);
-        let values: BTreeSet<String> = runs.map(of).collect();
-        if values.len() > 1 {
-            let values: Vec<String> = values.into_iter().collect();
-            warnings.push(format!("{what} differs: {}", values.join(" and ")));
-        }
+        warnings.extend(differ(what, runs.map(of).collect()));
     };
-    differ("backend", |run| run.backend.name.clone());
-    differ("where a fault begins", |run| run.backend.fault_starts_at.clone());
-    differ("host", |run| run.host.clone());
-    differ("kernel", |run| run.kernel.clone());
-    differ("the interval", |run| readable(run.options.interval_ns));
+    note("backend", |run| run.backend.name.clone());
+    note("where a fault begins", |run| run.backend.fault_starts_at.clone());
+    note("host", |run| run.host.clone());
+    note("kernel", |run| run.kernel.clone());
+    note("the interval", |run| readable(run.options.interval_ns));
     let ids = |sides: &[Side]| -> BTreeSet<String> {
         sides.iter().map(|side| side.recording.run.run_id.clone()).collect()
     };

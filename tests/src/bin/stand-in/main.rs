@@ -97,6 +97,11 @@ fn map(bytes: usize, flags: i32, file: Option<&File>) -> Result<*mut u8> {
     Ok(address.cast())
 }
 
+/// Fresh memory of that many pages whose faults wait for us.
+fn faultable(pages: usize) -> Result<Faultable> {
+    Faultable::new(memory(pages)?, pages * PAGE)
+}
+
 fn touch(memory: *mut u8, pages: usize) {
     for page in 0..pages {
         // SAFETY: the caller's mapping has that many pages.
@@ -146,7 +151,7 @@ fn kinds(pages: usize) -> Result<String> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
     touch(map(HUGE, flags, None)?, 1);
     for number in 0..WAITED_FOR {
-        let page = Faultable::new(1)?;
+        let page = faultable(1)?;
         let address = page.memory as usize;
         let fresh = memory(1)? as usize;
         // The last one goes on: its exit might be seen after we are done.
@@ -159,7 +164,7 @@ fn kinds(pages: usize) -> Result<String> {
             _ => have_read(address),
         });
         page.await_fault()?;
-        page.resolve(1)?;
+        page.resolve()?;
         ensure!(waiting.join().is_ok(), "a thread failed");
     }
     Ok(format!("{windows} {WAITED_FOR}"))
@@ -237,7 +242,7 @@ fn asleep(threads: usize) -> Result<String> {
     cpus.set(0)?;
     nix::sched::sched_setaffinity(Pid::from_raw(0), &cpus)?;
     for round in 0..=ROUNDS {
-        let pages = Faultable::new(threads)?;
+        let pages = faultable(threads)?;
         let base = pages.memory as usize;
         let sleepers: Vec<_> = (0..threads)
             .map(|page| std::thread::spawn(move || touch((base + page * PAGE) as *mut u8, 1)))
@@ -250,7 +255,7 @@ fn asleep(threads: usize) -> Result<String> {
             println!("{asleep}");
             wait_for_line()?;
         }
-        pages.resolve(threads)?;
+        pages.resolve()?;
         for sleeper in sleepers {
             ensure!(sleeper.join().is_ok(), "a thread failed");
         }
@@ -351,7 +356,7 @@ fn starved(faults: usize) -> Result<String> {
         Ok(())
     });
     has_begun.recv().context("the hog has ended")?;
-    let pages = (0..faults).map(|_| Faultable::new(1)).collect::<Result<Vec<_>>>()?;
+    let pages = (0..faults).map(|_| faultable(1)).collect::<Result<Vec<_>>>()?;
     let addresses: Vec<usize> = pages.iter().map(|page| page.memory as usize).collect();
     let starved = std::thread::spawn(move || -> Result<()> {
         confine(busy, 19)?;
@@ -366,7 +371,7 @@ fn starved(faults: usize) -> Result<String> {
     confine(other, 0)?;
     for page in &pages {
         page.await_fault()?;
-        page.resolve(1)?;
+        page.resolve()?;
     }
     let outcome = starved.join();
     done.store(true, Relaxed);
@@ -395,7 +400,7 @@ struct Held {
 
 impl Held {
     fn new() -> Result<Self> {
-        let page = Faultable::new(1)?;
+        let page = faultable(1)?;
         let memory = page.memory as usize;
         let (begin, begins) = channel();
         let vcpu = std::thread::Builder::new().name("CPU 0/KVM".to_owned()).spawn(move || {
@@ -414,7 +419,7 @@ impl Held {
         let start = Instant::now();
         std::thread::sleep(time);
         let held = start.elapsed();
-        self.page.resolve(1)?;
+        self.page.resolve()?;
         let stood = self.vcpu.join().map_err(|_| anyhow!("the faulting thread failed"))?;
         Ok(format!("{} {}", held.as_nanos(), stood.as_nanos()))
     }
