@@ -14,6 +14,7 @@ use testbed::{PATIENCE, await_some, overcommit};
 pub(crate) const TESTS: Tests = &[
     ("a_command_ends_with_all_that_it_started", as_a_whole),
     ("a_command_ends_when_its_recorder_is_killed", after_a_kill),
+    ("a_command_that_ends_during_the_delay_is_not_recorded", during_the_delay),
     ("a_user_who_is_half_known_is_refused", half_known),
 ];
 
@@ -53,6 +54,20 @@ fn after_a_kill() -> Result<()> {
     recording.signal(Signal::SIGKILL)?;
     ensure!(recording.wait()?.signal() == Some(9));
     await_end(pid)
+}
+
+/// The command's own failure comes first; a good end is still no recording.
+fn during_the_delay() -> Result<()> {
+    for (script, code) in [("exit 0", 4), ("exit 9", 9)] {
+        let dir = tempfile::tempdir()?;
+        let mut record = Command::new(overcommit());
+        record.args(["record", "--delay", "1h", "--out"]).arg(dir.path().join("run"));
+        let output = record.args(["--", "sh", "-c", script]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(code), "{script}: {output:?}");
+        ensure!(said.contains("ended during --delay; nothing was recorded"), "{said}");
+    }
+    Ok(())
 }
 
 fn half_known() -> Result<()> {

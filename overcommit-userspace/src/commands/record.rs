@@ -1,7 +1,7 @@
 //! `overcommit record`
 
 use crate::commands::{
-    DEPTH, FAILED, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, default_out, require_hosts_pids,
+    DEPTH, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, default_out, require_hosts_pids,
     require_readable, require_root, signalled, spelled,
 };
 use crate::kernel::capability;
@@ -385,7 +385,7 @@ fn over(early: Early) -> ExitCode {
         Early::LoadEnded(status) => {
             say("overcommit: error: the command ended during --delay; nothing was recorded");
             let code = load::code(status, None);
-            ExitCode::from(if code == 0 { FAILED } else { code })
+            ExitCode::from(if code == 0 { NOT_JUDGED } else { code })
         }
     }
 }

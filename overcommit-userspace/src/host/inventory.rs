@@ -3,6 +3,7 @@
 use crate::host::memory_cgroup::Hierarchy;
 use crate::vm::Discovery;
 use overcommit_recording::format::text::readable_bytes;
+use overcommit_recording::model::swap::SwapArea;
 use overcommit_recording::view::facts::Facts;
 use procfs::{FromRead, Meminfo};
 use serde::Serialize;
@@ -26,15 +27,6 @@ pub struct Inventory {
     vms: Option<Vms>,
 }
 
-/// A line of /proc/swaps.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct SwapArea {
-    /// The device's or file's name, without its folder.
-    name: String,
-    size_bytes: u64,
-    used_bytes: u64,
-}
-
 /// How many VMs are of which kind.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Vms {
@@ -50,11 +42,10 @@ impl Inventory {
     pub fn read(proc: &Path, sys: &Path) -> Self {
         let hierarchy = Hierarchy::find(proc);
         let meminfo = Meminfo::from_file(proc.join("meminfo"));
-        let swaps = fs::read_to_string(proc.join("swaps")).unwrap_or_default();
         let setting = |name: &str| fs::read_to_string(sys.join("kernel/mm").join(name)).ok();
         Self {
             memory_bytes: meminfo.ok().map(|meminfo| meminfo.mem_total),
-            swap: swaps.lines().skip(1).filter_map(swap_area).collect(),
+            swap: swap_areas(proc),
             transparent_huge_pages: setting("transparent_hugepage/enabled").and_then(chosen),
             ksm: setting("ksm/run").is_some_and(|run| run.trim() == "1"),
             vms: vms(proc, hierarchy.as_ref()),
@@ -66,10 +57,10 @@ impl Inventory {
     pub fn facts(&self) -> Facts {
         let mut facts = Facts::default();
         facts.add("RAM", self.memory_bytes.map(readable_bytes));
-        let swap = self.swap.iter().map(|area| {
-            let [size, used] = [area.size_bytes, area.used_bytes].map(readable_bytes);
-            format!("{size} on {}, {used} used", area.name)
-        });
+        let swap = self
+            .swap
+            .iter()
+            .map(|area| format!("{}, {} used", area.said(), readable_bytes(area.used_bytes)));
         let swap: Vec<String> = swap.collect();
         let none = || "none: no memory of a VM can be swapped out".to_owned();
         facts.add("swap", if swap.is_empty() { none() } else { swap.join("; ") });
@@ -104,6 +95,12 @@ fn vms(proc: &Path, hierarchy: Option<&Hierarchy>) -> Option<Vms> {
         under_tcg: vms.iter().filter(|vm| vm.accelerator.as_deref() == Some("tcg")).count(),
         without_own_cgroup: vms.iter().filter(|vm| is_shared(vm)).count(),
     })
+}
+
+/// Where pages can be swapped to.
+pub fn swap_areas(proc: &Path) -> Vec<SwapArea> {
+    let swaps = fs::read_to_string(proc.join("swaps")).unwrap_or_default();
+    swaps.lines().skip(1).filter_map(swap_area).collect()
 }
 
 /// A line as `swap_show` writes it (mm/swapfile.c): name, type, size, used and priority, in KiB;

@@ -7,6 +7,7 @@ pub mod run;
 pub mod wait;
 
 use crate::host::Host;
+use crate::host::inventory::swap_areas;
 use crate::host::oom::OomKills;
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::{self, clock};
@@ -28,12 +29,13 @@ use overcommit_recording::model::evictions::Aggressor;
 use overcommit_recording::model::interval::{Interval, Place};
 use overcommit_recording::model::name::escape;
 use overcommit_recording::model::run::{
-    BackendChoice, EvictionSight, NotCounted, Options, Run, RunClocks, RunVm,
+    BackendChoice, EvictionSight, HostState, NotCounted, Options, Run, RunClocks, RunVm,
 };
 use overcommit_recording::model::slow_fault::SlowFault;
 use overcommit_recording::model::swap::StateTimes;
 use overcommit_recording::model::vm::Vm;
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::time::Duration;
 
 /// VMs that can be recorded at a time beyond twice those that run at the start.
@@ -151,6 +153,10 @@ fn run(decision: &Decision) -> Result<Run> {
         boot_id: kernel::boot_id()?,
         recorder: kernel::process_id(std::process::id().cast_signed())?.to_string(),
         page_size: kernel::page_size(),
+        host_state: HostState {
+            swap_areas: Some(swap_areas(Path::new("/proc"))),
+            ..HostState::default()
+        },
         command_status: None,
         backend: BackendChoice {
             name: decision.backend.name().to_owned(),

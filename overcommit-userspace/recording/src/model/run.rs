@@ -5,7 +5,7 @@ use crate::model::coverage::{Coverage, MetricCoverage, Seen, coverage_of};
 use crate::model::interval::FileFaults;
 use crate::model::metric::MetricName;
 use crate::model::name::FOLDER_MAX;
-use crate::model::swap::SwapSources;
+use crate::model::swap::{SwapArea, SwapSources};
 use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
 use crate::model::vm::{Backing, NamedBy, Vm};
@@ -76,6 +76,9 @@ pub struct HostState {
     /// Why what VMs give back is not seen, where nobody says it.
     #[serde(default)]
     pub discards_absent: Option<String>,
+    /// Where pages could be swapped to when it began; `None` of a version that did not look.
+    #[serde(default)]
+    pub swap_areas: Option<Vec<SwapArea>>,
 }
 
 /// See [`Run::evictions`].

@@ -1,5 +1,6 @@
 //! How swapping went.
 
+use crate::format::text::readable_bytes;
 use crate::model::parts::add;
 use crate::model::state::{State, Times};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,25 @@ impl State for SwapState {
             Self::Pressure => "pressure",
             Self::Thrashing => "thrashing",
         }
+    }
+}
+
+/// A place that pages are swapped to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwapArea {
+    /// The device's or file's name, without its folder.
+    pub name: String,
+    /// How large it is, in bytes.
+    pub size_bytes: u64,
+    /// How much of it is in use, in bytes.
+    pub used_bytes: u64,
+}
+
+impl SwapArea {
+    /// Its size and name; whether it is RAM itself, and thus fast.
+    pub fn said(&self) -> String {
+        let kind = if self.name.starts_with("zram") { " (compressed RAM)" } else { "" };
+        format!("{} on {}{kind}", readable_bytes(self.size_bytes), self.name)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::model::run::{
     BackendChoice, EvictionSight, HostState, NotCounted, Options, Run, RunClocks, RunVm,
 };
 use crate::model::slow_fault::SlowFault;
-use crate::model::swap::{HostSwap, Memory, Rates, StateTimes, SwapState, VmSwap};
+use crate::model::swap::{HostSwap, Memory, Rates, StateTimes, SwapArea, SwapState, VmSwap};
 use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
 use crate::model::vm::{Vm, VmId};
@@ -108,6 +108,11 @@ fn run_file() -> Run {
         host_state: HostState {
             unreadable: Some("a file is missing".to_owned()),
             discards_absent: Some("no tracefs".to_owned()),
+            swap_areas: Some(vec![SwapArea {
+                name: "zram0".to_owned(),
+                size_bytes: 2 << 30,
+                used_bytes: 1 << 20,
+            }]),
         },
         evictions: Some(EvictionSight { written_absent: None, dropped_absent: None }),
         page_size: 4096,

@@ -4,8 +4,9 @@ use crate::model::balloon::BalloonState;
 use crate::model::figures::HostFigures;
 use crate::model::interval::{Interval, VmInterval};
 use crate::model::memory::{Headroom, OvercommitState, Source};
+use crate::model::run::Run;
 use crate::model::state::{State, Times};
-use crate::model::swap::SwapState;
+use crate::model::swap::{SwapArea, SwapState};
 use serde::{Serialize, Serializer};
 
 /// The host over the whole run.
@@ -21,6 +22,8 @@ pub struct SummaryHost {
     pub memory: HostFigures,
     /// How the headroom moved; `null` if it was never known.
     pub headroom: Option<Moved>,
+    /// Where pages could be swapped to when it began; `null` of a version that did not look.
+    pub swap_areas: Option<Vec<SwapArea>>,
 }
 
 /// The headroom over the run, in bytes. Of the time in which the working set of every recorded
@@ -113,14 +116,15 @@ impl HostTotals {
         }
     }
 
-    /// As the summary has it.
-    pub fn of(&self) -> SummaryHost {
+    /// As the summary of a recording has it.
+    pub fn of(&self, run: &Run) -> SummaryHost {
         SummaryHost {
             swap: StateSummary::of(&self.swap),
             balloon: StateSummary::of(&self.balloon),
             overcommit: StateSummary::of(&self.overcommit),
             memory: self.memory.clone(),
             headroom: self.headroom,
+            swap_areas: run.host_state.swap_areas.clone(),
         }
     }
 }
@@ -150,14 +154,14 @@ mod tests {
         // Nobody is there yet.
         totals.add(&Interval { vms: Vec::new(), ..interval(Source::Damon, 0) });
         totals.add(&interval(Source::Bounds, 54));
-        let moved = totals.of().headroom.unwrap();
+        let moved = totals.of(&Run::default()).headroom.unwrap();
         assert_eq!((moved.first.lower, moved.last.lower), (64, 10), "better than nothing");
         for needed in [24, 34, 30] {
             totals.add(&interval(Source::Damon, needed));
         }
         // A VM that has just started.
         totals.add(&interval(Source::Bounds, 60));
-        let moved = totals.of().headroom.unwrap();
+        let moved = totals.of(&Run::default()).headroom.unwrap();
         assert_eq!((moved.first.lower, moved.least.lower, moved.last.lower), (40, 30, 34));
     }
 }

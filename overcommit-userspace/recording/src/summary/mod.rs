@@ -214,7 +214,7 @@ impl Summing {
     pub fn summary(&self, run: &Run, is_whole: bool, objectives: Vec<Judged>) -> Summary {
         let evictions = self.evictions.of(run);
         let vms = run.vms.iter().zip(&self.totals.vms).zip(evictions);
-        let host = self.host.of();
+        let host = self.host.of(run);
         let vms = vms.map(|((vm, totals), evictions)| {
             let mut vm =
                 SummaryVm { evictions, ..summary_vm(run, vm, totals, is_whole, self.time.end_us) };

@@ -7,7 +7,7 @@ use crate::model::balloon::{BalloonState, Source};
 use crate::model::figures::{HostFigures, VmFigures};
 use crate::model::memory::{Headroom, OvercommitState, Range, Source as SetSource};
 use crate::model::state::State;
-use crate::model::swap::SwapState;
+use crate::model::swap::{SwapArea, SwapState};
 use crate::summary::SummaryVm;
 use crate::summary::host::{Moved, StateSummary, SummaryHost};
 use crate::summary::verdict::is_tight;
@@ -27,6 +27,7 @@ pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool, is_full: b
     let is_well = is_calm && host.swap.worst == SwapState::Healthy.name() && !is_tight(memory);
     let verdict = if is_well { ". No shortage" } else { "" };
     facts.add("memory", in_ram(memory).map(|in_ram| in_ram + verdict));
+    facts.add("swap areas", host.swap_areas.as_deref().map(swap_areas));
     facts.add("working sets", working_sets(memory, is_measured));
     facts.add("headroom", host.headroom.filter(|_| is_measured).map(moved));
     for (about, states) in states.into_iter().filter(|_| is_full || !is_calm) {
@@ -58,6 +59,12 @@ fn in_ram(memory: &HostFigures) -> Option<String> {
         format!("; VMs are configured with {}{times}", readable_bytes(configured))
     });
     Some(format!("{} of RAM{left}{}", readable_bytes(physical), configured.unwrap_or_default()))
+}
+
+/// Where to, and whether it takes a disk.
+fn swap_areas(areas: &[SwapArea]) -> String {
+    let areas: Vec<String> = areas.iter().map(SwapArea::said).collect();
+    if areas.is_empty() { "none: nothing can be swapped".to_owned() } else { areas.join(", ") }
 }
 
 /// What is used and left.
@@ -189,6 +196,7 @@ fn signed(bytes: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::run::Run;
     use crate::summary::host::HostTotals;
     use crate::view::style::plain;
 
@@ -247,17 +255,27 @@ mod tests {
     }
 
     #[test]
+    fn swap_that_takes_no_disk_is_said_to_be_ram() {
+        let area =
+            |name: &str| SwapArea { name: name.to_owned(), size_bytes: 2 * GIB, used_bytes: 0 };
+        let both = [area("zram0"), area("nvme0n1p3")];
+        let said = "2.0 GiB on zram0 (compressed RAM), 2.0 GiB on nvme0n1p3";
+        assert_eq!(swap_areas(&both), said);
+        assert_eq!(swap_areas(&[]), "none: nothing can be swapped");
+    }
+
+    #[test]
     fn a_host_that_was_never_short_is_said_to_be_so() {
         let memory = HostFigures { physical_bytes: Some(64 * GIB), ..HostFigures::default() };
-        let of = HostTotals::default().of();
+        let nothing = || HostTotals::default().of(&Run::default());
         let said = |state: &'static str, is_full| {
             let swap = StateSummary { worst: state, seconds: vec![("unknown", 4.0), (state, 9.0)] };
-            let host = SummaryHost { memory: memory.clone(), swap, ..HostTotals::default().of() };
+            let host = SummaryHost { memory: memory.clone(), swap, ..nothing() };
             let mut text = String::new();
             super::host(&mut text, &host, true, is_full);
             plain(&text)
         };
-        assert_eq!(of.swap.worst, UNKNOWN);
+        assert_eq!(nothing().swap.worst, UNKNOWN);
         let calm = "\nHost\n  memory  64.0 GiB of RAM. No shortage\n";
         assert_eq!(said("healthy", false), calm);
         assert_eq!(said("healthy", true), format!("{calm}  swap    healthy for 9.0 s\n"));
