@@ -1,6 +1,6 @@
 //! Builds the eBPF programs, then what carries them.
 
-use crate::setup::{bpf_linker, rust_source, rust_target, show};
+use crate::setup::{BPF_LINKER, rust_source, rust_target, show};
 use anyhow::{Context, Result};
 use std::fs;
 use std::process::Command;
@@ -35,7 +35,7 @@ pub(crate) fn ebpf() -> Result<()> {
 /// A tool cannot be installed.
 pub(crate) fn cargo_ebpf(command: &str) -> Result<Command> {
     rust_source()?;
-    let linker = bpf_linker()?;
+    let linker = BPF_LINKER.path()?;
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root()).arg(command).args(["--release", "--package", "overcommit-ebpf"]);
     cargo.args(["--features", "programs", "--bin", PROGRAMS]);
@@ -71,10 +71,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     rust_target(STATIC_TARGET)?;
     ebpf()?;
-    show(binary().args(["--target", STATIC_TARGET]))?;
+    let mut cargo = binary();
+    cargo.args(["--target", STATIC_TARGET]).env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
+    show(cargo.env("CARGO_ENCODED_RUSTFLAGS", without_paths()?))?;
     let built = target().join(STATIC_TARGET).join("release/overcommit");
     println!("built {}", built.display());
     Ok(())
+}
+
+/// Flags that keep the builder's folders out of the binary: it is the same wherever it is built.
+fn without_paths() -> Result<String> {
+    let home = std::env::var("CARGO_HOME").or_else(|_| {
+        std::env::var("HOME").map(|home| format!("{home}/.cargo")).context("HOME is not set")
+    })?;
+    // The library's source is installed, so that the compiler names its real place.
+    let sysroot = testbed::run(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let sysroot = sysroot.trim().to_owned();
+    let root = root().display().to_string();
+    let paths = [(home, "/cargo"), (sysroot, "/rust"), (root, "/overcommit")];
+    let flags = paths.map(|(path, name)| format!("--remap-path-prefix={path}={name}"));
+    Ok(flags.join("\x1f"))
 }
 
 /// Builds the programs and the binary.

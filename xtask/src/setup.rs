@@ -160,31 +160,43 @@ pub(crate) fn rust_target(name: &str) -> Result<()> {
         .with_context(|| format!("install Rust's library for {name}"))
 }
 
-/// Version of the linker that knows the LLVM of the pinned compiler.
-const BPF_LINKER: &str = "0.10.1";
+/// A program from Rust's registry that the build or the tests need, at the version that is known
+/// to work.
+pub(crate) struct Crate {
+    name: &'static str,
+    version: &'static str,
+    /// Whether its own speed is worth that of its build.
+    is_optimized: bool,
+}
 
-/// The linker of eBPF objects; gives its path.
-///
-/// # Errors
-/// It cannot be built.
-pub(crate) fn bpf_linker() -> Result<PathBuf> {
-    let tools = target().join("tools");
-    let linker = tools.join("bin/bpf-linker");
-    let version = Command::new(&linker).arg("--version").output();
-    if version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(BPF_LINKER)) {
-        return Ok(linker);
+/// The linker of eBPF objects, of the version that knows the LLVM of the pinned compiler.
+pub(crate) const BPF_LINKER: Crate =
+    Crate { name: "bpf-linker", version: "0.10.1", is_optimized: true };
+/// What holds the dependencies to `deny.toml`.
+pub(crate) const CARGO_DENY: Crate =
+    Crate { name: "cargo-deny", version: "0.20.2", is_optimized: false };
+
+impl Crate {
+    /// Its path, once it is built.
+    ///
+    /// # Errors
+    /// It cannot be built.
+    pub(crate) fn path(&self) -> Result<PathBuf> {
+        let Self { name, version, is_optimized } = self;
+        let tools = target().join("tools");
+        let program = tools.join("bin").join(name);
+        let output = Command::new(&program).arg("--version").output();
+        if output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(version)) {
+            return Ok(program);
+        }
+        println!("building {name} {version}, which takes a minute or two");
+        let mut install = Command::new("cargo");
+        install.args(["install", name, "--quiet", "--locked", "--version", version, "--root"]);
+        install.arg(&tools).env_remove("CARGO_TARGET_DIR");
+        if !is_optimized {
+            install.arg("--debug").env("CARGO_PROFILE_DEV_DEBUG", "0");
+        }
+        quietly(&mut install)?;
+        Ok(program)
     }
-    println!("building bpf-linker {BPF_LINKER}, which takes a minute or two");
-    let mut install = Command::new("cargo");
-    install.args([
-        "install",
-        "bpf-linker",
-        "--quiet",
-        "--locked",
-        "--version",
-        BPF_LINKER,
-        "--root",
-    ]);
-    quietly(install.arg(&tools).env_remove("CARGO_TARGET_DIR"))?;
-    Ok(linker)
 }

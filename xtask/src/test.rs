@@ -4,7 +4,8 @@
 use crate::last_test::{self, LastTest};
 use crate::scenario::JAVA;
 use crate::setup::{
-    TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly, require_root, show,
+    CARGO_DENY, TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly,
+    require_root, show,
 };
 use crate::{build, lab};
 use anyhow::{Context, Result, anyhow};
@@ -150,6 +151,7 @@ fn native(args: &Args, steps: &mut Steps) -> Result<()> {
         steps.run("unit and property tests", unit_tests)?;
     }
     if args.filter.is_none() && !args.quick {
+        steps.run("dependencies", dependencies)?;
         steps.run("simulated recordings", || simulate(1))?;
     }
     steps.run("end-to-end tests", || end_to_end(args))
@@ -192,6 +194,14 @@ fn lint() -> Result<()> {
     let lab = ["--package", "overcommit-tests", "--test", "lab", "--test", "simulation"];
     show(cargo().args(["clippy", "--quiet"]).args(lab).args(deny))?;
     show(build::cargo_ebpf("clippy")?.arg("--quiet").args(deny))
+}
+
+/// Licences, sources and versions, which need no network. Advisories take the database of
+/// RustSec: `target/tools/bin/cargo-deny check advisories` where it can be reached.
+fn dependencies() -> Result<()> {
+    let mut deny = Command::new(CARGO_DENY.path()?);
+    deny.current_dir(root()).args(["--log-level", "error", "check"]);
+    show(deny.args(["licenses", "bans", "sources"]))
 }
 
 fn unit_tests() -> Result<()> {
