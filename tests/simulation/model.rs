@@ -114,6 +114,7 @@ fn vm_interval(vm: usize, metrics: Vec<MetricInterval>) -> VmInterval {
             waited_ns,
             runq_ns: 0,
             vcpu_ns: SECOND_NS,
+            known_ns: SECOND_NS,
             source: StallSource::Faults,
         }),
         ..VmInterval::default()

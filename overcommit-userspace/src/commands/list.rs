@@ -2,7 +2,7 @@
 
 use crate::commands::{require_hosts_pids, require_readable, require_root};
 use crate::host::memory_cgroup::Hierarchy;
-use crate::host::memory_use::{held, swapped};
+use crate::host::memory_use::{Held, swapped};
 use crate::terminal::{print, print_json};
 use crate::vm::Discovery;
 use anyhow::Result;
@@ -99,7 +99,7 @@ fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>) -> Entry<'a> {
         accelerator: vm.accelerator.as_deref(),
         cgroup: vm.cgroup.as_deref(),
         has_own_cgroup: own.is_some(),
-        resident_bytes: held(proc, pid),
+        resident_bytes: Held::read(proc, pid).map(Held::bytes),
         swapped_bytes: swapped(proc, pid).filter(|_| vm.backing() == Some(Backing::Anonymous)),
         limit_bytes: own.and_then(|own| own.limit(proc, pid)).map(|limit| limit.bytes),
     }

@@ -73,6 +73,8 @@ impl ProcessMemory {
     ) {
         let bytes = |name| figure(map, name);
         self.own.hugetlb += bytes("Private_Hugetlb") + bytes("Shared_Hugetlb");
+        let transparent = ["AnonHugePages", "ShmemPmdMapped", "FilePmdMapped"].map(bytes);
+        self.own.huge_pages += transparent.iter().sum::<u64>();
         // Neither resident nor swapped, and its file's blocks are the pool's.
         if map.extension.vm_flags.contains(VmFlags::HT) {
             return;
@@ -134,10 +136,28 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
     divided.collect()
 }
 
-/// Bytes that a process has in RAM, without a walk over its page tables; each sharer has them
-/// all.
-pub fn held(proc: &Path, pid: i32) -> Option<u64> {
-    Some(status(proc, pid)?.vmrss? << 10)
+/// What a process has in RAM, without a walk over its page tables, in bytes; each sharer has
+/// all of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Pages of files, but for those of shared memory.
+    file: u64,
+    /// All others.
+    other: u64,
+}
+
+impl Held {
+    /// As its status file has it; `None` of a process that is gone.
+    pub fn read(proc: &Path, pid: i32) -> Option<Self> {
+        let status = status(proc, pid)?;
+        let (all, file) = (status.vmrss? << 10, status.rssfile.unwrap_or(0) << 10);
+        Some(Self { file, other: all.saturating_sub(file) })
+    }
+
+    /// All of it.
+    pub fn bytes(self) -> u64 {
+        self.file + self.other
+    }
 }
 
 /// Bytes of private memory that a process has on swap.
@@ -152,11 +172,15 @@ pub(super) fn status(proc: &Path, pid: i32) -> Option<Status> {
 
 /// What is resident now of what was at the last walk, by what the process held then and now. A
 /// walk may be a minute old, and memory that a VM took since is no longer available.
-pub fn as_of_now(resident: u64, then: Option<u64>, now: Option<u64>) -> u64 {
-    match then.zip(now) {
-        Some((then, now)) if then > 0 => (resident as f64 * now as f64 / then as f64) as u64,
-        _ => resident,
-    }
+pub fn as_of_now(memory: MemoryUse, then: Option<Held>, now: Option<Held>) -> MemoryUse {
+    let Some((then, now)) = then.zip(now) else { return memory };
+    let grown = |bytes: u64, then: u64, now: u64| match then {
+        0 => bytes,
+        _ => (bytes as f64 * now as f64 / then as f64) as u64,
+    };
+    let page_cache = grown(memory.page_cache, then.file, now.file);
+    let resident = page_cache + grown(memory.freed(), then.other, now.other);
+    MemoryUse { resident, page_cache, ..memory }
 }
 
 /// Memory of the host, without huge pages of the pool.
@@ -228,11 +252,19 @@ mod tests {
     #[test]
     fn what_a_vm_takes_after_the_walk_is_resident() {
         let gib = 1 << 30;
-        assert_eq!(as_of_now(20 * gib, Some(24 * gib), Some(60 * gib)), 50 * gib);
-        assert_eq!(as_of_now(20 * gib, None, Some(60 * gib)), 20 * gib);
-        assert_eq!(as_of_now(0, Some(0), Some(gib)), 0);
-        let own = held(Path::new("/proc"), std::process::id().cast_signed()).unwrap();
-        assert!(own > 0);
+        let held = |file: u64, other: u64| Some(Held { file: file * gib, other: other * gib });
+        let walked = MemoryUse { resident: 21 * gib, page_cache: gib, ..MemoryUse::default() };
+        let now = |then, now| {
+            let memory = as_of_now(walked, then, now);
+            (memory.resident / gib, memory.page_cache / gib)
+        };
+        assert_eq!(now(held(2, 24), held(2, 60)), (51, 1));
+        assert_eq!(now(None, held(2, 60)), (21, 1));
+        assert_eq!(now(held(0, 0), held(1, 1)), (21, 1));
+        // A guest that is read from a snapshot's file: those pages stay available.
+        assert_eq!(now(held(1, 20), held(4, 20)), (24, 4));
+        let own = Held::read(Path::new("/proc"), std::process::id().cast_signed()).unwrap();
+        assert!(own.file > 0 && own.other > 0, "{own:?}");
     }
 
     #[test]
@@ -286,6 +318,7 @@ mod tests {
             hugetlb: 1024 * MIB,
             overhead: 0,
             page_cache: 0,
+            huge_pages: 0,
         };
         assert_eq!((memory.own, memory.shared.len()), (own, 1));
     }

@@ -138,7 +138,16 @@ impl Host {
             memory.available = swap.memory.map_or(memory.available, |now| now.available);
             memory
         });
-        HostInterval { swap, balloon, ballooned, overcommit, memory }
+        let least_headroom = overcommit.and_then(|sum| sum.headroom());
+        HostInterval {
+            swap,
+            balloon,
+            ballooned,
+            overcommit,
+            least_headroom,
+            memory,
+            ..HostInterval::default()
+        }
     }
 
     /// Adds to what holds for the whole recording where the figures of each VM come from.
@@ -258,4 +267,21 @@ fn held(of: &Vm, vm: &VmInterval) -> Option<VmMemory> {
         working_set: vm.working_set.map(|set| set.range),
         swap: vm.swap.state,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overcommit_recording::model::memory::Range;
+
+    #[test]
+    fn what_qemu_itself_uses_is_used() {
+        let range = Range { lower: 10, upper: 20 };
+        let set = |source| WorkingSet { range, source, window_s: 1.0, cost: 0.0 };
+        let memory = Some(MemoryUse { overhead: 5, ..MemoryUse::default() });
+        let measured = with_overhead(set(memory::Source::Damon), memory);
+        assert_eq!(measured.range, Range { lower: 15, upper: 25 });
+        let whole = with_overhead(set(memory::Source::Mglru), memory);
+        assert_eq!(whole.range, range, "its cgroup has that too");
+    }
 }

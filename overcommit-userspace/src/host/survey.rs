@@ -6,7 +6,7 @@ use crate::host::balloon::qmp::GuestPolling;
 use crate::host::balloon::socket::Socket;
 use crate::host::balloon::{libvirt, qmp};
 use crate::host::memory_use;
-use crate::host::memory_use::{ProcessMemory, as_of_now, divide, held};
+use crate::host::memory_use::{Held, ProcessMemory, as_of_now, divide};
 use crate::host::numa::Numa;
 use crate::host::working_set::Wanted;
 use crate::host::working_set::follow::{Follower, Measured, Target};
@@ -222,8 +222,8 @@ impl Silence {
 
 struct Walked {
     memory: Option<ProcessMemory>,
-    /// What the process held then, see [`held`].
-    held: Option<u64>,
+    /// What the process held then.
+    held: Option<Held>,
     next: Instant,
     wait: Duration,
 }
@@ -295,7 +295,7 @@ impl Surveyor {
             }
             if let Ok(memory) = ProcessMemory::read(&self.proc, id.pid) {
                 walked.memory = Some(memory);
-                walked.held = held(&self.proc, id.pid);
+                walked.held = Held::read(&self.proc, id.pid);
             }
             walked.wait = (walked.wait * 2).clamp(LOOK, WALK.0);
             let least = (start.elapsed() * WALK_SHARE).min(WALK.1);
@@ -306,7 +306,7 @@ impl Surveyor {
         let mut memory = divide(&known.collect());
         for (id, memory) in &mut memory {
             let then = self.walked[id].held;
-            memory.resident = as_of_now(memory.resident, then, held(&self.proc, id.pid));
+            *memory = as_of_now(*memory, then, Held::read(&self.proc, id.pid));
         }
         memory
     }
@@ -374,7 +374,8 @@ impl Surveyor {
                 "" => "libvirt knows no such domain, or cannot tell now".to_owned(),
                 why => format!("whoever started it holds its monitor; {why}"),
             };
-            found.insert(vm.id, domain.copied().ok_or_else(why));
+            let balloon = domain.copied().ok_or_else(why);
+            found.insert(vm.id, balloon.and_then(|it| libvirt::told_apart(it, vm.memory_bytes)));
         }
     }
 

@@ -7,9 +7,7 @@ use crate::host::swap_state::{SwapStates, is_tight, least_pages};
 use crate::host::watched_vm::{Shared, WatchedVm, stalled};
 use crate::kernel;
 use overcommit_recording::model::interval::VmInterval;
-use overcommit_recording::model::swap::{
-    HostSwap, Memory, Rates, StateTimes, SwapSources, SwapState, VmSwap,
-};
+use overcommit_recording::model::swap::{HostSwap, Memory, Rates, SwapSources, SwapState, VmSwap};
 use overcommit_recording::model::vm::Vm;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -112,7 +110,7 @@ impl Watch {
         let least_available = memory.and_then(|memory| memory.available);
         self.now = HostSwap {
             state: swap_state,
-            times: StateTimes::default(),
+            times: Default::default(),
             rates,
             memory,
             least_available,
@@ -122,9 +120,6 @@ impl Watch {
     }
 
     fn host_rates(&self, now: &HostCounters, before: &HostCounters, shared: Shared) -> Rates {
-        // Either falls when a CPU goes offline.
-        let waited = now.io_wait.0.saturating_sub(before.io_wait.0);
-        let all = now.io_wait.1.saturating_sub(before.io_wait.1);
         // The worst VM: PSI's `some` knows no majority either.
         let vms = self.vms.values().filter_map(|vm| vm.now.rates?.stall);
         let stalled = stalled(now.stalled_us, before.stalled_us, shared.length_ns);
@@ -133,7 +128,7 @@ impl Watch {
             swapped_in: Some(shared.a_second(now.swapped_in.saturating_sub(before.swapped_in))),
             swapped_out: Some(shared.a_second(now.swapped_out.saturating_sub(before.swapped_out))),
             stall: vms.chain(stalled).reduce(f64::max),
-            io_wait: (all > 0).then(|| waited as f64 / all as f64),
+            io_wait: share(now.io_wait, before.io_wait),
             available: shared.available,
         }
     }
@@ -193,6 +188,13 @@ fn share_available(memory: Memory) -> Option<f64> {
     memory.available.map(|available| available as f64 / memory.total as f64)
 }
 
+/// What part of all CPU time was waited for I/O, by two sums each; either falls when a CPU goes
+/// offline.
+fn share(now: (u64, u64), before: (u64, u64)) -> Option<f64> {
+    let (waited, all) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
+    (all > 0).then(|| waited as f64 / all as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,5 +236,12 @@ mod tests {
         assert_eq!(watch.without_limits(host, false), rates(0.0, 0.0));
         set(&mut watch, 1, Some(LIMIT_NS), rates(4_900.0, 0.7));
         assert_eq!(watch.without_limits(host, false), host, "that was long ago");
+    }
+
+    #[test]
+    fn a_cpu_that_goes_offline_takes_its_sums_with_it() {
+        assert_eq!(share((30, 200), (20, 100)), Some(0.1));
+        assert_eq!(share((10, 200), (20, 100)), Some(0.0));
+        assert_eq!(share((10, 50), (20, 100)), None);
     }
 }

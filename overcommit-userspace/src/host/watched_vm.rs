@@ -7,6 +7,7 @@ use overcommit_ebpf::layout::Metric;
 use overcommit_recording::model::interval::VmInterval;
 use overcommit_recording::model::swap::{Rates, SwapSources, SwappedIn, SwappedOut, VmSwap};
 use overcommit_recording::model::vm::{Backing, Vm};
+use std::fs;
 use std::path::Path;
 
 /// For how long after a VM was at its limit its swapping is taken to come from that.
@@ -124,18 +125,22 @@ impl WatchedVm {
             Some(field(now)?.saturating_sub(field(before)?))
         };
         let majors = of(|counters| counters.major_faults);
-        let (swapped_in, swapped_in_by) = if vm.backing() == Some(Backing::File)
+        let majors_alone = |proc: &Path| {
+            // Pages that somebody else fills count as major faults, and come from no swap.
+            (!has_userfaultfd(proc, vm.id.pid)).then_some((since.majors, SwappedIn::Majors))
+        };
+        let swapped_in = if vm.backing() == Some(Backing::File)
             && let Some((majors, files)) = majors.zip(of(|counters| counters.refaulted_files))
         {
-            (majors + files, SwappedIn::CgroupFiles)
+            Some((majors + files, SwappedIn::CgroupFiles))
         } else if let Some(pages) = of(|counters| counters.swapped_in) {
-            (pages, SwappedIn::Cgroup)
+            Some((pages, SwappedIn::Cgroup))
         } else if let Some(majors) = majors {
-            (majors, SwappedIn::CgroupMajors)
+            Some((majors, SwappedIn::CgroupMajors))
         } else if sees_swapins {
-            (since.swapins, SwappedIn::Swapins)
+            Some((since.swapins, SwappedIn::Swapins))
         } else {
-            (since.majors, SwappedIn::Majors)
+            majors_alone(Path::new("/proc"))
         };
         let swapped_out = match (of(|counters| counters.swapped_out), grown) {
             (Some(pages), _) => Some((pages, SwappedOut::Cgroup)),
@@ -143,7 +148,7 @@ impl WatchedVm {
             (None, _) => None,
         };
         self.sources = SwapSources {
-            swapped_in: Some(swapped_in_by),
+            swapped_in: swapped_in.map(|(_, by)| by),
             swapped_out: swapped_out.map(|(_, by)| by),
         };
         if shared.is_first {
@@ -151,14 +156,17 @@ impl WatchedVm {
         }
         let by_pressure = grown
             .and_then(|(now, before)| stalled(now.stalled_us, before.stalled_us, shared.length_ns));
-        let swaps = swapped_in > 0 || swapped_out.is_some_and(|(pages, _)| pages > 0);
+        let [swapped_in, swapped_out] =
+            [swapped_in.map(|(pages, _)| pages), swapped_out.map(|(pages, _)| pages)];
+        let swaps =
+            [swapped_in, swapped_out].iter().any(|pages| pages.is_some_and(|pages| pages > 0));
         // Of a VM whose memory is a file, what comes back is read from that.
         let reads = vm.backing() == Some(Backing::File) && since.majors > 0;
         let is_short = swaps || reads || since.reclaims > 0;
         let rates = Rates {
             length_ns: shared.length_ns,
-            swapped_in: Some(shared.a_second(swapped_in)),
-            swapped_out: swapped_out.map(|(pages, _)| shared.a_second(pages)),
+            swapped_in: swapped_in.map(|pages| shared.a_second(pages)),
+            swapped_out: swapped_out.map(|pages| shared.a_second(pages)),
             stall: waited(by_pressure, since.stall(), is_short),
             io_wait: None,
             available: shared.available,
@@ -168,6 +176,14 @@ impl WatchedVm {
         self.now.state = self.states.advance(rates, least);
         self.now.rates = Some(rates);
     }
+}
+
+/// Whether somebody fills pages of a process: postcopy, or a snapshot that is read when needed.
+fn has_userfaultfd(proc: &Path, pid: i32) -> bool {
+    let descriptors = fs::read_dir(proc.join(format!("{pid}/fd")));
+    let links =
+        descriptors.into_iter().flatten().flatten().map(|entry| fs::read_link(entry.path()));
+    links.flatten().any(|link| link.as_os_str() == "anon_inode:[userfaultfd]")
 }
 
 /// The part of the time for which somebody waited.
@@ -187,14 +203,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let own = root.path().join("vm");
         let proc = root.path().join("proc");
-        let write = |file: &str, text: &str| std::fs::write(own.join(file), text).unwrap();
-        std::fs::create_dir_all(&own).unwrap();
-        std::fs::create_dir_all(proc.join("self")).unwrap();
+        let write = |file: &str, text: &str| fs::write(own.join(file), text).unwrap();
+        fs::create_dir_all(&own).unwrap();
+        fs::create_dir_all(proc.join("self")).unwrap();
         write("memory.stat", "");
         write("memory.limit_in_bytes", "4096\n");
         write("memory.failcnt", "7\n");
         let mount = format!("1 1 0:1 / {} rw - cgroup cgroup rw,memory\n", root.path().display());
-        std::fs::write(proc.join("self/mountinfo"), mount).unwrap();
+        fs::write(proc.join("self/mountinfo"), mount).unwrap();
         let cgroup = Hierarchy::find(&proc).unwrap().memory_cgroup("/vm").unwrap();
         let mut vm = WatchedVm { limit: cgroup.limit(&proc, 1), ..WatchedVm::default() };
         vm.look_at_limit(SECOND_NS);
@@ -206,5 +222,19 @@ mod tests {
         }
         vm.look_at_limit(SECOND_NS);
         assert!(!vm.is_at_limit());
+    }
+
+    #[test]
+    fn who_has_its_pages_filled_by_somebody_is_known_by_a_descriptor() {
+        let proc = tempfile::tempdir().unwrap();
+        let descriptors = proc.path().join("7/fd");
+        fs::create_dir_all(&descriptors).unwrap();
+        let link = |number: &str, to: &str| {
+            std::os::unix::fs::symlink(to, descriptors.join(number)).unwrap();
+        };
+        link("0", "/dev/null");
+        assert!(!has_userfaultfd(proc.path(), 7));
+        link("1", "anon_inode:[userfaultfd]");
+        assert!(has_userfaultfd(proc.path(), 7) && !has_userfaultfd(proc.path(), 8));
     }
 }

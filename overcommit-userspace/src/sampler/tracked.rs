@@ -218,7 +218,10 @@ pub(super) fn stall(
         }
     }
     tracked.vcpus.known_by()?;
-    Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: tracked.vcpus.divisor(vcpus) * length_ns, source })
+    let divisor = tracked.vcpus.divisor(vcpus);
+    // Of a vCPU that is not known yet nothing is seen.
+    let known_ns = length_ns * tracked.vcpus.tids().len() as u64 / divisor;
+    Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: divisor * length_ns, known_ns, source })
 }
 
 /// min_flt and maj_flt of the whole process.

@@ -32,7 +32,7 @@ use overcommit_recording::model::run::{
     BackendChoice, EvictionSight, HostState, NotCounted, Options, Run, RunClocks, RunVm,
 };
 use overcommit_recording::model::slow_fault::SlowFault;
-use overcommit_recording::model::swap::StateTimes;
+use overcommit_recording::model::state::StateTimes;
 use overcommit_recording::model::vm::Vm;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -319,6 +319,9 @@ impl RunningSession {
         let mut host = self.host.advance(sampler.vms(), &mut drained, &place, now.monotonic_ns);
         let length_ns = now.monotonic_ns - self.last.monotonic_ns;
         host.swap.times = StateTimes::of(host.swap.state, length_ns);
+        host.balloon_times = StateTimes::of(host.balloon, length_ns);
+        let overcommit = host.overcommit.map(|sum| sum.state).unwrap_or_default();
+        host.overcommit_times = StateTimes::of(overcommit, length_ns);
         for (vm, _) in &mut drained {
             vm.swap.times = StateTimes::of(vm.swap.state, length_ns);
             sampler.count_swapouts(vm.vm, self.host.cgroup_id(vm.vm))?;

@@ -53,6 +53,9 @@ pub struct RunFigure {
     pub value: Option<f64>,
 }
 
+/// Beside a rate a hundred times as high there is as good as none: no load changes by so much.
+const NEXT_TO_NONE: f64 = 0.01;
+
 /// The share of VM time that was lost to memory, among the metrics.
 pub const STALL_SHARE: &str = "stall.share";
 
@@ -66,7 +69,7 @@ impl RunFigure {
 
 impl Figure {
     /// Whether it goes up and down with the load, so that more of it is not worse. What one side
-    /// has none of at all is not more of the same.
+    /// has next to none of is not more of the same.
     pub fn goes_with_the_load(&self) -> bool {
         let is = |metric: Metric| self.metric == metric.name();
         let is_harm = is(Metric::FaultMajor) || is(Metric::Swapin);
@@ -74,10 +77,17 @@ impl Figure {
         self.name == FigureName::Rate && !is_harm && is_load
     }
 
-    /// Whether one side has none of it at all.
+    /// Whether one side has none of it, or next to none beside the other.
     fn comes_or_goes(&self) -> bool {
-        let has_none = |side: &[RunFigure]| side.iter().all(|run| run.value == Some(0.0));
-        has_none(&self.base) != has_none(&self.new)
+        let values =
+            |side: &[RunFigure]| -> Vec<f64> { side.iter().filter_map(|run| run.value).collect() };
+        let is_next_to_none = |few: &[f64], many: &[f64]| {
+            let most = few.iter().copied().fold(0.0, f64::max);
+            let least = many.iter().copied().fold(f64::INFINITY, f64::min);
+            !many.is_empty() && least > 0.0 && most <= least * NEXT_TO_NONE
+        };
+        let (base, new) = (values(&self.base), values(&self.new));
+        is_next_to_none(&base, &new) || is_next_to_none(&new, &base)
     }
 }
 

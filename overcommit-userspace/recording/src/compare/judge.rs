@@ -46,6 +46,8 @@ pub struct Compared {
     pub is_real: bool,
     /// Whether chance is as unlikely as that, and the difference too small to be claimed.
     pub is_too_small: bool,
+    /// Whether it changes so slowly within a recording that few parts of it are independent.
+    pub drifts: bool,
     /// Why nothing can be claimed, whatever the figures.
     pub why_not: Option<String>,
 }
@@ -94,9 +96,10 @@ pub fn judge(figures: &[Figure], alternate: bool) -> Vec<Compared> {
         })
         .collect();
     let least = if alternate { LEAST_ALTERNATED } else { LEAST_IN_BLOCKS };
-    for ((index, _), (p, is_sure)) in tested.iter().zip(chances(&tested, runs[0])) {
+    for ((index, tested), (p, is_sure)) in tested.iter().zip(chances(&tested, runs[0])) {
         let entry = &mut compared[*index];
         entry.p = Some(p);
+        entry.drifts = matches!(tested, Tested::Batches { drifts: true, .. });
         let is_large = entry.is_large(least);
         (entry.is_real, entry.is_too_small) = (is_sure && is_large, is_sure && !is_large);
     }
@@ -120,6 +123,7 @@ fn shown(figure: &Figure) -> Compared {
         p: None,
         is_real: false,
         is_too_small: false,
+        drifts: false,
         why_not: None,
     }
 }
@@ -131,8 +135,8 @@ fn scaled(name: FigureName, value: f64) -> f64 {
 
 /// What is tested of a figure.
 enum Tested {
-    /// The chance that the batches of one pair differ so much.
-    Batches(f64),
+    /// The chance that the batches of one pair differ so much, and whether one side drifts.
+    Batches { p: f64, drifts: bool },
     /// Its value in each recording, those of the base first.
     Values(Vec<f64>),
 }
@@ -142,7 +146,7 @@ fn chances(tested: &[(usize, Tested)], base: usize) -> Vec<(f64, bool)> {
     let (mut batches, mut values) = (Vec::new(), Vec::new());
     for (_, tested) in tested {
         match tested {
-            Tested::Batches(p) => batches.push(*p),
+            Tested::Batches { p, .. } => batches.push(*p),
             Tested::Values(of) => values.push(of.clone()),
         }
     }
@@ -168,7 +172,7 @@ fn tested(figure: &Figure, runs: [usize; 2]) -> Result<Tested, String> {
         }
     }
     match runs {
-        [1, 1] => batches(figure).map(Tested::Batches),
+        [1, 1] => batches(figure),
         [base, new] if permutation::least_chance(base, new) > ALPHA => Err(format!(
             "{base} and {new} recordings are too few: compare one with one, or five with five"
         )),
@@ -182,7 +186,7 @@ fn values(figure: &Figure) -> Vec<f64> {
 }
 
 /// The chance that the batches of two recordings differ so much without a change.
-fn batches(figure: &Figure) -> Result<f64, String> {
+fn batches(figure: &Figure) -> Result<Tested, String> {
     let sides = [&figure.base, &figure.new].map(|side| side[0].points.as_slice());
     let lengths_s = sides.map(|side| summed(side).length_s);
     let shortest_s = lengths_s.into_iter().fold(f64::INFINITY, f64::min);
@@ -199,7 +203,8 @@ fn batches(figure: &Figure) -> Result<f64, String> {
     let means = batches.map(|batches| means(&batches));
     let drifts = is_shorter(needed_s(&sides)) || drifts(&means);
     let independent = if drifts { INDEPENDENT_OF_DRIFTING } else { BATCHES as f64 };
-    welch(&means[0], &means[1], independent).map_err(|error| format!("{error:#}"))
+    let p = welch(&means[0], &means[1], independent).map_err(|error| format!("{error:#}"))?;
+    Ok(Tested::Batches { p, drifts })
 }
 
 /// The share of what is meant in each batch, with a batch of few weighing little.
@@ -278,6 +283,8 @@ mod tests {
         assert!(more.why_not.is_some_and(|why| why.contains("load")));
         // What was not there at all is not more of the same.
         assert!(of_pair("stall.memory", 0.0, 1_000.0).is_regression());
+        assert!(of_pair("stall.memory", 0.01, 1_000.0).is_regression(), "one in a while");
+        assert_eq!(of_pair("stall.memory", 20.0, 1_000.0).p, None);
         assert_eq!(of_pair("fault.minor", 0.0, 1_000.0).p, None);
     }
 
@@ -300,7 +307,9 @@ mod tests {
         let drifting = |from: f64| vec![run(600, 1.0, move |n| from * (1.0 + n as f64 / 600.0))];
         let compared = judge(&[rate("swapin", drifting(100.0), drifting(160.0))], false).remove(0);
         assert!(compared.p.is_some_and(|p| p > ALPHA) && !compared.is_real, "{compared:?}");
-        assert!(of_pair("swapin", 150.0, 240.0).is_real);
+        assert!(compared.drifts, "{compared:?}");
+        let steady = of_pair("swapin", 150.0, 240.0);
+        assert!(steady.is_real && !steady.drifts, "{steady:?}");
     }
 
     fn of_runs(base: &[f64], new: &[f64], alternate: bool) -> Vec<Compared> {

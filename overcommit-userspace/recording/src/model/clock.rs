@@ -17,11 +17,12 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// Whether the time of day was set between the two moments.
+    /// Whether the time of day was set between the two moments. While a host is suspended the
+    /// time of day goes on, and so does the time since boot.
     pub fn stepped_since(&self, earlier: &Self) -> bool {
         let real = self.realtime_ns.wrapping_sub(earlier.realtime_ns).cast_signed();
-        let monotonic = self.monotonic_ns.wrapping_sub(earlier.monotonic_ns).cast_signed();
-        real.abs_diff(monotonic) > STEP_NS
+        let boot = self.boottime_ns.wrapping_sub(earlier.boottime_ns).cast_signed();
+        real.abs_diff(boot) > STEP_NS
     }
 
     /// The Unix time at which the monotonic clock showed that value, in
@@ -39,11 +40,15 @@ mod tests {
     #[test]
     fn a_step_is_not_drift() {
         let start = Clocks { realtime_ns: 1_000_000_000, monotonic_ns: 500, boottime_ns: 500 };
-        let later =
-            |realtime_ns| Clocks { realtime_ns, monotonic_ns: 1_000_000_500, boottime_ns: 0 };
+        let monotonic_ns = 1_000_000_500;
+        let later = |realtime_ns| Clocks { realtime_ns, monotonic_ns, boottime_ns: monotonic_ns };
         assert!(!later(2_000_000_100).stepped_since(&start));
         assert!(later(3_000_000_000).stepped_since(&start));
         assert!(later(900_000_000).stepped_since(&start));
+        let hour_ns = 3_600_000_000_000;
+        let boottime_ns = monotonic_ns + hour_ns;
+        let resumed = Clocks { boottime_ns, ..later(2_000_000_100 + hour_ns) };
+        assert!(!resumed.stepped_since(&start), "it was suspended");
         assert_eq!(start.realtime_of(400), 999_999_900);
     }
 }

@@ -6,8 +6,11 @@ use crate::model::breakdown::Breakdown;
 use crate::model::coverage::{Coverage, Seen};
 use crate::model::evictions::Eviction;
 use crate::model::latencies::Latencies;
-use crate::model::memory::{Headroom, HostMemory, MemoryUse, NodeSet, Overcommit, WorkingSet};
+use crate::model::memory::{
+    Headroom, HostMemory, MemoryUse, NodeSet, Overcommit, OvercommitState, Source, WorkingSet,
+};
 use crate::model::metric::MetricName;
+use crate::model::state::StateTimes;
 use crate::model::swap::{HostSwap, VmSwap};
 use crate::model::swapins::Swapins;
 use overcommit_ebpf::layout::{Loss, Metric, Taker};
@@ -27,6 +30,16 @@ pub struct Interval {
 }
 
 impl Interval {
+    /// Whether the working set of every recorded VM was measured, those on huge pages of the pool
+    /// left out.
+    pub fn is_measured(&self) -> bool {
+        let mut sets =
+            self.vms.iter().filter(|vm| vm.memory.is_none_or(|memory| memory.hugetlb == 0));
+        let is_measured =
+            |vm: &VmInterval| vm.working_set.is_some_and(|set| set.source != Source::Bounds);
+        sets.clone().next().is_some() && sets.all(is_measured)
+    }
+
     /// Each metric of each VM, in the order of the files.
     pub fn metrics(&self) -> impl Iterator<Item = &MetricInterval> {
         self.vms.iter().flat_map(|vm| &vm.metrics)
@@ -120,6 +133,15 @@ impl VmInterval {
         found.map(|entry| &entry.latencies)
     }
 
+    /// How much of an interval of that length it was recorded, in nanoseconds: a VM may start or
+    /// end within. Earlier versions do not tell.
+    pub fn recorded_ns(&self, length_ns: u64) -> u64 {
+        match self.swap.times.total_ns() {
+            0 => length_ns,
+            recorded_ns => recorded_ns,
+        }
+    }
+
     /// Time of all its faults, in nanoseconds.
     pub fn fault_ns(&self) -> u64 {
         let sums = Metric::FAULTS.map(|metric| self.latencies(metric).map_or(0, |all| all.sum_ns));
@@ -156,12 +178,18 @@ pub struct MetricInterval {
 pub struct HostInterval {
     /// Swapping.
     pub swap: HostSwap,
-    /// How hard it takes memory back.
+    /// How hard it took memory back, at the worst.
     pub balloon: BalloonState,
+    /// For how long how hard.
+    pub balloon_times: StateTimes<BalloonState>,
     /// What its VMs gave back, in bytes, as far as somebody says.
     pub ballooned: Option<u64>,
-    /// How near the edge it is; `None` before the first look.
+    /// How near the edge it is, and was at the worst; `None` before the first look.
     pub overcommit: Option<Overcommit>,
+    /// For how long how near.
+    pub overcommit_times: StateTimes<OvercommitState>,
+    /// What was left beside the working sets at the look at which it was least.
+    pub least_headroom: Option<Headroom>,
     /// What takes memory beside the VMs.
     pub memory: Option<HostMemory>,
 }
@@ -202,6 +230,9 @@ pub struct Stall {
     pub runq_ns: u64,
     /// vCPUs × time, in nanoseconds.
     pub vcpu_ns: u64,
+    /// For how long its vCPU threads were known, in nanoseconds; where only some of them were,
+    /// that part of the time. 0 in recordings that do not tell: they were known all the time.
+    pub known_ns: u64,
     /// Where the waiting was seen.
     pub source: StallSource,
 }

@@ -17,6 +17,8 @@ pub struct MemoryUse {
     pub overhead: u64,
     /// What of the resident is pages of files on a disk, which are in MemAvailable too.
     pub page_cache: u64,
+    /// What is mapped in transparent huge pages.
+    pub huge_pages: u64,
 }
 
 impl MemoryUse {
@@ -106,6 +108,11 @@ impl Headroom {
     pub fn of(memory: u64, sets: Range) -> Option<Self> {
         let left = |need: u64| i64::try_from(i128::from(memory) - i128::from(need)).ok();
         Some(Self { lower: left(sets.upper)?, upper: left(sets.lower)? })
+    }
+
+    /// The one that may be least.
+    pub fn min_with(self, other: Self) -> Self {
+        if other.lower < self.lower { other } else { self }
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::model::evictions::{Aggressor, Eviction};
 use crate::model::interval::VmInterval;
 use crate::model::interval::{HostInterval, Interval, MetricInterval, Stall, StallSource};
+use crate::model::memory::{Headroom, Overcommit};
 use crate::model::metric::MetricName;
 use std::collections::BTreeMap;
 use std::mem::replace;
@@ -12,7 +13,11 @@ impl Interval {
     /// Adds what came after it, up to the place's end.
     pub fn extend(&mut self, next: Self) {
         self.place = next.place;
-        self.host = HostInterval { swap: self.host.swap.followed_by(next.host.swap), ..next.host };
+        // What is measured first is not compared with what was only bounded before.
+        if next.is_measured() && !self.is_measured() {
+            self.host.least_headroom = None;
+        }
+        self.host = self.host.followed_by(next.host);
         let mut vms: BTreeMap<usize, VmInterval> =
             self.vms.drain(..).map(|vm| (vm.vm, vm)).collect();
         for next in next.vms {
@@ -35,6 +40,24 @@ impl Interval {
             }
         }
         self.evictions = evictions.into_values().collect();
+    }
+}
+
+impl HostInterval {
+    /// Both as one, `next` being the later.
+    fn followed_by(self, next: Self) -> Self {
+        let worst = self.overcommit.map(|sum| sum.state).unwrap_or_default();
+        let of_next = next.overcommit.map(|sum| Overcommit { state: sum.state.max(worst), ..sum });
+        let least = [self.least_headroom, next.least_headroom].into_iter().flatten();
+        Self {
+            swap: self.swap.followed_by(next.swap),
+            balloon: self.balloon.max(next.balloon),
+            balloon_times: self.balloon_times.plus(next.balloon_times),
+            overcommit: of_next.or(self.overcommit),
+            overcommit_times: self.overcommit_times.plus(next.overcommit_times),
+            least_headroom: least.reduce(Headroom::min_with),
+            ..next
+        }
     }
 }
 
@@ -82,6 +105,7 @@ impl Stall {
             waited_ns: self.waited_ns + other.waited_ns,
             runq_ns: self.runq_ns + other.runq_ns,
             vcpu_ns: self.vcpu_ns + other.vcpu_ns,
+            known_ns: self.known_ns + other.known_ns,
             source,
         }
     }
@@ -110,11 +134,14 @@ pub(super) fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::balloon::BalloonState;
     use crate::model::coverage::Coverage;
     use crate::model::evictions::{AggressorClass, EvictionCounts};
     use crate::model::interval::Place;
     use crate::model::latencies::Latencies;
-    use crate::model::swap::{HostSwap, Rates, StateTimes, SwapState, VmSwap};
+    use crate::model::memory::OvercommitState;
+    use crate::model::state::StateTimes;
+    use crate::model::swap::{HostSwap, Rates, SwapState, VmSwap};
     use SwapState::{Healthy, Pressure};
 
     const SECOND_NS: u64 = 1_000_000_000;
@@ -138,6 +165,7 @@ mod tests {
                 waited_ns: 5,
                 runq_ns: 4,
                 vcpu_ns: 10,
+                known_ns: SECOND_NS,
                 source: StallSource::Windows,
             }),
             cpu_wait_ns: (number != 1).then_some(6),
@@ -199,6 +227,28 @@ mod tests {
     }
 
     #[test]
+    fn an_interval_has_the_worst_of_its_looks_at_the_host() {
+        use OvercommitState::{Critical, Safe};
+        let look = |state, left| {
+            let mut look = second(0, 0, Healthy, Vec::new());
+            look.host.overcommit = Some(Overcommit { state, ..Overcommit::default() });
+            look.host.overcommit_times = StateTimes::of(state, SECOND_NS);
+            look.host.balloon_times = StateTimes::of(BalloonState::Normal, SECOND_NS);
+            look.host.least_headroom = Some(Headroom { lower: left, upper: left });
+            look
+        };
+        let mut whole = look(Safe, 9);
+        whole.extend(look(Critical, -5));
+        whole.extend(look(Safe, 8));
+        let host = whole.host;
+        assert_eq!(host.overcommit.map(|sum| sum.state), Some(Critical));
+        let times = StateTimes::of(Safe, 2 * SECOND_NS).plus(StateTimes::of(Critical, SECOND_NS));
+        assert_eq!(host.overcommit_times, times);
+        assert_eq!(host.balloon_times, StateTimes::of(BalloonState::Normal, 3 * SECOND_NS));
+        assert_eq!(host.least_headroom.map(|left| left.lower), Some(-5));
+    }
+
+    #[test]
     fn a_vm_that_ended_within_stays_and_one_that_started_is_there() {
         let mut whole = second(0, 1, Healthy, vec![metric("fault.minor", 3)]);
         let mut next = second(1, 1, Healthy, vec![metric("fault.minor", 4)]);
@@ -206,5 +256,7 @@ mod tests {
         whole.extend(next);
         let vms = whole.vms.iter().map(|vm| (vm.vm, vm.metrics[0].latencies.sum_ns));
         assert_eq!(vms.collect::<Vec<_>>(), [(0, 3), (1, 4)]);
+        let recorded = whole.vms.iter().map(|vm| vm.recorded_ns(2 * SECOND_NS));
+        assert_eq!(recorded.collect::<Vec<_>>(), [SECOND_NS, SECOND_NS]);
     }
 }

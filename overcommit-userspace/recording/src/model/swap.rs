@@ -1,8 +1,7 @@
 //! How swapping went.
 
 use crate::format::text::readable_bytes;
-use crate::model::parts::add;
-use crate::model::state::{State, Times};
+use crate::model::state::{State, StateTimes};
 use serde::{Deserialize, Serialize};
 
 /// How much swapping hurts.
@@ -96,36 +95,6 @@ impl Rates {
     }
 }
 
-/// Time within an interval in each state, by its place in [`State::ALL`], in nanoseconds: of a
-/// VM, as long as it was there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StateTimes(pub [u64; SwapState::ALL.len()]);
-
-impl StateTimes {
-    /// All of it in one state.
-    pub fn of(state: SwapState, length_ns: u64) -> Self {
-        let mut times = Self::default();
-        times.0[state as usize] = length_ns;
-        times
-    }
-
-    /// The time of both.
-    pub fn plus(mut self, other: Self) -> Self {
-        add(&mut self.0, other.0);
-        self
-    }
-
-    /// Adds what an interval of that length and worst state holds. Earlier versions looked once
-    /// per interval and tell no times.
-    pub fn add_to(self, sums: &mut Times<SwapState>, worst: SwapState, length_ns: u64) {
-        let times = if self == Self::default() { Self::of(worst, length_ns) } else { self };
-        let each = SwapState::ALL.iter().zip(times.0);
-        for (state, ns) in each.filter(|(_, ns)| *ns > 0) {
-            *sums.entry(*state).or_default() += ns;
-        }
-    }
-}
-
 /// What /proc/meminfo says, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -145,7 +114,7 @@ pub struct HostSwap {
     /// The worst of the interval.
     pub state: SwapState,
     /// How long it was in which.
-    pub times: StateTimes,
+    pub times: StateTimes<SwapState>,
     /// Between the looks of this interval, the last one before it included; `None` if it had no
     /// look.
     pub rates: Option<Rates>,
@@ -187,7 +156,7 @@ pub struct VmSwap {
     /// The worst of the interval.
     pub state: SwapState,
     /// How long it was in which.
-    pub times: StateTimes,
+    pub times: StateTimes<SwapState>,
     /// Between the looks of this interval, the last one before it included; `None` if it had no
     /// look.
     pub rates: Option<Rates>,

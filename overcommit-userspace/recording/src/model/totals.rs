@@ -25,7 +25,7 @@ pub struct Totals {
 /// What intervals held for one VM.
 #[derive(Clone, Debug)]
 pub struct VmTotals {
-    /// Sum of its intervals' lengths, in nanoseconds.
+    /// For how long it was recorded, in nanoseconds.
     pub length_ns: u64,
     /// Each metric that it has.
     pub metrics: BTreeMap<MetricName, MetricTotals>,
@@ -36,9 +36,7 @@ pub struct VmTotals {
     /// `None` if its vCPU threads were never known. Its source is the one that sees less, if it
     /// was not always the same.
     pub stall: Option<Stall>,
-    /// Sum of the lengths of those intervals in which they were, in nanoseconds.
-    stall_known_ns: u64,
-    /// The same of those before the first in which they were.
+    /// Time before they were first known, in nanoseconds.
     stall_lead_ns: u64,
     /// Time without a CPU; `None` if that was never known.
     pub cpu_wait_ns: Option<u64>,
@@ -108,7 +106,8 @@ impl VmTotals {
     /// are found.
     pub fn stall_known(&self) -> f64 {
         let expected_ns = self.length_ns - self.stall_lead_ns.min(FOUND_NS);
-        self.stall_known_ns as f64 / expected_ns.max(1) as f64
+        let known_ns = self.stall.map_or(0, |stall| stall.known_ns);
+        known_ns as f64 / expected_ns.max(1) as f64
     }
 
     fn none() -> Self {
@@ -119,7 +118,6 @@ impl VmTotals {
             seen: Seen::default(),
             taken_by: [0; Taker::COUNT],
             stall: None,
-            stall_known_ns: 0,
             stall_lead_ns: 0,
             cpu_wait_ns: None,
             swap_states: Times::new(),
@@ -133,6 +131,7 @@ impl VmTotals {
     }
 
     fn add(&mut self, vm: &VmInterval, length_ns: u64) {
+        let length_ns = vm.recorded_ns(length_ns);
         self.length_ns += length_ns;
         self.seen.merge(vm.seen);
         vm.swap.times.add_to(&mut self.swap_states, vm.swap.state, length_ns);
@@ -151,12 +150,7 @@ impl VmTotals {
             self.stall_time.get_or_insert_default().add(time);
         }
         add(&mut self.taken_by, vm.taken_by);
-        if let Some(stall) = vm.stall {
-            self.stall = Some(self.stall.map_or(stall, |total| total.plus(stall)));
-            self.stall_known_ns += length_ns;
-        } else if self.stall.is_none() {
-            self.stall_lead_ns += length_ns;
-        }
+        self.add_stall(vm.stall, length_ns);
         add(&mut self.not_counted, vm.not_counted);
         for metric in &vm.metrics {
             let total = self.metrics.entry(metric.name.clone());
@@ -173,10 +167,24 @@ impl VmTotals {
     }
 }
 
+impl VmTotals {
+    fn add_stall(&mut self, stall: Option<Stall>, length_ns: u64) {
+        let known_ns = |stall: Stall| if stall.known_ns == 0 { length_ns } else { stall.known_ns };
+        if self.stall.is_none() {
+            self.stall_lead_ns += length_ns.saturating_sub(stall.map_or(0, known_ns));
+        }
+        if let Some(stall) = stall {
+            let stall = Stall { known_ns: known_ns(stall), ..stall };
+            self.stall = Some(self.stall.map_or(stall, |total| total.plus(stall)));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::interval::{Place, StallSource};
+    use crate::model::state::StateTimes;
 
     const SECOND_NS: u64 = 1_000_000_000;
 
@@ -184,8 +192,12 @@ mod tests {
     fn totals(seconds: &[Option<StallSource>]) -> VmTotals {
         let mut totals = Totals::of(1);
         for source in seconds {
-            let stall =
-                source.map(|source| Stall { waited_ns: 1, runq_ns: 0, vcpu_ns: 10, source });
+            let stall = source.map(|source| Stall {
+                waited_ns: 1,
+                vcpu_ns: 10,
+                source,
+                ..Stall::default()
+            });
             let vms = vec![VmInterval { stall, ..VmInterval::default() }];
             let place = Place { length_ns: SECOND_NS, ..Place::default() };
             totals.add(&Interval { place, vms, ..Interval::default() });
@@ -202,7 +214,8 @@ mod tests {
 
     #[test]
     fn a_vm_that_has_not_run_yet_makes_nothing_less_sure() {
-        let stall = |waited_ns, source| Stall { waited_ns, runq_ns: 0, vcpu_ns: 10, source };
+        let stall =
+            |waited_ns, source| Stall { waited_ns, vcpu_ns: 10, source, ..Stall::default() };
         let [faults, windows] = [StallSource::Faults, StallSource::Windows];
         let source = |first: Stall, next: Stall| first.plus(next).source;
         assert_eq!(source(stall(0, faults), stall(5, windows)), windows);
@@ -218,5 +231,29 @@ mod tests {
         let late = [vec![None; 57], vec![known; 3]].concat();
         assert!(totals(&late).stall_known() < 0.06);
         assert_eq!(totals(&[None; 3]).stall_known(), 0.0);
+    }
+
+    /// Of ten seconds in one interval: the vCPU threads were known for so many of them.
+    fn of_one_interval(known_s: u64, recorded_s: u64) -> VmTotals {
+        let stall = Some(Stall { known_ns: known_s * SECOND_NS, ..Stall::default() });
+        let mut vm = VmInterval { stall, ..VmInterval::default() };
+        vm.swap.times = StateTimes::of(SwapState::Healthy, recorded_s * SECOND_NS);
+        let place = Place { length_ns: 10 * SECOND_NS, ..Place::default() };
+        let mut totals = Totals::of(1);
+        totals.add(&Interval { place, vms: vec![vm], ..Interval::default() });
+        totals.vms.remove(0)
+    }
+
+    #[test]
+    fn what_is_known_does_not_depend_on_how_long_intervals_are() {
+        assert_eq!(of_one_interval(10, 10).stall_known(), 1.0);
+        assert_eq!(of_one_interval(9, 10).stall_known(), 1.0, "it was being found");
+        assert_eq!(of_one_interval(1, 10).stall_known(), 0.125);
+    }
+
+    #[test]
+    fn a_vm_that_starts_within_an_interval_is_recorded_from_then_on() {
+        let late = of_one_interval(2, 2);
+        assert_eq!((late.length_ns, late.stall_known()), (2 * SECOND_NS, 1.0));
     }
 }

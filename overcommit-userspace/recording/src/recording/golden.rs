@@ -22,7 +22,8 @@ use crate::model::run::{
     BackendChoice, EvictionSight, HostState, NotCounted, Options, Run, RunClocks, RunVm,
 };
 use crate::model::slow_fault::SlowFault;
-use crate::model::swap::{HostSwap, Memory, Rates, StateTimes, SwapArea, SwapState, VmSwap};
+use crate::model::state::StateTimes;
+use crate::model::swap::{HostSwap, Memory, Rates, SwapArea, SwapState, VmSwap};
 use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
 use crate::model::vm::{Vm, VmId};
@@ -202,6 +203,7 @@ fn vm_interval(vm: usize, number: u64) -> VmInterval {
             waited_ns: SECOND_NS / 4 * n,
             runq_ns: SECOND_NS / 8 * n,
             vcpu_ns: 2 * SECOND_NS,
+            known_ns: SECOND_NS,
             source: if vm == 0 { StallSource::Windows } else { StallSource::Faults },
         }),
         cpu_wait_ns: Some(SECOND_NS / 5 * n),
@@ -255,6 +257,7 @@ fn remember(vm: &mut VmInterval, number: u64) {
         hugetlb: GIB / 4,
         overhead: GIB / 8,
         page_cache: GIB / 16,
+        huge_pages: GIB / 4,
     });
     vm.working_set = Some(WorkingSet {
         range: Range { lower: GIB, upper: 6 * GIB },
@@ -284,7 +287,9 @@ fn host(number: u64) -> HostInterval {
     HostInterval {
         swap: HostSwap {
             state: SwapState::Thrashing,
-            times: StateTimes([250_000_000, 0, 100_000_000, 400_000_000]),
+            times: StateTimes::of(SwapState::Unknown, 250_000_000)
+                .plus(StateTimes::of(SwapState::Pressure, 100_000_000))
+                .plus(StateTimes::of(SwapState::Thrashing, 400_000_000)),
             rates: Some(rates(2.0)),
             memory: Some(Memory {
                 total: 64 * GIB,
@@ -296,6 +301,8 @@ fn host(number: u64) -> HostInterval {
             allocated: Some(1234.5),
         },
         balloon: BalloonState::Pressure,
+        balloon_times: StateTimes::of(BalloonState::Normal, 650_000_000)
+            .plus(StateTimes::of(BalloonState::Pressure, 100_000_000)),
         ballooned: Some(3 * GIB),
         overcommit: Some(Overcommit {
             state: OvercommitState::Critical,
@@ -306,6 +313,8 @@ fn host(number: u64) -> HostInterval {
             working_sets: Some(Range { lower: 50 * GIB, upper: 70 * GIB }),
             can_grow: Some(20 * GIB),
         }),
+        overcommit_times: StateTimes::of(OvercommitState::Critical, 750_000_000),
+        least_headroom: Some(Headroom { lower: -11 << 30, upper: 9 << 30 }),
         memory: Some(HostMemory {
             total: 64 * GIB,
             available: Some(10 * GIB),

@@ -177,8 +177,9 @@ mod tests {
         let p99 = "fault.major:p99<2ms";
         assert_eq!(verdict(&[(100_000, 1_000)], p99, Coverage::Partial), Verdict::NotJudged);
         assert_eq!(verdict(&[(5_000_000, 1_000)], p99, Coverage::Partial), Verdict::Broken);
-        let stall =
-            |waited_ns, source| Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: 1_000, source });
+        let stall = |waited_ns, source| {
+            Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: 1_000, known_ns: 0, source })
+        };
         let of = |stall, coverage| of_share(stall, 1.0, 0.01, coverage).0;
         assert_eq!(of(stall(10, StallSource::Faults), Coverage::Full), Verdict::Held);
         assert_eq!(of(stall(11, StallSource::Faults), Coverage::Partial), Verdict::Broken);
@@ -205,6 +206,7 @@ mod tests {
             waited_ns: 550_000_000,
             runq_ns: 0,
             vcpu_ns: 1_000_000_000,
+            known_ns: 0,
             source: StallSource::Faults,
         };
         let of = |stall| of_share(Some(stall), 1.0, 0.01, Coverage::Full).0;

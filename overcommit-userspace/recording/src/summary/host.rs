@@ -2,8 +2,8 @@
 
 use crate::model::balloon::BalloonState;
 use crate::model::figures::HostFigures;
-use crate::model::interval::{Interval, VmInterval};
-use crate::model::memory::{Headroom, OvercommitState, Source};
+use crate::model::interval::Interval;
+use crate::model::memory::{Headroom, OvercommitState};
 use crate::model::run::Run;
 use crate::model::state::{State, Times};
 use crate::model::swap::{SwapArea, SwapState};
@@ -76,24 +76,14 @@ pub struct HostTotals {
     is_measured: bool,
 }
 
-/// Whether the working set of every recorded VM was measured, those on huge pages of the pool
-/// left out.
-fn is_measured(interval: &Interval) -> bool {
-    let mut sets =
-        interval.vms.iter().filter(|vm| vm.memory.is_none_or(|memory| memory.hugetlb == 0));
-    let is_measured =
-        |vm: &VmInterval| vm.working_set.is_some_and(|set| set.source != Source::Bounds);
-    sets.clone().next().is_some() && sets.all(is_measured)
-}
-
 impl HostTotals {
     /// Adds an interval.
     pub fn add(&mut self, interval: &Interval) {
         let (host, length_ns) = (&interval.host, interval.place.length_ns);
         let overcommit = host.overcommit.map(|sum| sum.state).unwrap_or_default();
         host.swap.times.add_to(&mut self.swap, host.swap.state, length_ns);
-        *self.balloon.entry(host.balloon).or_default() += length_ns;
-        *self.overcommit.entry(overcommit).or_default() += length_ns;
+        host.balloon_times.add_to(&mut self.balloon, host.balloon, length_ns);
+        host.overcommit_times.add_to(&mut self.overcommit, overcommit, length_ns);
         // Earlier versions looked once per interval.
         let at_end = host.swap.memory.and_then(|memory| memory.available);
         let available = host.swap.least_available.or(at_end);
@@ -102,7 +92,7 @@ impl HostTotals {
             self.memory = memory;
         }
         self.memory.least_available_bytes = least;
-        let is_measured = is_measured(interval);
+        let is_measured = interval.is_measured();
         let left = host.overcommit.and_then(|sum| sum.headroom());
         if let Some(left) = left.filter(|_| is_measured || !self.is_measured) {
             if is_measured && !self.is_measured {
@@ -110,9 +100,7 @@ impl HostTotals {
             }
             let moved = self.headroom.get_or_insert(Moved { first: left, least: left, last: left });
             moved.last = left;
-            if left.lower < moved.least.lower {
-                moved.least = left;
-            }
+            moved.least = moved.least.min_with(host.least_headroom.unwrap_or(left));
         }
     }
 
@@ -132,8 +120,8 @@ impl HostTotals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::interval::HostInterval;
-    use crate::model::memory::{Overcommit, Range, WorkingSet};
+    use crate::model::interval::{HostInterval, VmInterval};
+    use crate::model::memory::{Overcommit, Range, Source, WorkingSet};
 
     /// An interval of one VM whose working set is that, by that source, on a host of 64 bytes.
     fn interval(source: Source, needed: u64) -> Interval {

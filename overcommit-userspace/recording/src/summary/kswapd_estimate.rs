@@ -7,7 +7,7 @@ use crate::model::interval::Interval;
 use crate::model::run::Run;
 use overcommit_ebpf::layout::Taker;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Shares below this are not worth a word.
 const LEAST: f64 = 0.01;
@@ -21,6 +21,9 @@ pub struct KswapdEstimate {
     pub charged: Vec<Charged>,
     /// The share of all others, from 0 to 1.
     pub others_share: f64,
+    /// VMs whose memory is mostly in transparent huge pages, of which one fault takes hundreds of
+    /// pages: nobody can be charged then, and nobody is.
+    pub in_huge_pages: Vec<String>,
 }
 
 /// A VM's part in it.
@@ -43,14 +46,15 @@ pub struct EstimateTotals {
     since: SinceLook,
     /// By victim: pages, and the part of them that is charged to each VM.
     taken: BTreeMap<usize, (u64, BTreeMap<usize, f64>)>,
+    /// VMs that were mostly in huge pages.
+    in_huge_pages: BTreeSet<usize>,
 }
 
 /// What happened since the last look.
 #[derive(Debug, Default)]
 struct SinceLook {
     length_ns: u64,
-    /// Faults by VM, each of which counts as a page: one that takes a huge page counts for
-    /// too little.
+    /// Faults by VM, each of which counts as a page.
     faults: BTreeMap<usize, u64>,
     /// Pages that kswapd took, by victim.
     taken: BTreeMap<usize, u64>,
@@ -68,6 +72,9 @@ impl EstimateTotals {
             // Others take faults for it as well: kernel workers most of those on swap.
             let for_it = vm.faults() + vm.taken_by[Taker::Outside as usize];
             *self.since.faults.entry(vm.vm).or_default() += for_it;
+            if vm.memory.is_some_and(|memory| memory.huge_pages > memory.resident / 2) {
+                self.in_huge_pages.insert(vm.vm);
+            }
         }
         let by_kswapd =
             interval.evictions.iter().filter(|row| row.aggressor.class == AggressorClass::Kswapd);
@@ -100,9 +107,12 @@ impl EstimateTotals {
 
     /// Of each VM of the recording, by index.
     pub fn of(&self, run: &Run) -> BTreeMap<usize, KswapdEstimate> {
+        let huge = self.in_huge_pages.iter().map(|vm| run.vms[*vm].name.clone());
+        let in_huge_pages: Vec<String> = huge.collect();
         let told = self.taken.iter().filter(|(_, (pages, _))| *pages > 0);
         let told = told.map(|(victim, (pages, charged))| {
-            let charged = charged.iter().filter(|(_, part)| **part > 0.0).map(|(vm, part)| {
+            let is_told = |part: f64| part > 0.0 && in_huge_pages.is_empty();
+            let charged = charged.iter().filter(|(_, part)| is_told(**part)).map(|(vm, part)| {
                 let of = &run.vms[*vm];
                 let share = part / *pages as f64;
                 Charged { vm_id: of.vm_id.clone(), vm: of.name.clone(), share }
@@ -110,8 +120,9 @@ impl EstimateTotals {
             let mut charged: Vec<Charged> = charged.collect();
             charged.sort_by(|a, b| b.share.total_cmp(&a.share));
             let vms: f64 = charged.iter().map(|charged| charged.share).sum();
-            let others_share = (1.0 - vms).max(0.0);
-            (*victim, KswapdEstimate { pages: *pages, charged, others_share })
+            let others_share = if in_huge_pages.is_empty() { (1.0 - vms).max(0.0) } else { 0.0 };
+            let (pages, in_huge_pages) = (*pages, in_huge_pages.clone());
+            (*victim, KswapdEstimate { pages, charged, others_share, in_huge_pages })
         });
         told.collect()
     }
@@ -120,6 +131,9 @@ impl EstimateTotals {
 impl KswapdEstimate {
     /// As a clause.
     pub fn clause(&self, victim: &str) -> String {
+        if let [vm, ..] = self.in_huge_pages.as_slice() {
+            return format!("on whose behalf kswapd worked is not estimated: {vm} uses huge pages");
+        }
         let said = |charged: &Charged| {
             let who = if charged.vm_id == victim { "itself" } else { charged.vm.as_str() };
             format!("{} for {who}", percent(charged.share))
@@ -128,7 +142,7 @@ impl KswapdEstimate {
         let others = (self.others_share >= LEAST)
             .then(|| format!("{} for others", percent(self.others_share)));
         let all: Vec<String> = vms.chain(others).collect();
-        format!("kswapd's part by estimate {}", all.join(", "))
+        format!("kswapd's share, estimated: {}", all.join(", "))
     }
 }
 
@@ -138,6 +152,7 @@ mod tests {
     use crate::model::coverage::Seen;
     use crate::model::evictions::{Aggressor, Eviction, EvictionCounts};
     use crate::model::interval::{HostInterval, Place, VmInterval};
+    use crate::model::memory::MemoryUse;
     use crate::model::run::RunVm;
     use crate::model::swap::HostSwap;
 
@@ -194,7 +209,24 @@ mod tests {
         // 300 × 0.6 of 400 for batch, 100 of 400 for itself, which took more than there was.
         assert_eq!((told.pages, told.charged.len()), (400, 2));
         let said =
-            "kswapd's part by estimate 45.0 % for batch, 25.0 % for itself, 30.0 % for others";
+            "kswapd's share, estimated: 45.0 % for batch, 25.0 % for itself, 30.0 % for others";
+        assert_eq!(told.clause("0"), said);
+    }
+
+    #[test]
+    fn nobody_is_charged_where_one_fault_takes_hundreds_of_pages() {
+        let second = 1_000_000_000;
+        let mut totals = EstimateTotals::default();
+        totals.add(&interval(second, None, [0, 0], &[]));
+        let mut huge = interval(second, Some(500.0), [9, 400], &[(AggressorClass::Kswapd, 100)]);
+        let memory = MemoryUse { resident: 100, huge_pages: 51, ..MemoryUse::default() };
+        huge.vms[1].memory = Some(memory);
+        totals.add(&huge);
+        let vm = |name: &str| RunVm { name: name.to_owned(), ..RunVm::default() };
+        let run = Run { vms: vec![vm("web"), vm("batch")], ..Run::default() };
+        let told = totals.of(&run).remove(&0).unwrap();
+        assert_eq!((told.pages, told.charged.len(), told.others_share), (100, 0, 0.0));
+        let said = "on whose behalf kswapd worked is not estimated: batch uses huge pages";
         assert_eq!(told.clause("0"), said);
     }
 

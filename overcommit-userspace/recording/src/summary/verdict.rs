@@ -382,7 +382,8 @@ mod tests {
     use crate::model::latencies::Latencies;
     use crate::model::memory::MemoryUse;
     use crate::model::run::{EvictionSight, Run, RunVm};
-    use crate::model::swap::{StateTimes, VmSwap};
+    use crate::model::state::StateTimes;
+    use crate::model::swap::VmSwap;
     use crate::summary::Summing;
 
     const MIB: u64 = 1 << 20;
@@ -390,7 +391,7 @@ mod tests {
     /// A VM that lost these shares of a second, in thousandths.
     fn vm(stall: u64, cpu: u64) -> VmInterval {
         let (source, vcpu_ns) = (StallSource::Faults, 1_000);
-        let stall = Some(Stall { waited_ns: stall, runq_ns: 0, vcpu_ns, source });
+        let stall = Some(Stall { waited_ns: stall, runq_ns: 0, vcpu_ns, known_ns: 0, source });
         let times = StateTimes::of(SwapState::Healthy, 1_000);
         let swap = VmSwap { state: SwapState::Healthy, times, ..VmSwap::default() };
         VmInterval { stall, cpu_wait_ns: Some(cpu), swap, ..VmInterval::default() }

@@ -139,6 +139,7 @@ mod tests {
             p: Some(0.5),
             is_real: false,
             is_too_small: false,
+            drifts: false,
             why_not: None,
         }
     }

@@ -123,7 +123,8 @@ mod tests {
     use crate::model::interval::{HostInterval, Interval, Place, Stall, StallSource, VmInterval};
     use crate::model::memory::MemoryUse;
     use crate::model::run::{EvictionSight, Run, RunVm};
-    use crate::model::swap::{HostSwap, Memory, StateTimes, SwapState, VmSwap};
+    use crate::model::state::StateTimes;
+    use crate::model::swap::{HostSwap, Memory, SwapState, VmSwap};
     use crate::summary::Summing;
     use crate::view::style::plain;
 
@@ -131,7 +132,7 @@ mod tests {
 
     fn interval(vm: usize, stall: u64, cpu: u64, state: SwapState) -> VmInterval {
         let (source, vcpu_ns) = (StallSource::Faults, 1_000);
-        let stall = Some(Stall { waited_ns: stall, runq_ns: 0, vcpu_ns, source });
+        let stall = Some(Stall { waited_ns: stall, runq_ns: 0, vcpu_ns, known_ns: 0, source });
         let times = StateTimes::of(state, 1_000_000_000);
         let swap = VmSwap { state, times, limit: Some(128 * MIB), rates: None };
         let (resident, swapped) = (128 * MIB, 79 * MIB);

@@ -90,9 +90,35 @@ fn balloon(figures: &BTreeMap<&str, u64>) -> Option<Balloon> {
     })
 }
 
+/// What a balloon took, of a VM that was started with that much memory beside memory devices.
+/// libvirt's maximum has those in full (`virDomainDefPostParseMemory`), and its current of
+/// virtio-mem what is plugged in and of an NVDIMM nothing (`qemuProcessHandleBalloonChange`).
+///
+/// # Errors
+/// It has memory devices, so that the difference of the two is no balloon.
+pub fn told_apart(balloon: Balloon, base: Option<u64>) -> Result<Balloon, String> {
+    match balloon.configured.zip(base) {
+        Some((configured, base)) if configured > base => {
+            Err("libvirt does not tell its balloon from its memory devices".to_owned())
+        }
+        _ => Ok(balloon),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_devices_are_no_balloon() {
+        let gib = |count: u64| Some(count << 30);
+        let [configured, current] = [12, 4].map(gib);
+        let source = Source::Libvirt;
+        let balloon = Balloon { configured, current, ballooned: 8 << 30, source, guest: None };
+        assert!(told_apart(balloon, gib(4)).is_err(), "8 GiB of virtio-mem");
+        assert_eq!(told_apart(balloon, gib(12)), Ok(balloon));
+        assert_eq!(told_apart(balloon, None), Ok(balloon));
+    }
 
     #[test]
     fn domains_with_and_without_reports() {

@@ -1,20 +1,42 @@
 //! host.csv: one row per interval.
 
 use super::{
-    Column, Leaf, Swapping, Unit, Value, column, computed, delayed, length, number, one, partial,
+    Column, InStates, Leaf, Unit, Value, column, computed, delayed, length, number, one, partial,
     start, state_times,
 };
+use crate::model::balloon::BalloonState;
 use crate::model::interval::HostInterval;
 use crate::model::memory::{Headroom, OvercommitState, Range};
-use crate::model::swap::StateTimes;
+use crate::model::state::StateTimes;
+use crate::model::swap::SwapState;
 
-impl Swapping for HostInterval {
-    fn times(&mut self) -> &mut StateTimes {
+impl InStates<SwapState> for HostInterval {
+    fn times(&mut self) -> &mut StateTimes<SwapState> {
         &mut self.swap.times
     }
 
-    fn times_of(&self) -> StateTimes {
+    fn times_of(&self) -> StateTimes<SwapState> {
         self.swap.times
+    }
+}
+
+impl InStates<BalloonState> for HostInterval {
+    fn times(&mut self) -> &mut StateTimes<BalloonState> {
+        &mut self.balloon_times
+    }
+
+    fn times_of(&self) -> StateTimes<BalloonState> {
+        self.balloon_times
+    }
+}
+
+impl InStates<OvercommitState> for HostInterval {
+    fn times(&mut self) -> &mut StateTimes<OvercommitState> {
+        &mut self.overcommit_times
+    }
+
+    fn times_of(&self) -> StateTimes<OvercommitState> {
+        self.overcommit_times
     }
 }
 
@@ -28,8 +50,16 @@ pub fn host() -> Vec<Column<HostInterval>> {
         "Pages that anybody was given", swap.allocated));
     columns.push(one!(HostInterval: "memory_least_available_bytes", Bytes,
         "MemAvailable at the look at which it was least", swap.least_available));
-    columns.extend(state_times());
+    columns.extend(state_times::<SwapState, _>("swap"));
     columns.push(delayed());
+    columns.extend(state_times::<BalloonState, _>("balloon"));
+    columns.extend(state_times::<OvercommitState, _>("overcommit"));
+    columns.extend([
+        one!(HostInterval: "headroom_least_lower_bytes", Bytes,
+            "The headroom at the look at which it was least, at least", least_headroom => lower),
+        one!(HostInterval: "headroom_least_upper_bytes", Bytes,
+            "The headroom at the look at which it was least, at most", least_headroom => upper),
+    ]);
     columns
 }
 
@@ -54,7 +84,7 @@ fn swapping() -> Vec<Column<HostInterval>> {
         one!(HostInterval: "swap_total_bytes", Bytes, "SwapTotal", swap.memory => swap_total),
         one!(HostInterval: "swap_free_bytes", Bytes, "SwapFree", swap.memory => swap_free),
         one!(HostInterval: "balloon_state", Word,
-            "How hard memory is taken back: unknown, normal, pressure or crisis", balloon),
+            "How hard memory is taken back, at the worst: unknown, normal, pressure or crisis", balloon),
         one!(HostInterval: "ballooned_bytes", Bytes, "What the VMs gave back", ballooned),
     ]
 }
@@ -64,7 +94,7 @@ fn overcommit() -> Vec<Column<HostInterval>> {
         column(
             "overcommit_state",
             Unit::Word,
-            "How near the host is to the edge: unknown, safe, approaching or critical",
+            "How near the host is to the edge, at the worst: unknown, safe, approaching or critical",
             |row, _| row.of.overcommit.map(|sum| sum.state).unwrap_or_default().value(),
             |draft, _, cell| {
                 let state = OvercommitState::read(cell)?;

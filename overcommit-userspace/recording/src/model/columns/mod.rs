@@ -20,8 +20,7 @@ pub use vms::{STALL_RUNQ, SWAPINS_BY_DEVICE, vms};
 
 use crate::model::interval::Place;
 use crate::model::run::Run;
-use crate::model::state::State;
-use crate::model::swap::{StateTimes, SwapState};
+use crate::model::state::{State, StateTimes};
 use anyhow::{Context, Result};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -201,26 +200,26 @@ fn number<T>() -> Column<T> {
     column("interval", Unit::Count, about, get, set).required()
 }
 
-/// A record that has the time in each swap state.
-trait Swapping {
+/// A record that has the time in each state of a kind.
+trait InStates<S> {
     /// Those times.
-    fn times_of(&self) -> StateTimes;
+    fn times_of(&self) -> StateTimes<S>;
 
     /// Those of a record that is being read.
-    fn times(&mut self) -> &mut StateTimes;
+    fn times(&mut self) -> &mut StateTimes<S>;
 }
 
-/// Time in each swap state.
-fn state_times<T: Swapping>() -> impl Iterator<Item = Column<T>> {
-    SwapState::ALL.iter().map(|state| {
-        let name = format!("swap_{}_ns", state.name());
-        let about = format!("Time in which swap_state was {}", state.name());
-        let get = |row: &Row<'_, T>, state: usize| row.of.times_of().0[state].value();
-        let set: Set<T> = |draft, state, cell| {
-            draft.of.times().0[state] = Leaf::read(cell)?;
+/// Time in each state of that kind.
+fn state_times<S: State, T: InStates<S>>(kind: &str) -> impl Iterator<Item = Column<T>> {
+    S::ALL.iter().map(move |state| {
+        let name = format!("{kind}_{}_ns", state.name());
+        let about = format!("Time in which {kind}_state was {}", state.name());
+        let get = |row: &Row<'_, T>, place: usize| row.of.times_of().at(place).value();
+        let set: Set<T> = |draft, place, cell| {
+            *draft.of.times().at(place) = Leaf::read(cell)?;
             Some(())
         };
-        numbered(*state as usize, column(name, Unit::WholeNanoseconds, about, get, set))
+        numbered(state.place(), column(name, Unit::WholeNanoseconds, about, get, set))
     })
 }
 

@@ -4,9 +4,10 @@ use super::{
     Column, Leaf, OfVm, Row, Set, Unit, Value, column, computed, delayed, length, number, numbered,
     one, partial,
 };
-use super::{Swapping, start, state_times, who};
+use super::{InStates, start, state_times, who};
 use crate::model::interval::VmInterval;
-use crate::model::swap::StateTimes;
+use crate::model::state::StateTimes;
+use crate::model::swap::SwapState;
 use overcommit_ebpf::layout::{Loss, Part, Taker};
 
 /// The column that older recordings lack, which tells where swapped pages came from by disk.
@@ -15,12 +16,12 @@ pub const SWAPINS_BY_DEVICE: &str = "swapins_by_device";
 /// The column that older recordings lack, whose stall share holds waits for a CPU too.
 pub const STALL_RUNQ: &str = "stall_runq_ns";
 
-impl Swapping for VmInterval {
-    fn times(&mut self) -> &mut StateTimes {
+impl InStates<SwapState> for VmInterval {
+    fn times(&mut self) -> &mut StateTimes<SwapState> {
         &mut self.swap.times
     }
 
-    fn times_of(&self) -> StateTimes {
+    fn times_of(&self) -> StateTimes<SwapState> {
         self.swap.times
     }
 }
@@ -93,11 +94,16 @@ pub fn vms() -> Vec<Column<VmInterval>> {
         one!(VmInterval: "page_cache_bytes", Bytes,
             "What of the resident is pages of files on a disk", memory => page_cache),
     ]);
-    columns.extend(state_times());
+    columns.extend(state_times::<SwapState, _>("swap"));
     columns.push(delayed());
     columns.push(one!(VmInterval: "stall_memory_background_ns", WholeNanoseconds,
         "Part of `stall_memory_ns`: the vCPU slept until a worker had read its page, outside faults",
         stall_time => background_ns));
+    columns.push(one!(VmInterval: "vcpus_known_ns", WholeNanoseconds,
+        "How long its vCPU threads were known; where only some were, that part of the time",
+        stall => known_ns));
+    columns.push(one!(VmInterval: "huge_pages_bytes", Bytes,
+        "What it has mapped in transparent huge pages", memory => huge_pages));
     columns
 }
 
