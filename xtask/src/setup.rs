@@ -110,7 +110,7 @@ pub(crate) fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).chain(sbin).any(|dir| dir.join(program).is_file())
 }
 
-/// Gives what root wrote to the user behind sudo: builds, and what the package
+/// Gives what root wrote to the user who ran sudo: builds, and what the package
 /// managers keep in the home that `require_root` has passed on.
 ///
 /// # Errors

@@ -14,8 +14,11 @@ use std::time::Duration;
 
 /// Options of `ab`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  overcommit ab --a './load.sh old' --b './load.sh new'
+  overcommit ab --runs 5 --a ./before.sh --b ./after.sh --out trial --fail-on-regression")]
 pub struct Args {
-    /// The command before the change, for a shell, run as the user behind sudo
+    /// The command before the change, for a shell, run as the user who ran sudo
     #[arg(long, value_name = "COMMAND")]
     a: String,
     /// The command after it
@@ -25,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(5..=500))]
     runs: u32,
     /// Wait that long between two runs
-    #[arg(long, value_name = "D", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "D", allow_hyphen_values = true, default_value = "10s", value_parser = parse_duration)]
     pause: Duration,
     /// Draw the order from this number, to repeat it
     #[arg(long, value_name = "N")]
@@ -38,10 +41,10 @@ pub struct Args {
     #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,
     /// Length of an interval, 10ms to 1h
-    #[arg(long, value_name = "D", default_value = "1s", value_parser = parse_interval)]
+    #[arg(long, value_name = "D", allow_hyphen_values = true, default_value = "1s", value_parser = parse_interval)]
     interval: Duration,
     /// Leave out the first D of each run, while the load warms up
-    #[arg(long, value_name = "D", default_value = "0s", value_parser = parse_duration)]
+    #[arg(long, value_name = "D", allow_hyphen_values = true, default_value = "0s", value_parser = parse_duration)]
     delay: Duration,
     #[command(flatten)]
     outcome: compare::OutcomeArgs,

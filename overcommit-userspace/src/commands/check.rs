@@ -1,6 +1,6 @@
 //! `overcommit check`
 
-use crate::commands::{FAILED, require_root, self_test};
+use crate::commands::{FAILED, require_hosts_pids, require_readable, require_root, self_test};
 use crate::host::inventory::Inventory;
 use crate::host::working_set::{Capabilities, Wanted as WantedSource};
 use crate::kernel;
@@ -11,6 +11,7 @@ use crate::probes::object::Sizes;
 use crate::probes::sight::Sight;
 use crate::probes::{Kernel, Probes, sight, tracefs};
 use crate::terminal::{print, print_json};
+use crate::vm::Discovery;
 use anyhow::{Result, anyhow};
 use overcommit_recording::model::coverage::{MetricCoverage, absent};
 use overcommit_recording::model::memory::Source;
@@ -131,6 +132,7 @@ struct BackendReport {
 /// Not root, or /proc cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
     require_root()?;
+    require_hosts_pids()?;
     if args.self_test {
         return self_test::run(args.json);
     }
@@ -145,6 +147,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn look() -> Result<Report> {
+    let mut discovery = Discovery::new("/proc");
+    discovery.scan()?;
+    require_readable(&discovery)?;
     let kernel = Kernel::read();
     let host = HostProbe::run(kernel.as_ref().map_err(|error| anyhow!("{error:#}")));
     let auto = decide(&host, Wanted::Auto).ok().map(|decision| decision.backend);

@@ -1,7 +1,7 @@
 //! `overcommit compare`
 
 use crate::commands::SpanArgs;
-use crate::terminal::{print, print_json};
+use crate::terminal::{print, print_json, say};
 use anyhow::{Context, Result, ensure};
 use overcommit_recording::compare::compare;
 use overcommit_recording::compare::series::Side;
@@ -14,6 +14,10 @@ use std::process::ExitCode;
 
 /// Options of `compare`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  overcommit compare before after
+  overcommit compare runs-of-old runs-of-new --fail-on-regression
+  overcommit compare before after --from steady --to end")]
 pub struct Args {
     /// The recording before the change, or a folder with several
     base: PathBuf,
@@ -57,7 +61,10 @@ pub fn outcome(base: &[Side], new: &[Side], args: &OutcomeArgs) -> Result<ExitCo
     }
     Ok(ExitCode::from(match args.fail_on_regression {
         true if compared.is_worse() => BROKEN,
-        true if !compared.is_judged() => NOT_JUDGED,
+        true if !compared.is_judged() => {
+            say("overcommit: nothing could be judged, so the exit code is 4");
+            NOT_JUDGED
+        }
         _ => 0,
     }))
 }

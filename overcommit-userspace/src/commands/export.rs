@@ -18,7 +18,7 @@ pub struct Args {
     dir: PathBuf,
     /// What to write: an untagged HdrHistogram log, a percentile distribution, or the
     /// rows of intervals.csv
-    #[arg(long)]
+    #[arg(long, default_value = "hlog")]
     format: Format,
     /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
     /// namespace/name for KubeVirt; may be repeated

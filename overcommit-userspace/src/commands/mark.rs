@@ -3,6 +3,7 @@
 use crate::kernel::clock;
 use crate::terminal::say;
 use anyhow::{Context, Result, ensure};
+use clap::builder::NonEmptyStringValueParser;
 use overcommit_recording::recording::folder::MARKS;
 use overcommit_recording::recording::run_file;
 use overcommit_recording::recording::{Folder, span};
@@ -16,6 +17,7 @@ pub struct Args {
     /// Folder of the recording
     dir: PathBuf,
     /// What begins now, such as ramp, steady or end
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     text: String,
 }
 

@@ -60,7 +60,7 @@ enum Command {
     Mark(mark::Args),
     /// List the VMs that run on this host
     List(list::Args),
-    /// Say what can be recorded on this host, and what is missing for more
+    /// Check what this host can record, and what to enable for more detail
     Check(check::Args),
     /// The process of `check --self-test` that takes faults
     #[command(name = FAULTS, hide = true)]
@@ -103,16 +103,27 @@ struct ObjectiveArgs {
     #[arg(long, help_heading = JUDGE, value_name = "OBJECTIVE", value_parser = parse_objective)]
     slo: Vec<Objective>,
     /// More of them, from a TOML file: slo = ["OBJECTIVE", ...]
-    #[arg(long, help_heading = JUDGE, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[arg(long, help_heading = JUDGE, value_name = "FILE", value_parser = parse_config)]
+    config: Option<Config>,
+}
+
+/// A file of objectives, and what it holds.
+#[derive(Clone, Debug)]
+struct Config {
+    path: PathBuf,
+    objectives: Vec<Objective>,
+}
+
+fn parse_config(path: &str) -> Result<Config, String> {
+    let path = PathBuf::from(path);
+    let objectives = config::read(&path).map_err(|error| format!("{error:#}"))?;
+    Ok(Config { path, objectives })
 }
 
 impl ObjectiveArgs {
-    fn read(&self) -> Result<Vec<Objective>> {
-        let mut objectives =
-            self.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
-        objectives.extend(self.slo.iter().cloned());
-        Ok(objectives)
+    fn read(&self) -> Vec<Objective> {
+        let of_file = self.config.iter().flat_map(|config| &config.objectives);
+        of_file.chain(&self.slo).cloned().collect()
     }
 }
 
@@ -124,7 +135,7 @@ fn parse_objective(text: &str) -> Result<Objective, String> {
 /// Options that say how the host and its VMs are looked at.
 #[derive(Debug, clap::Args)]
 struct HostArgs {
-    /// Ask the VMs of a pattern by the QMP monitor at that socket, before their own; may
+    /// Use this QMP socket for VMs that match PATTERN; their own monitor is the fallback; may
     /// be repeated
     #[arg(long, help_heading = DEPTH, value_name = "PATTERN=SOCKET", value_parser = parse_monitor)]
     monitor: Vec<(Pattern, PathBuf)>,
@@ -187,10 +198,10 @@ fn spelled(value: impl ValueEnum) -> String {
 /// Options that choose a part of a recording; by default all of it.
 #[derive(Debug, Default, clap::Args)]
 struct SpanArgs {
-    /// Only whole intervals after this mark
+    /// Only whole intervals after this mark, the first of that name
     #[arg(long, value_name = "MARK")]
     from: Option<String>,
-    /// Only whole intervals before this mark
+    /// Only whole intervals before this mark, the first of that name after --from
     #[arg(long, value_name = "MARK")]
     to: Option<String>,
 }

@@ -4,6 +4,7 @@ use crate::commands::{
     DEPTH, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, default_out, require_hosts_pids,
     require_readable, require_root, signalled, spelled,
 };
+use crate::host::survey::Options as HostOptions;
 use crate::kernel::capability;
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
@@ -18,6 +19,8 @@ use crate::vm::Discovery;
 use crate::vm::owner::with_room;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use overcommit_recording::compare::LENGTH_S;
 use overcommit_recording::format::text::{
     parse_duration, parse_interval, parse_positive_duration, readable, vms,
 };
@@ -32,6 +35,7 @@ use overcommit_recording::view::presence::ended;
 use overcommit_recording::view::progress::Progress;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -43,7 +47,7 @@ use std::time::{Duration, Instant};
   overcommit record --vm 'web-*' --slo 'fault.major:p99<2ms' --duration 10m --out run-1
   overcommit record --out run-2 --label build=417 -- k6 run load.js")]
 pub struct Args {
-    /// How long to record; until Ctrl-C or the end of COMMAND if not given
+    /// How long to record, such as 90s or 1m30s; until Ctrl-C or the end of COMMAND if not given
     #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
     #[arg(value_parser = parse_positive_duration)]
     duration: Option<Duration>,
@@ -75,9 +79,10 @@ pub struct Args {
     #[command(flatten)]
     objectives: ObjectiveArgs,
     /// Write each fault of at least D to slow-faults.csv; sees sleep, as --causes does
-    #[arg(long, help_heading = DEPTH, value_name = "D", value_parser = parse_duration)]
+    #[arg(long, help_heading = DEPTH, value_name = "D", allow_hyphen_values = true)]
+    #[arg(value_parser = parse_duration)]
     slow_faults: Option<Duration>,
-    /// Also see sleep inside faults: a program at each switch of the host's threads
+    /// Also measure sleep inside faults; runs an eBPF program at every context switch of the host
     #[arg(long, help_heading = DEPTH)]
     causes: bool,
     #[command(flatten)]
@@ -85,13 +90,13 @@ pub struct Args {
     /// Note a fact about the run; may be repeated
     #[arg(long, help_heading = WHERE, value_name = "K=V", value_parser = parse_label)]
     label: Vec<(String, String)>,
-    /// Write this file when counting has begun; it holds the recording's folder
+    /// Write this file once counting has begun; it holds the absolute path of the recording
     #[arg(long, help_heading = WHERE, value_name = "FILE")]
     ready_file: Option<PathBuf>,
-    /// Print the summary as JSON
+    /// Print the summary as JSON; what COMMAND prints goes to stderr
     #[arg(long, help_heading = WHERE)]
     json: bool,
-    /// Print nothing but errors
+    /// Print nothing but errors, and the JSON of --json
     #[arg(short, long, help_heading = WHERE)]
     quiet: bool,
     /// Print what the eBPF programs decide
@@ -100,7 +105,7 @@ pub struct Args {
     /// Do without a function of the kernel, as on one that does not have it
     #[arg(long, value_name = "FUNCTION", hide = true)]
     without: Vec<String>,
-    /// Record from here to the end of this command, run as the user behind sudo
+    /// Record from here to the end of this command, run as the user who ran sudo
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
@@ -129,7 +134,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     setrlimit(Resource::RLIMIT_NOFILE, descriptors.1, descriptors.1)?;
     let owner = Owner::behind_sudo()?;
     let selection = selection(&args)?;
-    let objectives = args.objectives.read()?;
+    let objectives = args.objectives.read();
     if let Some(folder) = args.ready_file.as_deref().and_then(Path::parent) {
         let there = folder.as_os_str().is_empty() || folder.is_dir();
         ensure!(there, "--ready-file: there is no folder {}", folder.display());
@@ -138,53 +143,24 @@ async fn record(args: Args) -> Result<ExitCode> {
         Ok(vms) => vms,
         Err(code) => return Ok(code),
     };
-    let kernel = Kernel::read().context("no backend works here")?;
-    args.host.require_working_set(kernel.layout.mglru_sees_guests())?;
-    let decision = choose(&kernel, args.backend)?;
     let folder = Folder::create(&out(&args)?, owner)?;
-    let mut want = Want::new(&selection, vms);
-    (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
-    want.causes = args.causes;
-    want.without.clone_from(&args.without);
-    let roster = Roster::new(Discovery::new("/proc"), selection);
-    let host = args.host.read(kernel.layout.mglru_sees_guests());
-    let attached = Session::attach(&kernel, decision, roster, want);
-    // Some tens of MiB.
-    drop(kernel);
-    let mut session = attached.inspect_err(|_| folder.discard())?;
-
-    waiter.watch(session.events())?;
-    if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {
-        folder.discard();
-        return Ok(signalled(signal));
-    }
-
-    let mut load = None;
-    if !args.command.is_empty() {
-        match Load::start(&args.command, owner, descriptors) {
-            Ok(started) => load = Some(started),
-            Err(not_started) => {
-                folder.discard();
-                say(&format!("overcommit: error: {}", not_started.message));
-                return Ok(ExitCode::from(not_started.code));
-            }
+    let of_user = OfUser { owner, descriptors };
+    let begun = begin(&args, selection, vms, of_user, &mut waiter).await;
+    let (session, host, mut load) = match begun.inspect_err(|_| folder.discard())? {
+        Ok(begun) => begun,
+        Err(code) => {
+            folder.discard();
+            return Ok(code);
         }
-    }
-    // After COMMAND has begun: a process that gains capabilities when it executes loses the signal
-    // that is to end it with us (`commit_creds`, kernel/cred.c).
-    capability::keep_what_records().inspect_err(|_| folder.discard())?;
-    if let Some(early) = warm_up(args.delay, &mut session, &mut waiter, &mut load).await? {
-        folder.discard();
-        return Ok(over(early));
-    }
-
+    };
     let begun = session.begin(options(&args, &objectives), &host);
     let mut session = begun.inspect_err(|_| folder.discard())?;
     let writer = Writer::create(folder.clone(), session.run());
     let mut writer = writer.inspect_err(|_| folder.discard())?;
     if let Some(path) = &args.ready_file {
         // Whole when it is there.
-        single::put(path, format!("{}\n", folder.path().display()).as_bytes())?;
+        let folder = std::path::absolute(folder.path())?;
+        single::put(path, format!("{}\n", folder.display()).as_bytes())?;
     }
     if !args.quiet {
         say(&format!("overcommit: {}", begun_with(session.run(), &args, &folder)));
@@ -228,11 +204,15 @@ async fn record(args: Args) -> Result<ExitCode> {
     // Those that it was recorded with.
     let view = View { format, is_full: false, span: Span::WHOLE, objectives: Vec::new() };
     let report = rebuild(&folder, &view)?;
-    if !args.quiet {
+    if args.json || !args.quiet {
         print(&report.text)?;
+    }
+    if !args.quiet {
+        if code != 0 {
+            say(&format!("overcommit: COMMAND ended with {code}"));
+        }
         if !args.json {
-            let path = folder.path().display();
-            print(&format!("\nRecorded in {path}. Every metric: overcommit report -v {path}\n"))?;
+            print(&next(&folder, &run))?;
         }
     }
     if let Some(error) = report.not_written {
@@ -241,6 +221,58 @@ async fn record(args: Args) -> Result<ExitCode> {
     // A broken objective comes first, then the load's own status.
     let objective_comes_first = report.code == BROKEN || code == 0;
     Ok(ExitCode::from(if objective_comes_first { report.code } else { code }))
+}
+
+/// Whose COMMAND it is, and how many files that may open.
+struct OfUser {
+    owner: Option<Owner>,
+    descriptors: (u64, u64),
+}
+
+/// Attaches, starts COMMAND, gives up what is not needed any more, and waits for `--delay`. The
+/// exit code where it was over before it began.
+async fn begin(
+    args: &Args,
+    selection: Selection,
+    vms: usize,
+    of_user: OfUser,
+    waiter: &mut Waiter,
+) -> Result<Result<(Session, HostOptions, Option<Load>), ExitCode>> {
+    let kernel = Kernel::read().context("no backend works here")?;
+    args.host.require_working_set(kernel.layout.mglru_sees_guests())?;
+    let decision = choose(&kernel, args.backend)?;
+    let mut want = Want::new(&selection, vms);
+    (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
+    want.causes = args.causes;
+    want.without.clone_from(&args.without);
+    let roster = Roster::new(Discovery::new("/proc"), selection);
+    let host = args.host.read(kernel.layout.mglru_sees_guests());
+    let attached = Session::attach(&kernel, decision, roster, want);
+    // Some tens of MiB.
+    drop(kernel);
+    let mut session = attached?;
+
+    waiter.watch(session.events())?;
+    if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {
+        return Ok(Err(stopped(signal)));
+    }
+    let mut load = None;
+    if !args.command.is_empty() {
+        match Load::start(&args.command, of_user.owner, of_user.descriptors, args.json) {
+            Ok(started) => load = Some(started),
+            Err(not_started) => {
+                say(&format!("overcommit: error: {}", not_started.message));
+                return Ok(Err(ExitCode::from(not_started.code)));
+            }
+        }
+    }
+    // After COMMAND has begun: a process that gains capabilities when it executes loses the signal
+    // that is to end it with us (`commit_creds`, kernel/cred.c).
+    capability::keep_what_records()?;
+    if let Some(early) = warm_up(args.delay, &mut session, waiter, &mut load).await? {
+        return Ok(Err(over(early)));
+    }
+    Ok(Ok((session, host, load)))
 }
 
 fn selection(args: &Args) -> Result<Selection> {
@@ -308,7 +340,7 @@ async fn find(
             return Ok(Err(ExitCode::from(NOT_JUDGED)));
         }
         if let Woken::Signal(signal) = waiter.rest(wait::SCAN).await {
-            return Ok(Err(signalled(signal)));
+            return Ok(Err(stopped(signal)));
         }
     }
 }
@@ -371,17 +403,36 @@ fn options(args: &Args, objectives: &[Objective]) -> Options {
         slo: objectives.iter().map(Objective::to_string).collect(),
         labels: BTreeMap::from_iter(args.label.iter().cloned()),
         command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
-        config: args.objectives.config.as_ref().map(|file| file.display().to_string()),
+        config: args.objectives.config.as_ref().map(|config| config.path.display().to_string()),
         monitor: args.host.monitors(),
         guest_stats: args.host.guest_stats,
         working_set: spelled(args.host.working_set),
     }
 }
 
+/// What to do with a recording.
+fn next(folder: &Folder, run: &Run) -> String {
+    let path = folder.path().display();
+    let mut next = format!("\nRecorded in {path}. Every metric: overcommit report -v {path}\n");
+    if run.clocks.length_s().is_some_and(|length_s| length_s < LENGTH_S) {
+        let _ = writeln!(
+            next,
+            "To compare it with another one, record {LENGTH_S:.0} s of each, or use overcommit ab."
+        );
+    }
+    next
+}
+
+/// Tells a user who stopped it that there is nothing.
+fn stopped(signal: Signal) -> ExitCode {
+    say("overcommit: stopped before recording began; nothing was recorded");
+    signalled(signal)
+}
+
 /// What a recording that ended before it began says, and ends with.
 fn over(early: Early) -> ExitCode {
     match early {
-        Early::Signal(signal) => signalled(signal),
+        Early::Signal(signal) => stopped(signal),
         Early::LoadEnded(status) => {
             say("overcommit: error: the command ended during --delay; nothing was recorded");
             let code = load::code(status, None);

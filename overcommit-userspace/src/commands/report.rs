@@ -10,6 +10,10 @@ use std::process::ExitCode;
 
 /// Options of `report`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  overcommit report before
+  overcommit report load --from steady --to end -v
+  overcommit report load --slo 'stall.share<1%' --json")]
 pub struct Args {
     /// Folder of the recording
     dir: PathBuf,
@@ -43,7 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         format: if args.json { Format::Json } else { args.format },
         is_full: args.verbose,
         span: args.span.read(&folder)?,
-        objectives: args.objectives.read()?,
+        objectives: args.objectives.read(),
     };
     let report = rebuild(&folder, &view)?;
     match &args.out {

@@ -2,6 +2,7 @@
 //! (`__oom_kill_process`, mm/oom_kill.c, Linux 5.1 and later).
 
 use nix::fcntl::OFlag;
+use overcommit_recording::format::text::reason;
 use overcommit_recording::model::run::EndedBy;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -19,12 +20,13 @@ pub struct OomKills {
 }
 
 impl OomKills {
-    /// Begins at its end.
-    pub fn follow() -> Self {
+    /// Begins at its end; says why it cannot be read, if so.
+    pub fn follow() -> (Self, Option<String>) {
         let flags = OFlag::O_NONBLOCK.bits();
         let log = OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg");
-        let at_end = |mut log: File| log.seek(SeekFrom::End(0)).ok().map(|_| log);
-        Self { log: log.ok().and_then(at_end), killed: BTreeMap::new() }
+        let log = log.and_then(|mut log: File| log.seek(SeekFrom::End(0)).map(|_| log));
+        let why = log.as_ref().err().map(|error| format!("/dev/kmsg: {}", reason(error)));
+        (Self { log: log.ok(), killed: BTreeMap::new() }, why)
     }
 
     /// Why the kernel killed that process, if it did.

@@ -24,7 +24,7 @@ const TO_RECORD: CapabilitySet = CapabilitySet::empty()
     .union(CapabilitySet::SYSLOG)
     // Which file a mapping is of (`proc_map_files_get_link`, fs/proc/base.c).
     .union(CapabilitySet::CHECKPOINT_RESTORE)
-    // The recording is handed to the user behind sudo, and so is COMMAND.
+    // The recording is handed to the user who ran sudo, and so is COMMAND.
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::SETUID)

@@ -124,10 +124,7 @@ pub fn refusal(host: &HostProbe, backend: Backend) -> Option<String> {
 fn drawback(host: &HostProbe, backend: Backend) -> Option<String> {
     let preemption = host.preemption.as_ref()?;
     (backend == Backend::Fentry && refusal(host, Backend::Kprobe).is_none()).then(|| {
-        format!(
-            "programs of fentry miss calls when they are preempted ({preemption}); those of \
-             kprobe do not"
-        )
+        format!("fentry programs miss calls on a preemptible kernel ({preemption}); kprobes do not")
     })
 }
 

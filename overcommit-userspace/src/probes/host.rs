@@ -100,18 +100,19 @@ impl HostProbe {
     pub fn run(kernel: Result<&Kernel>) -> Self {
         let tracefs = tracefs_refusal();
         let preemption = preemption();
-        match kernel.and_then(trials) {
-            Ok(trials) => Self { btf: None, trials, tracefs, preemption },
-            Err(error) => {
-                let refused = |kind| Trial { kind, refusal: Some(format!("not tried: {error:#}")) };
-                Self {
-                    btf: Some(format!("{error:#}")),
-                    trials: Kind::ALL.into_iter().map(refused).collect(),
-                    tracefs,
-                    preemption,
-                }
+        let none = |why: String| -> Vec<Trial> {
+            let refused = |kind| Trial { kind, refusal: Some(why.clone()) };
+            Kind::ALL.into_iter().map(refused).collect()
+        };
+        let (btf, trials) = match kernel.map(trials) {
+            Ok(Ok(trials)) => (None, trials),
+            Ok(Err(error)) if error_number(&error) == Some(Errno::EPERM) => {
+                (None, none(not_permitted()))
             }
-        }
+            Ok(Err(error)) => (None, none(format!("not tried: {error:#}"))),
+            Err(error) => (Some(format!("{error:#}")), none(format!("not tried: {error:#}"))),
+        };
+        Self { btf, trials, tracefs, preemption }
     }
 
     /// Why programs of this kind are refused; `None` if they are allowed.
@@ -266,8 +267,8 @@ fn not_permitted() -> String {
         Some(mode) if mode != "none" => {
             format!("EPERM: the kernel is locked down ({mode}), as with Secure Boot")
         }
-        _ => "EPERM: the kernel forbids it, though no capability is missing: a security module, \
-              a seccomp filter, or a kernel that is restricted"
+        _ => "refused (EPERM) although no capability is missing: a seccomp filter, a security \
+              module or a restricted kernel; try a distribution's kernel"
             .to_owned(),
     }
 }

@@ -15,7 +15,7 @@ const OUTSIDERS: &str = "faults that others take in the VM's memory from outside
     process_vm_writev, kernel workers of asynchronous page faults, khugepaged";
 /// What is not seen where KVM runs on hardware.
 const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages for a guest on \
-    hardware; the measured share counts them";
+    hardware";
 /// What is not seen of `fault.*` by hooks on handle_mm_fault.
 const LOCK_WAIT: &str =
     "the wait for the mmap lock before handle_mm_fault is called for the first time";
@@ -26,7 +26,7 @@ const LOCK_WAIT_WITHIN_CALLS: &str =
 /// Why waits for a CPU are not told.
 const NO_RUN_DELAY: &str = "this kernel keeps no account of waits for a CPU (SCHED_INFO)";
 /// Why swap-ins are not seen.
-const NO_HOOKS: &str = "needs hooks on the kernel's functions (fentry or kprobe)";
+const NO_HOOKS: &str = "needs kernel function hooks (fentry or kprobe)";
 /// What `backing` does not tell on any kernel.
 const HUGE_COPIES: &str = "copies of huge pages, which count as anon";
 /// What `swapin` leaves out on any kernel.

@@ -415,19 +415,28 @@ impl Sampler {
         };
         let has_no_exits = is_kvm && is_silent && host.exits_absent.is_none();
         self.is_silent |= has_no_exits;
-        run.swapins.add(&swapins);
-        run.file_faults.add(files);
+        let swapins = host.sees(&Metric::Swapin.into()).then_some(swapins);
+        let files = host.sees(&FaultBacking::File.into()).then_some(files);
+        if let Some(swapins) = &swapins {
+            run.swapins.get_or_insert_default().add(swapins);
+        }
+        if let Some(files) = files {
+            run.file_faults.get_or_insert_default().add(files);
+        }
+        let is_stopped = stat.as_ref().is_some_and(|stat| ['T', 't'].contains(&stat.state));
         for (cause, count) in Loss::ALL.iter().zip(counts.not_counted) {
             *run.not_counted.entry(cause.name().to_owned()).or_default() += count;
         }
         let mut vm = VmInterval {
             vm: tracked.vm,
+            recorded_ns: length_ns,
             metrics,
             seen,
             taken_by: counts.taken_by,
             cpu_wait_ns: tracked.cpu_wait(),
-            swapins: Some(swapins),
-            file_faults: host.sees(&FaultBacking::File.into()).then_some(files),
+            stopped_ns: if is_stopped { length_ns } else { 0 },
+            swapins,
+            file_faults: files,
             not_counted: counts.not_counted,
             ..VmInterval::default()
         };

@@ -5,9 +5,11 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid};
+use overcommit_recording::format::text::reason;
 use overcommit_recording::recording::Owner;
 use std::ffi::{CString, OsString};
-use std::io::{ErrorKind, IsTerminal, stdin};
+use std::io::{ErrorKind, IsTerminal, stderr, stdin};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -33,7 +35,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts the command, as the user behind sudo, with these limits on open files.
+    /// Starts the command, as the user who ran sudo, with these limits on open files. Where stdout
+    /// is for our own JSON, what it prints goes to stderr.
     ///
     /// It has a process group of its own, so that what it starts is signalled with it. At a
     /// terminal it shares ours: the terminal signals both, and in the background it could not
@@ -45,11 +48,12 @@ impl Load {
         words: &[OsString],
         owner: Option<Owner>,
         descriptors: (u64, u64),
+        to_stderr: bool,
     ) -> Result<Self, NotStarted> {
         let program = words[0].to_string_lossy().into_owned();
         let not_started = |error: &std::io::Error| NotStarted {
             code: if error.kind() == ErrorKind::NotFound { 127 } else { 126 },
-            message: format!("cannot run {program}: {error}; nothing was recorded"),
+            message: format!("cannot run {program}: {}; nothing was recorded", reason(error)),
         };
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
@@ -65,6 +69,10 @@ impl Load {
         };
         // SAFETY: between fork and exec only these two system calls are made.
         unsafe { command.pre_exec(restore) };
+        if to_stderr {
+            let stderr = stderr().as_fd().try_clone_to_owned();
+            command.stdout(stderr.map_err(|error| not_started(&error))?);
+        }
         let is_shared = stdin().is_terminal();
         if !is_shared {
             command.process_group(0);
@@ -126,7 +134,7 @@ pub fn code(status: ExitStatus, sent: Option<Signal>) -> u8 {
 fn become_user(command: &mut Command, owner: Owner) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     let user =
-        User::from_uid(uid)?.with_context(|| format!("there is no user {uid} behind sudo"))?;
+        User::from_uid(uid)?.with_context(|| format!("there is no user {uid}, who ran sudo"))?;
     let name = CString::new(user.name.clone())?;
     let groups = getgrouplist(&name, gid)?;
     command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);

@@ -135,7 +135,8 @@ impl Session {
         });
         let start_us = start.realtime_ns / 1_000;
         let open = OpenInterval { start, start_us, number: 0, seen: None };
-        let oom_kills = OomKills::follow();
+        let (oom_kills, unreadable) = OomKills::follow();
+        self.run.host_state.kills_unreadable = unreadable;
         Ok(RunningSession { session: self, host, last: start, open, oom_kills, ended: Vec::new() })
     }
 }
@@ -323,7 +324,7 @@ impl RunningSession {
         let overcommit = host.overcommit.map(|sum| sum.state).unwrap_or_default();
         host.overcommit_times = StateTimes::of(overcommit, length_ns);
         for (vm, _) in &mut drained {
-            vm.swap.times = StateTimes::of(vm.swap.state, length_ns);
+            vm.swap.times = StateTimes::of(vm.swap.state, vm.recorded_ns);
             sampler.count_swapouts(vm.vm, self.host.cgroup_id(vm.vm))?;
         }
         run.host_state.discards_absent = None;

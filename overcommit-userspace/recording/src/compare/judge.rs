@@ -7,7 +7,7 @@ use crate::compare::permutation;
 use serde::Serialize;
 
 /// Time that a recording must have where there is one a side, in seconds.
-const LENGTH_S: f64 = 600.0;
+pub const LENGTH_S: f64 = 600.0;
 /// What must be counted in each recording for its quantile.
 const EVENTS: f64 = 1_000.0;
 /// Batches of a side that must hold some of the slow ones.
@@ -158,7 +158,7 @@ fn chances(tested: &[(usize, Tested)], base: usize) -> Vec<(f64, bool)> {
 /// What is tested of a figure; why nothing can be.
 fn tested(figure: &Figure, runs: [usize; 2]) -> Result<Tested, String> {
     if figure.goes_with_the_load() {
-        return Err("it goes with the load".to_owned());
+        return Err("it depends on the load".to_owned());
     }
     let counted = figure.base.iter().chain(&figure.new);
     if counted.clone().any(|run| run.value.is_none()) {
@@ -224,7 +224,7 @@ fn enough_slow_ones(batches: &[[Batch; BATCHES]; 2]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "the slow ones came in {} of {BATCHES} parts of the base and {} of the other",
+        "slow ones occurred in only {} of {BATCHES} parts of BASE and {} of DIR",
         with_tail[0], with_tail[1]
     ))
 }

@@ -17,5 +17,5 @@ pub mod series;
 pub mod verdict;
 
 pub use figures::FigureName;
-pub use judge::{Compared, judge};
+pub use judge::{Compared, LENGTH_S, judge};
 pub use verdict::{Comparison, compare};

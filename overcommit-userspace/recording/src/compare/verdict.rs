@@ -113,8 +113,8 @@ fn warnings(base: &[Side], new: &[Side], alternate: bool) -> Vec<String> {
     let least = LEAST_IN_BLOCKS * 100.0;
     if base.len() == 1 && new.len() == 1 {
         warnings.push(format!(
-            "one recording a side cannot tell your change from the time of day, so no difference \
-             below {least:.0} % is claimed; overcommit ab can"
+            "one recording per side cannot separate your change from ordinary variation, so no \
+             difference below {least:.0} % is claimed; overcommit ab can"
         ));
     } else if !alternate {
         warnings.push(format!(

@@ -78,7 +78,7 @@ pub fn write(
         all.iter().filter(|(vm, metric)| selection.wants(&vms[*vm], metric)).cloned().collect();
     ensure!(
         !parts.is_empty(),
-        "nothing of the recording is meant; it has {}",
+        "no VM and metric match; the recording has {}",
         content(recording, &all)
     );
     let mut files = match format {
@@ -118,7 +118,7 @@ fn content(recording: &Recording, parts: &[Part]) -> String {
     let vms: BTreeSet<&str> = recording.run.vms.iter().map(|vm| vm.name.as_str()).collect();
     let vms: Vec<&str> = vms.into_iter().collect();
     let metrics: Vec<&str> = metrics(parts).into_iter().map(MetricName::as_str).collect();
-    format!("the VMs {}, and of them {}", vms.join(", "), metrics.join(", "))
+    format!("the VMs {} and the metrics {}", vms.join(", "), metrics.join(", "))
 }
 
 fn metrics(parts: &[Part]) -> BTreeSet<&MetricName> {

@@ -76,6 +76,13 @@ pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
+/// What the system says of an error, without the number that says no more.
+pub fn reason(error: &std::io::Error) -> String {
+    let said = error.to_string();
+    let number = error.raw_os_error().map(|number| format!(" (os error {number})"));
+    number.map_or(said.clone(), |number| said.replace(&number, ""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

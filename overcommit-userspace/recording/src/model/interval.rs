@@ -84,6 +84,9 @@ impl Place {
 pub struct VmInterval {
     /// Which, as an index into [`Run::vms`](crate::model::run::Run::vms).
     pub vm: usize,
+    /// For how long it was recorded, in nanoseconds: a VM may start or end within an interval. 0 in
+    /// recordings that do not tell.
+    pub recorded_ns: u64,
     /// What was counted, by metric; `fault.*` also where it is nothing.
     pub metrics: Vec<MetricInterval>,
     /// Faults counted against the kernel's counters.
@@ -95,6 +98,8 @@ pub struct VmInterval {
     /// Time that its vCPU threads could run and had no CPU, whatever they were about, in
     /// nanoseconds; `None` where the scheduler keeps no account of it.
     pub cpu_wait_ns: Option<u64>,
+    /// For how long its process was stopped, by SIGSTOP or a debugger, in nanoseconds.
+    pub stopped_ns: u64,
     /// Where swapped pages came from; `None` in recordings that do not tell by interval.
     pub swapins: Option<Swapins>,
     /// Where pages of files came from; `None` where that is not seen.
@@ -133,13 +138,9 @@ impl VmInterval {
         found.map(|entry| &entry.latencies)
     }
 
-    /// How much of an interval of that length it was recorded, in nanoseconds: a VM may start or
-    /// end within. Earlier versions do not tell.
-    pub fn recorded_ns(&self, length_ns: u64) -> u64 {
-        match self.swap.times.total_ns() {
-            0 => length_ns,
-            recorded_ns => recorded_ns,
-        }
+    /// How much of an interval of that length it was recorded, in nanoseconds.
+    pub fn recorded_of(&self, length_ns: u64) -> u64 {
+        if self.recorded_ns == 0 { length_ns } else { self.recorded_ns }
     }
 
     /// Time of all its faults, in nanoseconds.

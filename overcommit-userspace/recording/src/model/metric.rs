@@ -195,8 +195,12 @@ pub const FAMILIES: [Family; 10] = [
         "Direct or memory cgroup reclaim, run by a thread of the VM or for its memory",
         Members::Itself,
     ),
-    Family::of("runq", "A vCPU could run and had no CPU: the guest's steal time", Members::Itself)
-        .of_exits(),
+    Family::of(
+        "runq",
+        "A vCPU was runnable but had no CPU: the guest's steal time",
+        Members::Itself,
+    )
+    .of_exits(),
     Family::of(
         "memory.high",
         "A thread is held back because its memory cgroup holds more than that",

@@ -75,6 +75,8 @@ impl VmInterval {
         if let Some(before_ns) = before.cpu_wait_ns {
             *self.cpu_wait_ns.get_or_insert_default() += before_ns;
         }
+        self.recorded_ns += before.recorded_ns;
+        self.stopped_ns += before.stopped_ns;
         if let Some(before) = before.swapins {
             self.swapins.get_or_insert_default().add(&before);
         }
@@ -169,6 +171,7 @@ mod tests {
                 source: StallSource::Windows,
             }),
             cpu_wait_ns: (number != 1).then_some(6),
+            recorded_ns: SECOND_NS,
             swap: VmSwap { state, times, rates, limit: Some(number) },
             ..VmInterval::default()
         };
@@ -256,7 +259,7 @@ mod tests {
         whole.extend(next);
         let vms = whole.vms.iter().map(|vm| (vm.vm, vm.metrics[0].latencies.sum_ns));
         assert_eq!(vms.collect::<Vec<_>>(), [(0, 3), (1, 4)]);
-        let recorded = whole.vms.iter().map(|vm| vm.recorded_ns(2 * SECOND_NS));
+        let recorded = whole.vms.iter().map(|vm| vm.recorded_of(2 * SECOND_NS));
         assert_eq!(recorded.collect::<Vec<_>>(), [SECOND_NS, SECOND_NS]);
     }
 }

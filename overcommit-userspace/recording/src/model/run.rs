@@ -76,6 +76,9 @@ pub struct HostState {
     /// Why what VMs give back is not seen, where nobody says it.
     #[serde(default)]
     pub discards_absent: Option<String>,
+    /// Why it is not known whom the kernel killed, if so.
+    #[serde(default)]
+    pub kills_unreadable: Option<String>,
     /// Where pages could be swapped to when it began; `None` of a version that did not look.
     #[serde(default)]
     pub swap_areas: Option<Vec<SwapArea>>,
@@ -173,6 +176,14 @@ pub struct RunClocks {
     pub end: Option<Clocks>,
 }
 
+impl RunClocks {
+    /// For how long was counted, in seconds; `None` of a recording that did not end.
+    pub fn length_s(&self) -> Option<f64> {
+        let end = self.end?;
+        Some(end.monotonic_ns.saturating_sub(self.start.monotonic_ns) as f64 / 1e9)
+    }
+}
+
 /// See [`Run::recorded`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
@@ -224,12 +235,12 @@ pub struct RunVm {
     /// Where each vCPU's time out of its guest went; empty if no exit was seen.
     #[serde(default)]
     pub vcpu_times: Vec<VcpuTime>,
-    /// Where swapped pages came from.
+    /// Where swapped pages came from; `None` where that is not seen.
     #[serde(default)]
-    pub swapins: Swapins,
-    /// Where pages of files came from.
+    pub swapins: Option<Swapins>,
+    /// Where pages of files came from; `None` where that is not seen.
     #[serde(default)]
-    pub file_faults: FileFaults,
+    pub file_faults: Option<FileFaults>,
     /// Where its rates of swapping come from.
     #[serde(default)]
     pub swap_sources: SwapSources,

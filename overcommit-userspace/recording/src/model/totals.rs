@@ -40,6 +40,8 @@ pub struct VmTotals {
     stall_lead_ns: u64,
     /// Time without a CPU; `None` if that was never known.
     pub cpu_wait_ns: Option<u64>,
+    /// Time for which its process was stopped.
+    pub stopped_ns: u64,
     /// Time in each swap state.
     pub swap_states: Times<SwapState>,
     /// Its memory as of the last interval that knew each figure.
@@ -120,6 +122,7 @@ impl VmTotals {
             stall: None,
             stall_lead_ns: 0,
             cpu_wait_ns: None,
+            stopped_ns: 0,
             swap_states: Times::new(),
             memory: VmFigures::default(),
             swapins: None,
@@ -131,8 +134,9 @@ impl VmTotals {
     }
 
     fn add(&mut self, vm: &VmInterval, length_ns: u64) {
-        let length_ns = vm.recorded_ns(length_ns);
+        let length_ns = vm.recorded_of(length_ns);
         self.length_ns += length_ns;
+        self.stopped_ns += vm.stopped_ns;
         self.seen.merge(vm.seen);
         vm.swap.times.add_to(&mut self.swap_states, vm.swap.state, length_ns);
         self.memory.update(vm);
@@ -184,7 +188,6 @@ impl VmTotals {
 mod tests {
     use super::*;
     use crate::model::interval::{Place, StallSource};
-    use crate::model::state::StateTimes;
 
     const SECOND_NS: u64 = 1_000_000_000;
 
@@ -236,8 +239,7 @@ mod tests {
     /// Of ten seconds in one interval: the vCPU threads were known for so many of them.
     fn of_one_interval(known_s: u64, recorded_s: u64) -> VmTotals {
         let stall = Some(Stall { known_ns: known_s * SECOND_NS, ..Stall::default() });
-        let mut vm = VmInterval { stall, ..VmInterval::default() };
-        vm.swap.times = StateTimes::of(SwapState::Healthy, recorded_s * SECOND_NS);
+        let vm = VmInterval { recorded_ns: recorded_s * SECOND_NS, stall, ..VmInterval::default() };
         let place = Place { length_ns: 10 * SECOND_NS, ..Place::default() };
         let mut totals = Totals::of(1);
         totals.add(&Interval { place, vms: vec![vm], ..Interval::default() });

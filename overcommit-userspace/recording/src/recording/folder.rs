@@ -249,7 +249,7 @@ impl Folder {
         // Nobody can have put anything there since.
         ensure!(is_empty()?, "the folder is not empty; name a new one");
         let dir = File::from(dir);
-        beneath::give(&dir, self.ids()).context("cannot give it to the user behind sudo")?;
+        beneath::give(&dir, self.ids()).context("cannot give it to the user who ran sudo")?;
         Ok(dir.into())
     }
 

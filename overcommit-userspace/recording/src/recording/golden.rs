@@ -109,6 +109,7 @@ fn run_file() -> Run {
         host_state: HostState {
             unreadable: Some("a file is missing".to_owned()),
             discards_absent: Some("no tracefs".to_owned()),
+            kills_unreadable: Some("no log".to_owned()),
             swap_areas: Some(vec![SwapArea {
                 name: "zram0".to_owned(),
                 size_bytes: 2 << 30,
@@ -142,13 +143,13 @@ fn vm(pid: i32, name: &str) -> RunVm {
             stalls: 9,
             stalls_inverted: 1,
         }],
-        swapins: Swapins {
+        swapins: Some(Swapins {
             from_cache: 4,
             from_zswap: 6,
             from_device: [("nvme0n1".to_owned(), 12), ("zram0".to_owned(), 3)].into(),
             without_fault: 10,
-        },
-        file_faults: FileFaults { cached: 3, read: 4 },
+        }),
+        file_faults: Some(FileFaults { cached: 3, read: 4 }),
         exits_absent: (pid == 43).then(|| "a reason".to_owned()),
         seen: Seen { counted: 2_000, kernel: 2_001 },
         not_counted: Loss::ALL
@@ -207,6 +208,8 @@ fn vm_interval(vm: usize, number: u64) -> VmInterval {
             source: if vm == 0 { StallSource::Windows } else { StallSource::Faults },
         }),
         cpu_wait_ns: Some(SECOND_NS / 5 * n),
+        recorded_ns: place(number).length_ns,
+        stopped_ns: if vm == 1 { SECOND_NS / 4 } else { 0 },
         swapins: Some(Swapins {
             from_cache: 2,
             from_zswap: 3,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
 
-/// Puts a whole file in place at once; it belongs to the user behind sudo, and nobody else can read
+/// Puts a whole file in place at once; it belongs to the user who ran sudo, and nobody else can read
 /// it. What is there is replaced if it is a file; a link or a device is left alone.
 ///
 /// # Errors

@@ -145,7 +145,7 @@ fn nobody(objective: &Objective) -> Judged {
         value_ns: None,
         share: None,
         rate_per_s: None,
-        why: Some("no VM of the recording is meant".to_owned()),
+        why: Some("no recorded VM matches".to_owned()),
         intervals: IntervalVerdicts::default(),
     }
 }

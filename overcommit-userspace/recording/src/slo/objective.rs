@@ -150,7 +150,7 @@ impl Objective {
                 let metric_at = || at(before.len() - metric.len());
                 ensure!(
                     is_known(metric),
-                    "{}: no metric is called {metric}; there are {}",
+                    "{}: there is no metric {metric}; the metrics are {}",
                     metric_at(),
                     names()
                 );
@@ -230,7 +230,7 @@ mod tests {
         for (text, said) in [
             ("fault.major:p99", "has no <"),
             ("fault.major<2ms", "at character 1"),
-            ("fault.mayor:p99<2ms", "at character 1: no metric is called fault.mayor"),
+            ("fault.mayor:p99<2ms", "at character 1: there is no metric fault.mayor"),
             ("db:fault.major:q99<2ms", "at character 16: q99 is no quantile"),
             ("fault.major:p100<2ms", "at character 13"),
             ("fault.major:rate<100", "at character 18: 100 is no rate"),

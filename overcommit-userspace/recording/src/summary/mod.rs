@@ -4,7 +4,7 @@ pub mod evictions;
 pub mod host;
 pub mod kswapd_estimate;
 mod run;
-mod table;
+pub mod table;
 pub mod verdict;
 
 use crate::model::breakdown::Breakdown;
@@ -22,7 +22,7 @@ use crate::summary::evictions::{EvictionTotals, SummaryEvictions};
 use crate::summary::host::{HostTotals, StateSummary, SummaryHost};
 use crate::summary::verdict::{VmVerdict, verdict};
 use anyhow::Result;
-use overcommit_ebpf::layout::{FaultBacking, Loss, Taker};
+use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Taker};
 pub use run::SummaryRun;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -73,6 +73,8 @@ pub struct SummaryVm {
     pub ended_s: Option<f64>,
     /// Why, where the kernel says so: `oom_cgroup` or `oom_host`.
     pub ended_by: Option<EndedBy>,
+    /// For how long its process was stopped, in seconds.
+    pub stopped_s: f64,
     /// How much swapping hurt it.
     pub swap: StateSummary,
     /// Its memory, as last known.
@@ -101,6 +103,8 @@ pub struct SummaryVm {
     pub stall_time: Option<Breakdown>,
     /// Why its exits, and with them `stall.memory`, are not seen; `null` where they are.
     pub exits_absent: Option<String>,
+    /// Why it is not known who took its pages, if so.
+    pub evictions_absent: Option<String>,
     /// Who took its pages; `null` where they cannot be told from others'.
     pub evictions: Option<SummaryEvictions>,
     /// By cause.
@@ -256,16 +260,16 @@ impl Summary {
         if self.intervals == 0 && run.recorded.intervals > 0 {
             let interval = std::time::Duration::from_nanos(options.interval_ns);
             return Some(format!(
-                "No whole interval lies in the part asked for: intervals are {interval:?}."
+                "No complete interval lies between the marks: intervals are {interval:?} long."
             ));
         }
         let pids = options.pid.iter().map(|pid| format!("process {pid}"));
         let wanted: Vec<String> = options.vm.iter().cloned().chain(pids).collect();
         Some(match wanted.as_slice() {
             _ if self.intervals < run.recorded.intervals => {
-                "No VM ran in the part asked for.".to_owned()
+                "No VM ran between the marks.".to_owned()
             }
-            [] if run.not_counted.vms_without_slot > 0 => "No VM was recorded.".to_owned(),
+            _ if run.not_counted.vms_without_slot > 0 => "No VM was recorded.".to_owned(),
             [] => "No VM was recorded: none ran on this host.".to_owned(),
             wanted => format!("No VM was recorded: no VM matching {} ran.", wanted.join(", ")),
         })
@@ -293,9 +297,11 @@ impl Summary {
 /// `end_us` is the end of what is looked at.
 fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: u64) -> SummaryVm {
     let ended_us = vm.ended_us.filter(|ended_us| *ended_us <= end_us + BOUNDARY_US);
-    let files = coverage_of(&run.coverage, &MetricName::from(FaultBacking::File));
+    // Earlier versions wrote zeros where nothing was seen.
+    let sees = |metric: MetricName| coverage_of(&run.coverage, &metric) != Coverage::Absent;
     let whole = is_whole.then_some(vm);
-    let of_run = whole.filter(|_| files != Coverage::Absent).map(|vm| vm.file_faults);
+    let files = whole.filter(|_| sees(FaultBacking::File.into())).and_then(|vm| vm.file_faults);
+    let swapins = whole.filter(|_| sees(Metric::Swapin.into())).and_then(|vm| vm.swapins.clone());
     let stall = totals.stall.and_then(|stall| {
         Some(StallShare {
             share: stall.share()?,
@@ -326,11 +332,13 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
         faults_counted: totals.seen.counted,
         faults_by_others: totals.taken_by[Taker::Outside as usize],
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
-        swapins: totals.swapins.clone().or_else(|| whole.map(|vm| vm.swapins.clone())),
-        file_faults: totals.file_faults.or(of_run),
+        swapins: totals.swapins.clone().or(swapins),
+        file_faults: totals.file_faults.or(files),
         fault_time: totals.fault_time,
         stall_time: totals.stall_time,
+        stopped_s: totals.stopped_ns as f64 / 1e9,
         exits_absent: vm.exits_absent.clone(),
+        evictions_absent: vm.evictions_absent.clone(),
         evictions: None,
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
         metrics: totals
@@ -378,8 +386,8 @@ mod tests {
             summing.summary(&run, false, Vec::new()).nothing(&run).unwrap()
         };
         let vms = || vec![RunVm::default()];
-        assert!(said(0, vms(), &[]).starts_with("No whole interval lies in the part asked for"));
-        assert_eq!(said(2, vms(), &[]), "No VM ran in the part asked for.");
+        assert!(said(0, vms(), &[]).starts_with("No complete interval lies between the marks"));
+        assert_eq!(said(2, vms(), &[]), "No VM ran between the marks.");
         assert_eq!(said(5, vec![], &[]), "No VM was recorded: none ran on this host.");
         let none = "No VM was recorded: no VM matching web*, db ran.";
         assert_eq!(said(5, vec![], &["web*", "db"]), none);

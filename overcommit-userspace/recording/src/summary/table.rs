@@ -4,46 +4,56 @@
 use crate::format::csv::{self, optional, text};
 use crate::model::state::State;
 use crate::model::swap::SwapState;
+use crate::slo::Verdict;
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
 use anyhow::Result;
 use serde::Serialize;
 
-/// The columns of summary.csv; only ever appended to.
-const COLUMNS: [&str; 34] = [
-    "vm_id",
-    "vm",
-    "uuid",
-    "pid",
-    "metric",
-    "coverage",
-    "count",
-    "rate_per_s",
-    "sum_ns",
-    "mean_ns",
-    "p50_ns",
-    "p90_ns",
-    "p99_ns",
-    "p999_ns",
-    "max_ns",
-    "over_range",
-    "run_id",
-    "host",
-    "kernel",
-    "backend",
-    "start_unix_s",
-    "run_length_s",
-    "vm_length_s",
-    "verdict",
-    "cause",
-    "stall_share",
-    "cpu_wait_share",
-    "swap_pressure_s",
-    "swap_thrashing_s",
-    "resident_bytes",
-    "swapped_bytes",
-    "working_set_lower_bytes",
-    "working_set_upper_bytes",
-    "cgroup_limit_bytes",
+/// The columns of summary.csv, and what each holds; only ever appended to.
+pub const COLUMNS: [(&str, &str); 43] = [
+    ("vm_id", "The VM: process id and start time, which no other has"),
+    ("vm", "Its name; not unique"),
+    ("uuid", "Its UUID, where its command line has one"),
+    ("pid", "Its process id"),
+    ("metric", "The metric"),
+    ("coverage", "How much of it is seen: full, partial or absent"),
+    ("count", "How many"),
+    ("rate_per_s", "How many per second that the VM was recorded"),
+    ("sum_ns", "Their exact sum"),
+    ("mean_ns", "Their mean"),
+    ("p50_ns", "Quantile 0.5: the highest value of its bucket"),
+    ("p90_ns", "Quantile 0.9"),
+    ("p99_ns", "Quantile 0.99"),
+    ("p999_ns", "Quantile 0.999"),
+    ("max_ns", "The longest, exactly"),
+    ("over_range", "How many were longer than the last bucket"),
+    ("run_id", "The recording"),
+    ("host", "Host name"),
+    ("kernel", "Kernel release"),
+    ("backend", "Where faults were seen"),
+    ("start_unix_s", "Start of the recording, in Unix time"),
+    ("run_length_s", "How long was recorded"),
+    ("vm_length_s", "How long the VM was recorded"),
+    ("verdict", "How the VM fared: ok, unseen, slowed, thrashed or killed"),
+    ("cause", "Why; empty of one that is ok"),
+    ("stall_share", "Time that its vCPUs waited for memory ÷ their time"),
+    ("cpu_wait_share", "Time that its vCPUs had no CPU ÷ their time"),
+    ("swap_pressure_s", "Time under swap pressure"),
+    ("swap_thrashing_s", "Time in which it thrashed"),
+    ("resident_bytes", "In RAM, at the end"),
+    ("swapped_bytes", "On swap, at the end"),
+    ("working_set_lower_bytes", "What it uses, at least"),
+    ("working_set_upper_bytes", "What it uses, at most"),
+    ("cgroup_limit_bytes", "What its memory cgroup may hold"),
+    ("end_unix_s", "End of the recording, in Unix time"),
+    ("labels", "`--label`: K=V, separated by blanks"),
+    ("command", "COMMAND, with its arguments"),
+    ("command_status", "How COMMAND ended, as a shell has it"),
+    ("ballooned_bytes", "What it gave back to the host"),
+    ("evicted_bytes", "What reclaim took of it"),
+    ("evicted_by", "Who took most of that"),
+    ("objectives_broken", "Objectives that it broke"),
+    ("objectives_not_judged", "Its objectives that could not be judged"),
 ];
 
 /// The whole file.
@@ -51,7 +61,7 @@ const COLUMNS: [&str; 34] = [
 /// # Errors
 /// See [`csv::rows`].
 pub(super) fn csv(summary: &Summary) -> Result<Vec<u8>> {
-    let mut file = csv::header(&COLUMNS);
+    let mut file = csv::header(&COLUMNS.map(|(name, _)| name));
     let rows = summary.vms.iter().flat_map(|vm| {
         let of_vm = of_vm(summary, vm);
         vm.metrics.iter().map(move |metric| [of_metric(vm, metric), of_vm.clone()].concat())
@@ -83,6 +93,13 @@ fn of_metric(vm: &SummaryVm, metric: &SummaryMetric) -> Vec<String> {
 
 fn of_vm(summary: &Summary, vm: &SummaryVm) -> Vec<String> {
     let (run, memory) = (&summary.run, &vm.memory);
+    let labels: Vec<String> =
+        run.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let by = vm.evictions.as_ref().and_then(|evictions| evictions.by.first());
+    let judged = |verdict| {
+        let its = summary.objectives.iter().filter(|of| of.vm_id.as_ref() == Some(&vm.vm_id));
+        its.filter(|of| of.verdict == verdict).count()
+    };
     let seconds = |value: f64| format!("{value:.3}");
     let share = |share: f64| format!("{share:.6}");
     let in_state = |state: SwapState| {
@@ -108,6 +125,15 @@ fn of_vm(summary: &Summary, vm: &SummaryVm) -> Vec<String> {
         optional(memory.working_set_bytes.map(|set| set.lower)),
         optional(memory.working_set_bytes.map(|set| set.upper)),
         optional(memory.cgroup_limit_bytes),
+        seconds(summary.start_unix_s + summary.length_s),
+        text(&labels.join(" ")),
+        text(&run.command.join(" ")),
+        optional(run.command_status),
+        optional(memory.ballooned_bytes),
+        optional(vm.evictions.as_ref().map(|evictions| evictions.bytes)),
+        text(by.map_or("", |by| by.aggressor.name.as_str())),
+        judged(Verdict::Broken).to_string(),
+        judged(Verdict::NotJudged).to_string(),
     ]
 }
 

@@ -4,6 +4,7 @@ use crate::compare::{Compared, Comparison, FigureName};
 use crate::format::text::readable;
 use crate::view::plain_table;
 use crate::view::style::bad;
+use crate::view::verdict_text::short;
 use comfy_table::CellAlignment;
 use std::fmt::Write;
 
@@ -47,7 +48,7 @@ fn headline(compared: &[Compared]) -> String {
         return lines.collect();
     }
     if compared.iter().any(|entry| entry.p.is_some()) {
-        return "No difference can be claimed. That is no proof that there is none.\n".to_owned();
+        return "No significant difference found. There may still be one.\n".to_owned();
     }
     let reasons: Vec<&str> = compared.iter().filter_map(|entry| entry.why_not.as_deref()).collect();
     let often = |reason: &&str| reasons.iter().filter(|other| *other == reason).count();
@@ -67,7 +68,7 @@ fn table(compared: &[Compared]) -> comfy_table::Table {
     });
     for entry in rows {
         table.add_row([
-            entry.vm.clone(),
+            short(&entry.vm),
             figure(entry),
             shown(entry.figure, entry.base),
             shown(entry.figure, entry.new),
@@ -167,7 +168,7 @@ mod tests {
         assert!(lines[4].contains("stall.share") && lines[4].contains("+20.00 points"), "{said}");
         assert!(lines[5].contains("-50 %") && lines[5].contains("better, p = 2.00e-3"), "{said}");
         assert!(lines[6].contains("no claim, p = 0.50"), "{said}");
-        assert!(of(vec![rate()]).starts_with("No difference can be claimed."));
+        assert!(of(vec![rate()]).starts_with("No significant difference found."));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::model::columns::{self, Column};
 use crate::model::metric::FAMILIES;
+use crate::summary::table::COLUMNS;
 use std::fmt::Write;
 
 /// docs/columns.md: every metric, and every column of every file.
@@ -9,7 +10,9 @@ pub fn columns() -> String {
     let mut text = String::from(
         "# Metrics and columns\n\n\
          Made by `cargo xtask docs` from the code that writes and reads the files. An empty cell \
-         was not measured; 0 was measured. Columns are read by name and only ever appended.\n",
+         was not measured; 0 was measured. Columns are read by name and only ever appended. A text \
+         that a spreadsheet would take for a formula has a `'` before it. Rows of one interval \
+         join by `start_unix_s`; counts and sums ÷ `length_s` are rates.\n",
     );
     text.push_str("\n## Metrics\n\n| metric | from → to |\n| --- | --- |\n");
     for family in FAMILIES {
@@ -22,6 +25,9 @@ pub fn columns() -> String {
     table(&mut text, "evictions.csv", rows, &columns::evictions());
     let rows = "one row per fault of at least `--slow-faults`";
     table(&mut text, "slow-faults.csv", rows, &columns::slow_faults());
+    words(&mut text, "summary.csv", "one row per VM and metric, of the whole run", &COLUMNS);
+    let marks = [("unix_s", "When, in Unix time"), ("text", "What began then")];
+    words(&mut text, "marks.csv", "one row per `mark`", &marks);
     text
 }
 
@@ -29,6 +35,14 @@ fn table<T>(text: &mut String, file: &str, rows: &str, columns: &[Column<T>]) {
     let _ = write!(text, "\n## {file}: {rows}\n\n| column | unit | what |\n| --- | --- | --- |\n");
     for Column { name, unit, about, .. } in columns {
         let _ = writeln!(text, "| `{name}` | {} | {about} |", unit.name());
+    }
+}
+
+/// Of a file whose units are in its columns' names.
+fn words(text: &mut String, file: &str, rows: &str, columns: &[(&str, &str)]) {
+    let _ = write!(text, "\n## {file}: {rows}\n\n| column | what |\n| --- | --- |\n");
+    for (name, about) in columns {
+        let _ = writeln!(text, "| `{name}` | {about} |");
     }
 }
 

@@ -2,9 +2,8 @@
 
 use crate::model::coverage::{self, MetricCoverage};
 use crate::view::style::strong;
-use crate::view::verdict_text::WIDTH;
+use crate::view::wrapped;
 use std::fmt::Write;
-use textwrap::{Options, fill};
 
 /// What is said of a VM or of the host, each fact behind the word for what it is about.
 #[derive(Debug, Default)]
@@ -25,8 +24,7 @@ impl Facts {
         let indent = " ".repeat(width + 4);
         for (about, fact) in &self.0 {
             let first = format!("  {about:<width$}  ");
-            let options = Options::new(WIDTH).initial_indent(&first).subsequent_indent(&indent);
-            let _ = writeln!(text, "{}", fill(fact, options));
+            let _ = writeln!(text, "{}", wrapped(fact, &first, &indent));
         }
     }
 }
@@ -43,8 +41,7 @@ pub fn list(text: &mut String, heading: &str, facts: &[(String, String)]) {
         let _ = writeln!(text, "\n{}", strong(heading));
     }
     for (about, fact) in facts {
-        let options = Options::new(WIDTH).initial_indent("  ").subsequent_indent("    ");
-        let _ = writeln!(text, "{}", fill(&format!("{about}: {fact}"), options));
+        let _ = writeln!(text, "{}", wrapped(&format!("{about}: {fact}"), "  ", "    "));
     }
 }
 

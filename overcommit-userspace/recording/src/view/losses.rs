@@ -69,7 +69,7 @@ fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
     }
     parts.sort_by_key(|(_, part)| std::cmp::Reverse(*part));
     let blind = time.of(Part::Swapin).is_none() && time.of(Part::Io).is_none();
-    let rest = if blind { "the rest, swap-in among it" } else { "the rest" };
+    let rest = if blind { "other, including swap-in" } else { "other" };
     parts.push((rest.to_owned(), time.rest_ns()));
     let said = parts.into_iter().map(|(name, part)| (name, part as f64 / all));
     let said: Vec<(String, f64)> = said.filter(|(_, share)| *share >= LEAST).collect();
@@ -107,12 +107,12 @@ mod tests {
             time
         };
         let seen = time(&[(Part::Reclaim, 220), (Part::Swapin, 710), (Part::Lock, 0)]);
-        let said = "71.0 % swap-in from zram0, 22.0 % reclaim, 7.0 % the rest";
+        let said = "71.0 % swap-in from zram0, 22.0 % reclaim, 7.0 % other";
         assert_eq!(parts(seen, Some(&swapins)).unwrap(), said);
         swapins.from_zswap = 10;
         assert!(parts(seen, Some(&swapins)).unwrap().contains("swap-in from zswap"));
         let blind = time(&[(Part::Reclaim, 220), (Part::Runq, 300)]);
-        let said = "31.4 % reclaim, 68.6 % the rest, swap-in among it";
+        let said = "31.4 % reclaim, 68.6 % other, including swap-in";
         assert_eq!(parts(blind, None).unwrap(), said);
         assert_eq!(parts(time(&[(Part::Reclaim, 1)]), None), None, "the rest alone says nothing");
         assert_eq!(parts(Breakdown::default(), Some(&swapins)), None);

@@ -80,10 +80,10 @@ fn working_sets(memory: &HostFigures, is_measured: bool) -> Option<String> {
         (Err(_), _) => format!(": up to {} short", signed(left.lower.saturating_neg())),
         (Ok(_), None) => String::new(),
         (Ok(lower), Some(growth)) if growth <= lower => {
-            "; the three that can grow most cannot exceed RAM even fully grown".to_owned()
+            "; the three VMs with the most room to grow fit even fully grown".to_owned()
         }
         (Ok(lower), Some(growth)) => format!(
-            "; the three that can grow most may take {} more before swapping",
+            "; the three VMs with the most room to grow can take {} more before the host swaps",
             readable_bytes(lower.min(growth))
         ),
     };
@@ -111,7 +111,7 @@ fn guest(memory: &VmFigures) -> Option<String> {
     let available = readable_bytes(memory.guest_available_bytes?);
     let age = memory.guest_age_s?;
     let stale = if memory.guest_is_stale == Some(true) { ", stale" } else { "" };
-    Some(format!("{available} available, as it says itself ({age:.0} s ago{stale})"))
+    Some(format!("reports {available} available ({age:.0} s ago{stale})"))
 }
 
 fn holds(memory: &VmFigures) -> Option<String> {
@@ -219,10 +219,10 @@ mod tests {
     fn headroom_is_what_the_three_may_take() {
         assert_eq!(
             line((54, 54), Some(30), true),
-            "54.0 GiB; the three that can grow most may take 10.0 GiB more before swapping"
+            "54.0 GiB; the three VMs with the most room to grow can take 10.0 GiB more before the host swaps"
         );
         let fits = line((54, 54), Some(9), false);
-        assert!(fits.ends_with("cannot exceed RAM even fully grown"), "{fits}");
+        assert!(fits.ends_with("fit even fully grown"), "{fits}");
         assert_eq!(line((54, 54), None, true), "54.0 GiB");
     }
 
@@ -298,10 +298,7 @@ mod tests {
             guest_is_stale: Some(true),
             ..VmFigures::default()
         };
-        assert_eq!(
-            guest(&memory).unwrap(),
-            "1.5 GiB available, as it says itself (9 s ago, stale)"
-        );
+        assert_eq!(guest(&memory).unwrap(), "reports 1.5 GiB available (9 s ago, stale)");
         assert_eq!(holds(&memory).unwrap(), "62.0 MiB in RAM, 38.0 MiB on swap (38.0 %)");
         let limited = VmFigures {
             cgroup_limit_bytes: Some(GIB),

@@ -13,10 +13,24 @@ pub mod verdict_text;
 pub mod vm_text;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use textwrap::{Options, fill};
+
+/// Columns of a line.
+const WIDTH: usize = 80;
+/// Stands for the blank in front of a percent sign while lines are broken.
+const GLUE: char = '\u{e000}';
 
 /// A table without lines, as wide as it needs.
 pub fn plain_table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table
+}
+
+/// A paragraph of lines that end at the last column, the first and the others indented so. A figure
+/// stays with its percent sign.
+fn wrapped(text: &str, first: &str, others: &str) -> String {
+    let glued = text.replace(" %", &format!("{GLUE}%"));
+    let options = Options::new(WIDTH).initial_indent(first).subsequent_indent(others);
+    fill(&glued, options).replace(GLUE, " ")
 }

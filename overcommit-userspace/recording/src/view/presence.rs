@@ -16,26 +16,42 @@ pub fn ended(run: &Run, vm: &RunVm) -> String {
     let name = &vm.name;
     match vm.ended_by {
         Some(EndedBy::OomCgroup) => {
-            format!("{name} was KILLED after {after_s:.1} s: its cgroup ran out of memory")
+            format!(
+                "{name} was KILLED after {after_s:.1} s: its cgroup ran out of memory; see dmesg"
+            )
         }
         Some(EndedBy::OomHost) => {
-            format!("{name} was KILLED after {after_s:.1} s: the host ran out of memory")
+            format!("{name} was KILLED after {after_s:.1} s: the host ran out of memory; see dmesg")
         }
-        Some(EndedBy::Other) | None => format!("{name} ended after {after_s:.1} s"),
+        Some(EndedBy::Other) | None => {
+            format!("{name} ended after {after_s:.1} s{}", unless_killed(run))
+        }
     }
 }
 
 /// A line for each VM that ended, other than by being killed, or came late; of many, their number.
-pub fn lines(text: &mut String, summary: &Summary) {
+pub fn lines(text: &mut String, run: &Run, summary: &Summary) {
     let ended = |vm: &&SummaryVm| vm.ended_s.is_some() && vm.verdict.fared != Fared::Killed;
     let ended: Vec<&SummaryVm> = summary.seen().filter(ended).collect();
     some(text, &ended, "ended while they were recorded", |vm| {
-        format!("{} ended after {:.1} s", vm.vm, vm.ended_s.unwrap_or(0.0))
+        format!("{} ended after {:.1} s{}", vm.vm, vm.ended_s.unwrap_or(0.0), unless_killed(run))
+    });
+    let stopped: Vec<&SummaryVm> = summary.seen().filter(|vm| vm.stopped_s > 0.0).collect();
+    some(text, &stopped, "were stopped for a while", |vm| {
+        format!("{} was stopped for {:.1} s, by SIGSTOP or a debugger", vm.vm, vm.stopped_s)
     });
     let late: Vec<&SummaryVm> = summary.seen().filter(|vm| vm.started_s > FOUND_S).collect();
     some(text, &late, "started during the recording", |vm| {
         format!("{} started after {:.1} s", vm.vm, vm.started_s)
     });
+}
+
+/// What is not known of a VM that ended, for all that was seen.
+fn unless_killed(run: &Run) -> String {
+    let why = run.host_state.kills_unreadable.as_ref();
+    why.map_or_else(String::new, |why| {
+        format!("; whether the kernel killed it is not seen ({why})")
+    })
 }
 
 fn some(text: &mut String, vms: &[&SummaryVm], what: &str, each: impl Fn(&SummaryVm) -> String) {
@@ -77,7 +93,7 @@ mod tests {
         let mut summing = Summing::new(&run);
         summing.add(&Interval { place, vms, ..Interval::default() });
         let mut text = String::new();
-        lines(&mut text, &summing.summary(&run, true, Vec::new()));
+        lines(&mut text, &run, &summing.summary(&run, true, Vec::new()));
         text
     }
 
@@ -97,7 +113,16 @@ mod tests {
         let many = (0..6).map(|n| vm(&n.to_string(), 100, Some((101, None)))).collect();
         assert_eq!(said(many, 10), "6 VMs ended while they were recorded.\n");
         let web = vm("web", 100, Some((104, Some(EndedBy::OomCgroup))));
-        let told = "web was KILLED after 104.0 s: its cgroup ran out of memory";
+        let told = "web was KILLED after 104.0 s: its cgroup ran out of memory; see dmesg";
         assert_eq!(ended(&Run::default(), &web), told);
+    }
+
+    #[test]
+    fn an_end_that_nobody_explains_is_not_said_to_be_regular() {
+        let mut run = Run::default();
+        run.host_state.kills_unreadable = Some("/dev/kmsg: permission denied".to_owned());
+        let told = "web ended after 104.0 s; whether the kernel killed it is not seen \
+            (/dev/kmsg: permission denied)";
+        assert_eq!(ended(&run, &vm("web", 100, Some((104, None)))), told);
     }
 }

@@ -4,18 +4,18 @@ use crate::format::text::{percent, readable, vms};
 use crate::model::coverage::Coverage;
 use crate::model::interval::Place;
 use crate::model::name::escape;
+use crate::model::pattern::Pattern;
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict};
 use crate::summary::verdict::{Fared, LEAST_TAKEN};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
 use crate::view::style::bad;
 use crate::view::vm_text::{self, Told};
-use crate::view::{facts, memory_text, plain_table, presence, verdict_text};
+use crate::view::{facts, memory_text, plain_table, presence, verdict_text, wrapped};
 use comfy_table::{CellAlignment, Table};
 use overcommit_ebpf::layout::Metric;
 use std::fmt::Write;
 use std::time::Duration;
-use textwrap::{Options, fill};
 
 /// Part of the faults from which it matters that the kernel skipped programs.
 const SKIPPED: f64 = 0.001;
@@ -27,7 +27,7 @@ const ROWS: usize = 8;
 pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
     let mut text = String::new();
     verdict_text::lines(&mut text, summary, |vm| shown_name(summary, vm));
-    presence::lines(&mut text, summary);
+    presence::lines(&mut text, run, summary);
     objectives(&mut text, &summary.objectives);
     if !text.is_empty() {
         text.push('\n');
@@ -40,9 +40,16 @@ pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
         let _ = writeln!(text, "\n{}", table.trim_fmt());
         let mut seen: Vec<&SummaryVm> = summary.seen().collect();
         seen.sort_by(|a, b| verdict_text::worst_first(a, b));
-        for vm in seen {
-            let told = if is_full { Told::All } else { told_of(vm) };
-            vm_text::block(&mut text, vm, &shown_name(summary, vm), told);
+        let told = |vm: &SummaryVm| if is_full { Told::All } else { told_of(vm) };
+        let (brief, at_length): (Vec<_>, Vec<_>) =
+            seen.into_iter().partition(|vm| told(vm) == Told::Losses);
+        for vm in &at_length {
+            vm_text::block(&mut text, vm, &shown_name(summary, vm), told(vm));
+        }
+        if let [vm] = brief.as_slice() {
+            vm_text::block(&mut text, vm, &shown_name(summary, vm), Told::Losses);
+        } else {
+            vm_text::losses_of_all(&mut text, &brief);
         }
         memory_text::host(&mut text, &summary.host, summary.is_measured(), is_full);
     }
@@ -81,8 +88,7 @@ fn head(run: &Run, summary: &Summary) -> String {
     if run.clocks.end.is_none() {
         facts.push("not ended".to_owned());
     }
-    let indent = Options::new(verdict_text::WIDTH).subsequent_indent("  ");
-    let mut head = fill(&facts.join(" · "), indent) + "\n";
+    let mut head = wrapped(&facts.join(" · "), "", "  ") + "\n";
     if Place::is_delayed((summary.longest_interval_s * 1e9) as u64, run.options.interval_ns) {
         let _ = writeln!(
             head,
@@ -189,7 +195,7 @@ fn objectives(text: &mut String, judged: &[Judged]) {
                 "{word}  {:<vms$}  {:<objectives$}  {:>8}{}",
                 vm(judged),
                 objective(judged),
-                value.as_deref().unwrap_or("-"),
+                value.as_deref().unwrap_or(if verdict == Verdict::Held { "none" } else { "-" }),
                 about(judged)
             );
             let _ = writeln!(text, "{line}");
@@ -230,16 +236,26 @@ fn not_seen(text: &mut String, run: &Run, summary: &Summary, is_full: bool) {
     if without_slot > 0 {
         let names = run.not_counted.unserved.join(", ");
         let names = if names.is_empty() { names } else { format!(" ({names})") };
-        let why = "not recorded: every slot was taken, or all that its user may have".to_owned();
+        let why = "not recorded: no slot was free, or its user had reached the limit".to_owned();
         facts.push((vms(without_slot as usize) + &names, why));
     }
     let skipped: u64 = run.not_counted.programs_skipped.values().sum();
     let seen: u64 = summary.seen().map(|vm| vm.faults_counted).sum();
     if skipped > 0 && (is_full || skipped as f64 > SKIPPED * seen as f64) {
-        let why = format!("the kernel skipped them {skipped} times, over all processes");
+        let why = format!(
+            "the kernel skipped them {skipped} times, over all processes; {seen} faults of VMs were \
+             counted"
+        );
         facts.push(("eBPF programs".to_owned(), why));
     }
     facts::list(text, "Not seen", &facts);
+}
+
+/// A monitor that was for no VM of the recording.
+fn unmatched(run: &Run, option: &str) -> Option<(String, String)> {
+    let pattern = Pattern::parse(option.split_once('=')?.0).ok()?;
+    let is_matched = run.vms.iter().any(|vm| pattern.matches_recorded(vm));
+    (!is_matched).then(|| (format!("--monitor {option}"), "no recorded VM matches".to_owned()))
 }
 
 /// Options that could not be followed for a VM.
@@ -248,8 +264,7 @@ fn not_followed(text: &mut String, run: &Run, summary: &Summary) {
     for vm in summary.seen() {
         let Some(of) = run.vms.iter().find(|of| of.vm_id == vm.vm_id) else { continue };
         let mut say = |option: String, why: &str| {
-            let why = format!("{option} had no effect: {why}");
-            facts.push((shown_name(summary, vm), why));
+            facts.push((shown_name(summary, vm), format!("{option}: {why}")));
         };
         if run.options.guest_stats && vm.memory.guest_available_bytes.is_none() {
             let why = of.balloon_unknown.as_deref().unwrap_or("its guest did not report");
@@ -261,5 +276,6 @@ fn not_followed(text: &mut String, run: &Run, summary: &Summary) {
             say(format!("--working-set {working_set}"), why);
         }
     }
-    facts::list(text, "Not followed", &facts);
+    facts.extend(run.options.monitor.iter().filter_map(|option| unmatched(run, option)));
+    facts::list(text, "Options without effect", &facts);
 }

@@ -5,12 +5,10 @@ use crate::model::run::EndedBy;
 use crate::summary::verdict::{Fared, cpu, stall};
 use crate::summary::{Summary, SummaryVm};
 use crate::view::style::{bad, strong};
+use crate::view::wrapped;
 use std::cmp::Ordering;
 use std::fmt::Write;
-use textwrap::{Options, fill};
 
-/// Columns of a line.
-pub const WIDTH: usize = 80;
 /// Columns of a name, at the most.
 const NAME: usize = 20;
 
@@ -36,22 +34,22 @@ pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> 
     for (vm, name) in bad.iter().zip(&names) {
         let pad = " ".repeat(width - textwrap::core::display_width(name) + 2);
         let first = format!("{}{pad}", strong(name));
-        let wrap = |what: &str, first: &str| {
-            fill(what, Options::new(WIDTH).initial_indent(first).subsequent_indent(&indent))
-        };
-        let _ = writeln!(text, "{}", wrap(&said(vm), &first));
+        let _ = writeln!(text, "{}", wrapped(&said(vm), &first, &indent));
         if let Some(advice) = &vm.verdict.advice {
-            let _ = writeln!(text, "{}", wrap(&format!("Try: {advice}."), &indent));
+            let _ = writeln!(text, "{}", wrapped(&format!("Try: {advice}."), &indent, &indent));
         }
     }
     let are_all = |vms: &[&SummaryVm]| vms.len() == summary.seen().count();
     if let Some(who) = some(&unseen, are_all(&unseen), &name) {
-        let _ =
-            writeln!(text, "{who}: not judged, as too little was seen of what they waited for.");
+        let _ = writeln!(text, "{who}: not judged: too few of the page faults were seen.");
     }
     let worst = ok.iter().map(|vm| loss(vm)).fold(0.0, f64::max);
     if let Some(who) = some(&ok, are_all(&ok), &name) {
-        let _ = writeln!(text, "{who}: OK, at most {} of vCPU time lost.", percent(worst));
+        let lost = match ok.len() {
+            1 => format!("lost {} of its vCPU time", percent(worst)),
+            _ => format!("none lost more than {} of its vCPU time", percent(worst)),
+        };
+        let _ = writeln!(text, "{who}: OK, {lost}.");
     }
 }
 
@@ -85,15 +83,15 @@ fn said(vm: &SummaryVm) -> String {
 /// What it lost, the larger part first.
 fn losses(vm: &SummaryVm) -> String {
     if vm.stall.is_none() {
-        return "waited for what was not seen".to_owned();
+        return "waited for something that could not be measured".to_owned();
     }
     let (stall, cpu) = (stall(vm), cpu(vm));
     let memory = format!("lost {} of its vCPU time to memory", percent(stall));
-    let no_cpu = format!("waited {} of it for a CPU", percent(cpu));
+    let no_cpu = format!("spent {} waiting for a CPU", percent(cpu));
     match vm.cpu_wait {
         None => memory,
         Some(_) if cpu > stall => format!(
-            "waited {} of its vCPU time for a CPU and lost {} to memory",
+            "spent {} of its vCPU time waiting for a CPU and lost {} to memory",
             percent(cpu),
             percent(stall)
         ),
@@ -195,21 +193,21 @@ mod tests {
             said(),
             "\
 doomed    KILLED after 4.0 s: its cgroup ran out of memory. Until then it lost
-          90.0 % of its vCPU time to memory and waited 1.0 % of it for a CPU.
+          90.0 % of its vCPU time to memory and spent 1.0 % waiting for a CPU.
           Cause: its cgroup's own limit of 128.0 MiB, not the host (never less
           than 22.0 GiB available).
           Try: raise the limit to 208.0 MiB or more, or give the guest less
           memory.
-squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and waited 3.6 % of
-          it for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the host
-          (never less than 22.0 GiB available).
+squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and spent 3.6 %
+          waiting for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the
+          host (never less than 22.0 GiB available).
           Try: raise the limit to 208.0 MiB or more, or give the guest less
           memory.
-starved   SLOWED: waited 40.0 % of its vCPU time for a CPU and lost 0.5 % to
-          memory. Cause: too few CPUs, or a CPU quota.
+starved   SLOWED: spent 40.0 % of its vCPU time waiting for a CPU and lost 0.5 %
+          to memory. Cause: too few CPUs, or a CPU quota.
           Try: raise its CPU quota if its cgroup has one (cpu.max), run fewer
           vCPUs on this host, or move a VM to another.
-2 other VMs: OK, at most 0.2 % of vCPU time lost.
+2 other VMs: OK, none lost more than 0.2 % of its vCPU time.
 "
         );
     }

@@ -5,6 +5,7 @@ use crate::model::coverage::Coverage;
 use crate::summary::SummaryVm;
 use crate::view::facts::Facts;
 use crate::view::{losses, memory_text};
+use std::collections::BTreeMap;
 
 /// How much is told of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,13 +25,14 @@ pub fn block(text: &mut String, vm: &SummaryVm, name: &str, told: Told) {
         losses::add(&mut facts, vm);
         facts.add("swap", memory_text::hurt(vm));
         memory_text::add(&mut facts, vm);
+        facts.add("no evictions", vm.evictions_absent.clone());
     }
     if told == Told::All {
         sources(&mut facts, vm);
         facts.add("no exits", vm.exits_absent.clone());
     }
-    facts.add("not seen", not_seen(vm));
-    facts.add("not counted", not_counted(vm));
+    facts.add("not seen", not_seen(&[vm]));
+    facts.add("not counted", not_counted(&[vm]));
     facts.write(text, name);
 }
 
@@ -60,15 +62,30 @@ fn shares(sources: &[(&str, u64)]) -> Option<String> {
     (total > 0).then(|| shares.join(", "))
 }
 
-fn not_seen(vm: &SummaryVm) -> Option<String> {
-    let unseen = vm.faults_kernel.saturating_sub(vm.faults_counted);
-    let is_partial = vm.metrics.iter().any(|metric| metric.coverage == Coverage::Partial);
-    let share = percent(unseen as f64 / vm.faults_kernel.max(1) as f64);
-    is_partial.then(|| format!("{unseen} of {} faults ({share})", vm.faults_kernel))
+/// What was not seen or counted of many VMs, of which nothing else is told.
+pub fn losses_of_all(text: &mut String, vms: &[&SummaryVm]) {
+    let mut facts = Facts::default();
+    facts.add("not seen", not_seen(vms));
+    facts.add("not counted", not_counted(vms));
+    facts.write(text, &format!("{} other VMs", vms.len()));
 }
 
-fn not_counted(vm: &SummaryVm) -> Option<String> {
-    let lost = vm.not_counted.iter().filter(|(_, count)| **count > 0);
-    let lost: Vec<String> = lost.map(|(cause, count)| format!("{cause} {count}")).collect();
+fn not_seen(vms: &[&SummaryVm]) -> Option<String> {
+    let is_partial =
+        |vm: &&&SummaryVm| vm.metrics.iter().any(|metric| metric.coverage == Coverage::Partial);
+    let partial: Vec<&&SummaryVm> = vms.iter().filter(is_partial).collect();
+    let all: u64 = partial.iter().map(|vm| vm.faults_kernel).sum();
+    let counted: u64 = partial.iter().map(|vm| vm.faults_counted.min(vm.faults_kernel)).sum();
+    let share = percent((all - counted) as f64 / all.max(1) as f64);
+    (!partial.is_empty()).then(|| format!("{} of {all} faults ({share})", all - counted))
+}
+
+fn not_counted(vms: &[&SummaryVm]) -> Option<String> {
+    let mut lost: BTreeMap<&str, u64> = BTreeMap::new();
+    for (cause, count) in vms.iter().flat_map(|vm| &vm.not_counted).filter(|(_, n)| **n > 0) {
+        *lost.entry(cause).or_default() += count;
+    }
+    let lost: Vec<String> =
+        lost.into_iter().map(|(cause, count)| format!("{cause} {count}")).collect();
     (!lost.is_empty()).then(|| lost.join(", "))
 }

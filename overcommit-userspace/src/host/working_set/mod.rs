@@ -28,9 +28,9 @@ pub enum Wanted {
     Damon,
     /// The generations of the multi-generational LRU
     Mglru,
-    /// Referenced bits of the page tables; for VMs under TCG, spoils reclaim's ageing
+    /// Referenced bits of the page tables; TCG only; disturbs the kernel's page ageing
     ClearRefs,
-    /// Nothing; what is resident bounds it
+    /// Do not measure; give bounds from resident memory
     Bounds,
 }
 

@@ -83,9 +83,9 @@ pub fn vms() -> Vec<Column<VmInterval>> {
         one!(VmInterval: "file_faults_read", Count,
             "Faults that took a page of a file which had to be read", file_faults => read),
         one!(VmInterval: STALL_RUNQ, WholeNanoseconds,
-            "Part of stall_ns in which a vCPU could run and had no CPU", stall => runq_ns),
+            "Part of stall_ns in which a vCPU was runnable but had no CPU", stall => runq_ns),
         one!(VmInterval: "cpu_wait_ns", WholeNanoseconds,
-            "Time that its vCPUs could run and had no CPU, whatever they were about", cpu_wait_ns),
+            "Time for which its vCPUs were runnable but had no CPU", cpu_wait_ns),
         computed("cpu_wait_share", Unit::Share, "That ÷ the vCPUs' time", |row, _| {
             row.of.stall.zip(row.of.cpu_wait_ns).and_then(|(stall, ns)| stall.cpu_share(ns)).value()
         }),
@@ -104,6 +104,10 @@ pub fn vms() -> Vec<Column<VmInterval>> {
         stall => known_ns));
     columns.push(one!(VmInterval: "huge_pages_bytes", Bytes,
         "What it has mapped in transparent huge pages", memory => huge_pages));
+    columns.push(one!(VmInterval: "stopped_ns", WholeNanoseconds,
+        "How long its process was stopped, by SIGSTOP or a debugger", stopped_ns));
+    columns.push(one!(VmInterval: "recorded_ns", WholeNanoseconds,
+        "How long it was recorded: it may have started or ended within", recorded_ns));
     columns
 }
 
@@ -245,10 +249,10 @@ fn working_set() -> Vec<Column<VmInterval>> {
         ),
         one!(VmInterval: "numa_nodes", Text, "NUMA nodes to which it is bound", numa_nodes),
         one!(VmInterval: "numa_headroom_lower_bytes", Bytes,
-            "What is left there beside the working sets of all that are, at least",
+            "Memory left on those nodes beside the working sets of all VMs bound to them, lower bound",
             numa_headroom => lower),
         one!(VmInterval: "numa_headroom_upper_bytes", Bytes,
-            "What is left there beside the working sets of all that are, at most",
+            "Memory left on those nodes beside the working sets of all VMs bound to them, upper bound",
             numa_headroom => upper),
     ]
 }
