@@ -289,7 +289,7 @@ fn exit_codes() -> Result<()> {
 }
 
 /// Programs of ours that the kernel holds, whoever keeps them.
-fn our_programs() -> usize {
+pub(crate) fn our_programs() -> usize {
     let ours = ["fault_start", "fault_minor", "fault_major", "process_exec", "process_exit"];
     let is_ours = |program: &aya::programs::ProgramInfo| {
         program.name_as_str().is_some_and(|name| ours.contains(&name))

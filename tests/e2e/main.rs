@@ -20,6 +20,7 @@ mod memory;
 mod objectives;
 mod readme;
 mod rights;
+mod start;
 mod threads;
 
 use anyhow::Result;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         objectives::TESTS,
         readme::TESTS,
         rights::TESTS,
+        start::TESTS,
         threads::TESTS,
     ]
     .map(wanted)

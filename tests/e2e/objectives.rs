@@ -49,7 +49,10 @@ fn objectives() -> Result<()> {
     ensure!(broken["vm"] == "web-1" && broken["value_ns"].as_u64() > Some(1), "{broken:#}");
     ensure!(broken["intervals"]["broken"].as_u64() > Some(0), "{broken:#}");
     ensure!(broken["intervals"]["longest_broken_s"].as_f64() > Some(0.05), "{broken:#}");
-    ensure!(judged[1]["why"].as_str().is_some_and(|why| why.contains("no recorded VM")), "{judged:#?}");
+    ensure!(
+        judged[1]["why"].as_str().is_some_and(|why| why.contains("no recorded VM")),
+        "{judged:#?}"
+    );
 
     let text = folder.to_string_lossy().into_owned();
     let config = dir.path().join("slo.toml");

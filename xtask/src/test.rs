@@ -49,6 +49,8 @@ const PYTHON_READER: &str = "hdrhistogram==0.10.8";
 /// What the README reads the tables with: whatever this Python can have.
 const PANDAS: &str = "pandas>=2,<4";
 const NODE_READER: &str = "hdr-histogram-js@3";
+/// What makes system calls fail.
+const STRACE: Tool = Tool { program: "strace", package: "strace" };
 /// libvirt, and what makes it run VMs.
 const LIBVIRT: [Tool; 3] = [
     Tool { program: "virsh", package: "libvirt-clients" },
@@ -162,6 +164,7 @@ fn set_up() -> Result<()> {
     install(&READERS)?;
     install(&JAVA)?;
     install(&LIBVIRT)?;
+    install(&[STRACE])?;
     let mut probe = Command::new("python3");
     if testbed::run(probe.args(["-c", "import ensurepip"])).is_err() {
         install_packages(&["python3-venv"])?;

@@ -131,7 +131,8 @@ async fn record(args: Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
     // Three a CPU and two a VM: more than the usual limit allows on a large host.
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, descriptors.1, descriptors.1)?;
+    setrlimit(Resource::RLIMIT_NOFILE, descriptors.1, descriptors.1)
+        .context("cannot raise the limit on open files to its hard limit")?;
     let owner = Owner::behind_sudo()?;
     let selection = selection(&args)?;
     let objectives = args.objectives.read();
@@ -367,6 +368,11 @@ fn running(vms: &[Vm]) -> String {
 fn choose(kernel: &Kernel, wanted: Wanted) -> Result<Decision> {
     let host = HostProbe::run(Ok(kernel));
     decide(&host, wanted).map_err(|refused| {
+        if let [first, rest @ ..] = refused.as_slice()
+            && rest.iter().all(|other| other.reason == first.reason)
+        {
+            return anyhow::anyhow!("no backend works here: {}", first.reason);
+        }
         let each = refused.iter().map(|r| format!("backend {}: {}", r.backend, r.reason));
         let hint =
             if wanted == Wanted::Auto { "see overcommit check" } else { "use --backend auto" };

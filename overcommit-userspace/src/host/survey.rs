@@ -19,6 +19,7 @@ use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::{Monitor, Vm, VmId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -127,7 +128,6 @@ impl Survey {
     /// There can be no more threads, or no runtime.
     pub fn start(proc: &Path, sys: &Path, options: &Options) -> Result<Self> {
         let shared = Arc::new(Shared::default());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut surveyor = Surveyor {
             proc: proc.to_owned(),
             sys: sys.to_owned(),
@@ -142,7 +142,16 @@ impl Survey {
         };
         let mut follower = Follower::new(proc, sys, options.working_set, options.mglru_sees_guests);
         let mut survey = Self { shared, threads: Vec::new() };
+        let (begun, has_begun) = channel();
         survey.spawn("survey", move |shared| {
+            // Made here: a runtime cannot be dropped within another one, should there be no thread.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let (runtime, is_made) = match runtime {
+                Ok(runtime) => (Some(runtime), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            let _ = begun.send(is_made);
+            let Some(runtime) = runtime else { return };
             loop {
                 runtime.block_on(surveyor.round(&shared));
                 if !shared.rest(LOOK) {
@@ -150,6 +159,7 @@ impl Survey {
                 }
             }
         })?;
+        has_begun.recv().context("the survey ended")?.context("cannot make a runtime")?;
         survey.spawn("working-set", move |shared| {
             loop {
                 let targets = shared.targets();

@@ -109,8 +109,8 @@ impl HostProbe {
             Ok(Err(error)) if error_number(&error) == Some(Errno::EPERM) => {
                 (None, none(not_permitted()))
             }
-            Ok(Err(error)) => (None, none(format!("not tried: {error:#}"))),
-            Err(error) => (Some(format!("{error:#}")), none(format!("not tried: {error:#}"))),
+            Ok(Err(error)) => (None, none(format!("{error:#}"))),
+            Err(error) => (Some(format!("{error:#}")), none(format!("{error:#}"))),
         };
         Self { btf, trials, tracefs, preemption }
     }

@@ -3,8 +3,9 @@
 use crate::kernel::layout::SWAP_TYPE;
 use crate::kernel::{self, IOCTL};
 use crate::probes::Kernel;
-use anyhow::{Context, Result};
-use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use anyhow::Result;
+use aya::maps::MapError;
+use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use overcommit_ebpf::layout::{EVICTED, EVICTIONS_PER_VM, Metric, POOLED_PER_VM, STACKS};
 
 /// The programs, as `cargo xtask build-ebpf` made them.
@@ -131,22 +132,23 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("STACKS", sizes.stacks())
         .map_max_entries("EVICTED", sizes.evicted())
         .load(OBJECT)
-        .with_context(why_refused)
+        .map_err(refused)
 }
 
 /// The deepest stack that the kernel takes, and the depth of `STACKS`, which it refuses if
 /// that is deeper (`stack_map_alloc`, kernel/bpf/stackmap.c).
 const STACK_DEPTH: (&str, u32) = ("/proc/sys/kernel/perf_event_max_stack", 127);
 
-fn why_refused() -> String {
+/// What the kernel refuses, why, and what to set where that is known.
+fn refused(error: EbpfError) -> anyhow::Error {
+    let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
+        return anyhow::Error::new(error).context("the kernel refuses the eBPF programs");
+    };
     let (setting, depth) = STACK_DEPTH;
     let deepest = std::fs::read_to_string(setting).ok().and_then(|text| text.trim().parse().ok());
-    match deepest.filter(|deepest: &u32| *deepest < depth) {
-        Some(deepest) => format!(
-            "the kernel refuses the maps of the eBPF programs: {setting} is {deepest}, and has \
-             to be {depth} or more"
-        ),
-        None => "the kernel refuses the maps of the eBPF programs; `overcommit check` says more"
-            .to_owned(),
-    }
+    let why = match deepest.filter(|deepest: &u32| name == "STACKS" && *deepest < depth) {
+        Some(deepest) => format!(": {setting} is {deepest}, and has to be {depth} or more"),
+        None => String::new(),
+    };
+    anyhow::Error::new(io_error).context(format!("the kernel refuses the eBPF map {name}{why}"))
 }

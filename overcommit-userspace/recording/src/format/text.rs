@@ -78,9 +78,15 @@ pub fn percent(share: f64) -> String {
 
 /// What the system says of an error, without the number that says no more.
 pub fn reason(error: &std::io::Error) -> String {
-    let said = error.to_string();
-    let number = error.raw_os_error().map(|number| format!(" (os error {number})"));
-    number.map_or(said.clone(), |number| said.replace(&number, ""))
+    without_numbers(&error.to_string())
+}
+
+/// A message without the numbers of the system's errors, which are there in words.
+pub fn without_numbers(said: &str) -> String {
+    const NUMBER: &str = " (os error ";
+    let mut parts = said.split(NUMBER);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |said, part| said + part.split_once(')').map_or("", |(_, rest)| rest))
 }
 
 #[cfg(test)]
@@ -119,5 +125,14 @@ mod tests {
         ] {
             assert_eq!(readable(ns), text);
         }
+    }
+
+    #[test]
+    fn numbers_of_errors_say_no_more_than_their_words() {
+        let said = "a: Cannot allocate memory (os error 12); b: Too many (os error 24)";
+        assert_eq!(without_numbers(said), "a: Cannot allocate memory; b: Too many");
+        assert_eq!(without_numbers("nothing (of it)"), "nothing (of it)");
+        let missing = std::fs::File::open("/nonexistent").unwrap_err();
+        assert_eq!(reason(&missing), "No such file or directory");
     }
 }

@@ -1,0 +1,100 @@
+//! A start that fails at some step says what failed, and leaves nothing.
+
+use crate::Tests;
+use crate::lifecycle::our_programs;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use testbed::qemu::{Config, Vm};
+use testbed::{PATIENCE, await_some, overcommit};
+
+pub(crate) const TESTS: Tests = &[("a_start_that_fails_at_some_step_leaves_nothing", at_each_step)];
+
+/// System calls of a start, how each may fail, and at how many of its calls that is tried.
+const STEPS: [(&str, &str, usize); 6] = [
+    ("bpf", "ENOMEM", 12),
+    ("bpf", "EPERM", 4),
+    ("perf_event_open", "EMFILE", 4),
+    ("openat", "EMFILE", 8),
+    ("clone3", "EAGAIN", 3),
+    ("prlimit64", "EPERM", 2),
+];
+
+fn at_each_step() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _guest = Vm::start(&Config::new("guest", 4))?;
+    let (calls, _) = record(dir.path(), None)?;
+    for (call, error, tries) in STEPS {
+        let steps = steps(&calls, call);
+        ensure!(!steps.is_empty(), "a start makes no call of {call}");
+        let tries = tries.min(steps.len());
+        for number in (1..=tries).map(|number| steps[number * steps.len() / tries - 1]) {
+            let fault = format!("{call}:error={error}:when={number}");
+            let (_, output) = record(dir.path(), Some(&fault))?;
+            is_told(&fault, &output)?;
+            let is_there = dir.path().join("run").exists();
+            ensure!(is_there == (output.status.code() != Some(1)), "{fault}: folder: {is_there}");
+            await_some(
+                "end of the programs",
+                PATIENCE,
+                || Ok((our_programs() == 0).then_some(())),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The numbers of those calls of the first thread that are a step of the start, and not one of
+/// thousands alike.
+fn steps(calls: &str, call: &str) -> Vec<usize> {
+    let first = calls.split_whitespace().next().unwrap_or_default();
+    let its = calls.lines().filter_map(|line| line.strip_prefix(first)?.trim().strip_prefix(call));
+    let its = its.filter(|arguments| arguments.starts_with('('));
+    let alike = ["BPF_MAP_UPDATE_ELEM", "BPF_MAP_LOOKUP_ELEM", "\"/proc/"];
+    let is_step = |arguments: &str| !alike.iter().any(|part| arguments.contains(part));
+    its.zip(1..).filter(|(arguments, _)| is_step(arguments)).map(|(_, number)| number).collect()
+}
+
+/// Records for a moment, with that fault; gives the system calls, and what it said.
+fn record(dir: &Path, fault: Option<&str>) -> Result<(String, Output)> {
+    let (log, out) = (dir.join("calls"), dir.join("run"));
+    if out.exists() {
+        fs::remove_dir_all(&out)?;
+    }
+    let mut strace = Command::new("strace");
+    strace.args([
+        "-f",
+        "-qq",
+        "--seccomp-bpf",
+        "-e",
+        "trace=bpf,perf_event_open,openat,clone3,prlimit64",
+    ]);
+    if let Some(fault) = fault {
+        strace.args(["-e", &format!("inject={fault}")]);
+    }
+    strace.arg("-o").arg(&log).arg(overcommit());
+    strace.args(["record", "--duration", "100ms", "--interval", "50ms", "--out"]).arg(&out);
+    let output = strace.output().context("cannot run strace")?;
+    Ok((fs::read_to_string(log)?, output))
+}
+
+/// It ended well, as the call was not needed, or by an error that is ours, or the loader's.
+fn is_told(fault: &str, output: &Output) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!said.contains("panicked"), "{said}");
+    let error = said.lines().find(|line| line.contains("error"));
+    println!("{fault}: {:?} {}", output.status.code(), error.unwrap_or_default());
+    match output.status.code() {
+        Some(0 | 4) => Ok(()),
+        Some(1) => {
+            ensure!(said.contains("overcommit: error: "), "{said}");
+            Ok(())
+        }
+        Some(127) => {
+            ensure!(said.contains("error while loading shared libraries"), "{said}");
+            Ok(())
+        }
+        other => anyhow::bail!("it ended with {other:?}: {said}"),
+    }
+}
