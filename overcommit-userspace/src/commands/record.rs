@@ -17,7 +17,7 @@ use crate::session::{Session, Want};
 use crate::terminal::{print, say};
 use crate::vm::Discovery;
 use crate::vm::owner::with_room;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use overcommit_recording::compare::LENGTH_S;
@@ -368,15 +368,20 @@ fn running(vms: &[Vm]) -> String {
 fn choose(kernel: &Kernel, wanted: Wanted) -> Result<Decision> {
     let host = HostProbe::run(Ok(kernel));
     decide(&host, wanted).map_err(|refused| {
-        if let [first, rest @ ..] = refused.as_slice()
-            && rest.iter().all(|other| other.reason == first.reason)
-        {
-            return anyhow::anyhow!("no backend works here: {}", first.reason);
-        }
-        let each = refused.iter().map(|r| format!("backend {}: {}", r.backend, r.reason));
         let hint =
             if wanted == Wanted::Auto { "see overcommit check" } else { "use --backend auto" };
-        anyhow::anyhow!("{}; {hint}", each.collect::<Vec<_>>().join("; "))
+        // One reason for all is said once.
+        let same = refused.first().filter(|first| {
+            refused.len() > 1 && refused.iter().all(|other| other.reason.ends_with(&first.reason))
+        });
+        let why = same.map_or_else(
+            || {
+                let each = refused.iter().map(|r| format!("backend {}: {}", r.backend, r.reason));
+                each.collect::<Vec<_>>().join("; ")
+            },
+            |one| format!("no backend works here: {}", one.reason),
+        );
+        anyhow!("{why}; {hint}")
     })
 }
 
