@@ -2,7 +2,7 @@
 
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
 use testbed::payload::Guest;
@@ -13,7 +13,10 @@ use testbed::squeeze::Squeeze;
 use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device))]
+    vec![
+        ("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device)),
+        ("migration_is_no_stall".to_owned(), Box::new(migration)),
+    ]
 }
 
 /// For how long the squeezed VM is stopped: more than two whole intervals.
@@ -68,6 +71,35 @@ fn pause_is_no_stall(folder: &Path) -> Result<()> {
     ensure!(shares.iter().all(|share| *share <= 1.0), "a share above the whole: {shares:?}");
     ensure!(shares.contains(&0.0), "no interval was free of stalls: {shares:?}");
     ensure!(shares.iter().any(|share| *share >= 0.2), "no stall at all: {shares:?}");
+    Ok(())
+}
+
+/// Rounds in which the guest's writes are logged, and the memory that it writes, in MiB.
+const ROUNDS: u64 = 3;
+const WRITTEN: u64 = 16;
+
+/// A VM that is copied while it writes leaves its guest for each first write to a page, and waits
+/// for no memory: the page is there.
+fn migration(dir: &Path) -> Result<()> {
+    let mut vm = Vm::start(&Config::new("mover", WRITTEN))?;
+    // All its memory has been touched.
+    vm.await_passes(1)?;
+    let recording = Recording::start(&dir.join("run"), [""; 0])?;
+    vm.execute("migrate-set-parameters", json!({ "max-bandwidth": 64 << 20 }))?;
+    vm.execute("migrate", json!({ "uri": "exec:cat > /dev/null" }))?;
+    await_some("rounds of the migration", PATIENCE, || {
+        let state = vm.execute("query-migrate", json!({}))?;
+        ensure!(state["status"] != "failed", "{state}");
+        let rounds = state["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
+        Ok((rounds >= ROUNDS || state["status"] == "completed").then_some(()))
+    })?;
+    let summary = self::vm(&recording.end()?, "mover")?;
+    let exits = figure(&summary, "exit.npf", "count")?;
+    let stalls = figure(&summary, "stall.memory", "count").unwrap_or(0);
+    let share = summary["stall"]["share"].as_f64().context("no stall")?;
+    println!("{exits} exits for memory, {stalls} of them stalls, share {share}");
+    ensure!(exits >= WRITTEN * 256 / 4, "{exits} exits are too few");
+    ensure!(stalls * 20 <= exits && share <= 0.01, "{stalls} stalls of {exits}, share {share}");
     Ok(())
 }
 

@@ -146,9 +146,10 @@ pub struct Window {
     /// Time in this window of attempts that came back without waiting for their page, in
     /// nanoseconds.
     pub attempts_ns: AtomicU64,
-    /// Asynchronous page faults that are open.
+    /// Asynchronous page faults that are open: those that began since `apf_since_ns`, and, from
+    /// [`APF_OLDER_AT`] on, those of the time before.
     pub apf_open: AtomicU64,
-    /// `CLOCK_MONOTONIC` of the youngest, in nanoseconds.
+    /// `CLOCK_MONOTONIC` from which the younger ones are counted, in nanoseconds.
     pub apf_since_ns: AtomicU64,
     /// Number of the vCPU.
     pub vcpu: AtomicU64,
@@ -228,6 +229,13 @@ pub const APF: u64 = 1 << 36;
 
 /// In [`Window::reason`]: an asynchronous page fault was reported ready in the window.
 pub const READY: u64 = 1 << 37;
+
+/// Bit of [`Window::apf_open`] at which the older ones begin.
+pub const APF_OLDER_AT: u32 = 32;
+
+/// In [`Window::reason`]: the guest's tables had an entry for the page, which did not allow what the
+/// guest wanted. That is no wait for memory unless a fault lies in the window.
+pub const PROTECTED: u64 = 1 << 38;
 
 /// In [`Window::reason`]: the lowest bit of `task_struct::nvcsw` at the exit, as far as there is
 /// room for it.

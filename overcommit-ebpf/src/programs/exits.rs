@@ -9,7 +9,7 @@ use crate::atomic::{add, get, set};
 use crate::calls::goes_on;
 use crate::kernel::{current_mm, current_run_delay, current_sleeps};
 use crate::latency::record;
-use crate::maps::{APFS, KVM_FIELDS, MMS, VMS, histogram, lose};
+use crate::maps::{APFS, BEGINS_AT_CALL, KVM_FIELDS, MMS, VMS, histogram, lose};
 use crate::threads::{known_thread, thread_entry};
 use crate::{parts, pool};
 use aya_ebpf::EbpfContext;
@@ -18,8 +18,9 @@ use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::layout::{
-    APF, HALT, IN_BACKGROUND, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY, MMIO, Metric,
-    OUTSIDE_FAULTS, PAUSED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
+    APF, APF_OLDER_AT, HALT, IN_BACKGROUND, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY,
+    MMIO, Metric, OUTSIDE_FAULTS, PAUSED, PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread,
+    Vm, Window, exit_key,
 };
 
 /// Exits that mean something to us: svm.h, vmx.h (arch/x86/include/uapi/asm) and
@@ -46,10 +47,14 @@ const RESERVED_BIT: u64 = 1 << 3;
 const USERSPACE_INTERRUPTED: u32 = 10;
 /// The token that tells a guest that all its pages are ready.
 const APF_BROADCAST: u32 = u32::MAX;
-/// An asynchronous page fault that has been open for so long was dropped: a guest that
-/// starts anew is not told of what it waited for
-/// (`kvm_clear_async_pf_completion_queue`).
+/// An asynchronous page fault that is open for longer was dropped: a guest that starts anew is not
+/// told of what it waited for (`kvm_clear_async_pf_completion_queue`). It is forgotten within
+/// twice that time, see [`age`].
 const APF_DROPPED_NS: u64 = 30_000_000_000;
+/// In `info1` of `npf` (`PFERR_PRESENT_MASK`) and of an EPT violation (bits 3 to 5 of the exit
+/// qualification, `EPT_VIOLATION_RWX_MASK`): there was an entry, which did not allow it.
+const SVM_PRESENT: u64 = 1;
+const VMX_PRESENT: u64 = 0x38;
 
 #[tracepoint]
 pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
@@ -67,7 +72,7 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     let mut marks = marks(&ctx, fields, isa, reason);
-    if marks & HALT != 0 && waits_for_page(vm, window, now) {
+    if marks & HALT != 0 && age(vm, window, now) != 0 {
         marks |= APF;
     }
     if marks & MEMORY != 0 {
@@ -90,10 +95,14 @@ fn marks(ctx: &TracePointContext, fields: &KvmFields, isa: u32, reason: u32) -> 
     match (isa, reason) {
         (ISA_SVM, reason::SVM_NPF) => {
             let info: u64 = read(ctx, &fields.exit_info1);
-            if info & RESERVED_BIT != 0 { MEMORY | MMIO } else { MEMORY }
+            let protected = if info & SVM_PRESENT != 0 { PROTECTED } else { 0 };
+            if info & RESERVED_BIT != 0 { MEMORY | MMIO } else { MEMORY | protected }
         }
-        (ISA_VMX, reason::VMX_EPT_VIOLATION)
-        | (ISA_ARM64, reason::ARM64_INSTRUCTION_ABORT | reason::ARM64_DATA_ABORT) => MEMORY,
+        (ISA_VMX, reason::VMX_EPT_VIOLATION) => {
+            let info: u64 = read(ctx, &fields.exit_info1);
+            if info & VMX_PRESENT != 0 { MEMORY | PROTECTED } else { MEMORY }
+        }
+        (ISA_ARM64, reason::ARM64_INSTRUCTION_ABORT | reason::ARM64_DATA_ABORT) => MEMORY,
         (ISA_VMX, reason::VMX_EPT_MISCONFIG) => MEMORY | MMIO,
         (
             ISA_SVM,
@@ -105,19 +114,38 @@ fn marks(ctx: &TracePointContext, fields: &KvmFields, isa: u32, reason: u32) -> 
     }
 }
 
-/// Whether the vCPU has an asynchronous page fault open that may still come.
+/// Forgets asynchronous page faults that will not come any more: those that are open now are the
+/// older ones from then on, and the older ones of before were dropped. Gives what is open.
 #[inline(always)]
-fn waits_for_page(vm: &Vm, window: &Window, now: u64) -> bool {
+fn age(vm: &Vm, window: &Window, now: u64) -> u64 {
     let open = get(&window.apf_open);
-    if open == 0 {
-        return false;
+    let age = now.saturating_sub(get(&window.apf_since_ns));
+    if open == 0 || age < APF_DROPPED_NS {
+        return open;
     }
-    if now.saturating_sub(get(&window.apf_since_ns)) < APF_DROPPED_NS {
-        return true;
+    let (younger, older) = (open & u64::from(u32::MAX), open >> APF_OLDER_AT);
+    let (open, dropped) = if age < 2 * APF_DROPPED_NS {
+        (younger << APF_OLDER_AT, older)
+    } else {
+        (0, younger + older)
+    };
+    set(&window.apf_open, open);
+    set(&window.apf_since_ns, now);
+    add(&vm.lost[Loss::ApfUnfinished as usize], dropped);
+    open
+}
+
+/// One that is open has come; of one whose start is not known the oldest.
+#[inline(always)]
+fn came(window: &Window, since: u64) {
+    let open = get(&window.apf_open);
+    let one_older = 1 << APF_OLDER_AT;
+    let is_older = since < get(&window.apf_since_ns);
+    if open >= one_older && (is_older || open & u64::from(u32::MAX) == 0) {
+        set(&window.apf_open, open - one_older);
+    } else if open & u64::from(u32::MAX) != 0 {
+        set(&window.apf_open, open - 1);
     }
-    set(&window.apf_open, 0);
-    add(&vm.lost[Loss::ApfUnfinished as usize], open);
-    false
 }
 
 /// On `kvm_mmio` and `kvm_fast_mmio`: a device's memory is meant.
@@ -216,7 +244,15 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     let reason = get(&window.reason);
     let (user, paused) = (get(&window.user_ns), get(&window.paused_ns));
     let active = length.saturating_sub(paused);
-    let is_memory = reason & (MEMORY | MMIO) == MEMORY;
+    let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
+    let within = within + get(&window.attempts_ns);
+    // KVM mends such an entry by itself, as when it logs what a migrating guest writes; where
+    // faults are not seen by calls it may have been one.
+    let is_mended = reason & PROTECTED != 0
+        && within == 0
+        && BEGINS_AT_CALL.load() != 0
+        && !slept_for_page(window);
+    let is_memory = reason & (MEMORY | MMIO) == MEMORY && !is_mended;
     let waits = is_memory || reason & APF != 0;
     add(&thread.sequence, 1);
     if waits {
@@ -232,8 +268,6 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
         if let Some(histogram) = histogram(slot, Metric::StallMemory) {
             record(histogram, kernel);
         }
-        let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
-        let within = within + get(&window.attempts_ns);
         count(&window.stalls, 1);
         count(&window.stalls_inverted, u64::from(kernel < within));
         split(vm, window, kernel.saturating_sub(within), user + paused == 0);
@@ -304,13 +338,16 @@ pub(crate) fn kvm_apf_not_present(ctx: TracePointContext) -> u32 {
     let now = unsafe { bpf_ktime_get_ns() };
     let key = apf_key(read::<u64>(&ctx, &fields.apf_token) as u32);
     // SAFETY: entries are only read and written as whole words.
-    if unsafe { APFS.get(key) }.is_some() {
+    if let Some(since) = unsafe { APFS.get(key) }.copied() {
         // The guest's numbers have come round.
         lose(vm, Loss::ApfUnfinished);
-    } else {
-        set(&window.apf_open, get(&window.apf_open) + 1);
+        came(window, since);
     }
-    set(&window.apf_since_ns, now);
+    let open = age(vm, window, now);
+    if open == 0 {
+        set(&window.apf_since_ns, now);
+    }
+    set(&window.apf_open, open + 1);
     let _ = APFS.insert(key, now, 0);
     0
 }
@@ -323,10 +360,11 @@ pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     let token = read::<u64>(&ctx, &fields.apf_token) as u32;
-    let open = get(&window.apf_open);
     set(&window.reason, get(&window.reason) | READY);
     if token == APF_BROADCAST {
+        let open = get(&window.apf_open);
         set(&window.apf_open, 0);
+        let open = (open & u64::from(u32::MAX)) + (open >> APF_OLDER_AT);
         add(&vm.lost[Loss::ApfUnfinished as usize], open);
         return 0;
     }
@@ -334,10 +372,11 @@ pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
     // SAFETY: entries are only read and written as whole words.
     let Some(since) = (unsafe { APFS.get(key) }).copied() else {
         lose(vm, Loss::ApfWithoutStart);
+        came(window, 0);
         return 0;
     };
     let _ = APFS.remove(key);
-    set(&window.apf_open, open.saturating_sub(1));
+    came(window, since);
     match now.checked_sub(since) {
         Some(latency) => {
             if let Some(histogram) = histogram(get(&thread.vm) as u32, Metric::Apf) {

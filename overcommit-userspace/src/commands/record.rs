@@ -1,8 +1,11 @@
 //! `overcommit record`
 
+mod whom;
+
+use crate::commands::record::whom::{find, selection};
 use crate::commands::{
     DEPTH, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, default_out, require_hosts_pids,
-    require_readable, require_root, signalled, spelled,
+    require_root, signalled, spelled,
 };
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::capability;
@@ -12,21 +15,19 @@ use crate::probes::host::HostProbe;
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::load::{self, Load};
 use crate::session::run::{Early, End, Told, Until, follow, warm_up};
-use crate::session::wait::{self, Waiter, Woken};
+use crate::session::wait::{Waiter, Woken};
 use crate::session::{Session, Want};
 use crate::terminal::{print, say};
 use crate::vm::Discovery;
-use crate::vm::owner::with_room;
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use overcommit_recording::compare::LENGTH_S;
 use overcommit_recording::format::text::{
-    parse_duration, parse_interval, parse_positive_duration, readable, vms,
+    parse_duration, parse_interval, parse_positive_duration, vms,
 };
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::{Options, Run};
-use overcommit_recording::model::vm::Vm;
 use overcommit_recording::recording::{Folder, Owner, Span, Writer, single};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
@@ -38,7 +39,7 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Options of `record`.
 #[derive(Debug, clap::Args)]
@@ -274,95 +275,6 @@ async fn begin(
         return Ok(Err(over(early)));
     }
     Ok(Ok((session, host, load)))
-}
-
-fn selection(args: &Args) -> Result<Selection> {
-    let discovery = Discovery::new("/proc");
-    for pid in &args.pid {
-        discovery.describe(*pid).with_context(|| format!("--pid {pid}"))?;
-        let path = format!("/proc/{pid}/status");
-        let status = std::fs::read_to_string(&path).with_context(|| format!("--pid {pid}"))?;
-        let leads = status.lines().any(|line| line == format!("Tgid:\t{pid}"));
-        ensure!(leads, "--pid {pid} is a thread; give the id of its process");
-    }
-    Ok(Selection { patterns: args.vm.clone(), pids: args.pid.clone() })
-}
-
-/// How many VMs there is to be room for, once every VM that is named runs. A signal may come first,
-/// or the end of the time to wait: the exit code then.
-async fn find(
-    args: &Args,
-    selection: &Selection,
-    waiter: &mut Waiter,
-) -> Result<Result<usize, ExitCode>> {
-    let start = Instant::now();
-    let mut discovery = Discovery::new("/proc");
-    let mut told = false;
-    loop {
-        let vms = discovery.scan()?;
-        match require_readable(&discovery) {
-            Err(error) if vms.is_empty() => return Err(error),
-            Err(error) if !told => say(&format!("overcommit: {error}")),
-            _ => {}
-        }
-        let missing = |pattern: &&Pattern| !vms.iter().any(|vm| pattern.matches(vm));
-        let (exact, globs): (Vec<_>, Vec<_>) =
-            selection.patterns.iter().filter(missing).partition(|pattern| pattern.is_exact());
-        if let Some(pattern) = exact.first()
-            && args.wait.is_none()
-        {
-            bail!("no VM is named {pattern}; {} {}", running(&vms), hint(pattern, &vms));
-        }
-        if !args.quiet && !told {
-            for pattern in &globs {
-                say(&format!(
-                    "overcommit: no VM matches {pattern} yet; one that starts will be recorded"
-                ));
-            }
-            if vms.is_empty() && args.vm.is_empty() && args.pid.is_empty() {
-                say("overcommit: no VM runs yet; those that start will be recorded");
-            }
-            for doubt in args.host.doubts(&vms) {
-                say(&format!("overcommit: {doubt}"));
-            }
-            if let Some(pattern) = exact.first() {
-                say(&format!("overcommit: waiting for a VM named {pattern}; Ctrl-C ends it"));
-            }
-            told = true;
-        }
-        if exact.is_empty() {
-            return Ok(Ok(with_room(&vms, |vm| discovery.login_user(vm))));
-        }
-        if let (Some(pattern), Some(Some(limit))) = (exact.first(), args.wait)
-            && start.elapsed() >= limit
-        {
-            let limit = readable(limit.as_nanos() as u64);
-            say(&format!("overcommit: error: no VM named {pattern} ran within {limit}"));
-            return Ok(Err(ExitCode::from(NOT_JUDGED)));
-        }
-        if let Woken::Signal(signal) = waiter.rest(wait::SCAN).await {
-            return Ok(Err(stopped(signal)));
-        }
-    }
-}
-
-/// What to type instead of a pattern that means no VM.
-fn hint(pattern: &Pattern, vms: &[Vm]) -> String {
-    if let Some(vm) = vms.iter().find(|vm| pattern.is_nearly(vm)) {
-        return format!("Did you mean {}?", vm.name);
-    }
-    if pattern.to_string().contains(',') {
-        return "Give --vm once for each VM".to_owned();
-    }
-    "Give --wait to wait for it".to_owned()
-}
-
-fn running(vms: &[Vm]) -> String {
-    if vms.is_empty() {
-        return "no VM runs on this host.".to_owned();
-    }
-    let names: Vec<String> = vms.iter().map(|vm| vm.name.to_string()).collect();
-    format!("there are {}.", names.join(", "))
 }
 
 fn choose(kernel: &Kernel, wanted: Wanted) -> Result<Decision> {

@@ -5,6 +5,7 @@ use crate::vm::Discovery;
 use overcommit_recording::format::text::readable_bytes;
 use overcommit_recording::model::swap::SwapArea;
 use overcommit_recording::view::facts::Facts;
+use overcommit_recording::view::memory_text;
 use procfs::{FromRead, Meminfo};
 use serde::Serialize;
 use std::fs;
@@ -57,10 +58,9 @@ impl Inventory {
     pub fn facts(&self) -> Facts {
         let mut facts = Facts::default();
         facts.add("RAM", self.memory_bytes.map(readable_bytes));
-        let swap = self
-            .swap
-            .iter()
-            .map(|area| format!("{}, {} used", area.said(), readable_bytes(area.used_bytes)));
+        let swap = self.swap.iter().map(|area| {
+            format!("{}, {} used", memory_text::swap_area(area), readable_bytes(area.used_bytes))
+        });
         let swap: Vec<String> = swap.collect();
         let none = || "none: no memory of a VM can be swapped out".to_owned();
         facts.add("swap", if swap.is_empty() { none() } else { swap.join("; ") });

@@ -1,6 +1,5 @@
 //! How swapping went.
 
-use crate::format::text::readable_bytes;
 use crate::model::state::{State, StateTimes};
 use serde::{Deserialize, Serialize};
 
@@ -44,14 +43,6 @@ pub struct SwapArea {
     pub size_bytes: u64,
     /// How much of it is in use, in bytes.
     pub used_bytes: u64,
-}
-
-impl SwapArea {
-    /// Its size and name; whether it is RAM itself, and thus fast.
-    pub fn said(&self) -> String {
-        let kind = if self.name.starts_with("zram") { " (compressed RAM)" } else { "" };
-        format!("{} on {}{kind}", readable_bytes(self.size_bytes), self.name)
-    }
 }
 
 /// What was seen over a second or so. `None` where it cannot be read.

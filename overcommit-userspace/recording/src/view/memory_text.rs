@@ -63,8 +63,14 @@ fn in_ram(memory: &HostFigures) -> Option<String> {
 
 /// Where to, and whether it takes a disk.
 fn swap_areas(areas: &[SwapArea]) -> String {
-    let areas: Vec<String> = areas.iter().map(SwapArea::said).collect();
+    let areas: Vec<String> = areas.iter().map(swap_area).collect();
     if areas.is_empty() { "none: nothing can be swapped".to_owned() } else { areas.join(", ") }
+}
+
+/// Its size and name; whether it is RAM itself, and thus fast.
+pub fn swap_area(area: &SwapArea) -> String {
+    let kind = if area.name.starts_with("zram") { " (compressed RAM)" } else { "" };
+    format!("{} on {}{kind}", readable_bytes(area.size_bytes), area.name)
 }
 
 /// What is used and left.

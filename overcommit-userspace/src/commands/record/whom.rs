@@ -1,0 +1,112 @@
+//! Whom a recording is of: the VMs that the options name, once they run.
+
+use crate::commands::record::{Args, stopped};
+use crate::commands::require_readable;
+use crate::sampler::roster::Selection;
+use crate::session::wait::{self, Waiter, Woken};
+use crate::terminal::say;
+use crate::vm::Discovery;
+use crate::vm::owner::with_room;
+use anyhow::{Context, Result, bail, ensure};
+use overcommit_recording::format::text::readable;
+use overcommit_recording::model::pattern::Pattern;
+use overcommit_recording::model::vm::Vm;
+use overcommit_recording::slo::judge::NOT_JUDGED;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Those that the options name.
+///
+/// # Errors
+/// A process is not there, or is a thread of one.
+pub(super) fn selection(args: &Args) -> Result<Selection> {
+    let discovery = Discovery::new("/proc");
+    for pid in &args.pid {
+        discovery.describe(*pid).with_context(|| format!("--pid {pid}"))?;
+        let path = format!("/proc/{pid}/status");
+        let status = std::fs::read_to_string(&path).with_context(|| format!("--pid {pid}"))?;
+        let leads = status.lines().any(|line| line == format!("Tgid:\t{pid}"));
+        ensure!(leads, "--pid {pid} is a thread; give the id of its process");
+    }
+    Ok(Selection { patterns: args.vm.clone(), pids: args.pid.clone() })
+}
+
+/// How many VMs there is to be room for, once every VM that is named runs. A signal may come first,
+/// or the end of the time to wait: the exit code then.
+///
+/// # Errors
+/// A VM that is named does not run, or VMs cannot be looked for.
+pub(super) async fn find(
+    args: &Args,
+    selection: &Selection,
+    waiter: &mut Waiter,
+) -> Result<Result<usize, ExitCode>> {
+    let start = Instant::now();
+    let mut discovery = Discovery::new("/proc");
+    let mut told = false;
+    loop {
+        let vms = discovery.scan()?;
+        match require_readable(&discovery) {
+            Err(error) if vms.is_empty() => return Err(error),
+            Err(error) if !told => say(&format!("overcommit: {error}")),
+            _ => {}
+        }
+        let missing = |pattern: &&Pattern| !vms.iter().any(|vm| pattern.matches(vm));
+        let (exact, globs): (Vec<_>, Vec<_>) =
+            selection.patterns.iter().filter(missing).partition(|pattern| pattern.is_exact());
+        if let Some(pattern) = exact.first()
+            && args.wait.is_none()
+        {
+            bail!("no VM is named {pattern}; {} {}", running(&vms), hint(pattern, &vms));
+        }
+        if !args.quiet && !told {
+            for pattern in &globs {
+                say(&format!(
+                    "overcommit: no VM matches {pattern} yet; one that starts will be recorded"
+                ));
+            }
+            if vms.is_empty() && args.vm.is_empty() && args.pid.is_empty() {
+                say("overcommit: no VM runs yet; those that start will be recorded");
+            }
+            for doubt in args.host.doubts(&vms) {
+                say(&format!("overcommit: {doubt}"));
+            }
+            if let Some(pattern) = exact.first() {
+                say(&format!("overcommit: waiting for a VM named {pattern}; Ctrl-C ends it"));
+            }
+            told = true;
+        }
+        if exact.is_empty() {
+            return Ok(Ok(with_room(&vms, |vm| discovery.login_user(vm))));
+        }
+        if let (Some(pattern), Some(Some(limit))) = (exact.first(), args.wait)
+            && start.elapsed() >= limit
+        {
+            let limit = readable(limit.as_nanos() as u64);
+            say(&format!("overcommit: error: no VM named {pattern} ran within {limit}"));
+            return Ok(Err(ExitCode::from(NOT_JUDGED)));
+        }
+        if let Woken::Signal(signal) = waiter.rest(wait::SCAN).await {
+            return Ok(Err(stopped(signal)));
+        }
+    }
+}
+
+/// What to type instead of a pattern that means no VM.
+fn hint(pattern: &Pattern, vms: &[Vm]) -> String {
+    if let Some(vm) = vms.iter().find(|vm| pattern.is_nearly(vm)) {
+        return format!("Did you mean {}?", vm.name);
+    }
+    if pattern.to_string().contains(',') {
+        return "Give --vm once for each VM".to_owned();
+    }
+    "Give --wait to wait for it".to_owned()
+}
+
+fn running(vms: &[Vm]) -> String {
+    if vms.is_empty() {
+        return "no VM runs on this host.".to_owned();
+    }
+    let names: Vec<String> = vms.iter().map(|vm| vm.name.to_string()).collect();
+    format!("there are {}.", names.join(", "))
+}
