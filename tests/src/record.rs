@@ -48,11 +48,30 @@ impl Recording {
         folder: &Path,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Result<Self> {
+        let mut recording = Self::begin(folder, arguments)?;
+        let ready = folder.with_extension("ready");
+        await_some("recording", PATIENCE, || {
+            let ended = recording.child.try_wait()?;
+            ensure!(ended.is_none(), "overcommit record ended: {ended:?}");
+            Ok(ready.exists().then_some(()))
+        })?;
+        std::fs::remove_file(ready)?;
+        Ok(recording)
+    }
+
+    /// Starts it, and waits for nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn begin(
+        folder: &Path,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Result<Self> {
         let ready = folder.with_extension("ready");
         let mut command = Command::new(overcommit());
         command.args(["record", "--quiet", "--out"]).arg(folder).arg("--ready-file").arg(&ready);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut child = as_child(&mut command, Signal::SIGTERM)
+        let child = as_child(&mut command, Signal::SIGTERM)
             .spawn()
             .context("cannot run overcommit; cargo xtask build")?;
         let pid = Pid::from_raw(child.id().cast_signed());
@@ -67,12 +86,6 @@ impl Recording {
                 Ok((ended != Ok(WaitStatus::StillAlive)).then_some(()))
             })
         });
-        await_some("recording", PATIENCE, || {
-            let ended = child.try_wait()?;
-            ensure!(ended.is_none(), "overcommit record ended: {ended:?}");
-            Ok(ready.exists().then_some(()))
-        })?;
-        std::fs::remove_file(ready)?;
         Ok(Self { child, folder: folder.to_owned(), _undo: undo })
     }
 

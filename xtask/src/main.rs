@@ -41,6 +41,12 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         times: u32,
     },
+    /// Record for a long time while VMs come and go and other recorders are killed
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 60.0)]
+        minutes: f64,
+    },
     /// Run every check and test
     Test(test::Args),
 }
@@ -55,6 +61,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(&args),
         Command::Scenario(args) => scenario::run(&args),
         Command::Simulate { times } => test::simulate(times),
+        Command::Soak { minutes } => test::soak(minutes),
         Command::Test(args) => test::run(&args),
     });
     match done {

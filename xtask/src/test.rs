@@ -194,7 +194,16 @@ fn lint() -> Result<()> {
     let deny = ["--", "-D", "warnings"];
     show(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets"]).args(deny))?;
     // Left out there, as of every plain `cargo test`.
-    let lab = ["--package", "overcommit-tests", "--test", "lab", "--test", "simulation"];
+    let lab = [
+        "--package",
+        "overcommit-tests",
+        "--test",
+        "lab",
+        "--test",
+        "simulation",
+        "--test",
+        "soak",
+    ];
     show(cargo().args(["clippy", "--quiet"]).args(lab).args(deny))?;
     show(build::cargo_ebpf("clippy")?.arg("--quiet").args(deny))
 }
@@ -217,6 +226,17 @@ pub(crate) fn simulate(times: u32) -> Result<()> {
     cargo.args(["test", "--quiet", "--release", "--package", "overcommit-tests"]);
     cargo.args(["--test", "simulation", "--", "--nocapture"]);
     show(cargo.env("OVERCOMMIT_SIMULATE_TIMES", times.to_string()))
+}
+
+/// The long recording, for that many minutes.
+pub(crate) fn soak(minutes: f64) -> Result<()> {
+    require_root("soak")?;
+    install(&TESTBED)?;
+    build::all()?;
+    let mut cargo = cargo();
+    cargo.args(["test", "--quiet", "--package", "overcommit-tests", "--test", "soak"]);
+    show(cargo.env("OVERCOMMIT_SOAK_MINUTES", minutes.to_string()))?;
+    give_to_user_behind_sudo()
 }
 
 fn end_to_end(args: &Args) -> Result<()> {

@@ -64,8 +64,11 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     if get(&window.exit_ns) != 0 {
         lose(vm, Loss::ExitWithoutEntry);
     }
-    let reason: u32 = read(&ctx, &fields.exit_reason);
     let isa = if is_absent(&fields.exit_isa) { ISA_ARM64 } else { read(&ctx, &fields.exit_isa) };
+    let reason: u32 = read(&ctx, &fields.exit_reason);
+    // Above it are facts about the exit (`union vmx_exit_reason`, arch/x86/kvm/vmx/vmx.h): a bus lock,
+    // an enclave.
+    let reason = if isa == ISA_VMX { reason & 0xffff } else { reason };
     if !is_absent(&fields.exit_vcpu) {
         set(&window.vcpu, u64::from(read::<u32>(&ctx, &fields.exit_vcpu)));
     }
@@ -253,10 +256,16 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
         && BEGINS_AT_CALL.load() != 0
         && !slept_for_page(window);
     let is_memory = reason & (MEMORY | MMIO) == MEMORY && !is_mended;
-    let waits = is_memory || reason & APF != 0;
+    // In any other exit only the faults are: of KVM on the guest's memory, or of the hypervisor's
+    // devices on their own.
+    let waited = if is_memory || reason & APF != 0 {
+        active.saturating_sub(user)
+    } else {
+        within.min(active)
+    };
     add(&thread.sequence, 1);
-    if waits {
-        set(&window.stall_ns, get(&window.stall_ns) + active.saturating_sub(user));
+    if waited != 0 {
+        set(&window.stall_ns, get(&window.stall_ns) + waited);
     }
     set(&window.exit_ns, 0);
     add(&thread.sequence, 1);
@@ -264,13 +273,13 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     count(&window.user_total_ns, user);
     count(&window.paused_total_ns, paused);
     let kernel = active.saturating_sub(user);
-    if is_memory {
+    if is_memory || within != 0 && reason & APF == 0 {
         if let Some(histogram) = histogram(slot, Metric::StallMemory) {
-            record(histogram, kernel);
+            record(histogram, waited);
         }
         count(&window.stalls, 1);
-        count(&window.stalls_inverted, u64::from(kernel < within));
-        split(vm, window, kernel.saturating_sub(within), user + paused == 0);
+        count(&window.stalls_inverted, u64::from(waited < within));
+        split(vm, window, waited.saturating_sub(within), user + paused == 0);
     }
     if reason & APF != 0 {
         count(&window.stall_halted_ns, kernel);

@@ -72,6 +72,16 @@ fn step(squeeze: &Squeeze, folder: &Path, percent: u64) -> Result<Step> {
         .map(|row| figure(row, "swapped_in_pages_per_s"))
         .collect::<Result<_>>()?;
     let (stall, swapped_in) = (median(each("stall_share")?), median(looked));
+    if stall > CLIFF {
+        // The state takes some seconds of swapping, of which a step may have had too few.
+        await_some("pressure", PATIENCE, || {
+            let rows = of_vm()?;
+            let is_worse =
+                |row: &Row| ["pressure", "thrashing"].contains(&row["swap_state"].as_str());
+            Ok(rows.iter().any(is_worse).then_some(()))
+        })
+        .with_context(|| format!("of {name}"))?;
+    }
     Ok(Step { percent, passes_per_s, stall, swapped_in })
 }
 
