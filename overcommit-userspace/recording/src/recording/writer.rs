@@ -66,7 +66,7 @@ impl Writer {
     pub fn create(folder: Folder, run: &Run) -> Result<Self> {
         folder.append(MARKS)?.write_all(&csv::header(&span::COLUMNS))?;
         let slow_faults = || Table::create(&folder, SLOW_FAULTS, columns::slow_faults());
-        let writer = Self {
+        let mut writer = Self {
             host: Table::create(&folder, HOST, columns::host())?,
             vms: Table::create(&folder, VMS, columns::vms())?,
             intervals: Table::create(&folder, INTERVALS, columns::metrics())?,
@@ -75,6 +75,8 @@ impl Writer {
             latency_logs: Vec::new(),
             folder,
         };
+        // A VM of run.json has a log, whenever we are killed.
+        writer.begin_logs(run)?;
         writer.write_run(run)?;
         Ok(writer)
     }
@@ -85,9 +87,7 @@ impl Writer {
     /// A file cannot be written.
     pub fn write(&mut self, run: &Run, interval: &Interval) -> Result<()> {
         let place = &interval.place;
-        for vm in &run.vms[self.latency_logs.len().min(run.vms.len())..] {
-            self.latency_logs.push(Some(self.begin_log(run, vm)?));
-        }
+        self.begin_logs(run)?;
         for vm in &interval.vms {
             self.write_latencies(run, place, vm)?;
         }
@@ -111,6 +111,14 @@ impl Writer {
         }
         if run.vms[vm.vm].ended_us.is_some() {
             *log = None;
+        }
+        Ok(())
+    }
+
+    /// Those of VMs that are new.
+    fn begin_logs(&mut self, run: &Run) -> Result<()> {
+        for vm in &run.vms[self.latency_logs.len().min(run.vms.len())..] {
+            self.latency_logs.push(Some(self.begin_log(run, vm)?));
         }
         Ok(())
     }
@@ -139,5 +147,24 @@ impl Writer {
         let mut text = serde_json::to_vec_pretty(run)?;
         text.push(b'\n');
         self.folder.replace(RUN_FILE, &text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::reader::EVERY;
+    use crate::recording::{Recording, Span};
+
+    #[test]
+    fn a_recording_that_is_killed_before_its_first_interval_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::create(&dir.path().join("run"), None).unwrap();
+        let web = RunVm { name: "web".into(), folder: "web".into(), ..RunVm::default() };
+        let run = Run { schema: Run::schema(), vms: vec![web], ..Run::default() };
+        drop(Writer::create(folder.clone(), &run).unwrap());
+        let recording = Recording::open(&folder).unwrap();
+        let nothing = |_: &Interval| -> Result<()> { panic!("there is no interval") };
+        recording.each(Span::WHOLE, EVERY, nothing).unwrap();
     }
 }
