@@ -253,9 +253,7 @@ impl Lab {
 }
 
 fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Result<Lab> {
-    let cache = cache()?;
-    let packages = kernels::fetch(series, &cache)?;
-    let image = image::unpack(&packages, &cache)?;
+    let (image, unproven) = image(series)?;
     let letter = (part.1 > 1).then(|| char::from(b'a' + part.0 as u8));
     let label = series.name().chars().chain(letter).collect::<String>();
     let work = target().join("lab").join(&label);
@@ -286,7 +284,7 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
     }
     command += &lab_command(args, binary);
     fs::write(results.join("command"), command)?;
-    let (emulator, unproven) = (machine::emulator()?, packages.unproven);
+    let emulator = machine::emulator()?;
     Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief: args.within_test })
 }
 
@@ -297,8 +295,7 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
 /// The kernel cannot be had.
 pub(crate) fn guest_files() -> Result<[(&'static str, PathBuf); 2]> {
     install(&LAB)?;
-    let cache = cache()?;
-    let image = image::unpack(&kernels::fetch(Series::Linux6_12, &cache)?, &cache)?;
+    let (image, _) = image(Series::Linux6_12)?;
     let work = target().join("guest");
     fs::create_dir_all(&work)?;
     let initramfs = image::initramfs(&image, &work)?;
@@ -318,6 +315,18 @@ fn lab_command(args: &Args, binary: &Path) -> String {
 }
 
 /// Outside target/: `cargo clean` costs no download.
+/// The kernel of a series, fetched and unpacked once; and whether its packages are not proven.
+fn image(series: Series) -> Result<(Image, bool)> {
+    let cache = cache()?;
+    let failed = || format!("cannot lock {}", cache.display());
+    fs::create_dir_all(&cache).with_context(failed)?;
+    // Another xtask would unpack into the same folder. Held until we are done.
+    let lock = fs::File::create(cache.join("lock")).with_context(failed)?;
+    lock.lock().with_context(failed)?;
+    let packages = kernels::fetch(series, &cache)?;
+    Ok((image::unpack(&packages, &cache)?, packages.unproven))
+}
+
 fn cache() -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
