@@ -250,6 +250,8 @@ fn start_recording(plan: &Plan, run: Run, dir: &Path) -> Result<Child> {
     words.extend(["--", "sh", "-c", plan.command(run.side)].map(OsString::from));
     let mut command = Command::new(&program);
     command.args(words);
+    // Ours is for the comparison.
+    command.stdout(std::io::stderr());
     // SAFETY: between fork and exec only this system call is made.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGTERM)?)) };
     command.spawn().with_context(|| format!("cannot run {}", program.display()))

@@ -9,12 +9,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use testbed::record::Recording;
-use testbed::{PATIENCE, await_some, overcommit};
+use testbed::{PATIENCE, as_child, await_some, overcommit};
 
 pub(crate) const TESTS: Tests = &[
     ("a_command_ends_with_all_that_it_started", as_a_whole),
     ("a_command_ends_when_its_recorder_is_killed", after_a_kill),
     ("a_command_that_ends_during_the_delay_is_not_recorded", during_the_delay),
+    ("what_a_command_prints_stays_out_of_the_json", beside_json),
     ("a_user_who_is_half_known_is_refused", half_known),
 ];
 
@@ -61,12 +62,27 @@ fn during_the_delay() -> Result<()> {
     for (script, code) in [("exit 0", 4), ("exit 9", 9)] {
         let dir = tempfile::tempdir()?;
         let mut record = Command::new(overcommit());
-        record.args(["record", "--delay", "1h", "--out"]).arg(dir.path().join("run"));
-        let output = record.args(["--", "sh", "-c", script]).output()?;
+        record.args(["record", "--delay", "5m", "--out"]).arg(dir.path().join("run"));
+        record.args(["--", "sh", "-c", script]);
+        let output = as_child(&mut record, Signal::SIGKILL).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(code), "{script}: {output:?}");
         ensure!(said.contains("ended during --delay; nothing was recorded"), "{said}");
+        ensure!(!dir.path().join("run").exists(), "a recording is left");
     }
+    Ok(())
+}
+
+/// What COMMAND prints is none of the JSON.
+fn beside_json() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut record = Command::new(overcommit());
+    record.args(["record", "--quiet", "--json", "--out"]).arg(dir.path().join("run"));
+    record.args(["--", "echo", "noise"]);
+    let output = as_child(&mut record, Signal::SIGKILL).output()?;
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(summary["schema"] == "overcommit.summary/1", "{summary:#}");
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("noise"), "{output:?}");
     Ok(())
 }
 

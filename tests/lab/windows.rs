@@ -104,7 +104,8 @@ fn migration(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How often the hypervisor is pushed out, of how many MiB, and the major faults of its vCPU thread that are awaited.
+/// How often the hypervisor is pushed out, how many MiB each time, and the major faults that its
+/// process must take at the least.
 const PUSHES: usize = 10;
 const PUSHED: u64 = 256;
 const DEVICE_MAJORS: u64 = 100;

@@ -115,6 +115,7 @@ fn vm_interval(vm: usize, metrics: Vec<MetricInterval>) -> VmInterval {
             runq_ns: 0,
             vcpu_ns: SECOND_NS,
             known_ns: SECOND_NS,
+            unknown_vcpu_ns: 0,
             source: StallSource::Faults,
         }),
         ..VmInterval::default()

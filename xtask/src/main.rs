@@ -43,7 +43,7 @@ enum Command {
     },
     /// Record for a long time while VMs come and go and other recorders are killed
     Soak {
-        /// How long
+        /// How long, in minutes
         #[arg(long, default_value_t = 60.0)]
         minutes: f64,
     },

@@ -235,8 +235,10 @@ pub(crate) fn soak(minutes: f64) -> Result<()> {
     build::all()?;
     let mut cargo = cargo();
     cargo.args(["test", "--quiet", "--package", "overcommit-tests", "--test", "soak"]);
-    show(cargo.env("OVERCOMMIT_SOAK_MINUTES", minutes.to_string()))?;
-    give_to_user_behind_sudo()
+    both(
+        show(cargo.env("OVERCOMMIT_SOAK_MINUTES", minutes.to_string())),
+        give_to_user_behind_sudo(),
+    )
 }
 
 fn end_to_end(args: &Args) -> Result<()> {

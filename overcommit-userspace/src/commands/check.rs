@@ -129,7 +129,7 @@ struct BackendReport {
 /// Prints what this host can give.
 ///
 /// # Errors
-/// Not root, or /proc cannot be read.
+/// Not root, in a PID namespace of its own, or /proc cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
     require_root()?;
     require_hosts_pids()?;

@@ -97,7 +97,7 @@ pub struct Args {
     /// Print the summary as JSON; what COMMAND prints goes to stderr
     #[arg(long, help_heading = WHERE)]
     json: bool,
-    /// Print nothing but errors, and the JSON of --json
+    /// Print only errors, warnings, VMs that were killed, and the JSON of --json
     #[arg(short, long, help_heading = WHERE)]
     quiet: bool,
     /// Print what the eBPF programs decide
@@ -211,7 +211,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     }
     if !args.quiet {
         if code != 0 {
-            say(&format!("overcommit: COMMAND ended with {code}"));
+            say(&format!("overcommit: COMMAND ended with exit status {code}"));
         }
         if !args.json {
             print(&next(&folder, &run))?;

@@ -138,16 +138,7 @@ impl Host {
             memory.available = swap.memory.map_or(memory.available, |now| now.available);
             memory
         });
-        let least_headroom = overcommit.and_then(|sum| sum.headroom());
-        HostInterval {
-            swap,
-            balloon,
-            ballooned,
-            overcommit,
-            least_headroom,
-            memory,
-            ..HostInterval::default()
-        }
+        HostInterval { swap, balloon, ballooned, overcommit, memory, ..HostInterval::default() }
     }
 
     /// Adds to what holds for the whole recording where the figures of each VM come from.

@@ -429,7 +429,7 @@ impl Sampler {
         }
         let mut vm = VmInterval {
             vm: tracked.vm,
-            recorded_ns: length_ns,
+            recorded_ns: Some(length_ns),
             metrics,
             seen,
             taken_by: counts.taken_by,

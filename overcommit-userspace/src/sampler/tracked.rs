@@ -219,9 +219,15 @@ pub(super) fn stall(
     }
     tracked.vcpus.known_by()?;
     let divisor = tracked.vcpus.divisor(vcpus);
-    // Of a vCPU that is not known yet nothing is seen.
-    let known_ns = length_ns * tracked.vcpus.tids().len() as u64 / divisor;
-    Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: divisor * length_ns, known_ns, source })
+    let unknown = divisor - tracked.vcpus.tids().len() as u64;
+    Some(Stall {
+        waited_ns,
+        runq_ns: 0,
+        vcpu_ns: divisor * length_ns,
+        known_ns: length_ns,
+        unknown_vcpu_ns: unknown * length_ns,
+        source,
+    })
 }
 
 /// min_flt and maj_flt of the whole process.

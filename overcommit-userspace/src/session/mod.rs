@@ -27,6 +27,7 @@ use overcommit_recording::model::clock::Clocks;
 use overcommit_recording::model::coverage::is_part_seen;
 use overcommit_recording::model::evictions::Aggressor;
 use overcommit_recording::model::interval::{Interval, Place};
+use overcommit_recording::model::memory::LeastHeadroom;
 use overcommit_recording::model::name::escape;
 use overcommit_recording::model::run::{
     BackendChoice, EvictionSight, HostState, NotCounted, Options, Run, RunClocks, RunVm,
@@ -324,7 +325,7 @@ impl RunningSession {
         let overcommit = host.overcommit.map(|sum| sum.state).unwrap_or_default();
         host.overcommit_times = StateTimes::of(overcommit, length_ns);
         for (vm, _) in &mut drained {
-            vm.swap.times = StateTimes::of(vm.swap.state, vm.recorded_ns);
+            vm.swap.times = StateTimes::of(vm.swap.state, vm.recorded_of(length_ns));
             sampler.count_swapouts(vm.vm, self.host.cgroup_id(vm.vm))?;
         }
         run.host_state.discards_absent = None;
@@ -337,7 +338,10 @@ impl RunningSession {
         run.not_counted = not_counted(sampler);
         self.last = now;
         let vms = drained.into_iter().map(|(vm, _)| vm).collect();
-        let seen = Interval { place, host, vms, evictions: sampler.evictions() };
+        let mut seen = Interval { place, host, vms, evictions: sampler.evictions() };
+        let is_measured = seen.is_measured();
+        let left = seen.host.overcommit.and_then(|sum| sum.headroom());
+        seen.host.least_headroom = left.map(|headroom| LeastHeadroom { headroom, is_measured });
         match &mut self.open.seen {
             Some(open) => open.extend(seen),
             open => *open = Some(seen),

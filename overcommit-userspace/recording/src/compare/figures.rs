@@ -83,8 +83,8 @@ impl Figure {
             |side: &[RunFigure]| -> Vec<f64> { side.iter().filter_map(|run| run.value).collect() };
         let is_next_to_none = |few: &[f64], many: &[f64]| {
             let most = few.iter().copied().fold(0.0, f64::max);
-            let least = many.iter().copied().fold(f64::INFINITY, f64::min);
-            !many.is_empty() && least > 0.0 && most <= least * NEXT_TO_NONE
+            let mean = many.iter().sum::<f64>() / many.len().max(1) as f64;
+            mean > 0.0 && most <= mean * NEXT_TO_NONE
         };
         let (base, new) = (values(&self.base), values(&self.new));
         is_next_to_none(&base, &new) || is_next_to_none(&new, &base)
@@ -139,6 +139,10 @@ pub fn figures(
 fn thresholds(pair: &Pair<'_>, left_out: &mut Vec<String>) -> Vec<(MetricName, u64)> {
     let mut thresholds = Vec::new();
     for metric in pair.counted() {
+        if metric.as_str() == Metric::StallMemory.name() && counts_differently(pair) {
+            left_out.push(format!("{}: {}: {OLDER}", pair.name, metric.as_str()));
+            continue;
+        }
         let unseen = pair.everywhere().find_map(|(side, vm)| match side.latencies(*vm, metric) {
             Some(_) => None,
             None => side.unseen(*vm, metric).map(|why| (side, why)),
@@ -189,11 +193,19 @@ fn rate(_: Option<&Latencies>, points: &[Point]) -> RunFigure {
     RunFigure::part(points.iter().map(over_time).collect())
 }
 
+/// Why waits of recordings of several versions are not compared.
+const OLDER: &str = "some of the recordings are of an older version, which counted other waits";
+
+/// Whether the recordings differ in what they count as a wait for memory.
+fn counts_differently(pair: &Pair<'_>) -> bool {
+    let kinds: BTreeSet<_> = pair.everywhere().map(|(run, _)| run.waits).collect();
+    kinds.len() > 1
+}
+
 /// The stall share, or why it cannot be compared.
 fn stall(pair: &Pair<'_>) -> Result<Figure, &'static str> {
-    if pair.everywhere().map(|(run, _)| run.tells_runq_apart).collect::<BTreeSet<_>>().len() > 1 {
-        return Err("some of the recordings are of an older version, which counted waits for a \
-                    CPU as part of it");
+    if counts_differently(pair) {
+        return Err(OLDER);
     }
     let side = |side: &[(&Side, usize)]| -> Option<Vec<RunFigure>> {
         let runs = side.iter().map(|(run, vm)| Some(RunFigure::part(run.stalls(*vm)?.to_vec())));

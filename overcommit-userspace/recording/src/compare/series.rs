@@ -5,6 +5,7 @@ use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 use crate::model::run::RunVm;
 use crate::model::totals::{STALL_KNOWN, Totals};
+use crate::recording::reader::Waits;
 use crate::recording::{Recording, Span};
 use anyhow::Result;
 use hdrhistogram::Histogram;
@@ -21,8 +22,8 @@ pub struct Side {
     stalls: Vec<Vec<Point>>,
     /// What the cgroup of each VM let it have at the end, in bytes.
     limits: Vec<Option<u64>>,
-    /// Whether that is without waits for a CPU.
-    pub tells_runq_apart: bool,
+    /// What it counts as waits.
+    pub waits: Waits,
 }
 
 impl Side {
@@ -36,8 +37,8 @@ impl Side {
         let mut limits = vec![None; vms];
         recording.each(span, &|metric| metric.is_compared(), |interval| {
             totals.add(interval);
-            let length_s = interval.place.length_ns as f64 / 1e9;
             for vm in &interval.vms {
+                let length_s = vm.recorded_of(interval.place.length_ns) as f64 / 1e9;
                 limits[vm.vm] = vm.swap.limit;
                 if let Some(stall) = vm.stall {
                     stalls[vm.vm].push(Point {
@@ -50,8 +51,8 @@ impl Side {
             }
             Ok(())
         })?;
-        let tells_runq_apart = recording.tells_runq_apart()?;
-        Ok(Self { recording, span, totals, stalls, limits, tells_runq_apart })
+        let waits = recording.waits()?;
+        Ok(Self { recording, span, totals, stalls, limits, waits })
     }
 
     /// Its VMs.
@@ -95,8 +96,8 @@ impl Side {
         let wanted: BTreeSet<&MetricName> =
             thresholds.iter().flatten().map(|(metric, _)| metric).collect();
         self.recording.each(self.span, &|name| wanted.contains(name), |interval| {
-            let length_s = interval.place.length_ns as f64 / 1e9;
             for vm in &interval.vms {
+                let length_s = vm.recorded_of(interval.place.length_ns) as f64 / 1e9;
                 for ((metric, threshold), points) in
                     thresholds[vm.vm].iter().zip(&mut points[vm.vm])
                 {
@@ -115,7 +116,9 @@ impl Side {
     /// Of each interval the time of the vCPUs, and how much of it they waited; `None` if those
     /// are not known nearly all the time.
     pub fn stalls(&self, vm: usize) -> Option<&[Point]> {
-        let is_known = self.totals.vms[vm].stall_known() >= STALL_KNOWN;
+        let totals = &self.totals.vms[vm];
+        let is_known = totals.stall_known() >= STALL_KNOWN
+            && totals.stall.is_none_or(|stall| stall.has_all_vcpus());
         is_known.then_some(self.stalls[vm].as_slice())
     }
 }

@@ -7,7 +7,8 @@ use crate::model::coverage::{Coverage, Seen};
 use crate::model::evictions::Eviction;
 use crate::model::latencies::Latencies;
 use crate::model::memory::{
-    Headroom, HostMemory, MemoryUse, NodeSet, Overcommit, OvercommitState, Source, WorkingSet,
+    Headroom, HostMemory, LeastHeadroom, MemoryUse, NodeSet, Overcommit, OvercommitState, Source,
+    WorkingSet,
 };
 use crate::model::metric::MetricName;
 use crate::model::state::StateTimes;
@@ -84,9 +85,9 @@ impl Place {
 pub struct VmInterval {
     /// Which, as an index into [`Run::vms`](crate::model::run::Run::vms).
     pub vm: usize,
-    /// For how long it was recorded, in nanoseconds: a VM may start or end within an interval. 0 in
-    /// recordings that do not tell.
-    pub recorded_ns: u64,
+    /// For how long it was recorded, in nanoseconds: a VM may start or end within an interval.
+    /// `None` in recordings that do not tell.
+    pub recorded_ns: Option<u64>,
     /// What was counted, by metric; `fault.*` also where it is nothing.
     pub metrics: Vec<MetricInterval>,
     /// Faults counted against the kernel's counters.
@@ -140,7 +141,7 @@ impl VmInterval {
 
     /// How much of an interval of that length it was recorded, in nanoseconds.
     pub fn recorded_of(&self, length_ns: u64) -> u64 {
-        if self.recorded_ns == 0 { length_ns } else { self.recorded_ns }
+        self.recorded_ns.unwrap_or(length_ns)
     }
 
     /// Time of all its faults, in nanoseconds.
@@ -190,7 +191,7 @@ pub struct HostInterval {
     /// For how long how near.
     pub overcommit_times: StateTimes<OvercommitState>,
     /// What was left beside the working sets at the look at which it was least.
-    pub least_headroom: Option<Headroom>,
+    pub least_headroom: Option<LeastHeadroom>,
     /// What takes memory beside the VMs.
     pub memory: Option<HostMemory>,
 }
@@ -198,7 +199,8 @@ pub struct HostInterval {
 /// Where the waiting of vCPUs is seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum StallSource {
-    /// Between a memory exit and the next entry, and in halts that wait for a page.
+    /// Between a memory exit and the next entry, in halts that wait for a page, and in the faults
+    /// within other exits.
     #[serde(rename = "stall.memory")]
     Windows,
     /// In the faults of the vCPU threads.
@@ -222,6 +224,9 @@ impl StallSource {
     }
 }
 
+/// One part in so many of the vCPUs' time may be of threads that were not known.
+const UNKNOWN_PART: u64 = 100;
+
 /// Time that the vCPUs of a VM waited for memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stall {
@@ -231,14 +236,21 @@ pub struct Stall {
     pub runq_ns: u64,
     /// vCPUs × time, in nanoseconds.
     pub vcpu_ns: u64,
-    /// For how long its vCPU threads were known, in nanoseconds; where only some of them were,
-    /// that part of the time. 0 in recordings that do not tell: they were known all the time.
+    /// For how long vCPU threads of it were known, in nanoseconds. 0 in recordings that do not
+    /// tell: all the time.
     pub known_ns: u64,
+    /// Part of `vcpu_ns` of vCPUs whose threads were not known, in nanoseconds.
+    pub unknown_vcpu_ns: u64,
     /// Where the waiting was seen.
     pub source: StallSource,
 }
 
 impl Stall {
+    /// Whether next to all vCPU threads were known, while any was.
+    pub fn has_all_vcpus(self) -> bool {
+        self.unknown_vcpu_ns.saturating_mul(UNKNOWN_PART) <= self.vcpu_ns
+    }
+
     /// Time that they waited for memory and not for a CPU, in nanoseconds.
     pub fn memory_ns(self) -> u64 {
         self.waited_ns.saturating_sub(self.runq_ns)

@@ -109,10 +109,26 @@ impl Headroom {
         let left = |need: u64| i64::try_from(i128::from(memory) - i128::from(need)).ok();
         Some(Self { lower: left(sets.upper)?, upper: left(sets.lower)? })
     }
+}
 
-    /// The one that may be least.
+/// The headroom at the look at which it was least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeastHeadroom {
+    /// What it was.
+    pub headroom: Headroom,
+    /// Whether the working set of every recorded VM was measured then.
+    pub is_measured: bool,
+}
+
+impl LeastHeadroom {
+    /// The lesser one; what is measured is not compared with what is only bounded, and comes first.
     pub fn min_with(self, other: Self) -> Self {
-        if other.lower < self.lower { other } else { self }
+        let is_other = match (self.is_measured, other.is_measured) {
+            (true, false) => false,
+            (false, true) => true,
+            _ => other.headroom.lower < self.headroom.lower,
+        };
+        if is_other { other } else { self }
     }
 }
 

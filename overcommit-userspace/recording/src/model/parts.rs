@@ -4,7 +4,7 @@
 use crate::model::evictions::{Aggressor, Eviction};
 use crate::model::interval::VmInterval;
 use crate::model::interval::{HostInterval, Interval, MetricInterval, Stall, StallSource};
-use crate::model::memory::{Headroom, Overcommit};
+use crate::model::memory::{LeastHeadroom, Overcommit};
 use crate::model::metric::MetricName;
 use std::collections::BTreeMap;
 use std::mem::replace;
@@ -13,10 +13,6 @@ impl Interval {
     /// Adds what came after it, up to the place's end.
     pub fn extend(&mut self, next: Self) {
         self.place = next.place;
-        // What is measured first is not compared with what was only bounded before.
-        if next.is_measured() && !self.is_measured() {
-            self.host.least_headroom = None;
-        }
         self.host = self.host.followed_by(next.host);
         let mut vms: BTreeMap<usize, VmInterval> =
             self.vms.drain(..).map(|vm| (vm.vm, vm)).collect();
@@ -55,7 +51,7 @@ impl HostInterval {
             balloon_times: self.balloon_times.plus(next.balloon_times),
             overcommit: of_next.or(self.overcommit),
             overcommit_times: self.overcommit_times.plus(next.overcommit_times),
-            least_headroom: least.reduce(Headroom::min_with),
+            least_headroom: least.reduce(LeastHeadroom::min_with),
             ..next
         }
     }
@@ -75,7 +71,9 @@ impl VmInterval {
         if let Some(before_ns) = before.cpu_wait_ns {
             *self.cpu_wait_ns.get_or_insert_default() += before_ns;
         }
-        self.recorded_ns += before.recorded_ns;
+        if let Some(before_ns) = before.recorded_ns {
+            *self.recorded_ns.get_or_insert_default() += before_ns;
+        }
         self.stopped_ns += before.stopped_ns;
         if let Some(before) = before.swapins {
             self.swapins.get_or_insert_default().add(&before);
@@ -108,6 +106,7 @@ impl Stall {
             runq_ns: self.runq_ns + other.runq_ns,
             vcpu_ns: self.vcpu_ns + other.vcpu_ns,
             known_ns: self.known_ns + other.known_ns,
+            unknown_vcpu_ns: self.unknown_vcpu_ns + other.unknown_vcpu_ns,
             source,
         }
     }
@@ -141,7 +140,7 @@ mod tests {
     use crate::model::evictions::{AggressorClass, EvictionCounts};
     use crate::model::interval::Place;
     use crate::model::latencies::Latencies;
-    use crate::model::memory::OvercommitState;
+    use crate::model::memory::{Headroom, OvercommitState};
     use crate::model::state::StateTimes;
     use crate::model::swap::{HostSwap, Rates, SwapState, VmSwap};
     use SwapState::{Healthy, Pressure};
@@ -168,10 +167,11 @@ mod tests {
                 runq_ns: 4,
                 vcpu_ns: 10,
                 known_ns: SECOND_NS,
+                unknown_vcpu_ns: 0,
                 source: StallSource::Windows,
             }),
             cpu_wait_ns: (number != 1).then_some(6),
-            recorded_ns: SECOND_NS,
+            recorded_ns: Some(SECOND_NS),
             swap: VmSwap { state, times, rates, limit: Some(number) },
             ..VmInterval::default()
         };
@@ -237,18 +237,22 @@ mod tests {
             look.host.overcommit = Some(Overcommit { state, ..Overcommit::default() });
             look.host.overcommit_times = StateTimes::of(state, SECOND_NS);
             look.host.balloon_times = StateTimes::of(BalloonState::Normal, SECOND_NS);
-            look.host.least_headroom = Some(Headroom { lower: left, upper: left });
+            let headroom = Headroom { lower: left, upper: left };
+            let is_measured = left != -9;
+            look.host.least_headroom = Some(LeastHeadroom { headroom, is_measured });
             look
         };
         let mut whole = look(Safe, 9);
         whole.extend(look(Critical, -5));
+        // Of a VM that has just started nothing is measured.
+        whole.extend(look(Safe, -9));
         whole.extend(look(Safe, 8));
         let host = whole.host;
         assert_eq!(host.overcommit.map(|sum| sum.state), Some(Critical));
-        let times = StateTimes::of(Safe, 2 * SECOND_NS).plus(StateTimes::of(Critical, SECOND_NS));
+        let times = StateTimes::of(Safe, 3 * SECOND_NS).plus(StateTimes::of(Critical, SECOND_NS));
         assert_eq!(host.overcommit_times, times);
-        assert_eq!(host.balloon_times, StateTimes::of(BalloonState::Normal, 3 * SECOND_NS));
-        assert_eq!(host.least_headroom.map(|left| left.lower), Some(-5));
+        assert_eq!(host.balloon_times, StateTimes::of(BalloonState::Normal, 4 * SECOND_NS));
+        assert_eq!(host.least_headroom.map(|least| least.headroom.lower), Some(-5));
     }
 
     #[test]

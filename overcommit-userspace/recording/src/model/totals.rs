@@ -239,7 +239,11 @@ mod tests {
     /// Of ten seconds in one interval: the vCPU threads were known for so many of them.
     fn of_one_interval(known_s: u64, recorded_s: u64) -> VmTotals {
         let stall = Some(Stall { known_ns: known_s * SECOND_NS, ..Stall::default() });
-        let vm = VmInterval { recorded_ns: recorded_s * SECOND_NS, stall, ..VmInterval::default() };
+        let vm = VmInterval {
+            recorded_ns: Some(recorded_s * SECOND_NS),
+            stall,
+            ..VmInterval::default()
+        };
         let place = Place { length_ns: 10 * SECOND_NS, ..Place::default() };
         let mut totals = Totals::of(1);
         totals.add(&Interval { place, vms: vec![vm], ..Interval::default() });

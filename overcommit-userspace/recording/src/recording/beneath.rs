@@ -1,7 +1,7 @@
 //! Files below a folder, opened without following a link and without leaving the folder: who owns
 //! it may change it while root writes, or may have made it to have root write elsewhere.
 
-use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Error, Result, Write};
@@ -85,6 +85,21 @@ pub(super) fn subfolder(dir: &OwnedFd, name: &str, to: Option<Ids>) -> Result<Ow
 /// Takes a file away; a link itself, not what it points to.
 pub(super) fn remove(dir: &OwnedFd, name: &str) -> Result<()> {
     Ok(fs::unlinkat(dir, name, AtFlags::empty())?)
+}
+
+/// Takes a folder of folders away, with the file of that name in each; what holds anything else
+/// stays.
+pub(super) fn remove_folders(dir: &OwnedFd, name: &str, file: &str) -> Result<()> {
+    let outer: OwnedFd = open(dir, name, OFlags::DIRECTORY)?.into();
+    for entry in Dir::read_from(&outer)? {
+        let entry = entry?;
+        let Ok(inner) = entry.file_name().to_str() else { continue };
+        if let Ok(folder) = open(&outer, inner, OFlags::DIRECTORY) {
+            let _ = fs::unlinkat(&folder, file, AtFlags::empty());
+            let _ = fs::unlinkat(&outer, inner, AtFlags::REMOVEDIR);
+        }
+    }
+    Ok(fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 
 /// Gives a file or folder away by its descriptor.

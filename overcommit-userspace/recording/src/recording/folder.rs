@@ -90,6 +90,7 @@ impl Folder {
     pub fn discard(&self) {
         // Whatever remains is empty and says so.
         if let Ok(dir) = self.dir() {
+            let _ = beneath::remove_folders(&dir, "vms", LATENCY_LOG);
             for name in [RUN_FILE, INTERVALS, VMS, HOST, EVICTIONS, SLOW_FAULTS, MARKS] {
                 let _ = beneath::remove(&dir, name);
             }

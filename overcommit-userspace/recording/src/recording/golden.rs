@@ -14,8 +14,8 @@ use crate::model::interval::{
 };
 use crate::model::latencies::Latencies;
 use crate::model::memory::{
-    self, Compressed, Headroom, HostMemory, MemoryUse, NodeSet, Overcommit, OvercommitState, Range,
-    WorkingSet,
+    self, Compressed, Headroom, HostMemory, LeastHeadroom, MemoryUse, NodeSet, Overcommit,
+    OvercommitState, Range, WorkingSet,
 };
 use crate::model::metric::MetricName;
 use crate::model::run::{
@@ -205,10 +205,11 @@ fn vm_interval(vm: usize, number: u64) -> VmInterval {
             runq_ns: SECOND_NS / 8 * n,
             vcpu_ns: 2 * SECOND_NS,
             known_ns: SECOND_NS,
+            unknown_vcpu_ns: n * 1_000,
             source: if vm == 0 { StallSource::Windows } else { StallSource::Faults },
         }),
         cpu_wait_ns: Some(SECOND_NS / 5 * n),
-        recorded_ns: place(number).length_ns,
+        recorded_ns: Some(place(number).length_ns),
         stopped_ns: if vm == 1 { SECOND_NS / 4 } else { 0 },
         swapins: Some(Swapins {
             from_cache: 2,
@@ -317,7 +318,10 @@ fn host(number: u64) -> HostInterval {
             can_grow: Some(20 * GIB),
         }),
         overcommit_times: StateTimes::of(OvercommitState::Critical, 750_000_000),
-        least_headroom: Some(Headroom { lower: -11 << 30, upper: 9 << 30 }),
+        least_headroom: Some(LeastHeadroom {
+            headroom: Headroom { lower: -11 << 30, upper: 9 << 30 },
+            is_measured: true,
+        }),
         memory: Some(HostMemory {
             total: 64 * GIB,
             available: Some(10 * GIB),

@@ -1,7 +1,7 @@
 //! Reads a recording back from its files alone, a cut-off one too, one interval after the other.
 
 use crate::format::hlog;
-use crate::model::columns::{self, STALL_RUNQ, SWAPINS_BY_DEVICE};
+use crate::model::columns::{self, STALL_RUNQ, SWAPINS_BY_DEVICE, VCPUS_UNKNOWN};
 use crate::model::evictions::Eviction;
 use crate::model::interval::{HostInterval, Interval, MetricInterval, Place, VmInterval};
 use crate::model::metric::MetricName;
@@ -28,6 +28,17 @@ pub struct Recording {
 
 /// Of which metrics the distributions are wanted: they take most of the time.
 pub type Wanted<'a> = &'a dyn Fn(&MetricName) -> bool;
+
+/// What a recording counts as a wait for memory, by the version that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Waits {
+    /// Waits for a CPU, too.
+    AndForCpus,
+    /// Whatever memory exits took, and nothing else.
+    InMemoryExits,
+    /// Faults in any exit, and no writes that were only logged.
+    InFaults,
+}
 
 /// Of every metric.
 pub const EVERY: Wanted<'static> = &|_| true;
@@ -105,14 +116,18 @@ impl Recording {
         Ok(())
     }
 
-    /// Whether its stall shares are without waits for a CPU, as those of older versions are not.
+    /// What it counts as a wait for memory.
     ///
     /// # Errors
     /// A file cannot be read.
-    pub fn tells_runq_apart(&self) -> Result<bool> {
+    pub fn waits(&self) -> Result<Waits> {
         let ids = self.ids();
         let vms = Rows::open(&self.folder, VMS, columns::vms(), &ids, VmInterval::default, 0)?;
-        Ok(vms.has(STALL_RUNQ))
+        Ok(match (vms.has(STALL_RUNQ), vms.has(VCPUS_UNKNOWN)) {
+            (false, _) => Waits::AndForCpus,
+            (true, false) => Waits::InMemoryExits,
+            (true, true) => Waits::InFaults,
+        })
     }
 
     fn ids(&self) -> HashMap<&str, usize> {

@@ -167,4 +167,17 @@ mod tests {
         let nothing = |_: &Interval| -> Result<()> { panic!("there is no interval") };
         recording.each(Span::WHOLE, EVERY, nothing).unwrap();
     }
+
+    #[test]
+    fn what_has_only_begun_is_taken_away_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let folder = Folder::create(&path, None).unwrap();
+        let vm = |folder: &str| RunVm { folder: folder.into(), ..RunVm::default() };
+        let run = Run { vms: vec![vm("web")], ..Run::default() };
+        drop(Writer::create(folder.clone(), &run).unwrap());
+        assert!(path.join("vms/web/latency.hlog").exists());
+        folder.discard();
+        assert!(!path.exists());
+    }
 }

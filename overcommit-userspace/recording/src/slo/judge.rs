@@ -104,7 +104,8 @@ impl Judging {
             for vm in &interval.vms {
                 let Some(of) = run.vms.get(vm.vm) else { continue };
                 if objective.is_for(of) {
-                    let verdict = in_an_interval(objective, run, of, vm, interval.place.length_ns);
+                    let length_ns = vm.recorded_of(interval.place.length_ns);
+                    let verdict = in_an_interval(objective, run, of, vm, length_ns);
                     each.entry(vm.vm).or_default().add(&interval.place, verdict);
                 }
             }

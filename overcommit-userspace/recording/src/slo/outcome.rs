@@ -72,7 +72,7 @@ pub(super) fn of_share(
     let Some((stall, share)) = stall.and_then(|stall| Some((stall, stall.share()?))) else {
         return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
     };
-    let outcome = of_known_share(share, known, limit);
+    let outcome = of_known_share(share, stall, known, limit);
     let is_partial = stall.source == StallSource::Faults && of_faults != Coverage::Full;
     if outcome.0 == Verdict::Held && is_partial {
         return (Verdict::NotJudged, Some("not all of its faults were seen".to_owned()));
@@ -91,12 +91,12 @@ pub(super) fn of_cpu_share(
         return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
     };
     match waited_ns.and_then(|waited_ns| stall.cpu_share(waited_ns)) {
-        Some(share) => of_known_share(share, known, limit),
+        Some(share) => of_known_share(share, stall, known, limit),
         None => (Verdict::NotJudged, Some("the scheduler keeps no account of it".to_owned())),
     }
 }
 
-fn of_known_share(share: f64, known: f64, limit: f64) -> Outcome {
+fn of_known_share(share: f64, stall: Stall, known: f64, limit: f64) -> Outcome {
     // Also if nobody waited in the rest.
     if share * known > limit {
         return (Verdict::Broken, None);
@@ -104,6 +104,10 @@ fn of_known_share(share: f64, known: f64, limit: f64) -> Outcome {
     if known < STALL_KNOWN {
         let why = format!("its vCPU threads were known for {} of the time", percent(known));
         return (Verdict::NotJudged, Some(why));
+    }
+    if !stall.has_all_vcpus() {
+        let why = "only some of its vCPU threads were known";
+        return (Verdict::NotJudged, Some(why.to_owned()));
     }
     (Verdict::Held, None)
 }
@@ -178,7 +182,14 @@ mod tests {
         assert_eq!(verdict(&[(100_000, 1_000)], p99, Coverage::Partial), Verdict::NotJudged);
         assert_eq!(verdict(&[(5_000_000, 1_000)], p99, Coverage::Partial), Verdict::Broken);
         let stall = |waited_ns, source| {
-            Some(Stall { waited_ns, runq_ns: 0, vcpu_ns: 1_000, known_ns: 0, source })
+            Some(Stall {
+                waited_ns,
+                runq_ns: 0,
+                vcpu_ns: 1_000,
+                known_ns: 0,
+                unknown_vcpu_ns: 0,
+                source,
+            })
         };
         let of = |stall, coverage| of_share(stall, 1.0, 0.01, coverage).0;
         assert_eq!(of(stall(10, StallSource::Faults), Coverage::Full), Verdict::Held);
@@ -186,6 +197,13 @@ mod tests {
         assert_eq!(of(stall(10, StallSource::Faults), Coverage::Partial), Verdict::NotJudged);
         assert_eq!(of(stall(10, StallSource::Windows), Coverage::Partial), Verdict::Held);
         assert_eq!(of(None, Coverage::Full), Verdict::NotJudged);
+        // One of two vCPUs is known, and its waits are those of both at the least.
+        let half = |waited_ns| {
+            let stall = stall(waited_ns, StallSource::Windows);
+            stall.map(|stall| Stall { unknown_vcpu_ns: 500, ..stall })
+        };
+        let of_half = |waited_ns| of(half(waited_ns), Coverage::Full);
+        assert_eq!([10, 11].map(of_half), [Verdict::NotJudged, Verdict::Broken]);
         // Known in 3 of 60 intervals: nothing, or as much as breaks it whatever the rest was.
         let known = |waited_ns| {
             of_share(stall(waited_ns, StallSource::Windows), 0.05, 0.01, Coverage::Full).0
@@ -207,6 +225,7 @@ mod tests {
             runq_ns: 0,
             vcpu_ns: 1_000_000_000,
             known_ns: 0,
+            unknown_vcpu_ns: 0,
             source: StallSource::Faults,
         };
         let of = |stall| of_share(Some(stall), 1.0, 0.01, Coverage::Full).0;

@@ -3,7 +3,7 @@
 use crate::model::balloon::BalloonState;
 use crate::model::figures::HostFigures;
 use crate::model::interval::Interval;
-use crate::model::memory::{Headroom, OvercommitState};
+use crate::model::memory::{Headroom, LeastHeadroom, OvercommitState};
 use crate::model::run::Run;
 use crate::model::state::{State, Times};
 use crate::model::swap::{SwapArea, SwapState};
@@ -74,6 +74,7 @@ pub struct HostTotals {
     headroom: Option<Moved>,
     /// Whether that is of measured working sets.
     is_measured: bool,
+    least: Option<LeastHeadroom>,
 }
 
 impl HostTotals {
@@ -100,8 +101,10 @@ impl HostTotals {
             }
             let moved = self.headroom.get_or_insert(Moved { first: left, least: left, last: left });
             moved.last = left;
-            moved.least = moved.least.min_with(host.least_headroom.unwrap_or(left));
         }
+        let at_end = left.map(|headroom| LeastHeadroom { headroom, is_measured });
+        let least = [self.least, host.least_headroom.or(at_end)].into_iter().flatten();
+        self.least = least.reduce(LeastHeadroom::min_with);
     }
 
     /// As the summary of a recording has it.
@@ -111,7 +114,10 @@ impl HostTotals {
             balloon: StateSummary::of(&self.balloon),
             overcommit: StateSummary::of(&self.overcommit),
             memory: self.memory.clone(),
-            headroom: self.headroom,
+            headroom: self.headroom.map(|moved| Moved {
+                least: self.least.map_or(moved.least, |least| least.headroom),
+                ..moved
+            }),
             swap_areas: run.host_state.swap_areas.clone(),
         }
     }

@@ -132,7 +132,7 @@ impl KswapdEstimate {
     /// As a clause.
     pub fn clause(&self, victim: &str) -> String {
         if let [vm, ..] = self.in_huge_pages.as_slice() {
-            return format!("on whose behalf kswapd worked is not estimated: {vm} uses huge pages");
+            return format!("not attributed to VMs: {vm} uses huge pages");
         }
         let said = |charged: &Charged| {
             let who = if charged.vm_id == victim { "itself" } else { charged.vm.as_str() };
@@ -226,7 +226,7 @@ mod tests {
         let run = Run { vms: vec![vm("web"), vm("batch")], ..Run::default() };
         let told = totals.of(&run).remove(&0).unwrap();
         assert_eq!((told.pages, told.charged.len(), told.others_share), (100, 0, 0.0));
-        let said = "on whose behalf kswapd worked is not estimated: batch uses huge pages";
+        let said = "not attributed to VMs: batch uses huge pages";
         assert_eq!(told.clause("0"), said);
     }
 

@@ -2,6 +2,7 @@
 
 use crate::model::columns::{self, Column};
 use crate::model::metric::FAMILIES;
+use crate::recording::span;
 use crate::summary::table::COLUMNS;
 use std::fmt::Write;
 
@@ -10,9 +11,10 @@ pub fn columns() -> String {
     let mut text = String::from(
         "# Metrics and columns\n\n\
          Made by `cargo xtask docs` from the code that writes and reads the files. An empty cell \
-         was not measured; 0 was measured. Columns are read by name and only ever appended. A text \
+         was not measured; 0 was measured. Columns are read by name and only ever appended. Text \
          that a spreadsheet would take for a formula has a `'` before it. Rows of one interval \
-         join by `start_unix_s`; counts and sums ÷ `length_s` are rates.\n",
+         join by `start_unix_s`. A rate is a count or sum ÷ `length_s`; in vms.csv, ÷ \
+         `recorded_ns`: a VM may start or end within.\n",
     );
     text.push_str("\n## Metrics\n\n| metric | from → to |\n| --- | --- |\n");
     for family in FAMILIES {
@@ -26,7 +28,8 @@ pub fn columns() -> String {
     let rows = "one row per fault of at least `--slow-faults`";
     table(&mut text, "slow-faults.csv", rows, &columns::slow_faults());
     words(&mut text, "summary.csv", "one row per VM and metric, of the whole run", &COLUMNS);
-    let marks = [("unix_s", "When, in Unix time"), ("text", "What began then")];
+    let [at, text_of] = span::COLUMNS;
+    let marks = [(at, "When, in Unix time"), (text_of, "What began then")];
     words(&mut text, "marks.csv", "one row per `mark`", &marks);
     text
 }

@@ -124,8 +124,14 @@ mod tests {
             let mut run = Run { vms: vec![RunVm::default()], ..Run::default() };
             run.recorded.intervals = 1;
             let (source, vcpu_ns) = (StallSource::Faults, 1_000);
-            let stall =
-                Some(Stall { waited_ns: stall_ns + 9, runq_ns: 9, vcpu_ns, known_ns: 0, source });
+            let stall = Some(Stall {
+                waited_ns: stall_ns + 9,
+                runq_ns: 9,
+                vcpu_ns,
+                known_ns: 0,
+                unknown_vcpu_ns: 0,
+                source,
+            });
             let vm = VmInterval { stall, cpu_wait_ns: Some(cpu_ns), ..VmInterval::default() };
             let mut summing = Summing::new(&run);
             summing.add(&Interval { vms: vec![vm], ..Interval::default() });

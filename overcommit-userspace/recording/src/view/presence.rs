@@ -50,7 +50,7 @@ pub fn lines(text: &mut String, run: &Run, summary: &Summary) {
 fn unless_killed(run: &Run) -> String {
     let why = run.host_state.kills_unreadable.as_ref();
     why.map_or_else(String::new, |why| {
-        format!("; whether the kernel killed it is not seen ({why})")
+        format!("; whether the kernel killed it could not be seen ({why})")
     })
 }
 
@@ -121,7 +121,7 @@ mod tests {
     fn an_end_that_nobody_explains_is_not_said_to_be_regular() {
         let mut run = Run::default();
         run.host_state.kills_unreadable = Some("/dev/kmsg: permission denied".to_owned());
-        let told = "web ended after 104.0 s; whether the kernel killed it is not seen \
+        let told = "web ended after 104.0 s; whether the kernel killed it could not be seen \
             (/dev/kmsg: permission denied)";
         assert_eq!(ended(&run, &vm("web", 100, Some((104, None)))), told);
     }

@@ -49,7 +49,7 @@ pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
         if let [vm] = brief.as_slice() {
             vm_text::block(&mut text, vm, &shown_name(summary, vm), Told::Losses);
         } else {
-            vm_text::losses_of_all(&mut text, &brief);
+            vm_text::losses_of_all(&mut text, &brief, at_length.is_empty());
         }
         memory_text::host(&mut text, &summary.host, summary.is_measured(), is_full);
     }

@@ -41,15 +41,21 @@ pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> 
     }
     let are_all = |vms: &[&SummaryVm]| vms.len() == summary.seen().count();
     if let Some(who) = some(&unseen, are_all(&unseen), &name) {
-        let _ = writeln!(text, "{who}: not judged: too few of the page faults were seen.");
+        let _ = writeln!(
+            text,
+            "{who}: not judged: its vCPU threads, or too many page faults, were not seen."
+        );
     }
     let worst = ok.iter().map(|vm| loss(vm)).fold(0.0, f64::max);
     if let Some(who) = some(&ok, are_all(&ok), &name) {
         let lost = match ok.len() {
-            1 => format!("lost {} of its vCPU time", percent(worst)),
-            _ => format!("none lost more than {} of its vCPU time", percent(worst)),
+            1 => losses(ok[0]),
+            _ => format!(
+                "none waited more than {} of its vCPU time for memory or a CPU",
+                percent(worst)
+            ),
         };
-        let _ = writeln!(text, "{who}: OK, {lost}.");
+        let _ = writeln!(text, "{}", wrapped(&format!("{who}: OK, {lost}."), "", "  "));
     }
 }
 
@@ -83,7 +89,7 @@ fn said(vm: &SummaryVm) -> String {
 /// What it lost, the larger part first.
 fn losses(vm: &SummaryVm) -> String {
     if vm.stall.is_none() {
-        return "waited for something that could not be measured".to_owned();
+        return "lost an unknown part of its vCPU time".to_owned();
     }
     let (stall, cpu) = (stall(vm), cpu(vm));
     let memory = format!("lost {} of its vCPU time to memory", percent(stall));
@@ -130,7 +136,14 @@ mod tests {
 
     fn interval(vm: usize, stall: u64, cpu: u64, state: SwapState) -> VmInterval {
         let (source, vcpu_ns) = (StallSource::Faults, 1_000);
-        let stall = Some(Stall { waited_ns: stall, runq_ns: 0, vcpu_ns, known_ns: 0, source });
+        let stall = Some(Stall {
+            waited_ns: stall,
+            runq_ns: 0,
+            vcpu_ns,
+            known_ns: 0,
+            unknown_vcpu_ns: 0,
+            source,
+        });
         let times = StateTimes::of(state, 1_000_000_000);
         let swap = VmSwap { state, times, limit: Some(128 * MIB), rates: None };
         let (resident, swapped) = (128 * MIB, 79 * MIB);
@@ -207,7 +220,8 @@ starved   SLOWED: spent 40.0 % of its vCPU time waiting for a CPU and lost 0.5 %
           to memory. Cause: too few CPUs, or a CPU quota.
           Try: raise its CPU quota if its cgroup has one (cpu.max), run fewer
           vCPUs on this host, or move a VM to another.
-2 other VMs: OK, none lost more than 0.2 % of its vCPU time.
+2 other VMs: OK, none waited more than 0.2 % of its vCPU time for memory or a
+  CPU.
 "
         );
     }

@@ -63,11 +63,15 @@ fn shares(sources: &[(&str, u64)]) -> Option<String> {
 }
 
 /// What was not seen or counted of many VMs, of which nothing else is told.
-pub fn losses_of_all(text: &mut String, vms: &[&SummaryVm]) {
+pub fn losses_of_all(text: &mut String, vms: &[&SummaryVm], are_all: bool) {
     let mut facts = Facts::default();
     facts.add("not seen", not_seen(vms));
     facts.add("not counted", not_counted(vms));
-    facts.write(text, &format!("{} other VMs", vms.len()));
+    let heading = match (are_all, vms.len()) {
+        (true, all) => format!("All {all} VMs"),
+        (false, others) => format!("{others} other VMs"),
+    };
+    facts.write(text, &heading);
 }
 
 fn not_seen(vms: &[&SummaryVm]) -> Option<String> {
@@ -88,4 +92,33 @@ fn not_counted(vms: &[&SummaryVm]) -> Option<String> {
     let lost: Vec<String> =
         lost.into_iter().map(|(cause, count)| format!("{cause} {count}")).collect();
     (!lost.is_empty()).then(|| lost.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::coverage::Seen;
+    use crate::model::interval::{Interval, VmInterval};
+    use crate::model::run::{Run, RunVm};
+    use crate::summary::Summing;
+    use crate::view::style::plain;
+
+    #[test]
+    fn what_was_not_seen_of_many_is_one_line() {
+        let run = Run { vms: vec![RunVm::default(); 2], ..Run::default() };
+        let seen = |counted, kernel| Seen { counted, kernel };
+        let vm = |vm, seen| VmInterval { vm, seen, recorded_ns: Some(1), ..VmInterval::default() };
+        let mut summing = Summing::new(&run);
+        let vms = vec![vm(0, seen(600, 1_000)), vm(1, seen(900, 1_000))];
+        summing.add(&Interval { vms, ..Interval::default() });
+        let summary = summing.summary(&run, true, Vec::new());
+        let both: Vec<&SummaryVm> = summary.seen().collect();
+        let said = |are_all| {
+            let mut text = String::new();
+            losses_of_all(&mut text, &both, are_all);
+            plain(&text)
+        };
+        assert_eq!(said(true), "\nAll 2 VMs\n  not seen  500 of 2000 faults (25.0 %)\n");
+        assert!(said(false).starts_with("\n2 other VMs\n"));
+    }
 }

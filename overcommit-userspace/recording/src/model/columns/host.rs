@@ -56,9 +56,14 @@ pub fn host() -> Vec<Column<HostInterval>> {
     columns.extend(state_times::<OvercommitState, _>("overcommit"));
     columns.extend([
         one!(HostInterval: "headroom_least_lower_bytes", Bytes,
-            "The headroom at the look at which it was least, at least", least_headroom => lower),
+            "Least headroom seen in the interval, lower bound",
+            least_headroom => headroom.lower),
         one!(HostInterval: "headroom_least_upper_bytes", Bytes,
-            "The headroom at the look at which it was least, at most", least_headroom => upper),
+            "Least headroom seen in the interval, upper bound",
+            least_headroom => headroom.upper),
+        one!(HostInterval: "headroom_least_is_measured", Word,
+            "Whether all working sets were measured then, or some only bounded",
+            least_headroom => is_measured),
     ]);
     columns
 }

@@ -16,7 +16,7 @@ pub use host::host;
 pub use leaf::{Leaf, Unit, Value, units};
 pub use metrics::{QUANTILES, metrics};
 pub use slow_faults::slow_faults;
-pub use vms::{STALL_RUNQ, SWAPINS_BY_DEVICE, vms};
+pub use vms::{STALL_RUNQ, SWAPINS_BY_DEVICE, VCPUS_UNKNOWN, vms};
 
 use crate::model::interval::Place;
 use crate::model::run::Run;

@@ -16,6 +16,9 @@ pub const SWAPINS_BY_DEVICE: &str = "swapins_by_device";
 /// The column that older recordings lack, whose stall share holds waits for a CPU too.
 pub const STALL_RUNQ: &str = "stall_runq_ns";
 
+/// The column that recordings lack whose `stall.memory` is of memory exits alone.
+pub const VCPUS_UNKNOWN: &str = "vcpus_unknown_ns";
+
 impl InStates<SwapState> for VmInterval {
     fn times(&mut self) -> &mut StateTimes<SwapState> {
         &mut self.swap.times
@@ -100,8 +103,9 @@ pub fn vms() -> Vec<Column<VmInterval>> {
         "Part of `stall_memory_ns`: the vCPU slept until a worker had read its page, outside faults",
         stall_time => background_ns));
     columns.push(one!(VmInterval: "vcpus_known_ns", WholeNanoseconds,
-        "How long its vCPU threads were known; where only some were, that part of the time",
-        stall => known_ns));
+        "Time for which vCPU threads of it were known", stall => known_ns));
+    columns.push(one!(VmInterval: VCPUS_UNKNOWN, WholeNanoseconds,
+        "Part of vcpu_ns of vCPUs whose threads were not known", stall => unknown_vcpu_ns));
     columns.push(one!(VmInterval: "huge_pages_bytes", Bytes,
         "What it has mapped in transparent huge pages", memory => huge_pages));
     columns.push(one!(VmInterval: "stopped_ns", WholeNanoseconds,
@@ -272,7 +276,7 @@ fn parts() -> Vec<Column<VmInterval>> {
         numbered(part as usize, column(name, Unit::WholeNanoseconds, about, get, set))
     }));
     columns.push(one!(VmInterval: "stall_memory_ns", WholeNanoseconds,
-        "Time from memory exits to the next entries", stall_time => total_ns));
+        "Time of stall.memory: from memory exits to the next entries, and of faults within other exits", stall_time => total_ns));
     columns.extend(Part::ALL.into_iter().map(|part| {
         let name = format!("stall_memory_{}_ns", part.name());
         let about = format!("Part of that time: {}", part.name());
