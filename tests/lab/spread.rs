@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 /// Scenarios, and the kernel of each: what of them hangs on the kernel has another scenario, which
 /// runs on all. Kprobes are what the oldest gets where it refuses fentry.
-const ON_ONE: [(&str, &str); 21] = [
+const ON_ONE: [(&str, &str); 20] = [
     ("counts_kprobe_memfd", "6.1"),
     ("zswap_kprobe", "6.1"),
     ("restore_kprobe", "6.1"),
@@ -20,7 +20,6 @@ const ON_ONE: [(&str, &str); 21] = [
     ("working_set_contiguous", "6.12"),
     ("pause_and_device_are_no_stall", "6.12"),
     ("migration_is_no_stall", "6.12"),
-    ("a_device_that_waits_for_its_memory_is_a_stall", "6.12"),
     ("kvm_comes_late", "6.12"),
     ("counts_fentry_memfd", "7.x"),
     ("working_set_scattered", "7.x"),

@@ -16,7 +16,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         ("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device)),
         ("migration_is_no_stall".to_owned(), Box::new(migration)),
-        ("a_device_that_waits_for_its_memory_is_a_stall".to_owned(), Box::new(swapped_device)),
     ]
 }
 
@@ -101,40 +100,6 @@ fn migration(dir: &Path) -> Result<()> {
     println!("{exits} exits for memory, {stalls} of them stalls, share {share}");
     ensure!(exits >= WRITTEN * 256 / 4, "{exits} exits are too few");
     ensure!(stalls * 20 <= exits && share <= 0.01, "{stalls} stalls of {exits}, share {share}");
-    Ok(())
-}
-
-/// How often the hypervisor is pushed out, how many MiB each time, and the major faults that its
-/// process must take at the least.
-const PUSHES: usize = 10;
-const PUSHED: u64 = 256;
-const DEVICE_MAJORS: u64 = 100;
-
-/// What a vCPU waits for the memory of QEMU's own devices is a wait for memory.
-fn swapped_device(dir: &Path) -> Result<()> {
-    let squeeze = Squeeze::to(512)?;
-    let config = Config { guest: Guest::Device, ..Config::new("device", READS) };
-    let mut device = Vm::start(&Config { cgroup: Some(&squeeze.cgroup), ..config })?;
-    device.await_passes(1)?;
-    let recording = Recording::start(&dir.join("run"), [""; 0])?;
-    let before = device.faults()?[1];
-    for _ in 0..PUSHES {
-        // The kernel says no where it takes less than that.
-        let _ = squeeze.cgroup.reclaim(PUSHED);
-        let passes = device.passes()?;
-        await_some("reads of the device", PATIENCE, || {
-            Ok((device.passes()? > passes).then_some(()))
-        })?;
-    }
-    let majors = device.faults()?[1] - before;
-    let summary = vm(&recording.end()?, "device")?;
-    let figure = |metric, of| figure(&summary, metric, of);
-    let faults = figure("fault.minor", "sum_ns")? + figure("fault.major", "sum_ns")?;
-    let (waited, mmio) = (figure("stall.memory", "sum_ns")?, figure("exit.mmio", "count")?);
-    let npf = figure("exit.npf", "sum_ns").unwrap_or(0);
-    println!("{majors} majors, faults {faults} ns, stalls {waited} ns, {mmio} MMIO, npf {npf} ns");
-    ensure!(majors >= DEVICE_MAJORS, "{majors} majors are too few");
-    ensure!(waited * 10 >= faults * 7, "{waited} ns of {faults} ns in faults");
     Ok(())
 }
 
