@@ -220,14 +220,8 @@ mod tests {
     fn waits_for_a_cpu_are_those_of_the_vcpus() {
         let mut time = Breakdown { total_ns: 100, ..Breakdown::default() };
         time.parts_ns[Part::Runq as usize] = Some(50);
-        let stall = |waited_ns, source| Stall {
-            waited_ns,
-            runq_ns: 0,
-            vcpu_ns: 1_000,
-            known_ns: 0,
-            unknown_vcpu_ns: 0,
-            source,
-        };
+        let stall =
+            |waited_ns, source| Stall { waited_ns, vcpu_ns: 1_000, source, ..Stall::default() };
         let faults = |waited_ns| runq_ns(stall(waited_ns, StallSource::Faults), None, time);
         // Half of the time was that of other threads.
         assert_eq!([faults(50), faults(100), faults(200)], [25, 50, 50]);

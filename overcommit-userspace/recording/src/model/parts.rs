@@ -167,8 +167,8 @@ mod tests {
                 runq_ns: 4,
                 vcpu_ns: 10,
                 known_ns: SECOND_NS,
-                unknown_vcpu_ns: 0,
                 source: StallSource::Windows,
+                ..Stall::default()
             }),
             cpu_wait_ns: (number != 1).then_some(6),
             recorded_ns: Some(SECOND_NS),

@@ -182,14 +182,7 @@ mod tests {
         assert_eq!(verdict(&[(100_000, 1_000)], p99, Coverage::Partial), Verdict::NotJudged);
         assert_eq!(verdict(&[(5_000_000, 1_000)], p99, Coverage::Partial), Verdict::Broken);
         let stall = |waited_ns, source| {
-            Some(Stall {
-                waited_ns,
-                runq_ns: 0,
-                vcpu_ns: 1_000,
-                known_ns: 0,
-                unknown_vcpu_ns: 0,
-                source,
-            })
+            Some(Stall { waited_ns, vcpu_ns: 1_000, source, ..Stall::default() })
         };
         let of = |stall, coverage| of_share(stall, 1.0, 0.01, coverage).0;
         assert_eq!(of(stall(10, StallSource::Faults), Coverage::Full), Verdict::Held);
@@ -222,11 +215,9 @@ mod tests {
         assert_eq!(verdict(&counts, "fault.major:p99<1ms", Coverage::Full), Verdict::Held);
         let stall = Stall {
             waited_ns: 550_000_000,
-            runq_ns: 0,
             vcpu_ns: 1_000_000_000,
-            known_ns: 0,
-            unknown_vcpu_ns: 0,
             source: StallSource::Faults,
+            ..Stall::default()
         };
         let of = |stall| of_share(Some(stall), 1.0, 0.01, Coverage::Full).0;
         assert_eq!(of(stall), Verdict::Broken);

@@ -391,14 +391,7 @@ mod tests {
     /// A VM that lost these shares of a second, in thousandths.
     fn vm(stall: u64, cpu: u64) -> VmInterval {
         let (source, vcpu_ns) = (StallSource::Faults, 1_000);
-        let stall = Some(Stall {
-            waited_ns: stall,
-            runq_ns: 0,
-            vcpu_ns,
-            known_ns: 0,
-            unknown_vcpu_ns: 0,
-            source,
-        });
+        let stall = Some(Stall { waited_ns: stall, vcpu_ns, source, ..Stall::default() });
         let times = StateTimes::of(SwapState::Healthy, 1_000);
         let swap = VmSwap { state: SwapState::Healthy, times, ..VmSwap::default() };
         VmInterval { stall, cpu_wait_ns: Some(cpu), swap, ..VmInterval::default() }

@@ -128,9 +128,8 @@ mod tests {
                 waited_ns: stall_ns + 9,
                 runq_ns: 9,
                 vcpu_ns,
-                known_ns: 0,
-                unknown_vcpu_ns: 0,
                 source,
+                ..Stall::default()
             });
             let vm = VmInterval { stall, cpu_wait_ns: Some(cpu_ns), ..VmInterval::default() };
             let mut summing = Summing::new(&run);

@@ -142,14 +142,7 @@ mod tests {
         let name = Metric::FaultMajor.into();
         let metrics = vec![MetricInterval { vm: 0, name, coverage: Coverage::Full, latencies }];
         let (source, vcpu_ns) = (StallSource::Faults, 100);
-        let stall = Some(Stall {
-            waited_ns: 83,
-            runq_ns: 0,
-            vcpu_ns,
-            known_ns: 0,
-            unknown_vcpu_ns: 0,
-            source,
-        });
+        let stall = Some(Stall { waited_ns: 83, vcpu_ns, source, ..Stall::default() });
         let vms = vec![VmInterval { stall, metrics, ..VmInterval::default() }];
         let place = Place { length_ns: 500_000_000, ..Place::default() };
         let interval = Interval { place, vms, ..Interval::default() };
@@ -157,16 +150,8 @@ mod tests {
         let squeezed = "squeezed: 83 % stalled, 1000 majors/s, p99 1.00 us";
         assert_eq!(line(&run, &interval, 12, minute), format!("0:12 of 1:00  1 VM  {squeezed}"));
         run.vms.push(named("calm"));
-        let waits = |waited_ns| {
-            Some(Stall {
-                waited_ns,
-                runq_ns: 0,
-                vcpu_ns: 1_000,
-                known_ns: 0,
-                unknown_vcpu_ns: 0,
-                source,
-            })
-        };
+        let waits =
+            |waited_ns| Some(Stall { waited_ns, vcpu_ns: 1_000, source, ..Stall::default() });
         let calm = VmInterval { vm: 1, stall: waits(9), ..VmInterval::default() };
         let mut both = interval.clone();
         both.vms.push(calm.clone());

@@ -136,14 +136,7 @@ mod tests {
 
     fn interval(vm: usize, stall: u64, cpu: u64, state: SwapState) -> VmInterval {
         let (source, vcpu_ns) = (StallSource::Faults, 1_000);
-        let stall = Some(Stall {
-            waited_ns: stall,
-            runq_ns: 0,
-            vcpu_ns,
-            known_ns: 0,
-            unknown_vcpu_ns: 0,
-            source,
-        });
+        let stall = Some(Stall { waited_ns: stall, vcpu_ns, source, ..Stall::default() });
         let times = StateTimes::of(state, 1_000_000_000);
         let swap = VmSwap { state, times, limit: Some(128 * MIB), rates: None };
         let (resident, swapped) = (128 * MIB, 79 * MIB);
