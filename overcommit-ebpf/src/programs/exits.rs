@@ -64,11 +64,8 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     if get(&window.exit_ns) != 0 {
         lose(vm, Loss::ExitWithoutEntry);
     }
-    let isa = if is_absent(&fields.exit_isa) { ISA_ARM64 } else { read(&ctx, &fields.exit_isa) };
     let reason: u32 = read(&ctx, &fields.exit_reason);
-    // Above it are facts about the exit (`union vmx_exit_reason`, arch/x86/kvm/vmx/vmx.h): a bus lock,
-    // an enclave.
-    let reason = if isa == ISA_VMX { reason & 0xffff } else { reason };
+    let isa = if is_absent(&fields.exit_isa) { ISA_ARM64 } else { read(&ctx, &fields.exit_isa) };
     if !is_absent(&fields.exit_vcpu) {
         set(&window.vcpu, u64::from(read::<u32>(&ctx, &fields.exit_vcpu)));
     }
@@ -249,21 +246,17 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     let active = length.saturating_sub(paused);
     let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
     let within = within + get(&window.attempts_ns);
-    // KVM mends such an entry by itself, and at once, as when it logs what a migrating guest writes;
-    // where faults are not seen by calls it may have been one.
-    let is_mended =
-        reason & PROTECTED != 0 && within == 0 && BEGINS_AT_CALL.load() != 0 && !slept(window);
+    // KVM mends such an entry by itself, as when it logs what a migrating guest writes; where
+    // faults are not seen by calls it may have been one.
+    let is_mended = reason & PROTECTED != 0
+        && within == 0
+        && BEGINS_AT_CALL.load() != 0
+        && !slept_for_page(window);
     let is_memory = reason & (MEMORY | MMIO) == MEMORY && !is_mended;
-    // In any other exit only the faults are: of KVM on the guest's memory, or of the hypervisor's
-    // devices on their own.
-    let waited = if is_memory || reason & APF != 0 {
-        active.saturating_sub(user)
-    } else {
-        within.min(length)
-    };
+    let waits = is_memory || reason & APF != 0;
     add(&thread.sequence, 1);
-    if waited != 0 {
-        set(&window.stall_ns, get(&window.stall_ns) + waited);
+    if waits {
+        set(&window.stall_ns, get(&window.stall_ns) + active.saturating_sub(user));
     }
     set(&window.exit_ns, 0);
     add(&thread.sequence, 1);
@@ -271,13 +264,13 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     count(&window.user_total_ns, user);
     count(&window.paused_total_ns, paused);
     let kernel = active.saturating_sub(user);
-    if is_memory || within != 0 && reason & APF == 0 {
+    if is_memory {
         if let Some(histogram) = histogram(slot, Metric::StallMemory) {
-            record(histogram, waited);
+            record(histogram, kernel);
         }
         count(&window.stalls, 1);
-        count(&window.stalls_inverted, u64::from(waited < within));
-        split(vm, window, waited.saturating_sub(within), user + paused == 0);
+        count(&window.stalls_inverted, u64::from(kernel < within));
+        split(vm, window, kernel.saturating_sub(within), user + paused == 0);
     }
     if reason & APF != 0 {
         count(&window.stall_halted_ns, kernel);
@@ -325,13 +318,9 @@ fn split(vm: &Vm, window: &Window, outside: u64, was_in_kernel: bool) {
 /// be told of it, KVM halts the vCPU (`KVM_REQ_APF_HALT`, arch/x86/kvm/x86.c).
 #[inline(always)]
 fn slept_for_page(window: &Window) -> bool {
-    (get(&window.apf_open) != 0 || get(&window.reason) & READY != 0) && slept(window)
-}
-
-/// Whether the vCPU slept in a memory window.
-#[inline(always)]
-fn slept(window: &Window) -> bool {
-    current_sleeps() << SLEEPS_AT != get(&window.reason) >> SLEEPS_AT << SLEEPS_AT
+    let reason = get(&window.reason);
+    let waits = get(&window.apf_open) != 0 || reason & READY != 0;
+    waits && current_sleeps() << SLEEPS_AT != reason >> SLEEPS_AT << SLEEPS_AT
 }
 
 /// Adds to a total of the thread's own.

@@ -1,6 +1,6 @@
 //! How much of an interval did a VM's vCPUs wait?
 
-use overcommit_ebpf::layout::{APF, MEMORY, MMIO, PROTECTED, Part, Thread};
+use overcommit_ebpf::layout::{APF, MEMORY, MMIO, Part, Thread};
 use overcommit_recording::model::breakdown::Breakdown;
 use overcommit_recording::model::interval::{Stall, StallSource};
 use std::collections::HashMap;
@@ -94,15 +94,9 @@ fn in_windows(thread: &Thread, now_ns: u64) -> Waited {
     let window = &thread.window;
     let exit = window.exit_ns.load(SeqCst);
     let reason = window.reason.load(SeqCst);
-    let waits = reason & (MEMORY | MMIO | PROTECTED) == MEMORY || reason & APF != 0;
+    let waits = reason & (MEMORY | MMIO) == MEMORY || reason & APF != 0;
     let mut open_ns = 0;
-    if exit != 0 && !waits {
-        // The faults in it alone are waits: those that ended, and one that is open.
-        let Waited { ended_ns, open_ns: in_fault_ns } = in_faults(thread, now_ns);
-        let before_ns = window.waited_before_ns.load(SeqCst);
-        let within_ns = ended_ns.saturating_sub(before_ns) + in_fault_ns;
-        open_ns = within_ns.min(now_ns.saturating_sub(exit));
-    } else if exit != 0 {
+    if exit != 0 && waits {
         let away = window.user_ns.load(SeqCst) + window.paused_ns.load(SeqCst);
         // It left for user space for good, as far as is known yet.
         let until = match window.user_since_ns.load(SeqCst) {
@@ -220,25 +214,18 @@ mod tests {
     fn waits_for_a_cpu_are_those_of_the_vcpus() {
         let mut time = Breakdown { total_ns: 100, ..Breakdown::default() };
         time.parts_ns[Part::Runq as usize] = Some(50);
-        let stall =
-            |waited_ns, source| Stall { waited_ns, vcpu_ns: 1_000, source, ..Stall::default() };
+        let stall = |waited_ns, source| Stall {
+            waited_ns,
+            runq_ns: 0,
+            vcpu_ns: 1_000,
+            known_ns: 0,
+            unknown_vcpu_ns: 0,
+            source,
+        };
         let faults = |waited_ns| runq_ns(stall(waited_ns, StallSource::Faults), None, time);
         // Half of the time was that of other threads.
         assert_eq!([faults(50), faults(100), faults(200)], [25, 50, 50]);
         let windows = |ended| runq_ns(stall(80, StallSource::Windows), ended, time);
         assert_eq!([windows(Some(time)), windows(None)], [50, 0], "faults of others are no window");
-    }
-
-    #[test]
-    fn of_another_exit_its_faults_are_waits_while_they_last() {
-        let open = thread(300, 700);
-        open.window.exit_ns.store(500, SeqCst);
-        open.window.waited_before_ns.store(100, SeqCst);
-        assert_eq!(in_windows(&open, 1_000).open_ns, 200 + 300);
-        open.window.reason.store(MEMORY, SeqCst);
-        assert_eq!(in_windows(&open, 1_000).open_ns, 500, "all of it");
-        open.window.reason.store(MEMORY | PROTECTED, SeqCst);
-        open.since_ns.store(0, SeqCst);
-        assert_eq!(in_windows(&open, 1_000).open_ns, 200);
     }
 }

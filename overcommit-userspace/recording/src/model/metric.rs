@@ -179,7 +179,7 @@ pub const FAMILIES: [Family; 10] = [
         .plotted(),
     Family::of(
         "stall.memory",
-        "Exit for memory to the next entry of that vCPU, and the faults within other exits",
+        "Exit for memory to the next entry of that vCPU: what it really waited",
         Members::Itself,
     )
     .of_exits()

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Totals of one vCPU out of its guest, from kvm_exit to kvm_entry. Halts of an idle
-/// guest are in `idle_ns`, with the faults within.
+/// guest are in `idle_ns` alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuTime {
     /// Number of the vCPU.
@@ -18,8 +18,7 @@ pub struct VcpuTime {
     pub paused_ns: u64,
     /// Halted, in nanoseconds.
     pub idle_ns: u64,
-    /// Waited for memory, in nanoseconds: memory exits, which are part of `kernel_ns`, halts
-    /// (`stall_halted_ns`), and faults within other exits, whatever these count as.
+    /// Waited for memory, in nanoseconds: part of `kernel_ns`, and `stall_halted_ns`.
     pub stall_ns: u64,
     /// Halted while an asynchronous page fault was open, in nanoseconds.
     pub stall_halted_ns: u64,

@@ -36,8 +36,8 @@ pub enum Waits {
     AndForCpus,
     /// Whatever memory exits took, and nothing else.
     InMemoryExits,
-    /// Faults in any exit, and no writes that were only logged.
-    InFaults,
+    /// The same, without writes that were only logged.
+    WithoutLogging,
 }
 
 /// Of every metric.
@@ -126,7 +126,7 @@ impl Recording {
         Ok(match (vms.has(STALL_RUNQ), vms.has(VCPUS_UNKNOWN)) {
             (false, _) => Waits::AndForCpus,
             (true, false) => Waits::InMemoryExits,
-            (true, true) => Waits::InFaults,
+            (true, true) => Waits::WithoutLogging,
         })
     }
 

@@ -276,7 +276,7 @@ fn parts() -> Vec<Column<VmInterval>> {
         numbered(part as usize, column(name, Unit::WholeNanoseconds, about, get, set))
     }));
     columns.push(one!(VmInterval: "stall_memory_ns", WholeNanoseconds,
-        "Time of stall.memory: from memory exits to the next entries, and of faults within other exits", stall_time => total_ns));
+        "Time from memory exits to the next entries", stall_time => total_ns));
     columns.extend(Part::ALL.into_iter().map(|part| {
         let name = format!("stall_memory_{}_ns", part.name());
         let about = format!("Part of that time: {}", part.name());
