@@ -12,8 +12,8 @@ use testbed::{PATIENCE, as_child, await_some, overcommit};
 
 pub(crate) const TESTS: Tests = &[("a_start_that_fails_at_some_step_leaves_nothing", at_each_step)];
 
-/// System calls of a start, how each may fail, words of which one says so, and at how many of its calls that
-/// is tried.
+/// System calls of a start, how each may fail, words of which one says so, and at how many of its
+/// calls that is tried.
 const STEPS: [(&str, &str, &str, usize); 6] = [
     ("bpf", "ENOMEM", "memory", 12),
     ("bpf", "EPERM", "EPERM|not permitted", 4),

@@ -21,9 +21,9 @@ const MINUTES: &str = "OVERCOMMIT_SOAK_MINUTES";
 const LOOK: Duration = Duration::from_secs(30);
 /// Time in which whatever grows once has grown.
 const SETTLED: Duration = Duration::from_secs(60);
-/// What the recorder's memory may grow by after that, in KiB, beside what it keeps of VMs that ended.
+/// What the recorder's memory may grow by after that, in KiB, beside what it keeps of VMs that
+/// ended.
 const GROWTH_KIB: u64 = 16 << 10;
-
 /// What run.json has of a VM, and the recorder's memory, at the most.
 const VM_BYTES: u64 = 4 << 10;
 

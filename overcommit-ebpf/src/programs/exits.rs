@@ -114,6 +114,12 @@ fn marks(ctx: &TracePointContext, fields: &KvmFields, isa: u32, reason: u32) -> 
     }
 }
 
+/// Those of [`Window::apf_open`] that are younger, and older.
+#[inline(always)]
+fn by_age(open: u64) -> (u64, u64) {
+    (open & u64::from(u32::MAX), open >> APF_OLDER_AT)
+}
+
 /// Forgets asynchronous page faults that will not come any more: those that are open now are the
 /// older ones from then on, and the older ones of before were dropped. Gives what is open.
 #[inline(always)]
@@ -123,7 +129,7 @@ fn age(vm: &Vm, window: &Window, now: u64) -> u64 {
     if open == 0 || age < APF_DROPPED_NS {
         return open;
     }
-    let (younger, older) = (open & u64::from(u32::MAX), open >> APF_OLDER_AT);
+    let (younger, older) = by_age(open);
     let (open, dropped) = if age < 2 * APF_DROPPED_NS {
         (younger << APF_OLDER_AT, older)
     } else {
@@ -139,11 +145,11 @@ fn age(vm: &Vm, window: &Window, now: u64) -> u64 {
 #[inline(always)]
 fn came(window: &Window, since: u64) {
     let open = get(&window.apf_open);
-    let one_older = 1 << APF_OLDER_AT;
+    let (younger, older) = by_age(open);
     let is_older = since < get(&window.apf_since_ns);
-    if open >= one_older && (is_older || open & u64::from(u32::MAX) == 0) {
-        set(&window.apf_open, open - one_older);
-    } else if open & u64::from(u32::MAX) != 0 {
+    if older != 0 && (is_older || younger == 0) {
+        set(&window.apf_open, open - (1 << APF_OLDER_AT));
+    } else if younger != 0 {
         set(&window.apf_open, open - 1);
     }
 }
@@ -362,10 +368,9 @@ pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
     let token = read::<u64>(&ctx, &fields.apf_token) as u32;
     set(&window.reason, get(&window.reason) | READY);
     if token == APF_BROADCAST {
-        let open = get(&window.apf_open);
+        let (younger, older) = by_age(get(&window.apf_open));
         set(&window.apf_open, 0);
-        let open = (open & u64::from(u32::MAX)) + (open >> APF_OLDER_AT);
-        add(&vm.lost[Loss::ApfUnfinished as usize], open);
+        add(&vm.lost[Loss::ApfUnfinished as usize], younger + older);
         return 0;
     }
     let key = apf_key(token);

@@ -148,7 +148,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn look() -> Result<Report> {
     let mut discovery = Discovery::new("/proc");
-    discovery.scan()?;
+    let vms = discovery.scan()?;
     require_readable(&discovery)?;
     let kernel = Kernel::read();
     let host = HostProbe::run(kernel.as_ref().map_err(|error| anyhow!("{error:#}")));
@@ -196,7 +196,7 @@ fn look() -> Result<Report> {
         preemption: host.preemption,
         coverage,
         working_sets,
-        host: Inventory::read(Path::new("/proc"), Path::new("/sys")),
+        host: Inventory::read(Path::new("/proc"), Path::new("/sys"), &vms),
     })
 }
 

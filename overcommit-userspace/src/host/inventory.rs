@@ -1,9 +1,9 @@
 //! What a host has, and which VMs run on it, before anything is recorded.
 
 use crate::host::memory_cgroup::Hierarchy;
-use crate::vm::Discovery;
 use overcommit_recording::format::text::readable_bytes;
 use overcommit_recording::model::swap::SwapArea;
+use overcommit_recording::model::vm::Vm;
 use overcommit_recording::view::facts::Facts;
 use overcommit_recording::view::memory_text;
 use procfs::{FromRead, Meminfo};
@@ -24,8 +24,8 @@ pub struct Inventory {
     transparent_huge_pages: Option<String>,
     /// Whether the kernel merges pages of equal content.
     ksm: bool,
-    /// VMs that run; `None` where they cannot be looked for.
-    vms: Option<Vms>,
+    /// VMs that run.
+    vms: Vms,
 }
 
 /// How many VMs are of which kind.
@@ -39,8 +39,8 @@ struct Vms {
 }
 
 impl Inventory {
-    /// Reads it.
-    pub fn read(proc: &Path, sys: &Path) -> Self {
+    /// Reads it, of a host on which these VMs run.
+    pub fn read(proc: &Path, sys: &Path, vms: &[Vm]) -> Self {
         let hierarchy = Hierarchy::find(proc);
         let meminfo = Meminfo::from_file(proc.join("meminfo"));
         let setting = |name: &str| fs::read_to_string(sys.join("kernel/mm").join(name)).ok();
@@ -49,7 +49,7 @@ impl Inventory {
             swap: swap_areas(proc),
             transparent_huge_pages: setting("transparent_hugepage/enabled").and_then(chosen),
             ksm: setting("ksm/run").is_some_and(|run| run.trim() == "1"),
-            vms: vms(proc, hierarchy.as_ref()),
+            vms: Vms::of(vms, proc, hierarchy.as_ref()),
             memory_cgroups: hierarchy.map(|hierarchy| hierarchy.number()),
         }
     }
@@ -70,12 +70,21 @@ impl Inventory {
         let huge = self.transparent_huge_pages.clone().unwrap_or_else(|| "none".to_owned());
         let ksm = if self.ksm { "on" } else { "off" };
         facts.add("pages", format!("transparent huge pages {huge}, KSM {ksm}"));
-        facts.add("VMs", self.vms.as_ref().map(Vms::said));
+        facts.add("VMs", self.vms.said());
         facts
     }
 }
 
 impl Vms {
+    fn of(vms: &[Vm], proc: &Path, hierarchy: Option<&Hierarchy>) -> Self {
+        let is_shared = |vm: &&Vm| hierarchy.and_then(|of| of.own(proc, vm)).is_none();
+        Self {
+            running: vms.len(),
+            under_tcg: vms.iter().filter(|vm| vm.accelerator.as_deref() == Some("tcg")).count(),
+            without_own_cgroup: vms.iter().filter(is_shared).count(),
+        }
+    }
+
     fn said(&self) -> String {
         let parts = [
             (self.under_tcg, "under TCG, without KVM exits"),
@@ -85,16 +94,6 @@ impl Vms {
         let parts: String = parts.map(|(count, what)| format!(", {count} {what}")).collect();
         format!("{} running{parts}", self.running)
     }
-}
-
-fn vms(proc: &Path, hierarchy: Option<&Hierarchy>) -> Option<Vms> {
-    let vms = Discovery::new(proc).scan().ok()?;
-    let is_shared = |vm| hierarchy.and_then(|hierarchy| hierarchy.own(proc, vm)).is_none();
-    Some(Vms {
-        running: vms.len(),
-        under_tcg: vms.iter().filter(|vm| vm.accelerator.as_deref() == Some("tcg")).count(),
-        without_own_cgroup: vms.iter().filter(|vm| is_shared(vm)).count(),
-    })
 }
 
 /// Where pages can be swapped to.
@@ -151,7 +150,7 @@ mod tests {
             memory_cgroups: None,
             transparent_huge_pages: None,
             ksm: false,
-            vms: None,
+            vms: Vms::default(),
         };
         let mut text = String::new();
         bare.facts().write(&mut text, "Host");

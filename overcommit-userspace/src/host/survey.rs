@@ -146,12 +146,11 @@ impl Survey {
         survey.spawn("survey", move |shared| {
             // Made here: a runtime cannot be dropped within another one, should there be no thread.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let (runtime, is_made) = match runtime {
-                Ok(runtime) => (Some(runtime), Ok(())),
-                Err(error) => (None, Err(error)),
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(begun.send(Err(error))),
             };
-            let _ = begun.send(is_made);
-            let Some(runtime) = runtime else { return };
+            let _ = begun.send(Ok(()));
             loop {
                 runtime.block_on(surveyor.round(&shared));
                 if !shared.rest(LOOK) {

@@ -125,10 +125,6 @@ impl WatchedVm {
             Some(field(now)?.saturating_sub(field(before)?))
         };
         let majors = of(|counters| counters.major_faults);
-        let majors_alone = |proc: &Path| {
-            // Pages that somebody else fills count as major faults, and come from no swap.
-            (!has_userfaultfd(proc, vm.id.pid)).then_some((since.majors, SwappedIn::Majors))
-        };
         let swapped_in = if vm.backing() == Some(Backing::File)
             && let Some((majors, files)) = majors.zip(of(|counters| counters.refaulted_files))
         {
@@ -140,7 +136,9 @@ impl WatchedVm {
         } else if sees_swapins {
             Some((since.swapins, SwappedIn::Swapins))
         } else {
-            majors_alone(Path::new("/proc"))
+            // Pages that somebody else fills count as major faults, and come from no swap.
+            let are_filled = has_userfaultfd(Path::new("/proc"), vm.id.pid);
+            (!are_filled).then_some((since.majors, SwappedIn::Majors))
         };
         let swapped_out = match (of(|counters| counters.swapped_out), grown) {
             (Some(pages), _) => Some((pages, SwappedOut::Cgroup)),

@@ -29,6 +29,11 @@ pub struct Recording {
 /// Of which metrics the distributions are wanted: they take most of the time.
 pub type Wanted<'a> = &'a dyn Fn(&MetricName) -> bool;
 
+/// Of every metric.
+pub const EVERY: Wanted<'static> = &|_| true;
+/// Of none.
+pub const NONE: Wanted<'static> = &|_| false;
+
 /// What a recording counts as a wait for memory, by the version that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Waits {
@@ -39,11 +44,6 @@ pub enum Waits {
     /// The same, without writes that were only logged.
     WithoutLogging,
 }
-
-/// Of every metric.
-pub const EVERY: Wanted<'static> = &|_| true;
-/// Of none.
-pub const NONE: Wanted<'static> = &|_| false;
 
 impl Recording {
     /// Opens a recording. If it was cut off, what run.json does not know of is cut away from its

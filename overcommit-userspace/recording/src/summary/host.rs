@@ -71,7 +71,8 @@ pub struct HostTotals {
     balloon: Times<BalloonState>,
     overcommit: Times<OvercommitState>,
     memory: HostFigures,
-    headroom: Option<Moved>,
+    /// The headroom when it was first and last known.
+    ends: Option<[Headroom; 2]>,
     /// Whether that is of measured working sets.
     is_measured: bool,
     least: Option<LeastHeadroom>,
@@ -97,10 +98,9 @@ impl HostTotals {
         let left = host.overcommit.and_then(|sum| sum.headroom());
         if let Some(left) = left.filter(|_| is_measured || !self.is_measured) {
             if is_measured && !self.is_measured {
-                (self.headroom, self.is_measured) = (None, true);
+                (self.ends, self.is_measured) = (None, true);
             }
-            let moved = self.headroom.get_or_insert(Moved { first: left, least: left, last: left });
-            moved.last = left;
+            self.ends.get_or_insert([left; 2])[1] = left;
         }
         let at_end = left.map(|headroom| LeastHeadroom { headroom, is_measured });
         let least = [self.least, host.least_headroom.or(at_end)].into_iter().flatten();
@@ -114,9 +114,10 @@ impl HostTotals {
             balloon: StateSummary::of(&self.balloon),
             overcommit: StateSummary::of(&self.overcommit),
             memory: self.memory.clone(),
-            headroom: self.headroom.map(|moved| Moved {
-                least: self.least.map_or(moved.least, |least| least.headroom),
-                ..moved
+            headroom: self.ends.zip(self.least).map(|([first, last], least)| Moved {
+                first,
+                least: least.headroom,
+                last,
             }),
             swap_areas: run.host_state.swap_areas.clone(),
         }
