@@ -252,12 +252,10 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     let active = length.saturating_sub(paused);
     let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
     let within = within + get(&window.attempts_ns);
-    // KVM mends such an entry by itself, as when it logs what a migrating guest writes; where
-    // faults are not seen by calls it may have been one.
-    let is_mended = reason & PROTECTED != 0
-        && within == 0
-        && BEGINS_AT_CALL.load() != 0
-        && !slept_for_page(window);
+    // KVM mends such an entry by itself, and without sleep, as when it logs what a migrating guest
+    // writes; where faults are not seen by calls it may have been one.
+    let is_mended =
+        reason & PROTECTED != 0 && within == 0 && BEGINS_AT_CALL.load() != 0 && !slept(window);
     let is_memory = reason & (MEMORY | MMIO) == MEMORY && !is_mended;
     let waits = is_memory || reason & APF != 0;
     add(&thread.sequence, 1);
@@ -324,9 +322,13 @@ fn split(vm: &Vm, window: &Window, outside: u64, was_in_kernel: bool) {
 /// be told of it, KVM halts the vCPU (`KVM_REQ_APF_HALT`, arch/x86/kvm/x86.c).
 #[inline(always)]
 fn slept_for_page(window: &Window) -> bool {
-    let reason = get(&window.reason);
-    let waits = get(&window.apf_open) != 0 || reason & READY != 0;
-    waits && current_sleeps() << SLEEPS_AT != reason >> SLEEPS_AT << SLEEPS_AT
+    (get(&window.apf_open) != 0 || get(&window.reason) & READY != 0) && slept(window)
+}
+
+/// Whether the vCPU slept in a memory window.
+#[inline(always)]
+fn slept(window: &Window) -> bool {
+    current_sleeps() << SLEEPS_AT != get(&window.reason) >> SLEEPS_AT << SLEEPS_AT
 }
 
 /// Adds to a total of the thread's own.
