@@ -182,9 +182,8 @@ fn beside(vm: &Vm, memory: MemoryUse, is_missed: bool) -> VmMemory {
 }
 
 fn target(vm: &Vm, has_no_exits: bool, own: Option<&MemoryCgroup>) -> Target {
-    let is_kvm = vm.accelerator.as_deref() == Some("kvm");
     let cgroup = own.map(|cgroup| cgroup.name.clone());
-    Target { vm: vm.clone(), has_page_tables: is_kvm && !has_no_exits, cgroup }
+    Target { vm: vm.clone(), has_page_tables: vm.is_kvm() && !has_no_exits, cgroup }
 }
 
 impl Followed {

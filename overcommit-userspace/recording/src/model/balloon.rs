@@ -15,11 +15,14 @@ pub enum Source {
     Libvirt,
     /// The kernel saw pages given back one by one: how much more since the start.
     Discards,
+    /// In a way that a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 impl Source {
     /// Each.
-    const ALL: [Self; 3] = [Self::Qmp, Self::Libvirt, Self::Discards];
+    const ALL: [Self; 4] = [Self::Qmp, Self::Libvirt, Self::Discards, Self::Other];
 
     /// What a file calls so.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -32,6 +35,7 @@ impl Source {
             Self::Qmp => "qmp",
             Self::Libvirt => "libvirt",
             Self::Discards => "discards",
+            Self::Other => "other",
         }
     }
 }

@@ -16,10 +16,14 @@ pub enum AggressorClass {
     Damon,
     /// Another thread of the kernel.
     Kernel,
+    /// What a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 impl AggressorClass {
-    const ALL: [Self; 5] = [Self::Vm, Self::Process, Self::Kswapd, Self::Damon, Self::Kernel];
+    const ALL: [Self; 6] =
+        [Self::Vm, Self::Process, Self::Kswapd, Self::Damon, Self::Kernel, Self::Other];
 
     /// The name in all files.
     pub const fn name(self) -> &'static str {
@@ -29,6 +33,7 @@ impl AggressorClass {
             Self::Kswapd => "kswapd",
             Self::Damon => "damon",
             Self::Kernel => "kernel",
+            Self::Other => "other",
         }
     }
 

@@ -216,11 +216,14 @@ pub enum Source {
     /// What is resident, and whether anything that was not is missed.
     #[default]
     Bounds,
+    /// What a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 impl Source {
     /// Each.
-    const ALL: [Self; 4] = [Self::Damon, Self::Mglru, Self::ClearRefs, Self::Bounds];
+    const ALL: [Self; 5] = [Self::Damon, Self::Mglru, Self::ClearRefs, Self::Bounds, Self::Other];
 
     /// What a file calls so.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -234,6 +237,7 @@ impl Source {
             Self::Mglru => "mglru",
             Self::ClearRefs => "clear_refs",
             Self::Bounds => "bounds",
+            Self::Other => "other",
         }
     }
 }

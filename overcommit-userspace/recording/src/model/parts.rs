@@ -1,13 +1,15 @@
 //! One interval out of several drains: what was counted is added up, what holds at a moment is
 //! of the last.
 
+use crate::model::breakdown::Breakdown;
 use crate::model::evictions::{Aggressor, Eviction};
-use crate::model::interval::VmInterval;
-use crate::model::interval::{HostInterval, Interval, MetricInterval, Stall, StallSource};
+use crate::model::interval::{
+    FileFaults, HostInterval, Interval, MetricInterval, Stall, StallSource, VmInterval,
+};
 use crate::model::memory::{LeastHeadroom, Overcommit};
 use crate::model::metric::MetricName;
 use std::collections::BTreeMap;
-use std::mem::replace;
+use std::mem::{replace, take};
 
 impl Interval {
     /// Adds what came after it, up to the place's end.
@@ -52,45 +54,73 @@ impl HostInterval {
             overcommit: of_next.or(self.overcommit),
             overcommit_times: self.overcommit_times.plus(next.overcommit_times),
             least_headroom: least.reduce(LeastHeadroom::min_with),
-            ..next
+            ballooned: next.ballooned,
+            memory: next.memory,
         }
     }
 }
 
 impl VmInterval {
     fn extend(&mut self, next: Self) {
-        let before = replace(self, next);
-        self.metrics = merged(before.metrics, std::mem::take(&mut self.metrics));
-        self.seen.merge(before.seen);
-        add(&mut self.taken_by, before.taken_by);
-        add(&mut self.not_counted, before.not_counted);
-        self.stall = match (before.stall, self.stall) {
-            (Some(before), Some(next)) => Some(before.plus(next)),
-            (before, next) => before.or(next),
-        };
-        if let Some(before_ns) = before.cpu_wait_ns {
-            *self.cpu_wait_ns.get_or_insert_default() += before_ns;
-        }
-        if let Some(before_ns) = before.recorded_ns {
-            *self.recorded_ns.get_or_insert_default() += before_ns;
-        }
-        self.stopped_ns += before.stopped_ns;
-        if let Some(before) = before.swapins {
-            self.swapins.get_or_insert_default().add(&before);
-        }
-        if let Some(before) = before.file_faults {
-            self.file_faults.get_or_insert_default().add(before);
-        }
-        self.fault_time.add(before.fault_time);
-        if let Some(before) = before.stall_time {
-            self.stall_time.get_or_insert_default().add(before);
-        }
-        self.swap = before.swap.followed_by(self.swap);
+        // By name, so that the compiler asks about a new figure.
+        let Self {
+            vm: _,
+            recorded_ns,
+            metrics,
+            seen,
+            taken_by,
+            stall,
+            cpu_wait_ns,
+            stopped_ns,
+            swapins,
+            file_faults,
+            fault_time,
+            stall_time,
+            not_counted,
+            swap,
+            configured,
+            balloon,
+            guest_age_s,
+            guest_is_stale,
+            memory,
+            working_set,
+            numa_nodes,
+            numa_headroom,
+        } = replace(self, next);
+        self.metrics = merged(metrics, take(&mut self.metrics));
+        self.seen.merge(seen);
+        add(&mut self.taken_by, taken_by);
+        add(&mut self.not_counted, not_counted);
+        self.stopped_ns += stopped_ns;
+        self.fault_time.add(fault_time);
+        self.recorded_ns = both(recorded_ns, self.recorded_ns, |sum, next| *sum += next);
+        self.stall = both(stall, self.stall, |sum, next| *sum = sum.plus(next));
+        self.cpu_wait_ns = both(cpu_wait_ns, self.cpu_wait_ns, |sum, next| *sum += next);
+        self.swapins = both(swapins, self.swapins.take(), |sum, next| sum.add(&next));
+        self.file_faults = both(file_faults, self.file_faults, FileFaults::add);
+        self.stall_time = both(stall_time, self.stall_time, Breakdown::add);
+        self.swap = swap.followed_by(self.swap);
         // Its last look may have found it gone.
-        self.configured = self.configured.or(before.configured);
-        self.balloon = self.balloon.or(before.balloon);
-        self.memory = self.memory.or(before.memory);
-        self.working_set = self.working_set.or(before.working_set);
+        self.configured = self.configured.or(configured);
+        if self.balloon.is_none() {
+            (self.balloon, self.guest_age_s, self.guest_is_stale) =
+                (balloon, guest_age_s, guest_is_stale);
+        }
+        self.memory = self.memory.or(memory);
+        self.working_set = self.working_set.or(working_set);
+        self.numa_nodes = self.numa_nodes.or(numa_nodes);
+        self.numa_headroom = self.numa_headroom.or(numa_headroom);
+    }
+}
+
+/// Both added up where both are known, else the one that is.
+fn both<T>(before: Option<T>, next: Option<T>, add: impl FnOnce(&mut T, T)) -> Option<T> {
+    match (before, next) {
+        (Some(mut sum), Some(next)) => {
+            add(&mut sum, next);
+            Some(sum)
+        }
+        (before, next) => before.or(next),
     }
 }
 
@@ -135,7 +165,7 @@ pub(super) fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::balloon::BalloonState;
+    use crate::model::balloon::{Balloon, BalloonState};
     use crate::model::coverage::Coverage;
     use crate::model::evictions::{AggressorClass, EvictionCounts};
     use crate::model::interval::Place;
@@ -211,6 +241,19 @@ mod tests {
         assert_eq!(vm.cpu_wait_ns, Some(12));
         assert_eq!(whole.evictions.len(), 1);
         assert_eq!(whole.evictions[0].counts.written_pages, 3);
+    }
+
+    #[test]
+    fn a_vm_that_is_gone_keeps_what_the_look_before_saw() {
+        let mut whole = second(0, 0, Healthy, Vec::new());
+        whole.vms[0].balloon = Some(Balloon::default());
+        (whole.vms[0].guest_age_s, whole.vms[0].guest_is_stale) = (Some(1.5), Some(false));
+        whole.vms[0].numa_headroom = Some(Headroom { lower: 1, upper: 2 });
+        whole.extend(second(1, 0, Healthy, Vec::new()));
+        let vm = &whole.vms[0];
+        assert_eq!((vm.guest_age_s, vm.guest_is_stale), (Some(1.5), Some(false)));
+        assert_eq!(vm.numa_headroom, Some(Headroom { lower: 1, upper: 2 }));
+        assert!(vm.balloon.is_some());
     }
 
     #[test]

@@ -130,6 +130,11 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// Whether it runs on KVM, and not in an emulator alone.
+    pub fn is_kvm(&self) -> bool {
+        self.accelerator.as_deref() == Some("kvm")
+    }
+
     /// One of which nothing can be told any more but that it was a hypervisor.
     pub fn gone(id: VmId) -> Self {
         Self {

@@ -235,7 +235,9 @@ fn of_evictions(
             AggressorClass::Vm => (Cause::OtherVm, Some(aggressor.name.clone())),
             AggressorClass::Process => (Cause::OtherProcess, Some(aggressor.name.clone())),
             AggressorClass::Kswapd => (Cause::HostShort, None),
-            AggressorClass::Damon | AggressorClass::Kernel => (short(vm, host), None),
+            AggressorClass::Damon | AggressorClass::Kernel | AggressorClass::Other => {
+                (short(vm, host), None)
+            }
         },
         None => (short(vm, host), None),
     }

@@ -116,22 +116,32 @@ numbers! {
     f64 => Ratio(f64);
 }
 
+/// A word of a later version is read as the one that claims least.
 macro_rules! words {
-    ($($type:ty),*) => {
+    ($($type:ty => $of_later:expr;)*) => {
         $(impl Leaf for $type {
             fn value(&self) -> Value {
                 Value::Word(self.name())
             }
 
             fn read(cell: &str) -> Option<Self> {
-                Self::from_name(cell)
+                let of_later = (!cell.is_empty()).then_some($of_later);
+                Self::from_name(cell).or(of_later)
             }
         })*
     };
 }
 
-words!(Coverage, AggressorClass, StallSource, balloon::Source, memory::Source);
-words!(SwapState, OvercommitState, balloon::BalloonState);
+words! {
+    Coverage => Self::Partial;
+    AggressorClass => Self::Other;
+    StallSource => Self::Faults;
+    balloon::Source => Self::Other;
+    memory::Source => Self::Other;
+    SwapState => Self::Unknown;
+    OvercommitState => Self::Unknown;
+    balloon::BalloonState => Self::Unknown;
+}
 
 impl<T: Leaf> Leaf for Option<T> {
     fn value(&self) -> Value {
@@ -213,6 +223,15 @@ mod tests {
         assert_eq!(Option::<u64>::read(""), Some(None));
         assert_eq!(u64::read(""), None, "what must be there is");
         assert_eq!(bool::read("true"), Some(true));
+    }
+
+    #[test]
+    fn words_of_later_versions_claim_nothing() {
+        assert_eq!(SwapState::read("a later one"), Some(SwapState::Unknown));
+        assert_eq!(Coverage::read("a later one"), Some(Coverage::Partial));
+        assert_eq!(memory::Source::read("a later one"), Some(memory::Source::Other));
+        assert_eq!(memory::Source::read("damon"), Some(memory::Source::Damon));
+        assert_eq!(SwapState::read(""), None);
     }
 
     #[test]
