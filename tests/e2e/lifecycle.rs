@@ -68,9 +68,12 @@ fn start_and_end() -> Result<()> {
         Recording::start(&dir.path().join("run"), ["--vm", "wanted-*", "--interval", "100ms"])?;
     let mut unwanted = Vm::start(&Config::new("other", 16))?;
     unwanted.await_passes(1)?;
-    for _ in 0..2 {
+    for signal in [Signal::SIGSEGV, Signal::SIGTERM] {
         let mut vm = Vm::start(&Config::new("wanted-1", 16))?;
         vm.await_passes(1)?;
+        let pid = vm.pid().cast_signed();
+        kill(Pid::from_raw(pid), signal)?;
+        await_some("its end", PATIENCE, || Ok(has_ended(pid).then_some(())))?;
     }
     let folder = recording.end()?;
     let run = json(&folder, "run.json")?;
@@ -79,13 +82,24 @@ fn start_and_end() -> Result<()> {
     ensure!(vms[0]["vm_id"] != vms[1]["vm_id"], "{run:#}");
     ensure!(vms[0]["folder"] == "wanted-1" && vms[1]["folder"] == "wanted-1~2", "{run:#}");
     ensure!(vms.iter().all(|vm| vm["ended_us"].is_u64()), "an end was not seen: {run:#}");
+    // QEMU shuts down when it is asked to.
+    let exits = [serde_json::json!({ "signal": 11 }), serde_json::json!({ "status": 0 })];
+    ensure!(vms[0]["exit"] == exits[0] && vms[1]["exit"] == exits[1], "{run:#}");
     let summary = json(&folder, "summary.json")?;
+    let fared = [&summary["vms"][0]["verdict"]["fared"], &summary["vms"][1]["verdict"]["fared"]];
+    ensure!(fared[0] == "crashed" && fared[1] != "crashed", "{summary:#}");
     for vm in summary["vms"].as_array().context("no VMs")? {
         // 16 MiB are 4,096 first touches.
         let minors = figure(vm, "fault.minor", "count")?;
         ensure!(minors >= 4_000, "{minors} faults of an instance: {vm:#}");
     }
     Ok(())
+}
+
+/// Whether the process is gone, or waits for its parent to notice.
+fn has_ended(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.starts_with(" Z"))
 }
 
 /// The kernel kills it as soon as it works; that is said at once, and nothing is held of it.

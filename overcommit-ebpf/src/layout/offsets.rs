@@ -37,6 +37,8 @@ offsets! {
         task_tgid,
         /// `task_struct::start_boottime`
         task_start_boottime,
+        /// `task_struct::exit_code`
+        task_exit_code,
         /// `task_struct::min_flt`
         task_min_flt,
         /// `task_struct::maj_flt`

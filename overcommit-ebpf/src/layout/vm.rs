@@ -23,6 +23,8 @@ pub struct Vm {
     /// `CLOCK_MONOTONIC` at which its last thread exited (or it executed another
     /// program), in nanoseconds; 0 while it runs.
     pub ended_ns: AtomicU64,
+    /// `task_struct::exit_code` of the thread that exited last, plus 1; 0 if none did.
+    pub exit_code: AtomicU64,
     /// Process id in the initial namespace.
     pub tgid: AtomicU64,
     /// The kernel's own minor and major fault counters when counting began, of a
@@ -92,7 +94,8 @@ pub struct SwapDevice {
 impl Vm {
     /// Makes it a free slot.
     pub fn clear(&self) {
-        zero(&[&self.mm, &self.start_boottime_ns, &self.ended_ns, &self.tgid]);
+        zero(&[&self.mm, &self.start_boottime_ns, &self.tgid]);
+        zero(&[&self.ended_ns, &self.exit_code]);
         zero(&self.faults_before);
         zero(&self.faults_at_end);
         zero(&self.taken_by);
@@ -109,4 +112,4 @@ impl Vm {
     }
 }
 
-const _: () = assert!(size_of::<Vm>() == 848);
+const _: () = assert!(size_of::<Vm>() == 856);

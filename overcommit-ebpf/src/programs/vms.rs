@@ -50,7 +50,7 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
         let offsets = OFFSETS.load();
         add(&vm.faults_at_end[0], task.u64(offsets.task_min_flt));
         add(&vm.faults_at_end[1], task.u64(offsets.task_maj_flt));
-        end(tgid);
+        end(tgid, 0);
     }
     let _ = TGIDS.remove(tgid);
     if FOLLOW_EXEC.load() == 0 {
@@ -98,7 +98,8 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
     // do_exit has already taken this thread off signal->live. The last threads may
     // all see it so; each has added its faults, the first one ends the VM.
     if signal.u32(offsets.signal_live) == 0 {
-        end(tgid);
+        // do_exit has set it: every thread has that of the whole process if it ends as one.
+        end(tgid, u64::from(task.u32(offsets.task_exit_code)) + 1);
     }
     0
 }
@@ -170,9 +171,10 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
 }
 
 /// Ends the VM of a process, if it is one. Its process id stays filed until the
-/// loader closes the slot, for threads that are still exiting.
+/// loader closes the slot, for threads that are still exiting. `exit_code` as in
+/// [`Vm::exit_code`](overcommit_ebpf::layout::Vm::exit_code).
 #[inline(always)]
-fn end(tgid: u32) {
+fn end(tgid: u32, exit_code: u64) {
     // SAFETY: entries are only read and written as whole words.
     let Some(slot) = (unsafe { TGIDS.get(tgid) }) else {
         return;
@@ -188,6 +190,8 @@ fn end(tgid: u32) {
     if unsafe { MMS.get(mm) } == Some(&slot) {
         let _ = MMS.remove(mm);
     }
+    // Whoever sees that it ended sees how.
+    set(&vm.exit_code, exit_code);
     // SAFETY: the helper has no precondition.
     set(&vm.ended_ns, unsafe { bpf_ktime_get_ns() });
     announce(LifecycleKind::Ended, slot, tgid);

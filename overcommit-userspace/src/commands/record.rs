@@ -26,6 +26,7 @@ use overcommit_recording::compare::LENGTH_S;
 use overcommit_recording::format::text::{
     parse_duration, parse_interval, parse_positive_duration, vms,
 };
+use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::{Options, Run};
 use overcommit_recording::recording::{Folder, Owner, Span, Writer, single};
@@ -183,7 +184,8 @@ async fn record(args: Args) -> Result<ExitCode> {
         Told::SlowFaults(faults) => writer.write_slow_faults(run, faults),
         Told::Ended(vm) => {
             let vm = &run.vms[vm];
-            if !args.quiet || vm.ended_by.is_some() {
+            let is_lost = vm.ended_by.is_some() || vm.exit.is_some_and(Exit::is_failure);
+            if !args.quiet || is_lost {
                 progress.interrupt();
                 say(&format!("overcommit: {}", ended(run, vm)));
             }

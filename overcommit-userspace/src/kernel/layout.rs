@@ -173,6 +173,7 @@ impl KernelLayout {
             task_pid: task("pid")?,
             task_tgid: task("tgid")?,
             task_start_boottime: task("start_boottime")?,
+            task_exit_code: task("exit_code")?,
             task_min_flt: task("min_flt")?,
             task_maj_flt: task("maj_flt")?,
             task_run_delay: task("sched_info.run_delay").unwrap_or(0),

@@ -25,6 +25,7 @@ use overcommit_recording::model::coverage::{
     Coverage, MetricCoverage, Seen, can_split_stalls, coverage_of, is_part_seen,
 };
 use overcommit_recording::model::evictions::{Aggressor, Eviction};
+use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::interval::VmInterval;
 use overcommit_recording::model::metric::MetricName;
 use overcommit_recording::model::run::{Run, RunVm};
@@ -228,12 +229,14 @@ impl Sampler {
         // Before anything is taken: an end that comes later is left for next time.
         let vms = &self.probes.slots.vms;
         let ended = |tracked: &Tracked| {
-            vms.get(tracked.slot as usize).map_or(0, |vm| vm.ended_ns.load(SeqCst))
+            let vm = vms.get(tracked.slot as usize);
+            vm.map_or((0, 0), |vm| (vm.ended_ns.load(SeqCst), vm.exit_code.load(SeqCst)))
         };
-        let ended: Vec<u64> = self.tracked.iter().map(ended).collect();
+        let ended: Vec<(u64, u64)> = self.tracked.iter().map(ended).collect();
         let mut holdings = self.probes.slots.holdings();
         let mut drained = Vec::with_capacity(self.tracked.len());
-        for (mut tracked, ended_ns) in std::mem::take(&mut self.tracked).into_iter().zip(ended) {
+        let tracked = std::mem::take(&mut self.tracked);
+        for (mut tracked, (ended_ns, exit_code)) in tracked.into_iter().zip(ended) {
             let held = holdings.remove(&tracked.slot).unwrap_or_default();
             let of_run = &mut run.vms[tracked.vm];
             drained.extend(self.drain_one(&mut tracked, of_run, &held, ended_ns, &host));
@@ -241,6 +244,7 @@ impl Sampler {
                 self.tracked.push(tracked);
             } else {
                 of_run.ended_us = Some(now.realtime_of(ended_ns) / 1_000);
+                of_run.exit = exit_code.checked_sub(1).map(|exit_code| Exit::of(exit_code as u32));
                 self.roster.ended(tracked.vm);
                 if let Some(cgroup) = tracked.cgroup {
                     self.probes.slots.forget_swapouts(tracked.slot, cgroup);

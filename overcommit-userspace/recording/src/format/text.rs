@@ -6,6 +6,12 @@ use std::time::Duration;
 /// The longest duration that makes sense, and fits all clocks.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
+/// A moment as a day has it: `14:18:32 UTC`.
+pub fn time_of_day(unix_s: f64) -> String {
+    let moment = jiff::Timestamp::from_second(unix_s as i64).unwrap_or_default();
+    moment.strftime("%H:%M:%S UTC").to_string()
+}
+
 /// Reads a duration with a unit: `500ms`, `2s`, `1h30m`.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod columns;
 pub mod coverage;
 pub mod evictions;
+pub mod exit;
 pub mod figures;
 pub mod interval;
 pub mod latencies;

@@ -2,6 +2,7 @@
 
 use crate::model::clock::Clocks;
 use crate::model::coverage::{Coverage, MetricCoverage, Seen, coverage_of};
+use crate::model::exit::Exit;
 use crate::model::interval::FileFaults;
 use crate::model::metric::MetricName;
 use crate::model::name::FOLDER_MAX;
@@ -228,6 +229,9 @@ pub struct RunVm {
     /// Why, where the kernel says so.
     #[serde(default)]
     pub ended_by: Option<EndedBy>,
+    /// How its process did; `None` if that was not seen, or it executed another program.
+    #[serde(default)]
+    pub exit: Option<Exit>,
     /// The kernel's counters when counting began, by metric: not in this recording.
     pub faults_before: BTreeMap<String, u64>,
     /// How its vCPU threads are known: `name`, `kvm_run`, or not at all.

@@ -9,6 +9,7 @@ pub mod verdict;
 
 use crate::model::breakdown::Breakdown;
 use crate::model::coverage::{Coverage, coverage_of};
+use crate::model::exit::Exit;
 use crate::model::figures::VmFigures;
 use crate::model::interval::{FileFaults, Interval, Place};
 use crate::model::latencies::Latencies;
@@ -73,6 +74,10 @@ pub struct SummaryVm {
     pub ended_s: Option<f64>,
     /// Why, where the kernel says so: `oom_cgroup` or `oom_host`.
     pub ended_by: Option<EndedBy>,
+    /// The same in Unix seconds.
+    pub ended_unix_s: Option<f64>,
+    /// How its process ended: `{"status": 0}` or `{"signal": 11}`.
+    pub exit: Option<Exit>,
     /// For how long its process was stopped, in seconds.
     pub stopped_s: f64,
     /// How much swapping hurt it.
@@ -324,7 +329,9 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
         length_s: totals.length_ns as f64 / 1e9,
         started_s: run.after_start_s(vm.first_seen_us),
         ended_s: ended_us.map(|ended_us| run.after_start_s(ended_us)),
+        ended_unix_s: ended_us.map(|ended_us| ended_us as f64 / 1e6),
         ended_by: ended_us.and(vm.ended_by),
+        exit: ended_us.and(vm.exit),
         swap: StateSummary::of(&totals.swap_states),
         memory: totals.memory.clone(),
         stall,

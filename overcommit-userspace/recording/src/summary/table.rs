@@ -2,6 +2,7 @@
 //! all rows of a VM, so that many runs can be put into one table.
 
 use crate::format::csv::{self, optional, text};
+use crate::model::exit::Exit;
 use crate::model::state::State;
 use crate::model::swap::SwapState;
 use crate::slo::Verdict;
@@ -10,7 +11,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 /// The columns of summary.csv, and what each holds; only ever appended to.
-pub const COLUMNS: [(&str, &str); 43] = [
+pub const COLUMNS: [(&str, &str); 45] = [
     ("vm_id", "The VM: process id and start time, which no other has"),
     ("vm", "Its name; not unique"),
     ("uuid", "Its UUID, where its command line has one"),
@@ -54,6 +55,8 @@ pub const COLUMNS: [(&str, &str); 43] = [
     ("evicted_by", "Who took most of that"),
     ("objectives_broken", "Objectives that it broke"),
     ("objectives_not_judged", "Its objectives that could not be judged"),
+    ("ended_s", "When it ended, in seconds after the recording's start"),
+    ("ended_status", "How its process ended, as a shell has it: 128 + N by signal N"),
 ];
 
 /// The whole file.
@@ -134,6 +137,8 @@ fn of_vm(summary: &Summary, vm: &SummaryVm) -> Vec<String> {
         text(by.map_or("", |by| by.aggressor.name.as_str())),
         judged(Verdict::Broken).to_string(),
         judged(Verdict::NotJudged).to_string(),
+        optional(vm.ended_s.map(seconds)),
+        optional(vm.exit.map(Exit::code)),
     ]
 }
 

@@ -3,6 +3,7 @@
 use crate::format::text::readable_bytes;
 use crate::model::breakdown::Breakdown;
 use crate::model::evictions::AggressorClass;
+use crate::model::exit::{Exit, NO_PAGE};
 use crate::model::figures::{HostFigures, VmFigures};
 use crate::model::interval::StallSource;
 use crate::model::run::EndedBy;
@@ -44,6 +45,8 @@ pub enum Fared {
     Slowed,
     /// It waited for pages that were pushed out again and again.
     Thrashed,
+    /// Its process failed.
+    Crashed,
     /// The kernel killed it for want of memory.
     Killed,
 }
@@ -56,6 +59,7 @@ impl Fared {
             Self::Unseen => "not seen",
             Self::Slowed => "SLOWED",
             Self::Thrashed => "THRASHED",
+            Self::Crashed => "CRASHED",
             Self::Killed => "KILLED",
         }
     }
@@ -81,6 +85,10 @@ pub enum Cause {
     Disk,
     /// Another process filled its memory: a migration or a snapshot.
     Userfault,
+    /// Memory that it touched could not be had.
+    NoPage,
+    /// Its process failed for another reason.
+    Crash,
     /// Its threads waited for each other's changes of the address space.
     Lock,
     /// It touched memory for the first time.
@@ -117,11 +125,13 @@ pub fn verdict(vm: &SummaryVm, host: &HostFigures) -> VmVerdict {
         (Fared::Unseen, _) => return VmVerdict { fared, ..VmVerdict::OK },
         (Fared::Killed, Some(EndedBy::OomHost)) => (Cause::HostShort, None),
         (Fared::Killed, _) => (Cause::OwnLimit, None),
+        (Fared::Crashed, _) if vm.exit == Some(NO_PAGE) => (Cause::NoPage, None),
+        (Fared::Crashed, _) => (Cause::Crash, None),
         (Fared::Slowed, _) if cpu(vm) >= CPU && cpu(vm) > stall(vm) => (Cause::Cpu, None),
         _ => cause(vm, host),
     };
     let (mut why, mut advice) = words(&cause, by.as_deref(), &vm.memory, host);
-    let other = other_cause(&cause, vm, host).filter(|_| fared != Fared::Killed);
+    let other = other_cause(&cause, vm, host).filter(|_| fared < Fared::Crashed);
     if let Some(other) = other {
         let (also, too) = words(&other.0, other.1.as_deref(), &vm.memory, host);
         (why, advice) = (format!("{why}; also {also}"), format!("{advice}; {too}"));
@@ -146,6 +156,7 @@ fn fared(vm: &SummaryVm) -> Fared {
     let is_slowed = stall(vm) >= STALL || cpu(vm) >= CPU || held_back(vm) >= STALL;
     match vm.ended_by {
         Some(EndedBy::OomCgroup | EndedBy::OomHost) => Fared::Killed,
+        _ if vm.exit.is_some_and(Exit::is_failure) => Fared::Crashed,
         _ if thrashed_s(vm) >= if is_slowed { 0.1 } else { THRASHED_S } => Fared::Thrashed,
         _ if is_slowed => Fared::Slowed,
         _ if vm.stall.is_none() || misses_faults(vm) => Fared::Unseen,
@@ -344,6 +355,16 @@ fn words(
         Cause::Userfault => (
             "another process fills its memory: a migration or a snapshot".to_owned(),
             "let most of it be copied before the guest runs".to_owned(),
+        ),
+        Cause::NoPage => (
+            "memory that it touched could not be had: no huge page was free, the file system of \
+             its memory was full, its file was cut short, or the memory is broken"
+                .to_owned(),
+            "see dmesg; reserve huge pages for all VMs, or make the file system larger".to_owned(),
+        ),
+        Cause::Crash => (
+            "its own process failed".to_owned(),
+            "see its log and coredumpctl".to_owned(),
         ),
         Cause::Lock => (
             "its threads waited for the lock of its address space".to_owned(),

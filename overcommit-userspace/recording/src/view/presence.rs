@@ -1,5 +1,7 @@
 //! VMs that were not there all the time: what they are said to be is of less than the whole run.
 
+use crate::format::text::time_of_day;
+use crate::model::exit::Exit;
 use crate::model::run::{EndedBy, Run, RunVm};
 use crate::summary::verdict::Fared;
 use crate::summary::{Summary, SummaryVm};
@@ -12,29 +14,50 @@ const FOUND_S: f64 = 2.0;
 
 /// How a VM ended, and when: told at once.
 pub fn ended(run: &Run, vm: &RunVm) -> String {
-    let after_s = run.after_start_s(vm.ended_us.unwrap_or(0));
+    let ended_us = vm.ended_us.unwrap_or(0);
+    let when = when(ended_us as f64 / 1e6, run.after_start_s(ended_us));
     let name = &vm.name;
-    match vm.ended_by {
-        Some(EndedBy::OomCgroup) => {
-            format!(
-                "{name} was KILLED after {after_s:.1} s: its cgroup ran out of memory; see dmesg"
-            )
+    match (vm.ended_by, vm.exit.filter(|exit| exit.is_failure())) {
+        (Some(EndedBy::OomCgroup), _) => {
+            format!("{name} was KILLED {when}: its cgroup ran out of memory; see dmesg")
         }
-        Some(EndedBy::OomHost) => {
-            format!("{name} was KILLED after {after_s:.1} s: the host ran out of memory; see dmesg")
+        (Some(EndedBy::OomHost), _) => {
+            format!("{name} was KILLED {when}: the host ran out of memory; see dmesg")
         }
-        Some(EndedBy::Other) | None => {
-            format!("{name} ended after {after_s:.1} s{}", unless_killed(run))
-        }
+        (_, Some(exit)) => format!("{name} CRASHED {when}: it ended {}", exit.words()),
+        _ => format!("{name} {}", how(run, vm.exit, &when)),
     }
 }
 
-/// A line for each VM that ended, other than by being killed, or came late; of many, their number.
+/// When it ended: by the clock, and after the recording's start.
+pub fn when(unix_s: f64, after_s: f64) -> String {
+    format!("at {}, {after_s:.1} s in", time_of_day(unix_s))
+}
+
+/// How a VM ended that neither crashed nor ran out of memory.
+fn how(run: &Run, exit: Option<Exit>, when: &str) -> String {
+    match exit {
+        // As QEMU ends however it is asked to.
+        Some(Exit::Status(_)) => format!("was shut down or migrated away {when}"),
+        Some(Exit::Signal(_)) => {
+            let words = exit.map(Exit::words).unwrap_or_default();
+            let not_by = match unless_killed(run) {
+                why if why.is_empty() => ", not by the kernel for want of memory".to_owned(),
+                why => why,
+            };
+            format!("was ended {words} {when}{not_by}")
+        }
+        None => format!("ended {when}{}", unless_killed(run)),
+    }
+}
+
+/// A line for each VM that ended, other than by a crash or by being killed, or came late; of many, their number.
 pub fn lines(text: &mut String, run: &Run, summary: &Summary) {
-    let ended = |vm: &&SummaryVm| vm.ended_s.is_some() && vm.verdict.fared != Fared::Killed;
+    let ended = |vm: &&SummaryVm| vm.ended_s.is_some() && vm.verdict.fared < Fared::Crashed;
     let ended: Vec<&SummaryVm> = summary.seen().filter(ended).collect();
     some(text, &ended, "ended while they were recorded", |vm| {
-        format!("{} ended after {:.1} s{}", vm.vm, vm.ended_s.unwrap_or(0.0), unless_killed(run))
+        let when = when(vm.ended_unix_s.unwrap_or(0.0), vm.ended_s.unwrap_or(0.0));
+        format!("{} {}", vm.vm, how(run, vm.exit, &when))
     });
     let stopped: Vec<&SummaryVm> = summary.seen().filter(|vm| vm.stopped_s > 0.0).collect();
     some(text, &stopped, "were stopped for a while", |vm| {
@@ -50,7 +73,7 @@ pub fn lines(text: &mut String, run: &Run, summary: &Summary) {
 fn unless_killed(run: &Run) -> String {
     let why = run.host_state.kills_unreadable.as_ref();
     why.map_or_else(String::new, |why| {
-        format!("; whether the kernel killed it could not be seen ({why})")
+        format!("; whether the kernel killed it for want of memory could not be seen ({why})")
     })
 }
 
@@ -107,22 +130,40 @@ mod tests {
             vm("calm", 101, None),
         ];
         let late = "late started after 3.0 s.\n";
-        let left = "left ended after 7.0 s.\nnewer ended after 6.0 s.\n";
+        let left =
+            "left ended at 00:01:47 UTC, 7.0 s in.\nnewer ended at 00:01:46 UTC, 6.0 s in.\n";
         assert_eq!(said(vms.clone(), 10), format!("{left}{late}"));
         assert_eq!(said(vms, 4), late, "what comes after the part that is looked at is none of it");
         let many = (0..6).map(|n| vm(&n.to_string(), 100, Some((101, None)))).collect();
         assert_eq!(said(many, 10), "6 VMs ended while they were recorded.\n");
         let web = vm("web", 100, Some((104, Some(EndedBy::OomCgroup))));
-        let told = "web was KILLED after 104.0 s: its cgroup ran out of memory; see dmesg";
+        let told =
+            "web was KILLED at 00:01:44 UTC, 104.0 s in: its cgroup ran out of memory; see dmesg";
         assert_eq!(ended(&Run::default(), &web), told);
+    }
+
+    #[test]
+    fn a_crash_and_a_regular_end_are_told_apart() {
+        let ended = |exit| {
+            let vm = RunVm { exit: Some(exit), ..vm("web", 100, Some((104, None))) };
+            ended(&Run::default(), &vm)
+        };
+        let when = "at 00:01:44 UTC, 104.0 s in";
+        let crashed = format!("web CRASHED {when}: it ended by SIGSEGV");
+        assert_eq!(ended(Exit::Signal(11)), crashed);
+        assert_eq!(ended(Exit::Status(1)), format!("web CRASHED {when}: it ended with status 1"));
+        assert_eq!(ended(Exit::Status(0)), format!("web was shut down or migrated away {when}"));
+        let killed =
+            format!("web was ended by SIGKILL {when}, not by the kernel for want of memory");
+        assert_eq!(ended(Exit::Signal(9)), killed);
     }
 
     #[test]
     fn an_end_that_nobody_explains_is_not_said_to_be_regular() {
         let mut run = Run::default();
         run.host_state.kills_unreadable = Some("/dev/kmsg: permission denied".to_owned());
-        let told = "web ended after 104.0 s; whether the kernel killed it could not be seen \
-            (/dev/kmsg: permission denied)";
+        let told = "web ended at 00:01:44 UTC, 104.0 s in; whether the kernel killed it for want \
+            of memory could not be seen (/dev/kmsg: permission denied)";
         assert_eq!(ended(&run, &vm("web", 100, Some((104, None)))), told);
     }
 }

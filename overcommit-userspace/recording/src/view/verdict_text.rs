@@ -1,9 +1,11 @@
 //! What became of each VM, the worst first: the first lines of a report.
 
 use crate::format::text::percent;
+use crate::model::exit::Exit;
 use crate::model::run::EndedBy;
 use crate::summary::verdict::{Fared, cpu, stall};
 use crate::summary::{Summary, SummaryVm};
+use crate::view::presence::when;
 use crate::view::style::{bad, strong};
 use crate::view::wrapped;
 use std::cmp::Ordering;
@@ -72,13 +74,14 @@ fn some(vms: &[&SummaryVm], are_all: bool, name: &impl Fn(&SummaryVm) -> String)
 fn said(vm: &SummaryVm) -> String {
     let losses = losses(vm);
     let what = match (vm.verdict.fared, vm.ended_by) {
-        (Fared::Killed, by) => {
-            let whose = if by == Some(EndedBy::OomHost) { "the host" } else { "its cgroup" };
-            let after_s = vm.ended_s.unwrap_or(0.0);
-            format!(
-                "{} after {after_s:.1} s: {whose} ran out of memory. Until then it {losses}",
-                bad(Fared::Killed.word())
-            )
+        (fared @ (Fared::Killed | Fared::Crashed), by) => {
+            let how = match by {
+                Some(EndedBy::OomHost) => "the host ran out of memory".to_owned(),
+                Some(EndedBy::OomCgroup) => "its cgroup ran out of memory".to_owned(),
+                _ => format!("it ended {}", vm.exit.map(Exit::words).unwrap_or_default()),
+            };
+            let when = when(vm.ended_unix_s.unwrap_or(0.0), vm.ended_s.unwrap_or(0.0));
+            format!("{} {when}: {how}. Until then it {losses}", bad(fared.word()))
         }
         (fared, _) => format!("{}: {losses}", bad(fared.word())),
     };
@@ -198,10 +201,10 @@ mod tests {
         assert_eq!(
             said(),
             "\
-doomed    KILLED after 4.0 s: its cgroup ran out of memory. Until then it lost
-          90.0 % of its vCPU time to memory and spent 1.0 % waiting for a CPU.
-          Cause: its cgroup's own limit of 128.0 MiB, not the host (never less
-          than 22.0 GiB available).
+doomed    KILLED at 00:00:04 UTC, 4.0 s in: its cgroup ran out of memory. Until
+          then it lost 90.0 % of its vCPU time to memory and spent 1.0 % waiting
+          for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the host
+          (never less than 22.0 GiB available).
           Try: raise the limit to 208.0 MiB or more, or give the guest less
           memory.
 squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and spent 3.6 %

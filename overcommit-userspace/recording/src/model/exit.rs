@@ -1,0 +1,96 @@
+//! How the process of a VM ended.
+
+use serde::{Deserialize, Serialize};
+
+/// How a process ended, as `wait(2)` tells: `tsk->exit_code` (`do_exit`, kernel/exit.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// By itself, with this status.
+    Status(u8),
+    /// By a signal of this number.
+    Signal(u8),
+}
+
+/// Signals that end a process: their numbers on x86-64 and arm64, their names, and whether one
+/// means that the process failed.
+const SIGNALS: [(u8, &str, bool); 12] = [
+    (1, "SIGHUP", false),
+    (2, "SIGINT", false),
+    (3, "SIGQUIT", true),
+    (4, "SIGILL", true),
+    (5, "SIGTRAP", true),
+    (6, "SIGABRT", true),
+    (7, "SIGBUS", true),
+    (8, "SIGFPE", true),
+    (9, "SIGKILL", false),
+    (11, "SIGSEGV", true),
+    (15, "SIGTERM", false),
+    (31, "SIGSYS", true),
+];
+
+/// What the kernel sends to a process that touches memory for which there is no page.
+pub const NO_PAGE: Exit = Exit::Signal(7);
+
+impl Exit {
+    /// Out of the kernel's word: the signal in the low seven bits, or the status in the second
+    /// byte.
+    pub fn of(exit_code: u32) -> Self {
+        match exit_code as u8 & 0x7f {
+            0 => Self::Status((exit_code >> 8) as u8),
+            signal => Self::Signal(signal),
+        }
+    }
+
+    /// As a shell has it.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Status(status) => u32::from(status),
+            Self::Signal(signal) => 128 + u32::from(signal),
+        }
+    }
+
+    /// Whether the process failed: by itself, or by what it did.
+    pub fn is_failure(self) -> bool {
+        match self {
+            Self::Status(status) => status != 0,
+            Self::Signal(_) => self.signal().is_none_or(|(_, _, is_failure)| *is_failure),
+        }
+    }
+
+    /// In words that follow "ended".
+    pub fn words(self) -> String {
+        match (self, self.signal()) {
+            (Self::Status(status), _) => format!("with status {status}"),
+            (_, Some((_, name, _))) => format!("by {name}"),
+            (Self::Signal(signal), None) => format!("by signal {signal}"),
+        }
+    }
+
+    fn signal(self) -> Option<&'static (u8, &'static str, bool)> {
+        let Self::Signal(signal) = self else { return None };
+        SIGNALS.iter().find(|(number, _, _)| *number == signal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_of_an_end() {
+        for (exit_code, exit, code, words, is_failure) in [
+            (0, Exit::Status(0), 0, "with status 0", false),
+            (1 << 8, Exit::Status(1), 1, "with status 1", true),
+            (9, Exit::Signal(9), 137, "by SIGKILL", false),
+            // With a core dump.
+            (0x80 | 11, Exit::Signal(11), 139, "by SIGSEGV", true),
+            (7, NO_PAGE, 135, "by SIGBUS", true),
+            (40, Exit::Signal(40), 168, "by signal 40", true),
+        ] {
+            assert_eq!(Exit::of(exit_code), exit);
+            assert_eq!((exit.code(), exit.words()), (code, words.to_owned()));
+            assert_eq!(exit.is_failure(), is_failure, "{words}");
+        }
+    }
+}
