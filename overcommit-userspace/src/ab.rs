@@ -88,22 +88,23 @@ impl Plan {
     /// # Errors
     /// The folder holds something else, is in use, or cannot be read or written.
     pub fn resume(self, dir: &Path) -> Result<Runs> {
-        let path = dir.join(PLAN_FILE);
-        let Ok(text) = std::fs::read(&path) else {
+        let Some(folder) = Folder::open(dir).ok().filter(|folder| folder.has(PLAN_FILE)) else {
             let folder = Folder::make(dir, Owner::behind_sudo()?)?;
-            let runs = Runs { plan: self, _lock: lock(dir)?, folder };
+            let runs = Runs { plan: self, _lock: lock(&folder)?, folder };
             runs.write()?;
             return Ok(runs);
         };
-        let there: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is not of `overcommit ab`", path.display()))?;
+        let there: Self =
+            serde_json::from_slice(&folder.content(PLAN_FILE)?).with_context(|| {
+                format!("{} is not of `overcommit ab`", folder.file(PLAN_FILE).display())
+            })?;
         let is_same = Self { seed: there.seed, done: there.done, ..self } == there;
         ensure!(
             is_same,
             "--out {}: other commands or options are recorded there; name a new folder",
             dir.display()
         );
-        Ok(Runs { plan: there, _lock: lock(dir)?, folder: Folder::open(dir) })
+        Ok(Runs { plan: there, _lock: lock(&folder)?, folder })
     }
 
     /// All runs: in pairs, which of a pair comes first being drawn.
@@ -154,8 +155,9 @@ pub struct Runs {
 }
 
 /// Keeps others out of the folder.
-fn lock(dir: &Path) -> Result<Flock<File>> {
-    let file = File::open(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+fn lock(folder: &Folder) -> Result<Flock<File>> {
+    let dir = folder.path();
+    let file = folder.descriptor().with_context(|| format!("cannot read {}", dir.display()))?;
     let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
     locked.map_err(|_| anyhow!("--out {}: another overcommit ab uses that folder", dir.display()))
 }
@@ -208,7 +210,7 @@ impl Runs {
     async fn record_one(&self, run: Run, waiter: &mut Waiter) -> Result<Result<(), Signal>> {
         let (out, command) = (self.folder.path(), self.plan.command(run.side));
         let dir = of_run(out, run);
-        remove(&out.join(run.side.name()), &dir)?;
+        self.folder.as_owner(|| remove(&out.join(run.side.name()), &dir))?;
         let mut child = start_recording(&self.plan, run, &dir)?;
         let status = match wait(&mut child, waiter).await? {
             Ok(status) => status,

@@ -104,6 +104,7 @@ fn hgrm(folder: &Path, summary: &Value) -> Result<()> {
 fn ownership() -> Result<()> {
     let dir = tempfile::tempdir()?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534))?;
     let folder = dir.path().join("deep/run");
     let who = dir.path().join("who");
     fs::write(&who, "")?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +16,7 @@ use testbed::{PATIENCE, as_child, await_some, overcommit, run};
 
 pub(crate) const TESTS: Tests = &[
     ("no_link_leads_out_of_a_recording", links),
+    ("no_path_of_an_option_leads_where_the_user_may_not_go", others_places),
     ("a_folder_of_another_user_is_not_written_into", foreign),
 ];
 
@@ -42,6 +43,16 @@ fn open_folder() -> Result<tempfile::TempDir> {
     Ok(dir)
 }
 
+/// A folder within that one, which belongs to the user.
+fn their_folder(dir: &Path) -> Result<PathBuf> {
+    let theirs = dir.join("theirs");
+    fs::create_dir(&theirs)?;
+    chown(&theirs, Some(USER), Some(USER))?;
+    Ok(theirs)
+}
+
+const SECRET: &str = "a line that only root may read";
+
 /// Something of root's that the user may neither read nor have.
 struct Precious {
     file: PathBuf,
@@ -51,14 +62,14 @@ struct Precious {
 impl Precious {
     fn new(dir: &Path) -> Result<Self> {
         let (file, folder) = (dir.join("precious"), dir.join("private"));
-        fs::write(&file, "precious")?;
+        fs::write(&file, SECRET)?;
         fs::set_permissions(&file, Permissions::from_mode(0o600))?;
         fs::create_dir(&folder)?;
         Ok(Self { file, folder })
     }
 
     fn is_unharmed(&self, after: &str) -> Result<()> {
-        let is_same = fs::read_to_string(&self.file)? == "precious";
+        let is_same = fs::read_to_string(&self.file)? == SECRET;
         ensure!(is_same && self.file.metadata()?.uid() == 0, "the file was changed by {after}");
         let is_empty = fs::read_dir(&self.folder)?.next().is_none();
         ensure!(is_empty && self.folder.metadata()?.uid() == 0, "the folder was by {after}");
@@ -69,7 +80,8 @@ impl Precious {
 fn links() -> Result<()> {
     let dir = open_folder()?;
     let precious = Precious::new(dir.path())?;
-    let (folder, ready) = (dir.path().join("run"), dir.path().join("ready"));
+    let theirs = their_folder(dir.path())?;
+    let (folder, ready) = (theirs.join("run"), theirs.join("ready"));
     let _guest = Vm::start(&Config::new("guest", 16))?;
     let mut record = by_sudo();
     record.args(["record", "-q", "--interval", "100ms", "--out"]).arg(&folder);
@@ -102,11 +114,45 @@ fn links() -> Result<()> {
     Ok(())
 }
 
+/// Whatever the kernel refuses the user by any path is refused to root for them.
+fn others_places() -> Result<()> {
+    let dir = open_folder()?;
+    let precious = Precious::new(dir.path())?;
+    let theirs = their_folder(dir.path())?;
+    let _guest = Vm::start(&Config::new("guest", 16))?;
+    let run = theirs.join("run").display().to_string();
+    let record = ["record", "-q", "--interval", "100ms", "--duration", "300ms", "--out"];
+    expect(&by_sudo().args(record).arg(&run).output()?, 0, "")?;
+    let (file, folder) = (precious.file.display(), precious.folder.display());
+    let (within, mut new) = (format!("{folder}/new"), 0);
+    for words in [
+        format!("record -q --duration 300ms --out {within}"),
+        format!("record -q --duration 300ms --out {folder}"),
+        format!("record -q --duration 300ms --out NEW --ready-file {file}"),
+        format!("record -q --duration 300ms --out NEW --ready-file {within}"),
+        format!("record -q --duration 300ms --out NEW --config {file}"),
+        format!("report {run} --out {file}"),
+        format!("report {run} --out {within}"),
+        format!("export {run} --out {folder}"),
+        format!("export {run} --out {within}"),
+        format!("ab --a true --b true --runs 5 --out {within}"),
+        format!("ab --a true --b true --runs 5 --out {folder}"),
+    ] {
+        new += 1;
+        let words = words.replace("NEW", &format!("{}/{new}", theirs.display()));
+        let output = by_sudo().args(words.split(' ')).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        println!("{said}");
+        ensure!(matches!(output.status.code(), Some(1 | 2)), "{words}: {output:?}");
+        ensure!(!said.contains(SECRET), "{words}: {said}");
+        precious.is_unharmed(&words)?;
+    }
+    Ok(())
+}
+
 fn foreign() -> Result<()> {
     let dir = open_folder()?;
-    let theirs = dir.path().join("theirs");
-    fs::create_dir(&theirs)?;
-    std::os::unix::fs::chown(&theirs, Some(USER), Some(USER))?;
+    let theirs = their_folder(dir.path())?;
     let mut record = Command::new(overcommit());
     record.args(["record", "--duration", "300ms", "--out"]);
     expect(&record.arg(&theirs).output()?, 1, "belongs to another user")?;

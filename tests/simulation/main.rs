@@ -97,7 +97,7 @@ fn recordings() -> Result<()> {
         let path = dir.path().join(name);
         let mut process = Process::new(Load::Drifting, seed);
         written(&path, seconds, || process.next(factor))?;
-        let folder = Folder::open(&path);
+        let folder = Folder::open(&path)?;
         Ok(vec![Side::read(Recording::open(&folder)?, Span::WHOLE)?])
     };
     let base = run("base", 600, 1, 1.0)?;
@@ -112,7 +112,7 @@ fn recordings() -> Result<()> {
     ensure!(short.compared.iter().any(|entry| says(&entry.why_not)), "{short:#?}");
     // Where there was none, there are 50 a second.
     written(&dir.path().join("none"), 600, Vec::new)?;
-    let none = Folder::open(&dir.path().join("none"));
+    let none = Folder::open(&dir.path().join("none"))?;
     let none = vec![Side::read(Recording::open(&none)?, Span::WHOLE)?];
     let came = compare(&none, &base)?;
     let rate = came

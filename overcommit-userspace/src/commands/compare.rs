@@ -82,13 +82,13 @@ pub(super) fn open(dir: &Path, span: &SpanArgs) -> Result<Vec<Side>> {
         let within = within.with_context(|| format!("cannot read {}", dir.display()))?;
         let within: Vec<PathBuf> =
             within.flatten().map(|entry| entry.path()).filter(|path| is_recording(path)).collect();
-        ensure!(!within.is_empty(), "{} is no recording, and holds none", dir.display());
+        ensure!(!within.is_empty(), "{} is not a recording and contains none", dir.display());
         dirs = within;
     }
     dirs.sort();
     let open = |dir: PathBuf| {
-        let folder = Folder::open(&dir);
-        run_file::read(&dir)?;
+        let folder = Folder::open(&dir)?;
+        run_file::read(&folder)?;
         let span = span.read(&folder)?;
         let side = Recording::open(&folder).and_then(|recording| Side::read(recording, span));
         side.with_context(|| format!("{}", dir.display()))

@@ -39,8 +39,8 @@ pub struct Args {
 /// # Errors
 /// The folder is no recording, nothing in it is meant, or a file cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let folder = Folder::open(&args.dir);
-    run_file::read(folder.path())?;
+    let folder = Folder::open(&args.dir)?;
+    run_file::read(&folder)?;
     let span = args.span.read(&folder)?;
     let recording = Recording::open(&folder)?;
     let selection = Selection { vms: args.vm.clone(), metrics: args.metric.clone() };

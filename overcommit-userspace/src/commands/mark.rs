@@ -27,7 +27,8 @@ pub struct Args {
 /// The recording does not run, or the file cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let dir = &args.dir;
-    let run = run_file::read(dir)?;
+    let folder = Folder::open(dir)?;
+    let run = run_file::read(&folder)?;
     ensure!(
         run_file::is_recording(&run),
         "{} is not being recorded any more; marks can only be added while it is",
@@ -36,7 +37,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let now = clock::now()?;
     let line = span::line(now.realtime_ns / 1_000, &args.text)?;
     // In one piece: others may mark too.
-    let mut file = Folder::open(dir).append(MARKS)?;
+    let mut file = folder.append(MARKS)?;
     file.write_all(&line).with_context(|| format!("cannot write {MARKS}"))?;
     let since_ns = now.boottime_ns.saturating_sub(run.clocks.start.boottime_ns);
     say(&format!(

@@ -21,7 +21,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::Vm;
-use overcommit_recording::recording::{Folder, Span};
+use overcommit_recording::recording::{Folder, Span, single};
 use overcommit_recording::slo::{Objective, config};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -116,7 +116,8 @@ struct Config {
 
 fn parse_config(path: &str) -> Result<Config, String> {
     let path = PathBuf::from(path);
-    let objectives = config::read(&path).map_err(|error| format!("{error:#}"))?;
+    let objectives = single::read(&path).and_then(|text| config::parse(&text));
+    let objectives = objectives.map_err(|error| format!("{error:#}"))?;
     Ok(Config { path, objectives })
 }
 

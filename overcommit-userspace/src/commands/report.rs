@@ -40,9 +40,9 @@ pub struct Args {
 /// # Errors
 /// The folder is no recording, or cannot be read or mended.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let folder = Folder::open(&args.dir);
+    let folder = Folder::open(&args.dir)?;
     // Before marks are looked for in it.
-    run_file::read(folder.path())?;
+    run_file::read(&folder)?;
     let view = View {
         format: if args.json { Format::Json } else { args.format },
         is_full: args.verbose,

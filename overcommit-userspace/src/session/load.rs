@@ -4,10 +4,10 @@ use anyhow::{Context, Result};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Pid, Uid, User, setgid, setgroups, setuid};
 use overcommit_recording::format::text::reason;
 use overcommit_recording::recording::Owner;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal, stderr, stdin};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
@@ -135,8 +135,7 @@ fn become_user(command: &mut Command, owner: Owner) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
     let user =
         User::from_uid(uid)?.with_context(|| format!("there is no user {uid}, who ran sudo"))?;
-    let name = CString::new(user.name.clone())?;
-    let groups = getgrouplist(&name, gid)?;
+    let groups = owner.groups()?;
     command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
     let drop_root = move || {
         setgroups(&groups)?;

@@ -1,9 +1,10 @@
 //! The folder of a recording: whose it is, and how files in it are made.
 
+use crate::format::text::reason;
 use crate::recording::beneath::{self, Ids};
-use crate::recording::owner::Owner;
+use crate::recording::owner::{Owner, as_user};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Read};
@@ -35,12 +36,13 @@ pub const LATENCY_LOG: &str = "latency.hlog";
 /// Bytes of the largest file that is read as a whole: run.json of 100,000 VMs has 150 MB.
 const LARGEST: u64 = 256 << 20;
 
-/// The folder of a recording. Everything in it is opened beneath it, see [`beneath`].
+/// The folder of a recording. It stays the same one, whatever is put in its place, and everything
+/// in it is opened beneath it, see [`beneath`].
 #[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// Of a folder that is to be recorded into, so that it stays the same one.
-    held: Option<Arc<OwnedFd>>,
+    held: Arc<OwnedFd>,
+    /// The user who ran sudo, if it belongs to them.
     owner: Option<Owner>,
     /// Whether this process made it.
     made: bool,
@@ -58,53 +60,46 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Makes a folder, or takes an empty one. Only its owner can look into it: rows hold guest
-    /// addresses and tenants' names.
+    /// Makes a folder as the user who is to own it, or takes an empty one of theirs. Only they can
+    /// look into it: rows hold guest addresses and tenants' names.
     ///
     /// # Errors
-    /// It is not empty, is somebody else's, is no folder, or cannot be made.
+    /// It is not empty, is somebody else's, is no folder, or the user may not make it.
     pub fn make(path: &Path, owner: Option<Owner>) -> Result<Self> {
-        let failed = || format!("--out {}", path.display());
-        let mut folder = Self { path: path.to_owned(), held: None, owner, made: false };
-        let dir = match path.symlink_metadata() {
-            Ok(there) if there.is_symlink() => {
-                bail!("--out {}: that is a link; name a new folder", path.display())
-            }
-            Ok(there) if !there.is_dir() => {
-                bail!("--out {}: that is a file; name a new folder", path.display())
-            }
-            Ok(_) => folder.take().with_context(failed)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                folder.made = true;
-                let made = folder.make_all();
-                made.with_context(|| format!("--out {}: cannot make the folder", path.display()))?
-            }
-            Err(error) => return Err(error).with_context(failed),
-        };
-        folder.held = Some(Arc::new(dir));
-        Ok(folder)
+        let made = as_user(owner, || made(path));
+        let (dir, made) = made.with_context(|| format!("--out {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), held: Arc::new(dir), owner, made })
     }
 
     /// Takes the folder away again while nothing is recorded. One that was there
     /// before stays, empty.
     pub fn discard(&self) {
         // Whatever remains is empty and says so.
-        if let Ok(dir) = self.dir() {
-            let _ = beneath::remove_folders(&dir, "vms", LATENCY_LOG);
-            for name in [RUN_FILE, INTERVALS, VMS, HOST, EVICTIONS, SLOW_FAULTS, MARKS] {
-                let _ = beneath::remove(&dir, name);
-            }
+        let _ = beneath::remove_folders(&self.held, "vms", LATENCY_LOG);
+        for name in [RUN_FILE, INTERVALS, VMS, HOST, EVICTIONS, SLOW_FAULTS, MARKS] {
+            let _ = beneath::remove(&self.held, name);
         }
         if self.made {
-            let _ = fs::remove_dir(&self.path);
+            let _ = as_user(self.owner, || Ok(fs::remove_dir(&self.path)?));
         }
     }
 
     /// An existing recording.
-    pub fn open(path: &Path) -> Self {
+    ///
+    /// # Errors
+    /// It is not there, is no folder, or cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let dir = beneath::folder(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => anyhow!("{} is not there", path.display()),
+            ErrorKind::NotADirectory => {
+                anyhow!("{} is a file; name the folder of the recording", path.display())
+            }
+            _ => anyhow!("cannot read {}: {}", path.display(), reason(&error)),
+        })?;
+        let its = rustix::fs::fstat(&dir)?.st_uid;
         // Whoever cannot be told owns nothing here.
-        let owner = Owner::behind_sudo().ok().flatten();
-        Self { path: path.to_owned(), held: None, owner, made: false }
+        let owner = Owner::behind_sudo().ok().flatten().filter(|owner| owner.uid == its);
+        Ok(Self { path: path.to_owned(), held: Arc::new(dir), owner, made: false })
     }
 
     /// Where it is.
@@ -119,12 +114,28 @@ impl Folder {
 
     /// Whether it belongs to this user, or to the one behind sudo: only there is anything written.
     pub fn is_ours(&self) -> bool {
-        self.dir().is_ok_and(|dir| self.owns(&dir).unwrap_or(false))
+        self.to_write().is_ok()
+    }
+
+    /// Does something by its path, as the user whom it belongs to.
+    ///
+    /// # Errors
+    /// As `act`, or the user cannot be acted for.
+    pub fn as_owner<T: Send>(&self, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        as_user(self.owner, act)
+    }
+
+    /// The folder itself, to be locked.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn descriptor(&self) -> std::io::Result<File> {
+        Ok(File::from(self.held.try_clone()?))
     }
 
     /// Whether there is something of that name.
     pub fn has(&self, name: &str) -> bool {
-        self.file(name).symlink_metadata().is_ok()
+        rustix::fs::statat(&self.held, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
     /// Opens a file to read. A link is not followed.
@@ -133,7 +144,7 @@ impl Folder {
     /// It is not there, is no regular file, or cannot be read.
     pub fn read(&self, name: &str) -> Result<File> {
         let failed = || format!("cannot read {}", self.file(name).display());
-        self.dir().and_then(|dir| beneath::read(&dir, name)).with_context(failed)
+        beneath::read(&self.held, name).with_context(failed)
     }
 
     /// All that is in a file.
@@ -156,8 +167,7 @@ impl Folder {
     /// It cannot be made or opened, or is a link.
     pub fn append(&self, name: &str) -> Result<File> {
         let open = || {
-            let dir = self.own_dir()?;
-            let (parent, name) = beneath::parent(&dir, name, self.ids())?;
+            let (parent, name) = beneath::parent(self.to_write()?, name, self.ids())?;
             match beneath::make(&parent, name, OFlags::APPEND, self.ids()) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     beneath::write(&parent, name, OFlags::APPEND)
@@ -175,8 +185,7 @@ impl Folder {
     /// It cannot be written.
     pub fn replace(&self, name: &str, content: &[u8]) -> Result<()> {
         let put = || {
-            let dir = self.own_dir()?;
-            let (parent, name) = beneath::parent(&dir, name, self.ids())?;
+            let (parent, name) = beneath::parent(self.to_write()?, name, self.ids())?;
             beneath::replace(&parent, name, content, self.ids())
         };
         put().with_context(|| format!("cannot write {}", self.file(name).display()))
@@ -200,70 +209,73 @@ impl Folder {
     /// It is not there, or cannot be written.
     pub fn cut(&self, name: &str, end: u64) -> Result<()> {
         let cut = || {
-            let dir = self.own_dir()?;
-            if beneath::read(&dir, name)?.metadata()?.len() > end {
-                beneath::write(&dir, name, OFlags::empty())?.set_len(end)?;
+            let dir = self.to_write()?;
+            if beneath::read(dir, name)?.metadata()?.len() > end {
+                beneath::write(dir, name, OFlags::empty())?.set_len(end)?;
             }
             Ok::<_, Error>(())
         };
         cut().with_context(|| format!("cannot mend {}", self.file(name).display()))
     }
 
-    fn dir(&self) -> std::io::Result<Arc<OwnedFd>> {
-        match &self.held {
-            Some(held) => Ok(held.clone()),
-            None => Ok(Arc::new(beneath::folder(&self.path)?)),
-        }
-    }
-
     /// The folder, to write into.
-    fn own_dir(&self) -> std::io::Result<Arc<OwnedFd>> {
-        let dir = self.dir()?;
-        if self.owns(&dir)? {
-            return Ok(dir);
+    fn to_write(&self) -> std::io::Result<&OwnedFd> {
+        let its = rustix::fs::fstat(&self.held)?;
+        let is_ours = self.owner.is_some() || its.st_uid == rustix::process::geteuid().as_raw();
+        if !is_ours {
+            return Err(Error::other("the folder belongs to another user"));
         }
-        Err(Error::other("the folder belongs to another user"))
-    }
-
-    fn owns(&self, dir: &OwnedFd) -> std::io::Result<bool> {
-        let uid = rustix::fs::fstat(dir)?.st_uid;
-        let behind_sudo = self.owner.map(|owner| owner.uid);
-        Ok(uid == rustix::process::geteuid().as_raw() || Some(uid) == behind_sudo)
+        if Mode::from_raw_mode(its.st_mode).contains(Mode::WOTH) {
+            return Err(Error::other("everybody may write into the folder"));
+        }
+        Ok(&self.held)
     }
 
     fn ids(&self) -> Option<Ids> {
         self.owner.map(|owner| (owner.uid, owner.gid))
     }
+}
 
-    /// Takes a folder that is there, if it is empty and nobody else's.
-    fn take(&self) -> Result<OwnedFd> {
-        let dir = beneath::folder(&self.path)?;
-        ensure!(self.owns(&dir)?, "the folder belongs to another user; name a new one");
-        let is_empty = || {
-            let mut entries = Dir::read_from(&dir)?;
-            let is_own = |name: &CStr| [c".", c".."].contains(&name);
-            let other = entries.find(|entry| entry.as_ref().is_ok_and(|e| !is_own(e.file_name())));
-            Ok::<_, Error>(other.is_none())
-        };
-        ensure!(is_empty()?, "the folder is not empty; name a new one");
-        rustix::fs::fchmod(&dir, Mode::RWXU).context("cannot restrict it to its owner")?;
-        // Nobody can have put anything there since.
-        ensure!(is_empty()?, "the folder is not empty; name a new one");
-        let dir = File::from(dir);
-        beneath::give(&dir, self.ids()).context("cannot give it to the user who ran sudo")?;
-        Ok(dir.into())
-    }
-
-    /// Makes the folder and those around it.
-    fn make_all(&self) -> Result<OwnedFd> {
-        let (above, missing) = missing(&self.path);
-        let mut dir = beneath::folder(above)?;
-        for name in missing {
-            let name = name.to_str().context("its name is not UTF-8")?;
-            dir = beneath::subfolder(&dir, name, self.ids())?;
+/// Makes the folder, or takes an empty one, as whoever we are; and whether it was made.
+fn made(path: &Path) -> Result<(OwnedFd, bool)> {
+    match path.symlink_metadata() {
+        Ok(there) if there.is_symlink() => bail!("that is a link; name a new folder"),
+        Ok(there) if !there.is_dir() => bail!("that is a file; name a new folder"),
+        Ok(_) => Ok((take(path)?, false)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Ok((make_all(path).context("cannot make the folder")?, true))
         }
-        Ok(dir)
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Takes a folder that is there, if it is empty and ours.
+fn take(path: &Path) -> Result<OwnedFd> {
+    let dir = beneath::folder(path)?;
+    let is_ours = rustix::fs::fstat(&dir)?.st_uid == rustix::process::geteuid().as_raw();
+    ensure!(is_ours, "the folder belongs to another user; name a new one");
+    let is_empty = || {
+        let mut entries = Dir::read_from(&dir)?;
+        let is_own = |name: &CStr| [c".", c".."].contains(&name);
+        let other = entries.find(|entry| entry.as_ref().is_ok_and(|e| !is_own(e.file_name())));
+        Ok::<_, Error>(other.is_none())
+    };
+    ensure!(is_empty()?, "the folder is not empty; name a new one");
+    rustix::fs::fchmod(&dir, Mode::RWXU).context("cannot restrict it to its owner")?;
+    // Nobody can have put anything there since.
+    ensure!(is_empty()?, "the folder is not empty; name a new one");
+    Ok(dir)
+}
+
+/// Makes the folder and those around it.
+fn make_all(path: &Path) -> Result<OwnedFd> {
+    let (above, missing) = missing(path);
+    let mut dir = beneath::folder(above)?;
+    for name in missing {
+        let name = name.to_str().context("its name is not UTF-8")?;
+        dir = beneath::subfolder(&dir, name, None)?;
+    }
+    Ok(dir)
 }
 
 /// The nearest folder around a path that is there, and the names from there on.
@@ -279,7 +291,7 @@ fn missing(path: &Path) -> (&Path, Vec<&OsStr>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
     fn what_is_missing_of_a_path_is_made() {
@@ -346,6 +358,32 @@ mod tests {
         let error = format!("{:#}", folder.append(MARKS).unwrap_err());
         assert!(error.contains("another name elsewhere"), "{error}");
         assert!(folder.cut(MARKS, 0).is_err() && is_unharmed(&victim));
+    }
+
+    #[test]
+    fn it_stays_the_same_folder() {
+        let (dir, folder, _) = folder();
+        folder.replace(RUN_FILE, b"{}").unwrap();
+        let folder = Folder::open(folder.path()).unwrap();
+        let other = dir.path().join("other");
+        fs::create_dir(&other).unwrap();
+        fs::rename(folder.path(), dir.path().join("moved")).unwrap();
+        symlink(&other, folder.path()).unwrap();
+        folder.replace(SUMMARY_JSON, b"{}").unwrap();
+        folder.append(MARKS).unwrap();
+        assert!(folder.has(MARKS) && folder.content(RUN_FILE).unwrap() == b"{}");
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+        assert!(dir.path().join("moved/marks.csv").exists());
+    }
+
+    #[test]
+    fn nothing_is_written_where_everybody_may() {
+        let (_dir, folder, _) = folder();
+        fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o1777)).unwrap();
+        let folder = Folder::open(folder.path()).unwrap();
+        assert!(!folder.is_ours());
+        let error = format!("{:#}", folder.append(MARKS).unwrap_err());
+        assert!(error.contains("everybody may write"), "{error}");
     }
 
     #[test]

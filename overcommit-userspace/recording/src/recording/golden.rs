@@ -492,7 +492,7 @@ fn files_are_read_as_ever() {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(first().join(name), to).unwrap();
     }
-    let folder = Folder::open(&copy);
+    let folder = Folder::open(&copy).unwrap();
     let text = plain(&report(&folder, Format::Text));
     hold(&first(), "report.txt", text.as_bytes());
     for name in summaries {
@@ -547,7 +547,7 @@ fn a_file_without_a_column_that_every_version_has_is_refused() {
 #[test]
 fn an_older_recording_is_compared_with_a_newer_one() {
     let side = |path: PathBuf| {
-        let folder = Folder::open(&path);
+        let folder = Folder::open(&path).unwrap();
         Side::read(Recording::open(&folder).unwrap(), Span::WHOLE).unwrap()
     };
     let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,13 @@
 //! The user who has become root, and is to own what is written and to run COMMAND.
 
 use anyhow::{Context, Result, bail};
-use nix::unistd::{Uid, User};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, set_capabilities, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+use std::ffi::CString;
+use std::thread;
 
 /// A user and a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +26,66 @@ impl Owner {
     /// A variable is set and does not say who: root would be taken for the user.
     pub fn behind_sudo() -> Result<Option<Self>> {
         behind(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+}
+
+/// Does something with files as that user, in a thread of its own: the kernel then refuses what the
+/// user may not do, whatever path they name. As whoever we are without one.
+///
+/// # Errors
+/// As `act`, or this process may not become the user.
+pub fn as_user<T: Send>(owner: Option<Owner>, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let is_other = |owner: &Owner| owner.uid != rustix::process::geteuid().as_raw();
+    let Some(owner) = owner.filter(is_other) else { return act() };
+    let groups = owner.groups()?;
+    let acted = thread::scope(|scope| {
+        let acts = scope.spawn(|| {
+            owner.becomes_this_thread(&groups).with_context(|| {
+                format!("cannot act as the user {}, who ran overcommit as root", owner.uid)
+            })?;
+            act().map_err(|error| match is_denied(&error) {
+                true => error.context(format!("as the user {}, who ran sudo", owner.uid)),
+                false => error,
+            })
+        });
+        acts.join()
+    });
+    acted.unwrap_or_else(|_| bail!("what is done as the user {} did not end", owner.uid))
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+impl Owner {
+    /// The groups that the user is in; of one without a name only the first.
+    ///
+    /// # Errors
+    /// The users or groups cannot be read.
+    pub fn groups(self) -> Result<Vec<Gid>> {
+        let gid = Gid::from_raw(self.gid);
+        match User::from_uid(Uid::from_raw(self.uid))? {
+            Some(user) => Ok(getgrouplist(&CString::new(user.name)?, gid)?),
+            None => Ok(vec![gid]),
+        }
+    }
+
+    /// For good: the calls are the kernel's own, and change one thread.
+    fn becomes_this_thread(self, groups: &[Gid]) -> rustix::io::Result<()> {
+        let groups: Vec<_> =
+            groups.iter().map(|group| rustix::thread::Gid::from_raw(group.as_raw())).collect();
+        let (uid, gid) =
+            (rustix::thread::Uid::from_raw(self.uid), rustix::thread::Gid::from_raw(self.gid));
+        set_thread_groups(&groups)?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+        // The kernel has taken them away, unless the process was told to keep them.
+        let none = CapabilitySet::empty();
+        set_capabilities(
+            None,
+            CapabilitySets { effective: none, permitted: none, inheritable: none },
+        )
     }
 }
 

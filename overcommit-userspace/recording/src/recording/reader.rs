@@ -53,8 +53,8 @@ impl Recording {
     /// The folder is no recording, is of a newer version, or cannot be read or mended.
     pub fn open(folder: &Folder) -> Result<Self> {
         // Asked first: a recording that ends meanwhile is complete without us.
-        let is_recording = run_file::is_recording(&run_file::read(folder.path())?);
-        let run = run_file::read(folder.path())?;
+        let is_recording = run_file::is_recording(&run_file::read(folder)?);
+        let run = run_file::read(folder)?;
         let recording = Self { run, folder: folder.clone(), is_recording };
         // What is not cut away is left out all the same.
         if !is_recording && recording.run.clocks.end.is_none() && folder.is_ours() {

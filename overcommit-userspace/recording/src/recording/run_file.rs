@@ -6,27 +6,23 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
 
 /// Reads run.json. Fields of later versions are ignored.
 ///
 /// # Errors
 /// The folder is no recording, or one of a newer major version.
-pub fn read(dir: &Path) -> Result<Run> {
-    let path = dir.join(RUN_FILE);
-    let text = Folder::open(dir).content(RUN_FILE).map_err(|error| {
+pub fn read(folder: &Folder) -> Result<Run> {
+    let text = folder.content(RUN_FILE).map_err(|error| {
         match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
             Some(ErrorKind::NotFound) => {
-                anyhow!("{} is no recording: it has no run.json", dir.display())
-            }
-            Some(ErrorKind::NotADirectory) => {
-                anyhow!("{} is a file; name the folder of the recording", dir.display())
+                anyhow!("{} is not a recording: it has no run.json", folder.path().display())
             }
             _ => error,
         }
     })?;
     let text = String::from_utf8(text).context("it is not UTF-8");
-    text.and_then(|text| parse(&text)).with_context(|| format!("cannot read {}", path.display()))
+    let failed = || format!("cannot read {}", folder.file(RUN_FILE).display());
+    text.and_then(|text| parse(&text)).with_context(failed)
 }
 
 fn parse(text: &str) -> Result<Run> {

@@ -1,19 +1,30 @@
-//! A file that a user names, outside a recording.
+//! A file that a user names, outside a recording: read and written as the user who ran sudo.
 
+use crate::format::text::reason;
 use crate::recording::beneath;
-use crate::recording::owner::Owner;
-use anyhow::{Context, Result, ensure};
+use crate::recording::owner::{Owner, as_user};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::fs;
 use std::path::Path;
 
-/// Puts a whole file in place at once; it belongs to the user who ran sudo, and nobody else can read
-/// it. What is there is replaced if it is a file; a link or a device is left alone.
+/// Reads a file of text.
+///
+/// # Errors
+/// It cannot be read, or is no text.
+pub fn read(path: &Path) -> Result<String> {
+    as_user(Owner::behind_sudo()?, || {
+        let text = fs::read_to_string(path);
+        text.map_err(|error| anyhow!("cannot read it: {}", reason(&error)))
+    })
+}
+
+/// Puts a whole file in place at once, as the user who ran sudo: only they can read it. What is there is replaced if it is a file; a link or a device is left alone.
 ///
 /// # Errors
 /// It cannot be written, or something else is there.
 pub fn put(path: &Path, content: &[u8]) -> Result<()> {
     let failed = || format!("cannot write {}", path.display());
-    put_there(path, content).with_context(failed)
+    as_user(Owner::behind_sudo()?, || put_there(path, content)).with_context(failed)
 }
 
 fn put_there(path: &Path, content: &[u8]) -> Result<()> {
@@ -23,8 +34,7 @@ fn put_there(path: &Path, content: &[u8]) -> Result<()> {
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = beneath::folder(folder.unwrap_or(Path::new(".")))?;
-    let owner = Owner::behind_sudo()?.map(|owner| (owner.uid, owner.gid));
-    Ok(beneath::replace(&folder, name, content, owner)?)
+    Ok(beneath::replace(&folder, name, content, None)?)
 }
 
 #[cfg(test)]

@@ -1,10 +1,8 @@
 //! `--config`: objectives in a TOML file.
 
-use crate::format::text::reason;
 use crate::slo::Objective;
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use std::path::Path;
 
 /// What such a file may hold.
 #[derive(Deserialize)]
@@ -14,17 +12,13 @@ struct Config {
     slo: Vec<String>,
 }
 
-/// Reads the objectives of a file.
+/// The objectives of such a file.
 ///
 /// # Errors
-/// It cannot be read, is no TOML, holds something else, or no objective.
-pub fn read(path: &Path) -> Result<Vec<Objective>> {
-    let text = std::fs::read_to_string(path);
-    parse(&text.map_err(|error| anyhow!("cannot read it: {}", reason(&error)))?)
-}
-
-fn parse(text: &str) -> Result<Vec<Objective>> {
-    let config: Config = toml::from_str(text)?;
+/// It is no TOML, holds something else, or no objective.
+pub fn parse(text: &str) -> Result<Vec<Objective>> {
+    let config = toml::from_str(text);
+    let config: Config = config.context("expected a TOML file with slo = [\"OBJECTIVE\", ...]")?;
     ensure!(!config.slo.is_empty(), "it has no objective; expected slo = [\"OBJECTIVE\", ...]");
     config.slo.iter().map(|text| Objective::parse(text)).collect()
 }
