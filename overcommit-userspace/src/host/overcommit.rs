@@ -44,18 +44,18 @@ pub fn of(
     let in_use = host.available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
     // Of the same VMs as the working sets: what the others hold beside their huge pages is
     // needed as well.
-    let resident: u64 = small_pages().map(|vm| vm.freed).sum();
+    let resident = total(small_pages().map(|vm| vm.freed));
     let sets: Option<Vec<Range>> = small_pages().map(|vm| vm.working_set).collect();
     let working_sets = sets.map(|sets| Range {
-        lower: sets.iter().map(|set| set.lower).sum(),
-        upper: sets.iter().map(|set| set.upper).sum(),
+        lower: total(sets.iter().map(|set| set.lower)),
+        upper: total(sets.iter().map(|set| set.upper)),
     });
     let mut sum = Overcommit {
         state: OvercommitState::Unknown,
-        configured: small_pages().map(|vm| vm.configured).sum(),
+        configured: small_pages().map(|vm| vm.configured).collect::<Option<Vec<_>>>().map(total),
         physical,
         in_use,
-        capacity: host.available.map(|available| available + resident),
+        capacity: host.available.map(|available| available.saturating_add(resident)),
         working_sets,
         can_grow: can_grow(small_pages()),
     };
@@ -96,7 +96,12 @@ fn can_grow<'a>(vms: impl Iterator<Item = &'a VmMemory>) -> Option<u64> {
     let room = vms.map(|vm| Some(vm.configured?.saturating_sub(vm.working_set?.upper)));
     let mut room = room.collect::<Option<Vec<u64>>>()?;
     room.sort_unstable_by(|a, b| b.cmp(a));
-    Some(room.iter().take(GROWING).sum())
+    Some(total(room.into_iter().take(GROWING)))
+}
+
+/// Of what VMs are said to have, which need not be true.
+pub fn total(bytes: impl IntoIterator<Item = u64>) -> u64 {
+    bytes.into_iter().fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -121,6 +126,15 @@ mod tests {
 
     fn of(host: &HostMemory, vms: &[VmMemory]) -> Overcommit {
         super::of(host, vms, SwapState::Healthy, BalloonState::Normal)
+    }
+
+    #[test]
+    fn what_cannot_be_true_does_not_wrap() {
+        let lies = vec![vm(u64::MAX / GIB, u64::MAX / GIB); 3];
+        let sum = of(&host(64, 32), &lies);
+        assert_eq!(sum.configured, Some(u64::MAX));
+        assert_eq!(sum.working_sets.map(|sets| sets.upper), Some(u64::MAX));
+        assert_eq!(sum.capacity, Some(u64::MAX));
     }
 
     /// Six VMs of 16 GiB on a host of 64: the JVM's needs 4 GiB, and 12 in a full

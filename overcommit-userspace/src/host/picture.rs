@@ -115,7 +115,7 @@ impl Host {
         let running = drained.len() + found.others.len();
         let balloon = self.balloons.advance(now_ns, &inflated.collect(), running, swap.state);
         let ballooned = drained.iter().filter_map(|(vm, _)| vm.balloon);
-        let ballooned = ballooned.map(|balloon| balloon.ballooned).reduce(|sum, more| sum + more);
+        let ballooned = ballooned.map(|balloon| balloon.ballooned).reduce(u64::saturating_add);
         let each = drained.iter().map(|(vm, _)| {
             let of = &vms[vm.vm];
             Some((of.id, held(of, vm)?))

@@ -368,7 +368,11 @@ impl Surveyor {
         found: &mut BTreeMap<VmId, Result<Balloon, String>>,
     ) {
         // Asked by uuid: the name that is shown is escaped, and not unique.
-        let uuid = |vm: &Vm| vm.uuid.as_ref().and_then(|uuid| Uuid::try_parse(uuid).ok());
+        let pids = libvirt::pids(Path::new(libvirt::PIDS));
+        let uuid = |vm: &Vm| {
+            let uuid = vm.uuid.as_ref().filter(|_| pids.contains(&vm.id.pid));
+            uuid.and_then(|uuid| Uuid::try_parse(uuid).ok())
+        };
         let uuids: Vec<Uuid> = held.iter().filter_map(|vm| uuid(vm)).collect();
         let mut domains = BTreeMap::new();
         if self.libvirt.is_over() && !uuids.is_empty() {
@@ -380,6 +384,12 @@ impl Surveyor {
         for vm in held {
             let domain = uuid(vm).and_then(|uuid| domains.get(&uuid));
             let why = || match self.libvirt.why.as_str() {
+                "" if !pids.contains(&vm.id.pid) => {
+                    format!(
+                        "its monitor is in use, and libvirt has no pid file of it in {}",
+                        libvirt::PIDS
+                    )
+                }
                 "" => "libvirt knows no such domain, or cannot tell now".to_owned(),
                 why => format!("whoever started it holds its monitor; {why}"),
             };

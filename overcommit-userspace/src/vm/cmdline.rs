@@ -6,6 +6,7 @@
 //! pair may leave out its key (`opts_parse`, util/qemu-option.c).
 
 use crate::vm::monitor::Monitors;
+use overcommit_recording::model::balloon::LARGEST;
 use overcommit_recording::model::vm::Monitor;
 
 /// Options that take no argument, over all versions since QEMU 2.0
@@ -247,13 +248,14 @@ fn mebibytes(text: &[u8]) -> Option<u64> {
         _ => return None,
     };
     let unit = 1u64.checked_shl(shift)?;
-    match amount.split_once('.') {
+    let bytes = match amount.split_once('.') {
         None => amount.parse::<u64>().ok()?.checked_mul(unit),
         Some(_) => {
             let bytes = amount.parse::<f64>().ok()? * unit as f64;
             (bytes.is_finite() && bytes < u64::MAX as f64).then_some(bytes as u64)
         }
-    }
+    };
+    bytes.filter(|bytes| *bytes <= LARGEST)
 }
 
 #[cfg(test)]
@@ -354,7 +356,7 @@ mod tests {
         ] {
             assert_eq!(parse(&["-m", text]).memory_bytes, Some(bytes), "{text}");
         }
-        for text in ["", "G", "8X", "99999999999E", "-1", "1.2.3G"] {
+        for text in ["", "G", "8X", "99999999999E", "16E", "1025T", "-1", "1.2.3G"] {
             assert_eq!(parse(&["-m", text]).memory_bytes, None, "{text}");
         }
     }

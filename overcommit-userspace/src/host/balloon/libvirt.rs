@@ -4,7 +4,8 @@
 use crate::host::balloon::qmp::PATIENCE;
 use anyhow::{Context, Result, anyhow, ensure};
 use overcommit_recording::model::balloon::{Balloon, GuestMemory, LARGEST, Source};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use tokio::process::Command;
@@ -18,6 +19,16 @@ const AT_ONCE: usize = 500;
 const VIRSH: [&str; 3] =
     ["/usr/bin/virsh", "/usr/local/bin/virsh", "/run/current-system/sw/bin/virsh"];
 const ARGUMENTS: [&str; 3] = ["--connect", "qemu:///system", "--readonly"];
+
+/// Where libvirt keeps the process id of each VM that it started.
+pub const PIDS: &str = "/run/libvirt/qemu";
+
+/// Process ids of the VMs that libvirt itself started: any process may carry the uuid of one.
+pub fn pids(dir: &Path) -> BTreeSet<i32> {
+    let files = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = files.filter(|path| path.extension().is_some_and(|kind| kind == "pid"));
+    files.filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok()).collect()
+}
 
 /// Asks once about the domains with these uuids. One that libvirt does not know is not in
 /// the answer.
@@ -108,6 +119,16 @@ pub fn told_apart(balloon: Balloon, base: Option<u64>) -> Result<Balloon, String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_claims_a_uuid_is_not_of_libvirt() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("web.pid", "42\n"), ("web.xml", "43"), ("db.pid", "x")] {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        assert_eq!(pids(dir.path()), BTreeSet::from([42]));
+        assert!(pids(Path::new("/nonexistent")).is_empty());
+    }
 
     #[test]
     fn memory_devices_are_no_balloon() {

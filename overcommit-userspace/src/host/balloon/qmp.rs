@@ -5,6 +5,7 @@
 //! each look.
 
 use crate::host::balloon::socket::Socket;
+use crate::host::overcommit::total;
 use anyhow::{Context, Result, anyhow, ensure};
 use overcommit_recording::model::balloon::{Balloon, GuestMemory, LARGEST, POLL_S, Source};
 use serde_json::{Value, json};
@@ -86,7 +87,8 @@ impl Monitor {
         let path = format!("/proc/self/fd/{}", held.as_raw_fd());
         let stream = UnixStream::connect(path).await.context("cannot connect")?;
         let listens = stream.peer_cred()?.pid();
-        ensure!(listens == Some(pid), "process {listens:?} listens there, not {pid}");
+        let who = listens.map_or("another process".to_owned(), |pid| format!("process {pid}"));
+        ensure!(listens == Some(pid), "{who} listens there, not {pid}");
         let mut monitor = Self(BufReader::new(stream.take(ANSWER_MAX)));
         let greeting = monitor.line().await?;
         ensure!(greeting.get("QMP").is_some(), "it does not greet as QMP does");
@@ -134,6 +136,7 @@ impl Monitor {
         ensure!(configured <= LARGEST, "it claims {configured} bytes of memory");
         let current = self.try_ask("query-balloon", json!({})).await?;
         let current = current.and_then(|balloon| balloon["actual"].as_u64());
+        ensure!(current <= Some(configured), "it claims a balloon larger than its memory");
         let device = match current {
             Some(_) => self.device().await?,
             None => None,
@@ -150,7 +153,10 @@ impl Monitor {
             }
         }
         let ballooned = match current {
-            Some(current) if plugged > 0 => (base + self.dimms().await?).saturating_sub(current),
+            Some(current) if plugged > 0 => {
+                let size = base.saturating_add(self.dimms().await?).min(configured);
+                size.saturating_sub(current)
+            }
             Some(current) => base.saturating_sub(current),
             None => 0,
         };
@@ -165,7 +171,7 @@ impl Monitor {
         let devices = self.ask("query-memory-devices", json!({})).await?;
         let devices = devices.as_array().context("no memory devices")?;
         let dimms = devices.iter().filter(|device| device["type"] == "dimm");
-        Ok(dimms.filter_map(|device| device["data"]["size"].as_u64()).sum())
+        Ok(total(dimms.filter_map(|device| device["data"]["size"].as_u64())))
     }
 
     /// Path of the balloon in QEMU's tree of objects: with a name of the user's, or without.
@@ -295,6 +301,29 @@ mod tests {
         let guest = balloon.guest.unwrap();
         assert_eq!((guest.total, guest.available, guest.free), (Some(500), Some(300), None));
         assert_eq!(guest.asked_every_s, Some(POLL_S));
+    }
+
+    #[test]
+    fn lies_are_bounded_by_what_else_is_said() {
+        let greeting: &[u8] = format!("{GREETING}\n").leak().as_bytes();
+        let lines = &[
+            r#"{"return": {}}"#,
+            r#"{"return": {"base-memory": 1000, "plugged-memory": 24}}"#,
+            r#"{"return": {"actual": 0}}"#,
+            r#"{"return": []}"#,
+            r#"{"return": []}"#,
+            r#"{"return": [{"type": "dimm", "data": {"size": 9223372036854775808}},
+                {"type": "dimm", "data": {"size": 9223372036854775808}}]}"#,
+        ];
+        let lines: Vec<String> = lines.iter().map(|line| line.replace("\n  ", " ")).collect();
+        let lines: Vec<&str> = lines.into_iter().map(|line| &*line.leak()).collect();
+        assert_eq!(answers(greeting, lines.leak()).unwrap().0.ballooned, 1024);
+        let larger = &[
+            r#"{"return": {}}"#,
+            r#"{"return": {"base-memory": 1000}}"#,
+            r#"{"return": {"actual": 1001}}"#,
+        ];
+        assert!(refusal(greeting, larger).contains("larger than its memory"));
     }
 
     #[test]

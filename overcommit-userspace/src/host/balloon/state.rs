@@ -1,6 +1,7 @@
 //! Normal, pressure or crisis? One VM with a balloon is somebody's choice; several that
 //! are held down, on a host that swaps all the same, are a host that has run out.
 
+use crate::host::overcommit::total;
 use overcommit_recording::model::balloon::BalloonState;
 use overcommit_recording::model::swap::SwapState;
 use std::collections::{BTreeMap, VecDeque};
@@ -102,7 +103,7 @@ impl BalloonStates {
         if is_other {
             self.sums.clear();
         }
-        self.sums.push_back((now_ns, self.vms.values().map(|vm| vm.now).sum()));
+        self.sums.push_back((now_ns, total(self.vms.values().map(|vm| vm.now))));
         while self.sums.get(1).is_some_and(|(time, _)| now_ns - time >= MINUTE_NS) {
             self.sums.pop_front();
         }
@@ -114,7 +115,7 @@ impl BalloonStates {
         else {
             return false;
         };
-        let configured: u64 = self.vms.values().map(|vm| vm.configured).sum();
+        let configured = total(self.vms.values().map(|vm| vm.configured));
         let minutes = (end - begin) as f64 / MINUTE_NS as f64;
         last.saturating_sub(*first) as f64 >= RISE * configured as f64 * minutes && last > first
     }
