@@ -3,17 +3,18 @@
 use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use overcommit_recording::view::style::plain;
+use overcommit_recording::view::style::{harmless, plain};
 use serde::Serialize;
 use std::io::{Error, ErrorKind, Write};
 
 /// Prints a result on stdout: with words that stand out on a terminal, unless NO_COLOR or
-/// TERM=dumb is set; in ASCII where the locale has nothing else. A reader that has seen enough is no
+/// TERM=dumb is set; without anything else that drives a terminal; in ASCII where the locale has nothing else. A reader that has seen enough is no
 /// failure.
 pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     let is_plain = AutoStream::choice(&stdout) == ColorChoice::Never;
-    let text = if is_plain { plain(text) } else { text.to_owned() };
+    let text = harmless(text);
+    let text = if is_plain { plain(&text) } else { text };
     let text = if is_ascii(|name| std::env::var(name).ok()) { ascii(&text) } else { text };
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if !is_gone(&error) => Err(error).context("cannot print the result"),
@@ -56,7 +57,7 @@ fn is_gone(error: &Error) -> bool {
 
 /// Tells the user something on stderr, if anybody still reads it.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", harmless(text));
 }
 
 #[cfg(test)]

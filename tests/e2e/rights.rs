@@ -48,8 +48,10 @@ fn capabilities() -> Result<()> {
     Ok(())
 }
 
-/// CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_NET_ADMIN, CAP_SYS_BOOT, CAP_SYS_TIME, CAP_MKNOD.
-const NOT_TO_RECORD: u64 = 1 << 16 | 1 << 17 | 1 << 12 | 1 << 22 | 1 << 25 | 1 << 27;
+/// CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_NET_ADMIN, CAP_SYS_BOOT, CAP_SYS_TIME, CAP_MKNOD; and where
+/// root is nobody else CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID.
+const NOT_TO_RECORD: u64 =
+    1 << 16 | 1 << 17 | 1 << 12 | 1 << 22 | 1 << 25 | 1 << 27 | 1 | 1 << 5 | 1 << 6 | 1 << 7;
 
 /// A thread's effective and permitted capabilities.
 fn held(status: &str) -> Result<[u64; 2]> {
@@ -83,8 +85,11 @@ fn given_up() -> Result<()> {
         let [effective, permitted] = held(status)?;
         println!("{effective:x} {permitted:x} of {own:x}");
         ensure!((effective | permitted) & NOT_TO_RECORD == 0, "{status}");
+        ensure!(status.contains("NoNewPrivs:\t1"), "{status}");
     }
-    let [command, _] = held(&fs::read_to_string(dir.path().join("own"))?)?;
+    let command = fs::read_to_string(dir.path().join("own"))?;
+    ensure!(command.contains("NoNewPrivs:\t0"), "{command}");
+    let [command, _] = held(&command)?;
     ensure!(command == own, "COMMAND has {command:x} of {own:x}");
     Ok(())
 }

@@ -270,9 +270,9 @@ async fn begin(
             }
         }
     }
-    // After COMMAND has begun: a process that gains capabilities when it executes loses the signal
-    // that is to end it with us (`commit_creds`, kernel/cred.c).
-    capability::keep_what_records()?;
+    // After COMMAND has begun: it may run sudo itself; and a process that gains capabilities when it
+    // executes loses the signal that is to end it with us (`commit_creds`, kernel/cred.c).
+    capability::keep_what_records(of_user.owner.is_some())?;
     if let Some(early) = warm_up(args.delay, &mut session, waiter, &mut load).await? {
         return Ok(Err(over(early)));
     }

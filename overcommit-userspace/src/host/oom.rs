@@ -60,10 +60,15 @@ fn killed(record: &str) -> Option<(i32, EndedBy)> {
     let (why, who) = message.split_once(": Killed process ")?;
     let by = match why {
         "Memory cgroup out of memory" => EndedBy::OomCgroup,
-        why if why.starts_with("Out of memory") => EndedBy::OomHost,
+        "Out of memory" => EndedBy::OomHost,
+        why if why.starts_with("Out of memory (") && why.ends_with(')') => EndedBy::OomHost,
         _ => return None,
     };
-    let (pid, _) = who.split_once(' ')?;
+    // What the kernel says of a process in another way may hold a name that reads so.
+    let (pid, rest) = who.split_once(' ').filter(|(_, rest)| rest.contains(") total-vm:"))?;
+    if rest.contains(": Killed process ") {
+        return None;
+    }
     Some((pid.parse().ok()?, by))
 }
 
@@ -84,7 +89,14 @@ mod tests {
         assert_eq!(killed(&host), Some((42, EndedBy::OomHost)));
         let chosen = "Out of memory (oom_kill_allocating_task): Killed process 43 (x) total-vm:1";
         assert_eq!(killed(&record(chosen)), Some((43, EndedBy::OomHost)));
-        for other in ["oom_reaper: reaped process 4711 (qemu)", "x: Killed process 1 (y)", ""] {
+        let forged = "Out of memory[7]: segfault at 0 in a: Killed process 4711 (x) total-vm:1";
+        for other in [
+            forged,
+            "Out of memory: Killed process 4711 (x)",
+            "oom_reaper: reaped process 4711 (qemu)",
+            "x: Killed process 1 (y)",
+            "",
+        ] {
             assert_eq!(killed(&record(other)), None, "{other}");
         }
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 pub use rustix::thread::CapabilitySet;
-use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
+use rustix::thread::{CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
 
 /// What it takes to record, of a user who is not root: eBPF, events of all processes, and their
 /// memory and descriptors.
@@ -23,8 +23,11 @@ const TO_RECORD: CapabilitySet = CapabilitySet::empty()
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::SYSLOG)
     // Which file a mapping is of (`proc_map_files_get_link`, fs/proc/base.c).
-    .union(CapabilitySet::CHECKPOINT_RESTORE)
-    // The recording is handed to the user who ran sudo, and so is COMMAND.
+    .union(CapabilitySet::CHECKPOINT_RESTORE);
+
+/// What it needs beside that for a user who ran sudo: the recording is handed to them, and their
+/// COMMAND is ended.
+const FOR_USER: CapabilitySet = CapabilitySet::empty()
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::SETUID)
@@ -41,18 +44,21 @@ pub fn asks_for_admin() -> Option<i32> {
     level.trim().parse().ok().filter(|level| *level >= ADMIN_ALONE)
 }
 
-/// Gives up what a recording does not need, in this thread and in those that it starts.
+/// Gives up what a recording does not need, in this thread and in those that it starts; what they
+/// execute gains nothing. `for_user` where it is for a user who ran sudo.
 ///
 /// # Errors
 /// The kernel refuses it.
-pub fn keep_what_records() -> Result<()> {
+pub fn keep_what_records(for_user: bool) -> Result<()> {
     let admin =
         if asks_for_admin().is_some() { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
-    let kept = TO_RECORD | admin;
+    let for_user = if for_user { FOR_USER } else { CapabilitySet::empty() };
+    let kept = TO_RECORD | admin | for_user;
     let CapabilitySets { effective, permitted, inheritable } = sets()?;
     let (effective, permitted) = (effective & kept, permitted & kept);
     set_capabilities(None, CapabilitySets { effective, permitted, inheritable })
-        .context("cannot give up capabilities")
+        .context("cannot give up capabilities")?;
+    set_no_new_privs(true).context("cannot give up new privileges")
 }
 
 /// Its effective capabilities.

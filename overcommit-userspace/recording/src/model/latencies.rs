@@ -59,9 +59,10 @@ impl Latencies {
     /// Adds others, of the same interval.
     pub fn merge(&mut self, other: &Self) {
         self.add(&other.histogram);
-        self.sum_ns += other.sum_ns;
+        // A recording may claim anything.
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
-        self.over_range += other.over_range;
+        self.over_range = self.over_range.saturating_add(other.over_range);
     }
 
     /// Records that many of a value that a bucket stands for, in nanoseconds.

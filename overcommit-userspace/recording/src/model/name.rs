@@ -67,7 +67,7 @@ pub fn escape(bytes: &[u8]) -> String {
 
 /// Control characters, and those that reorder text on a terminal or are not seen there: two names
 /// that look alike are the same.
-fn is_harmful(c: char) -> bool {
+pub fn is_harmful(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
