@@ -218,8 +218,7 @@ impl Runs {
         };
         ensure!(
             status.success(),
-            "run {} of {command} ended with {}; to go on from there, give the same command and \
-             --out {}",
+            "run {} of {command} ended with {}; to resume, run the same command with --out {}",
             run.number,
             said(status),
             out.display()

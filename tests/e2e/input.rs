@@ -83,15 +83,15 @@ fn blind() -> Result<()> {
 fn unknown_vm() -> Result<()> {
     let _guest = Vm::start(&Config::new("known", 16))?;
     let output = run(["record", "--vm", "unknown", "--out", "/nonexistent/x"])?;
-    expect(&output, 1, "no VM is named unknown; there are known.")?;
+    expect(&output, 1, "no VM is named unknown; running: known.")?;
     let hinted = |vm| run(["record", "--vm", vm, "--out", "/nonexistent/x"]);
     expect(&hinted("KNOWN")?, 1, "Did you mean known?")?;
     expect(&hinted("known,other")?, 1, "Give --vm once for each VM")?;
     expect(&hinted("")?, 2, "leave it out to mean every VM")?;
     expect(&run(["record", "--duration", "-5s"])?, 2, "-5s")?;
     let waits = run(["record", "--vm", "unknown", "--wait=300ms", "--out", "/nonexistent/x"])?;
-    expect(&waits, 4, "waiting for a VM named unknown")?;
-    expect(&waits, 4, "no VM named unknown ran within 300 ms")?;
+    expect(&waits, 4, "waiting for unknown to run")?;
+    expect(&waits, 4, "no VM named unknown was running within 300 ms")?;
     // A glob may match later; where nothing did, that is no success.
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("run").to_string_lossy().into_owned();
@@ -174,7 +174,7 @@ fn refused_backend() -> Result<()> {
 fn no_recording() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().to_string_lossy().into_owned();
-    expect(&run(["report", &path])?, 1, "is no recording: it has no run.json")?;
+    expect(&run(["report", &path])?, 1, "is not a recording: it has no run.json")?;
     fs::write(dir.path().join("run.json"), r#"{"schema":"overcommit.run/9"}"#)?;
     expect(&run(["report", &path])?, 1, "use the overcommit that recorded it")?;
     fs::write(dir.path().join("run.json"), "{")?;
@@ -207,7 +207,7 @@ fn list_and_check() -> Result<()> {
     let text = run(["check"])?;
     expect(&text, code, "")?;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
-    ensure!(text.starts_with("This host can be recorded in "), "{text}");
+    ensure!(text.starts_with("VMs on this host can be recorded in "), "{text}");
     ensure!((code == 0) != text.contains("Not seen"), "{text}");
     let vms = &check["host"]["vms"];
     ensure!(vms["running"] == 1 && vms["under_tcg"] == usize::from(guest_is_tcg), "{vms}");

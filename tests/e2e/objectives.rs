@@ -60,8 +60,8 @@ fn objectives() -> Result<()> {
     let config = config.to_string_lossy().into_owned();
     for (option, value, code, said) in [
         ("--slo", HELD, 0, "held"),
-        ("--slo", nobody, 4, "not judged"),
-        ("--slo", "web-1:fault.minor:rate<0/s", 3, "/s  broken in"),
+        ("--slo", nobody, 4, "n/a"),
+        ("--slo", "web-1:fault.minor:rate<0/s", 3, " intervals, "),
         ("--slo", "web-1:fault.minor:max<1ns", 3, "BROKEN"),
         ("--config", config.as_str(), 3, "BROKEN"),
         ("--format", "text", 3, "BROKEN"),
@@ -110,13 +110,17 @@ fn marks() -> Result<()> {
     };
     for mark in ["steady", "end"] {
         await_more()?;
-        expect(&run(["mark", &text, mark])?, 0, &format!("marked {mark:?}, "))?;
+        expect(&run(["mark", &text, mark])?, 0, &format!("marked {mark:?} at "))?;
     }
     await_more()?;
     expect(&run(["mark", &text, "two\nlines"])?, 1, "more than one line")?;
     recording.end()?;
     expect(&run(["mark", &text, "late"])?, 1, "not being recorded any more")?;
-    expect(&run(["report", &text, "--from", "late"])?, 1, "there are \"steady\", \"end\"")?;
+    expect(
+        &run(["report", &text, "--from", "late"])?,
+        1,
+        "this recording has \"steady\", \"end\"",
+    )?;
 
     let at = |name: &str| -> Result<f64> {
         let marks = rows(&folder, "marks.csv")?;
@@ -135,7 +139,9 @@ fn marks() -> Result<()> {
     let part: Value = serde_json::from_slice(&output.stdout)?;
     let whole = json(&folder, "summary.json")?;
     ensure!(part["intervals"] == within && within >= 3, "{within}: {part:#}");
+    ensure!(part["from"] == "steady" && part["to"] == "end", "{part:#}");
     ensure!(whole["intervals"] == all.len(), "the summary is of a part: {whole:#}");
+    ensure!(whole["from"].is_null() && whole["run"]["stopped_by"] == "interrupt", "{whole:#}");
     Ok(())
 }
 
@@ -195,7 +201,7 @@ fn compare() -> Result<()> {
     let output = run(["compare", &all, &text, "--json"])?;
     let compared: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(compared["compared"][0]["why_not"].is_string(), "{compared:#}");
-    expect(&run(["compare", "/proc", &text])?, 1, "is no recording, and holds none")?;
+    expect(&run(["compare", "/proc", &text])?, 1, "is not a recording and contains none")?;
     // Written by a version that is not there yet, and cut off in the middle.
     let run_json = folder.join("run.json");
     let newer = fs::read_to_string(&run_json)?.replace("overcommit.run/1", "overcommit.run/9");

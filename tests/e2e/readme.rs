@@ -71,7 +71,7 @@ fn works(dir: &Path, overcommit: &str, command: &str) -> Result<()> {
     let command = if command.starts_with("ab ") {
         format!("{command} --help")
     } else {
-        command.replace("--duration 60s", "--duration 2s")
+        command.replace("--duration 10m", "--duration 2s")
     };
     let shell = format!("{overcommit} {command}");
     let output = Command::new("sh").args(["-c", &shell]).current_dir(dir).output()?;

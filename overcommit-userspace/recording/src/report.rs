@@ -8,7 +8,7 @@ use crate::recording::reader::EVERY;
 use crate::recording::{Folder, Recording, Span};
 use crate::slo::Objective;
 use crate::slo::judge::{Judging, NOT_JUDGED, exit_code};
-use crate::summary::Summing;
+use crate::summary::{Marks, Summing};
 use crate::view::summary_text;
 use anyhow::{Context, Error, Result};
 use clap::ValueEnum;
@@ -30,6 +30,8 @@ pub struct View {
     pub is_full: bool,
     /// Which part.
     pub span: Span,
+    /// The marks that it lies between.
+    pub marks: Marks,
     /// Instead of those that it was recorded with, if there are any.
     pub objectives: Vec<Objective>,
 }
@@ -40,6 +42,8 @@ pub struct Report {
     pub text: String,
     /// Exit code: of the objectives, and [`NOT_JUDGED`] of a recording in which there is no VM.
     pub code: u8,
+    /// Why it says nothing of any VM, if so.
+    pub nothing: Option<String>,
     /// Why the recording's own summary could not be written, if so.
     pub not_written: Option<Error>,
 }
@@ -68,9 +72,9 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     })?;
     let judged = judging.judge(run, &summing.totals);
     let code = exit_code(&judged);
-    let summary = summing.summary(run, view.span == Span::WHOLE, judged);
-    let is_empty = code == 0 && summary.nothing(run).is_some();
-    let code = if is_empty { NOT_JUDGED } else { code };
+    let summary = summing.summary(run, view.marks.clone(), judged);
+    let nothing = summary.nothing(run);
+    let code = if code == 0 && nothing.is_some() { NOT_JUDGED } else { code };
     let json = summary.json()?;
     let write = || {
         folder.refresh(SUMMARY_JSON, &json)?;
@@ -83,7 +87,7 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
         Format::Text => summary_text::text(run, &summary, view.is_full),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
     };
-    Ok(Report { text, code, not_written })
+    Ok(Report { text, code, nothing, not_written })
 }
 
 fn write_distributions(folder: &Folder, run: &Run, totals: &Totals) -> Result<()> {

@@ -27,13 +27,13 @@ pub struct Args {
     /// Runs of each
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(5..=500))]
     runs: u32,
-    /// Wait that long between two runs
+    /// Pause between runs
     #[arg(long, value_name = "D", allow_hyphen_values = true, default_value = "10s", value_parser = parse_duration)]
     pause: Duration,
-    /// Draw the order from this number, to repeat it
+    /// Seed for the random order of the runs
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Folder for the recordings, new, or one to go on with [default: overcommit-ab-HOST-TIME]
+    /// Folder for the recordings, new, or one to resume [default: overcommit-ab-HOST-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
@@ -43,7 +43,7 @@ pub struct Args {
     /// Length of an interval, 10ms to 1h
     #[arg(long, value_name = "D", allow_hyphen_values = true, default_value = "1s", value_parser = parse_interval)]
     interval: Duration,
-    /// Leave out the first D of each run, while the load warms up
+    /// Skip the first D of each run, while the load warms up
     #[arg(long, value_name = "D", allow_hyphen_values = true, default_value = "0s", value_parser = parse_duration)]
     delay: Duration,
     #[command(flatten)]
@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let end = runtime.block_on(async { runs.record(&mut Waiter::new()?).await });
     if let End::Signal(signal) = end? {
         say(&format!(
-            "overcommit: stopped; to go on, give the same command and --out {}",
+            "overcommit: stopped; to resume, run the same command with --out {}",
             out.display()
         ));
         return Ok(signalled(signal));

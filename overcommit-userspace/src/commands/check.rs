@@ -2,6 +2,7 @@
 
 use crate::commands::{FAILED, require_hosts_pids, require_readable, require_root, self_test};
 use crate::host::inventory::Inventory;
+use crate::host::oom::OomKills;
 use crate::host::working_set::{Capabilities, Wanted as WantedSource};
 use crate::kernel;
 use crate::kernel::capability::{self, CapabilitySet};
@@ -13,7 +14,7 @@ use crate::probes::{Kernel, Probes, sight, tracefs};
 use crate::terminal::{print, print_json};
 use crate::vm::Discovery;
 use anyhow::{Result, anyhow};
-use overcommit_recording::model::coverage::{MetricCoverage, absent};
+use overcommit_recording::model::coverage::{Coverage, MetricCoverage, absent};
 use overcommit_recording::model::memory::Source;
 use overcommit_recording::model::run::HookState;
 use overcommit_recording::slo::judge::NOT_JUDGED;
@@ -24,12 +25,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Capabilities that matter, and what for.
-const CAPABILITIES: [(&str, CapabilitySet, &str); 5] = [
+const CAPABILITIES: [(&str, CapabilitySet, &str); 7] = [
     ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN, "cgroups, tracefs"),
     ("CAP_BPF", CapabilitySet::BPF, "eBPF"),
     ("CAP_PERFMON", CapabilitySet::PERFMON, "kernel memory, perf events of all processes"),
     ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE, "other processes' descriptors and memory maps"),
-    ("CAP_SYS_RESOURCE", CapabilitySet::SYS_RESOURCE, "not needed since Linux 5.11"),
+    ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH, "tracefs, where only root may read it"),
+    ("CAP_CHECKPOINT_RESTORE", CapabilitySet::CHECKPOINT_RESTORE, "which memory is in huge pages"),
+    (
+        "CAP_SYSLOG",
+        CapabilitySet::SYSLOG,
+        "VMs that the kernel kills, if kernel.dmesg_restrict is 1",
+    ),
 ];
 
 /// Options of `check`.
@@ -93,6 +100,8 @@ struct Report {
     /// What `--backend auto` takes.
     auto: Option<Backend>,
     coverage: Vec<MetricCoverage>,
+    /// Why it cannot be seen that the kernel kills a VM, if so.
+    kills_unreadable: Option<String>,
     /// What working sets can be measured with.
     working_sets: [WorkingSetSource; 2],
     /// What the host has, and which VMs run on it.
@@ -195,6 +204,7 @@ fn look() -> Result<Report> {
         hooks: sight.hooks.clone(),
         preemption: host.preemption,
         coverage,
+        kills_unreadable: OomKills::follow().1,
         working_sets,
         host: Inventory::read(Path::new("/proc"), Path::new("/sys"), &vms),
     })
@@ -217,8 +227,8 @@ fn capabilities() -> Result<Vec<Capability>> {
 }
 
 /// How the summary ends.
-const NEXT: &str = "\nEverything that was tried: overcommit check -v
-Are the figures right on this host? overcommit check --self-test\n";
+const NEXT: &str = "\nDetails:                               overcommit check -v
+Verify the counters against this kernel: overcommit check --self-test\n";
 
 /// Whether this host can be recorded, what is not seen then, and why. Writing to a String cannot
 /// fail.
@@ -228,8 +238,8 @@ fn summary(report: &Report) -> String {
         Reach::Part => "can be recorded in part",
         Reach::Nothing => "cannot be recorded",
     };
-    let by = report.auto.map_or_else(String::new, |backend| format!(", by backend {backend}"));
-    let mut out = format!("This host {how}{by} (Linux {}).\n", report.kernel);
+    let by = report.auto.map_or_else(String::new, |backend| format!(" with backend {backend}"));
+    let mut out = format!("VMs on this host {how}{by} (Linux {}).\n", report.kernel);
     let is_measured = is_measured(&report.working_sets);
     let mut gaps: Vec<(String, String)> = Vec::new();
     if report.reach == Reach::Part {
@@ -237,6 +247,12 @@ fn summary(report: &Report) -> String {
         let bounds = ("measured working sets".to_owned(), "bounds are given instead".to_owned());
         gaps.extend((!is_measured).then_some(bounds));
     }
+    if report.auto == Some(Backend::Perf) && report.kvm.device {
+        let faults = "KVM resolves most faults of a guest itself; their time is in stall.memory";
+        gaps.push(("most fault.minor, fault.major of VMs on KVM".to_owned(), faults.to_owned()));
+    }
+    let kills = report.kills_unreadable.iter();
+    gaps.extend(kills.map(|why| ("VMs that the kernel kills".to_owned(), why.clone())));
     facts::list(&mut out, "Not seen", &gaps);
     let backends = report.backends.iter().map(|by| (by.backend.name(), by.refused.as_deref()));
     let better = backends.take_while(|(_, refused)| refused.is_some());
@@ -256,7 +272,7 @@ fn details(report: &Report) -> String {
         |reason: &Option<String>| reason.as_ref().map_or("yes".to_owned(), |r| format!("no: {r}"));
     let _ = writeln!(out, "Kernel        {}", report.kernel);
     let _ = writeln!(out, "BTF           {}", missing(&report.btf_missing));
-    let _ = writeln!(out, "Fields        {}", missing(&report.layout_missing));
+    let _ = writeln!(out, "Kernel fields {}", missing(&report.layout_missing));
     let _ = writeln!(out, "/dev/kvm      {}", if report.kvm.device { "yes" } else { "no" });
     match &report.tracefs {
         Some(path) => {
@@ -272,7 +288,7 @@ fn details(report: &Report) -> String {
     let _ = writeln!(out, "\nCapabilities");
     for capability in &report.capabilities {
         let held = if capability.held { "yes" } else { "no " };
-        let _ = writeln!(out, "  {:<16} {held}  {}", capability.name, capability.purpose);
+        let _ = writeln!(out, "  {:<22} {held}  {}", capability.name, capability.purpose);
     }
     let _ = writeln!(out, "\nPrograms, one of each kind tried");
     for trial in &report.programs {
@@ -300,7 +316,9 @@ fn details(report: &Report) -> String {
     }
     let _ = writeln!(out, "\nCoverage");
     for metric in &report.coverage {
-        let _ = writeln!(out, "  {:<16} {}", metric.metric, metric.coverage.name());
+        let of_threads = metric.coverage == Coverage::Full && !metric.not_seen.is_empty();
+        let but = if of_threads { " for the VM's own threads; not seen:" } else { "" };
+        let _ = writeln!(out, "  {:<16} {}{but}", metric.metric, metric.coverage.name());
         for text in &metric.not_seen {
             let _ = writeln!(out, "  {:<16}   {text}", "");
         }

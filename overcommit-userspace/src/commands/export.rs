@@ -13,6 +13,9 @@ use std::process::ExitCode;
 
 /// Options of `export`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  overcommit export load --vm web-01
+  overcommit export load --metric fault.major --format hgrm --out plots")]
 pub struct Args {
     /// Folder of the recording
     dir: PathBuf,
@@ -24,7 +27,7 @@ pub struct Args {
     /// namespace/name for KubeVirt; may be repeated
     #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,
-    /// Only this metric, or family as exit; may be repeated
+    /// Only this metric, or a family such as exit (every exit.*); may be repeated
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
     #[command(flatten)]

@@ -4,6 +4,7 @@ use crate::kernel::clock;
 use crate::terminal::say;
 use anyhow::{Context, Result, ensure};
 use clap::builder::NonEmptyStringValueParser;
+use overcommit_recording::format::text::time_of_day;
 use overcommit_recording::recording::folder::MARKS;
 use overcommit_recording::recording::run_file;
 use overcommit_recording::recording::{Folder, span};
@@ -13,6 +14,9 @@ use std::process::ExitCode;
 
 /// Options of `mark`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example, while `overcommit record --out load` runs:
+  overcommit mark load steady
+  overcommit report load --from steady")]
 pub struct Args {
     /// Folder of the recording
     dir: PathBuf,
@@ -41,8 +45,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     file.write_all(&line).with_context(|| format!("cannot write {MARKS}"))?;
     let since_ns = now.boottime_ns.saturating_sub(run.clocks.start.boottime_ns);
     say(&format!(
-        "overcommit: marked {:?}, {:.1} s into {}",
+        "overcommit: marked {:?} at {}, {:.1} s into {}",
         args.text,
+        time_of_day(now.realtime_ns as f64 / 1e9),
         since_ns as f64 / 1e9,
         dir.display()
     ));

@@ -23,6 +23,7 @@ use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::Vm;
 use overcommit_recording::recording::{Folder, Span, single};
 use overcommit_recording::slo::{Objective, config};
+use overcommit_recording::summary::Marks;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -50,13 +51,13 @@ enum Command {
     Record(record::Args),
     /// Print the verdict and figures of a recording, even one that was cut off
     Report(report::Args),
-    /// Compare two recordings, and say whether a difference is real
+    /// Compare two recordings and say whether a difference is real
     Compare(compare::Args),
     /// Record two commands alternately, several times, and compare them
     Ab(ab::Args),
     /// Write one file per VM and metric of a recording
     Export(export::Args),
-    /// Note in a running recording that a phase of the load begins
+    /// Mark the start of a load phase in a running recording
     Mark(mark::Args),
     /// List the VMs that run on this host
     List(list::Args),
@@ -210,6 +211,10 @@ struct SpanArgs {
 impl SpanArgs {
     fn read(&self, folder: &Folder) -> Result<Span> {
         Span::between(folder, self.from.as_deref(), self.to.as_deref())
+    }
+
+    fn marks(&self) -> Marks {
+        Marks { from: self.from.clone(), to: self.to.clone() }
     }
 }
 

@@ -28,16 +28,18 @@ use overcommit_recording::format::text::{
 };
 use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::pattern::Pattern;
-use overcommit_recording::model::run::{Options, Run};
+use overcommit_recording::model::run::{Options, Run, StoppedBy};
 use overcommit_recording::recording::{Folder, Owner, Span, Writer, single};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
 use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
+use overcommit_recording::summary::Marks;
 use overcommit_recording::view::presence::ended;
-use overcommit_recording::view::progress::Progress;
+use overcommit_recording::view::progress::{Progress, length};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -47,7 +49,9 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   overcommit record --duration 5m
   overcommit record --vm 'web-*' --slo 'fault.major:p99<2ms' --duration 10m --out run-1
-  overcommit record --out run-2 --label build=417 -- k6 run load.js")]
+  overcommit record --out run-2 --label build=417 -- k6 run load.js
+
+Exits with 3 if an objective was broken, 4 if one could not be judged, else with COMMAND's status.")]
 pub struct Args {
     /// How long to record, such as 90s or 1m30s; until Ctrl-C or the end of COMMAND if not given
     #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
@@ -57,7 +61,7 @@ pub struct Args {
     #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
     #[arg(default_value = "1s", value_parser = parse_interval)]
     interval: Duration,
-    /// Leave out the first D, while the load warms up
+    /// Skip the first D, while the load warms up
     #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
     #[arg(default_value = "0s", value_parser = parse_duration)]
     delay: Duration,
@@ -72,7 +76,7 @@ pub struct Args {
     #[arg(long, help_heading = WHICH, value_name = "D", num_args = 0..=1, require_equals = true)]
     #[arg(value_parser = parse_positive_duration)]
     wait: Option<Option<Duration>>,
-    /// Only this process, whatever it is; may be repeated
+    /// Record this process, even if it is not a VM; may be repeated
     #[arg(short, long, help_heading = WHICH, value_name = "PID")]
     pid: Vec<i32>,
     /// Where to see faults
@@ -89,7 +93,7 @@ pub struct Args {
     causes: bool,
     #[command(flatten)]
     host: HostArgs,
-    /// Note a fact about the run; may be repeated
+    /// Attach KEY=VALUE to the recording; may be repeated
     #[arg(long, help_heading = WHERE, value_name = "K=V", value_parser = parse_label)]
     label: Vec<(String, String)>,
     /// Write this file once counting has begun; it holds the absolute path of the recording
@@ -101,7 +105,7 @@ pub struct Args {
     /// Print only errors, warnings, VMs that were killed, and the JSON of --json
     #[arg(short, long, help_heading = WHERE)]
     quiet: bool,
-    /// Print what the eBPF programs decide
+    /// Print the debug log of the eBPF programs
     #[arg(short, long, help_heading = WHERE)]
     verbose: bool,
     /// Do without a function of the kernel, as on one that does not have it
@@ -148,6 +152,9 @@ async fn record(args: Args) -> Result<ExitCode> {
     };
     let folder = Folder::create(&out(&args)?, owner)?;
     let of_user = OfUser { owner, descriptors };
+    if !args.quiet && std::io::stderr().is_terminal() {
+        say("overcommit: loading eBPF programs; this takes a second or two");
+    }
     let begun = begin(&args, selection, vms, of_user, &mut waiter).await;
     let (session, host, mut load) = match begun.inspect_err(|_| folder.discard())? {
         Ok(begun) => begun,
@@ -196,20 +203,31 @@ async fn record(args: Args) -> Result<ExitCode> {
     writer.write_run(session.run())?;
     let mut run = session.run().clone();
     drop((progress, session));
-    let (status, sent) = match (end, &mut load) {
-        (End::Load(status), _) => (Some(status), None),
-        (End::Signal(signal), Some(load)) => (Some(load.end(signal).await?), Some(signal)),
-        (End::Signal(_), None) => (None, None),
+    run.stopped_by = Some(stopped_by(&end));
+    let sent = match end {
+        End::Load(_) => None,
+        End::Signal(signal) => Some(signal),
+        End::Time => Some(Signal::SIGTERM),
+    };
+    let status = match (end, &mut load, sent) {
+        (End::Load(status), ..) => Some(status),
+        (_, Some(load), Some(signal)) => Some(load.end(signal).await?),
+        _ => None,
     };
     let code = status.map_or(0, |status| load::code(status, sent));
     run.command_status = status.map(|status| load::code(status, None));
     writer.write_run(&run)?;
     let format = if args.json { Format::Json } else { Format::Text };
     // Those that it was recorded with.
-    let view = View { format, is_full: false, span: Span::WHOLE, objectives: Vec::new() };
+    let (span, marks) = (Span::WHOLE, Marks::default());
+    let view = View { format, is_full: false, span, marks, objectives: Vec::new() };
     let report = rebuild(&folder, &view)?;
     if args.json || !args.quiet {
         print(&report.text)?;
+    }
+    let is_printed = !args.json && !args.quiet;
+    if !is_printed && let Some(why) = &report.nothing {
+        say(&format!("overcommit: {why}"));
     }
     if !args.quiet {
         if code != 0 {
@@ -225,6 +243,16 @@ async fn record(args: Args) -> Result<ExitCode> {
     // A broken objective comes first, then the load's own status.
     let objective_comes_first = report.code == BROKEN || code == 0;
     Ok(ExitCode::from(if objective_comes_first { report.code } else { code }))
+}
+
+fn stopped_by(end: &End) -> StoppedBy {
+    match end {
+        End::Load(_) => StoppedBy::Command,
+        End::Time => StoppedBy::Duration,
+        End::Signal(Signal::SIGINT) => StoppedBy::Interrupt,
+        End::Signal(Signal::SIGHUP) => StoppedBy::Hangup,
+        End::Signal(_) => StoppedBy::Terminate,
+    }
 }
 
 /// Whose COMMAND it is, and how many files that may open.
@@ -307,10 +335,24 @@ fn out(args: &Args) -> Result<PathBuf> {
     default_out("overcommit")
 }
 
+/// VMs that are named one by one when a recording begins.
+const NAMED: usize = 5;
+
 /// What is recorded, where, and until when.
 fn begun_with(run: &Run, args: &Args, folder: &Folder) -> String {
-    let end = if args.command.is_empty() { "Ctrl-C ends it" } else { "it ends with the command" };
-    format!("recording {} into {}; {end}", vms(run.vms.len()), folder.path().display())
+    let names: Vec<&str> = run.vms.iter().map(|vm| vm.name.as_str()).collect();
+    let names = match names.len() {
+        1..=NAMED => format!(" ({})", names.join(", ")),
+        _ => String::new(),
+    };
+    let time = args.duration.map(|time| format!(" for {}", length(time))).unwrap_or_default();
+    let end = match (args.command.is_empty(), args.duration) {
+        (false, _) => "it ends with the command",
+        (true, Some(_)) => "Ctrl-C ends it early",
+        (true, None) => "Ctrl-C ends it",
+    };
+    let (vms, folder) = (vms(run.vms.len()), folder.path().display());
+    format!("recording {vms}{names} into {folder}{time}; {end}")
 }
 
 fn options(args: &Args, objectives: &[Objective]) -> Options {
@@ -359,7 +401,7 @@ fn over(early: Early) -> ExitCode {
     match early {
         Early::Signal(signal) => stopped(signal),
         Early::LoadEnded(status) => {
-            say("overcommit: error: the command ended during --delay; nothing was recorded");
+            say("overcommit: error: COMMAND ended during --delay; nothing was recorded");
             let code = load::code(status, None);
             ExitCode::from(if code == 0 { NOT_JUDGED } else { code })
         }

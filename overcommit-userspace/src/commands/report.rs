@@ -47,6 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         format: if args.json { Format::Json } else { args.format },
         is_full: args.verbose,
         span: args.span.read(&folder)?,
+        marks: args.span.marks(),
         objectives: args.objectives.read(),
     };
     let report = rebuild(&folder, &view)?;

@@ -20,7 +20,7 @@ use overcommit_ebpf::layout::{FaultBacking, Metric};
 use overcommit_recording::model::coverage::Coverage;
 use overcommit_recording::model::metric::MetricName;
 use overcommit_recording::model::run::{Options, Run};
-use overcommit_recording::summary::{Summary, SummaryMetric, Summing};
+use overcommit_recording::summary::{Marks, Summary, SummaryMetric, Summing};
 use procfs::process::Process;
 use serde::Serialize;
 use std::io::{BufRead, BufReader, Write};
@@ -88,7 +88,7 @@ pub fn prove(kernel: &Kernel, backend: Backend) -> Result<Vec<Proof>> {
     let run = session.run();
     let mut summing = Summing::new(run);
     summing.add(&interval);
-    Ok(proofs(run, &summing.summary(run, true, Vec::new()), &made, kernels))
+    Ok(proofs(run, &summing.summary(run, Marks::default(), Vec::new()), &made, kernels))
 }
 
 /// `kernels` are the kernel's own minor and major faults of the process.

@@ -38,8 +38,10 @@ pub enum Told<'a> {
 pub enum End {
     /// The load has ended.
     Load(ExitStatus),
-    /// The user has enough, or the time is over; the load is to be sent this.
+    /// The user has enough.
     Signal(Signal),
+    /// The time is over.
+    Time,
 }
 
 /// Why a session was over before it began.
@@ -118,7 +120,7 @@ pub async fn follow(
                     tell_of_ends(session, &mut take)?;
                     boundary = Boundary::after(&now, until.interval);
                 } else if end.is_some_and(|end| Instant::now() >= end) {
-                    break End::Signal(Signal::SIGTERM);
+                    break End::Time;
                 }
             }
         }

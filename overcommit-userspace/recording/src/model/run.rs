@@ -62,6 +62,9 @@ pub struct Run {
     /// How COMMAND ended, as a shell has it: 128 and the number of a signal that killed it.
     #[serde(default)]
     pub command_status: Option<u8>,
+    /// Why it ended, if it did.
+    #[serde(default)]
+    pub stopped_by: Option<StoppedBy>,
 }
 
 /// What versions that did not say so were run with.
@@ -266,6 +269,39 @@ pub struct RunVm {
     pub coverage: Coverage,
     /// By cause.
     pub not_counted: BTreeMap<String, u64>,
+}
+
+/// Why a recording ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoppedBy {
+    /// The time of `--duration` was over.
+    Duration,
+    /// COMMAND ended.
+    Command,
+    /// SIGINT, as Ctrl-C sends it.
+    Interrupt,
+    /// SIGHUP: its terminal hung up.
+    Hangup,
+    /// SIGTERM.
+    Terminate,
+    /// What a later version knows.
+    #[serde(other)]
+    Other,
+}
+
+impl StoppedBy {
+    /// In words that follow "ended".
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Duration => "by --duration",
+            Self::Command => "with the command",
+            Self::Interrupt => "by Ctrl-C",
+            Self::Hangup => "as its terminal hung up",
+            Self::Terminate => "by SIGTERM",
+            Self::Other => "",
+        }
+    }
 }
 
 /// Why a VM ended.

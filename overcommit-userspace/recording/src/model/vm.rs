@@ -42,7 +42,7 @@ impl NamedBy {
         match self {
             Self::Guest => "-name guest=",
             Self::Process => "-name process=",
-            Self::Pid => "its PID, for it has no name",
+            Self::Pid => "PID (no name given)",
             Self::Other => "in a way that this version does not know",
         }
     }

@@ -31,6 +31,7 @@ use crate::recording::folder::{INTERVALS, RUN_FILE, VMS};
 use crate::recording::reader::NONE;
 use crate::recording::{Folder, Recording, Span, Writer, logs};
 use crate::report::{Format, View, rebuild};
+use crate::summary::Marks;
 use crate::view::style::plain;
 use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Part};
 use std::collections::BTreeSet;
@@ -448,7 +449,13 @@ const FILES: [&str; 11] = [
 ];
 
 fn report(folder: &Folder, format: Format) -> String {
-    let view = View { format, is_full: true, span: Span::WHOLE, objectives: Vec::new() };
+    let view = View {
+        format,
+        is_full: true,
+        span: Span::WHOLE,
+        marks: Marks::default(),
+        objectives: Vec::new(),
+    };
     rebuild(folder, &view).unwrap().text
 }
 

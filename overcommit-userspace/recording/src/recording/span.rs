@@ -62,9 +62,9 @@ fn unknown(marks: &[Mark], name: &str, after_us: u64) -> String {
     let after = if after_us == 0 { "" } else { " after the other" };
     let texts: Vec<String> = marks.iter().map(|mark| format!("{:?}", mark.text)).collect();
     if texts.is_empty() {
-        return format!("there is no mark {name:?}: it has none at all");
+        return format!("there is no mark {name:?}: this recording has no marks");
     }
-    format!("there is no mark {name:?}{after}; there are {}", texts.join(", "))
+    format!("there is no mark {name:?}{after}; this recording has {}", texts.join(", "))
 }
 
 /// A line of marks.csv.
@@ -122,7 +122,7 @@ mod tests {
         assert!(Span::of(&marks(), Some("=end"), None).unwrap().holds(u64::MAX, 0));
         assert!(Span::WHOLE.holds(0, second));
         let error = |from, to| format!("{:#}", Span::of(&marks(), from, to).unwrap_err());
-        assert!(error(Some("x"), None).contains("there are \"ramp\""));
+        assert!(error(Some("x"), None).contains("this recording has \"ramp\""));
         assert!(error(Some("=end"), Some("ramp")).contains("after the other"));
     }
 }

@@ -124,7 +124,7 @@ impl Judging {
                     let has_ended = vm.ended_us.is_some_and(|end_us| end_us <= self.end_us);
                     if has_ended && case.verdict == Verdict::Held {
                         case.verdict = Verdict::NotJudged;
-                        case.why = Some("it did not run to the end".to_owned());
+                        case.why = Some("the VM ended early".to_owned());
                     }
                     judged.push(case);
                 }

@@ -20,7 +20,7 @@ impl Quantile {
         if text == "max" {
             return Ok(Self(WHOLE));
         }
-        let wrong = || format!("{text} is no quantile; write for example p99, p99.9 or max");
+        let wrong = || format!("{text} is not a quantile; write for example p99, p99.9 or max");
         let digits = text.strip_prefix('p').with_context(wrong)?;
         let (percent, fraction) = match digits.split_once('.') {
             Some(parts) => parts,
@@ -182,7 +182,7 @@ impl Objective {
 }
 
 fn percent(text: &str) -> Result<f64> {
-    let wrong = || format!("{text} is no share; write for example 1%");
+    let wrong = || format!("{text} is not a share; write for example 1%");
     let number: f64 =
         text.strip_suffix('%').with_context(wrong)?.parse().ok().with_context(wrong)?;
     ensure!((0.0..=100.0).contains(&number), "{text} is not between 0% and 100%");
@@ -190,7 +190,7 @@ fn percent(text: &str) -> Result<f64> {
 }
 
 fn per_second(text: &str) -> Result<f64> {
-    let wrong = || format!("{text} is no rate; write for example 100/s");
+    let wrong = || format!("{text} is not a rate; write for example 100/s");
     let number: f64 =
         text.strip_suffix("/s").with_context(wrong)?.parse().ok().with_context(wrong)?;
     ensure!(number.is_finite() && number >= 0.0, wrong());
@@ -231,13 +231,13 @@ mod tests {
             ("fault.major:p99", "has no <"),
             ("fault.major<2ms", "at character 1"),
             ("fault.mayor:p99<2ms", "at character 1: there is no metric fault.mayor"),
-            ("db:fault.major:q99<2ms", "at character 16: q99 is no quantile"),
+            ("db:fault.major:q99<2ms", "at character 16: q99 is not a quantile"),
             ("fault.major:p100<2ms", "at character 13"),
-            ("fault.major:rate<100", "at character 18: 100 is no rate"),
-            ("fault.major:rate<-1/s", "at character 18: -1/s is no rate"),
+            ("fault.major:rate<100", "at character 18: 100 is not a rate"),
+            ("fault.major:rate<-1/s", "at character 18: -1/s is not a rate"),
             ("fault.major:p0<2ms", "not between 0 and 100 %"),
             ("fault.major:p99<2", "at character 17: the duration 2 has no unit"),
-            ("stall.share<1", "at character 13: 1 is no share"),
+            ("stall.share<1", "at character 13: 1 is not a share"),
             ("stall.share<101%", "not between 0% and 100%"),
             ("web-[:fault.major:p99<2ms", "not a pattern"),
             ("", "has no <"),

@@ -51,7 +51,7 @@ pub(super) fn of_latency(
     if count >= least || above == 0 {
         return (Verdict::Held, None);
     }
-    (Verdict::NotJudged, Some(format!("{count} counted, of {least} that the quantile needs")))
+    (Verdict::NotJudged, Some(format!("{count} samples; the quantile needs {least}")))
 }
 
 /// Of a metric of which nothing was counted.
@@ -70,7 +70,7 @@ pub(super) fn of_share(
     of_faults: Coverage,
 ) -> Outcome {
     let Some((stall, share)) = stall.and_then(|stall| Some((stall, stall.share()?))) else {
-        return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
+        return (Verdict::NotJudged, Some("its vCPU threads could not be identified".to_owned()));
     };
     let outcome = of_known_share(share, stall, known, limit);
     let is_partial = stall.source == StallSource::Faults && of_faults != Coverage::Full;
@@ -88,7 +88,7 @@ pub(super) fn of_cpu_share(
     limit: f64,
 ) -> Outcome {
     let Some(stall) = stall else {
-        return (Verdict::NotJudged, Some("its vCPU threads are not known".to_owned()));
+        return (Verdict::NotJudged, Some("its vCPU threads could not be identified".to_owned()));
     };
     match waited_ns.and_then(|waited_ns| stall.cpu_share(waited_ns)) {
         Some(share) => of_known_share(share, stall, known, limit),

@@ -39,8 +39,13 @@ pub struct Summary {
     pub run: SummaryRun,
     /// Complete intervals.
     pub intervals: u64,
+    /// The marks that it lies between.
+    #[serde(flatten)]
+    pub marks: Marks,
     /// Start of the first, in Unix seconds.
     pub start_unix_s: f64,
+    /// End of the last interval, in Unix seconds.
+    pub end_unix_s: f64,
     /// Length of all of them, in seconds.
     pub length_s: f64,
     /// The longest; longer than asked for if the recorder was held up. In seconds.
@@ -51,6 +56,15 @@ pub struct Summary {
     pub vms: Vec<SummaryVm>,
     /// Each objective for each VM that it is for.
     pub objectives: Vec<Judged>,
+}
+
+/// The marks that a summary lies between: `--from` and `--to`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Marks {
+    /// `null` from the start.
+    pub from: Option<String>,
+    /// `null` to the end.
+    pub to: Option<String>,
 }
 
 /// A VM over the whole run.
@@ -218,9 +232,10 @@ impl Summing {
         self.evictions.add(interval);
     }
 
-    /// The summary, with the objectives as they were judged. Of the whole recording run.json
+    /// The summary of the part between the marks, with the objectives as they were judged. Of the whole recording run.json
     /// knows what older versions have in no row.
-    pub fn summary(&self, run: &Run, is_whole: bool, objectives: Vec<Judged>) -> Summary {
+    pub fn summary(&self, run: &Run, marks: Marks, objectives: Vec<Judged>) -> Summary {
+        let is_whole = marks == Marks::default();
         let evictions = self.evictions.of(run);
         let vms = run.vms.iter().zip(&self.totals.vms).zip(evictions);
         let host = self.host.of(run);
@@ -235,7 +250,9 @@ impl Summing {
             run_id: run.run_id.clone(),
             run: SummaryRun::of(run),
             intervals: self.totals.intervals,
+            marks,
             start_unix_s: self.time.start_us.unwrap_or(0) as f64 / 1e6,
+            end_unix_s: self.time.end_us as f64 / 1e6,
             length_s: self.time.length_ns as f64 / 1e9,
             longest_interval_s: self.time.longest_ns as f64 / 1e9,
             vms: vms.collect(),
@@ -390,7 +407,10 @@ mod tests {
             for _ in 0..intervals {
                 summing.add(&Interval::default());
             }
-            summing.summary(&run, false, Vec::new()).nothing(&run).unwrap()
+            summing
+                .summary(&run, Marks { from: Some("a".to_owned()), to: None }, Vec::new())
+                .nothing(&run)
+                .unwrap()
         };
         let vms = || vec![RunVm::default()];
         assert!(said(0, vms(), &[]).starts_with("No complete interval lies between the marks"));

@@ -1,6 +1,6 @@
 //! What a summary says of its recording.
 
-use crate::model::run::Run;
+use crate::model::run::{Run, StoppedBy};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -21,6 +21,8 @@ pub struct SummaryRun {
     pub command: Vec<String>,
     /// How it ended, see [`Run::command_status`].
     pub command_status: Option<u8>,
+    /// Why it ended; `null` while it runs, and of one that was killed.
+    pub stopped_by: Option<StoppedBy>,
 }
 
 impl SummaryRun {
@@ -34,6 +36,7 @@ impl SummaryRun {
             labels: run.options.labels.clone(),
             command: run.options.command.clone(),
             command_status: run.command_status,
+            stopped_by: run.stopped_by,
         }
     }
 }

@@ -11,7 +11,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 /// The columns of summary.csv, and what each holds; only ever appended to.
-pub const COLUMNS: [(&str, &str); 45] = [
+pub const COLUMNS: [(&str, &str); 48] = [
     ("vm_id", "The VM: process id and start time, which no other has"),
     ("vm", "Its name; not unique"),
     ("uuid", "Its UUID, where its command line has one"),
@@ -57,6 +57,12 @@ pub const COLUMNS: [(&str, &str); 45] = [
     ("objectives_not_judged", "Its objectives that could not be judged"),
     ("ended_s", "When it ended, in seconds after the recording's start"),
     ("ended_status", "How its process ended, as a shell has it: 128 + N by signal N"),
+    ("from_mark", "`--from`: the mark that the summary begins at"),
+    ("to_mark", "`--to`: the mark that it ends at"),
+    (
+        "stopped_by",
+        "Why the recording ended: `duration`, `command`, `interrupt`, `hangup`, `terminate`",
+    ),
 ];
 
 /// The whole file.
@@ -139,6 +145,9 @@ fn of_vm(summary: &Summary, vm: &SummaryVm) -> Vec<String> {
         judged(Verdict::NotJudged).to_string(),
         optional(vm.ended_s.map(seconds)),
         optional(vm.exit.map(Exit::code)),
+        text(summary.marks.from.as_deref().unwrap_or_default()),
+        text(summary.marks.to.as_deref().unwrap_or_default()),
+        run.stopped_by.as_ref().map_or_else(String::new, word),
     ]
 }
 

@@ -407,7 +407,7 @@ mod tests {
     use crate::model::run::{EvictionSight, Run, RunVm};
     use crate::model::state::StateTimes;
     use crate::model::swap::VmSwap;
-    use crate::summary::Summing;
+    use crate::summary::{Marks, Summing};
 
     const MIB: u64 = 1 << 20;
 
@@ -457,7 +457,7 @@ mod tests {
             least_available_bytes: Some(available * MIB),
             ..HostFigures::default()
         };
-        verdict(&summing.summary(&run, true, Vec::new()).vms[0], &host)
+        verdict(&summing.summary(&run, Marks::default(), Vec::new()).vms[0], &host)
     }
 
     fn cause_of(vm: VmInterval, evictions: Vec<Eviction>, available: u64) -> Cause {

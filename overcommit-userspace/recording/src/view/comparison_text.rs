@@ -2,9 +2,9 @@
 
 use crate::compare::{Compared, Comparison, FigureName};
 use crate::format::text::readable;
-use crate::view::plain_table;
 use crate::view::style::bad;
 use crate::view::verdict_text::short;
+use crate::view::{plain_table, wrapped};
 use comfy_table::CellAlignment;
 use std::fmt::Write;
 
@@ -12,7 +12,8 @@ use std::fmt::Write;
 pub fn text(compared: &Comparison) -> String {
     let mut text = headline(&compared.compared);
     if !compared.compared.is_empty() {
-        let _ = writeln!(text, "\n{}\n", table(&compared.compared).trim_fmt());
+        let said = often(&compared.compared);
+        let _ = writeln!(text, "\n{}\n", table(&compared.compared, said).trim_fmt());
     }
     for vm in &compared.unmatched {
         let _ = writeln!(text, "{vm}: not in every recording, or its name is not unique there.");
@@ -21,7 +22,7 @@ pub fn text(compared: &Comparison) -> String {
         let _ = writeln!(text, "{left_out}: not compared.");
     }
     for warning in &compared.warnings {
-        let _ = writeln!(text, "Note: {warning}.");
+        let _ = writeln!(text, "{}", wrapped(&format!("Note: {warning}."), "", "  "));
     }
     text
 }
@@ -50,14 +51,22 @@ fn headline(compared: &[Compared]) -> String {
     if compared.iter().any(|entry| entry.p.is_some()) {
         return "No significant difference found. There may still be one.\n".to_owned();
     }
+    let reason = often(compared).unwrap_or("nothing could be judged");
+    wrapped(&format!("Cannot tell: {reason}. As measured, without a claim:"), "", "  ") + "\n"
+}
+
+/// The most frequent reason why nothing could be judged of a figure, where no figure was.
+fn often(compared: &[Compared]) -> Option<&str> {
+    if compared.iter().any(|entry| entry.p.is_some()) {
+        return None;
+    }
     let reasons: Vec<&str> = compared.iter().filter_map(|entry| entry.why_not.as_deref()).collect();
     let often = |reason: &&str| reasons.iter().filter(|other| *other == reason).count();
-    let reason = reasons.iter().copied().max_by_key(often).unwrap_or("nothing could be judged");
-    format!("Cannot tell: {reason}. As measured, without a claim:\n")
+    reasons.iter().copied().max_by_key(often)
 }
 
 /// What is proven comes first, then what could be judged; of each the largest change.
-fn table(compared: &[Compared]) -> comfy_table::Table {
+fn table(compared: &[Compared], said: Option<&str>) -> comfy_table::Table {
     let mut table = plain_table();
     table.set_header(["VM", "FIGURE", "BEFORE", "AFTER", "CHANGE", "CLAIM"]);
     let mut rows: Vec<&Compared> = compared.iter().collect();
@@ -73,7 +82,11 @@ fn table(compared: &[Compared]) -> comfy_table::Table {
             shown(entry.figure, entry.base),
             shown(entry.figure, entry.new),
             change(entry),
-            claim(entry),
+            if entry.why_not.as_deref().is_some_and(|why| said == Some(why)) {
+                String::new()
+            } else {
+                claim(entry)
+            },
         ]);
     }
     for column in table.column_iter_mut().filter(|column| (2..5).contains(&column.index)) {
@@ -177,7 +190,8 @@ mod tests {
         let short = Compared { p: None, why_not: Some("too short: 9 s".to_owned()), ..rate };
         let said = of(vec![short]);
         assert!(said.starts_with("Cannot tell: too short: 9 s. As measured"), "{said}");
-        assert!(said.contains("not judged: too short: 9 s"), "{said}");
+        assert!(!said.contains("not judged"), "it is said twice: {said}");
+        assert!(said.contains("FIGURE"), "{said}");
         assert!(of(Vec::new()).starts_with("Nothing can be compared"));
     }
 }

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::model::interval::{Interval, Stall, StallSource, VmInterval};
     use crate::model::run::{Run, RunVm};
-    use crate::summary::Summing;
+    use crate::summary::{Marks, Summing};
 
     #[test]
     fn the_greatest_part_comes_first() {
@@ -135,7 +135,7 @@ mod tests {
             let mut summing = Summing::new(&run);
             summing.add(&Interval { vms: vec![vm], ..Interval::default() });
             let mut facts = Facts::default();
-            add(&mut facts, &summing.summary(&run, true, Vec::new()).vms[0]);
+            add(&mut facts, &summing.summary(&run, Marks::default(), Vec::new()).vms[0]);
             let mut text = String::new();
             facts.write(&mut text, "web");
             text.lines().skip(2).map(|line| line.trim().to_owned()).collect::<Vec<_>>()

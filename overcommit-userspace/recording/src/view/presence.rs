@@ -5,6 +5,7 @@ use crate::model::exit::Exit;
 use crate::model::run::{EndedBy, Run, RunVm};
 use crate::summary::verdict::Fared;
 use crate::summary::{Summary, SummaryVm};
+use crate::view::wrapped;
 use std::fmt::Write;
 
 /// VMs of a kind that are named one by one.
@@ -52,20 +53,20 @@ fn how(run: &Run, exit: Option<Exit>, when: &str) -> String {
 }
 
 /// A line for each VM that ended, other than by a crash or by being killed, or came late; of many, their number.
-pub fn lines(text: &mut String, run: &Run, summary: &Summary) {
+pub fn lines(text: &mut String, run: &Run, summary: &Summary, name: impl Fn(&SummaryVm) -> String) {
     let ended = |vm: &&SummaryVm| vm.ended_s.is_some() && vm.verdict.fared < Fared::Crashed;
     let ended: Vec<&SummaryVm> = summary.seen().filter(ended).collect();
     some(text, &ended, "ended while they were recorded", |vm| {
         let when = when(vm.ended_unix_s.unwrap_or(0.0), vm.ended_s.unwrap_or(0.0));
-        format!("{} {}", vm.vm, how(run, vm.exit, &when))
+        format!("{} {}", name(vm), how(run, vm.exit, &when))
     });
     let stopped: Vec<&SummaryVm> = summary.seen().filter(|vm| vm.stopped_s > 0.0).collect();
     some(text, &stopped, "were stopped for a while", |vm| {
-        format!("{} was stopped for {:.1} s, by SIGSTOP or a debugger", vm.vm, vm.stopped_s)
+        format!("{} was stopped for {:.1} s, by SIGSTOP or a debugger", name(vm), vm.stopped_s)
     });
     let late: Vec<&SummaryVm> = summary.seen().filter(|vm| vm.started_s > FOUND_S).collect();
     some(text, &late, "started during the recording", |vm| {
-        format!("{} started after {:.1} s", vm.vm, vm.started_s)
+        format!("{} started after {:.1} s", name(vm), vm.started_s)
     });
 }
 
@@ -83,7 +84,7 @@ fn some(text: &mut String, vms: &[&SummaryVm], what: &str, each: impl Fn(&Summar
         return;
     }
     for vm in vms {
-        let _ = writeln!(text, "{}.", each(vm));
+        let _ = writeln!(text, "{}", wrapped(&format!("{}.", each(vm)), "", "  "));
     }
 }
 
@@ -91,7 +92,7 @@ fn some(text: &mut String, vms: &[&SummaryVm], what: &str, each: impl Fn(&Summar
 mod tests {
     use super::*;
     use crate::model::interval::{Interval, Place, VmInterval};
-    use crate::summary::Summing;
+    use crate::summary::{Marks, Summing};
 
     fn vm(name: &str, first_seen_s: u64, ended: Option<(u64, Option<EndedBy>)>) -> RunVm {
         RunVm {
@@ -116,7 +117,8 @@ mod tests {
         let mut summing = Summing::new(&run);
         summing.add(&Interval { place, vms, ..Interval::default() });
         let mut text = String::new();
-        lines(&mut text, &run, &summing.summary(&run, true, Vec::new()));
+        let summary = summing.summary(&run, Marks::default(), Vec::new());
+        lines(&mut text, &run, &summary, |vm| vm.vm.clone());
         text
     }
 

@@ -12,6 +12,7 @@ use overcommit_ebpf::layout::Metric;
 use rustix::termios::tcgetwinsize;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
+use textwrap::core::display_width;
 
 /// Rewrites one line of the terminal. Where there is none, as in a CI job, it writes a line a
 /// minute.
@@ -56,7 +57,7 @@ impl Progress {
         self.recorded_ns += interval.place.length_ns;
         let line = || line(run, interval, self.recorded_ns / 1_000_000_000, self.duration);
         // A line that wraps would leave one behind at each update.
-        let fits = |line: String| line.chars().take(columns() - 1).collect::<String>();
+        let fits = |line: String| cut(&line, columns() - 1);
         // Progress is a courtesy: a terminal that is gone is no failure.
         let _ = match self.how {
             How::Rewritten => write!(stderr(), "\r\x1b[K{}", fits(line())),
@@ -84,7 +85,7 @@ fn line(run: &Run, interval: &Interval, seconds: u64, duration: Option<Duration>
         let rate = major.map_or(0, Latencies::count) as f64 / length_s;
         let p99 = major.and_then(|major| major.quantile(0.99));
         let p99 = p99.map_or("-".to_owned(), readable);
-        line.push_str(&format!(" {rate:.0} majors/s, p99 {p99}"));
+        line.push_str(&format!(" {rate:.0} major faults/s, p99 {p99}"));
     }
     if interval.host.swap.state > SwapState::Healthy {
         line.push_str(&format!("  host: {}", interval.host.swap.state.name()));
@@ -113,8 +114,30 @@ fn waited(vm: &VmInterval) -> f64 {
     share.unwrap_or(vm.fault_ns() as f64 / f64::from(u32::MAX) / 1e3)
 }
 
+/// A length of time as a clock counts it: `1:00`, `2:05:30`.
+pub fn length(time: Duration) -> String {
+    clock(time.as_secs())
+}
+
 fn clock(seconds: u64) -> String {
-    format!("{}:{:02}", seconds / 60, seconds % 60)
+    let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+/// What fits into so many columns.
+fn cut(line: &str, columns: usize) -> String {
+    let mut cut = String::new();
+    for character in line.chars() {
+        cut.push(character);
+        if display_width(&cut) > columns {
+            cut.pop();
+            break;
+        }
+    }
+    cut
 }
 
 impl Drop for Progress {
@@ -147,7 +170,7 @@ mod tests {
         let place = Place { length_ns: 500_000_000, ..Place::default() };
         let interval = Interval { place, vms, ..Interval::default() };
         let minute = Some(Duration::from_secs(60));
-        let squeezed = "squeezed: 83 % stalled, 1000 majors/s, p99 1.00 us";
+        let squeezed = "squeezed: 83 % stalled, 1000 major faults/s, p99 1.00 us";
         assert_eq!(line(&run, &interval, 12, minute), format!("0:12 of 1:00  1 VM  {squeezed}"));
         run.vms.push(named("calm"));
         let waits =
@@ -161,8 +184,12 @@ mod tests {
         run.vms[1].name = "a-name-of-forty-characters-is-cut-in-two".to_owned();
         both.vms[1] = VmInterval { stall: waits(900), ..calm };
         let said = line(&run, &both, 12, None);
-        assert!(said.contains("  a-name-of-forty-cha…: 90 % stalled, 0 majors/s, p99 -"), "{said}");
+        assert!(
+            said.contains("  a-name-of-forty-cha…: 90 % stalled, 0 major faults/s, p99 -"),
+            "{said}"
+        );
+        assert_eq!((cut("ab日本", 5), cut("ab", 5)), ("ab日".to_owned(), "ab".to_owned()));
         let none = Interval { vms: Vec::new(), ..interval };
-        assert_eq!(line(&run, &none, 3_600, None), "60:00  2 VMs");
+        assert_eq!(line(&run, &none, 3_600, None), "1:00:00  2 VMs");
     }
 }

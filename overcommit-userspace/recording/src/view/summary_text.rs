@@ -1,17 +1,17 @@
 //! The summary as people read it.
 
-use crate::format::text::{percent, readable, vms};
+use crate::format::text::{percent, readable, time_of_day, vms};
 use crate::model::coverage::Coverage;
 use crate::model::interval::Place;
 use crate::model::name::escape;
 use crate::model::pattern::Pattern;
-use crate::model::run::Run;
+use crate::model::run::{Run, StoppedBy};
 use crate::slo::{Judged, Verdict};
 use crate::summary::verdict::{Fared, LEAST_TAKEN};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
-use crate::view::style::bad;
+use crate::view::style::{bad, plain};
 use crate::view::vm_text::{self, Told};
-use crate::view::{facts, memory_text, plain_table, presence, verdict_text, wrapped};
+use crate::view::{WIDTH, facts, memory_text, plain_table, presence, verdict_text, wrapped};
 use comfy_table::{CellAlignment, Table};
 use overcommit_ebpf::layout::Metric;
 use std::fmt::Write;
@@ -27,7 +27,7 @@ const ROWS: usize = 8;
 pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
     let mut text = String::new();
     verdict_text::lines(&mut text, summary, |vm| shown_name(summary, vm));
-    presence::lines(&mut text, run, summary);
+    presence::lines(&mut text, run, summary, |vm| shown_name(summary, vm));
     objectives(&mut text, &summary.objectives);
     if !text.is_empty() {
         text.push('\n');
@@ -70,7 +70,7 @@ fn head(run: &Run, summary: &Summary) -> String {
     let seen = summary.seen().count();
     let mut facts = vec![
         run.host.clone(),
-        start(summary),
+        time(summary),
         format!("{:.1} s", summary.length_s),
         vms(seen),
         format!("Linux {}", run.kernel),
@@ -85,24 +85,32 @@ fn head(run: &Run, summary: &Summary) -> String {
         let command = escape(run.options.command.join(" ").as_bytes());
         facts.push(format!("{command}{how}"));
     }
-    if run.clocks.end.is_none() {
-        facts.push("not ended".to_owned());
+    match (run.clocks.end, run.stopped_by.map(StoppedBy::words)) {
+        (None, _) => facts.push("still running, or cut off".to_owned()),
+        (_, Some(words)) if !words.is_empty() => facts.push(format!("ended {words}")),
+        _ => {}
     }
     let mut head = wrapped(&facts.join(" · "), "", "  ") + "\n";
     if Place::is_delayed((summary.longest_interval_s * 1e9) as u64, run.options.interval_ns) {
-        let _ = writeln!(
-            head,
-            "The recorder was delayed: its longest interval took {:.1} s instead of {interval:?}. \
-             Totals are still correct.",
-            summary.longest_interval_s
+        let delayed = format!(
+            "The recorder was delayed: the longest of {} intervals took {:.1} s instead of \
+             {interval:?}. Totals are still correct.",
+            summary.intervals, summary.longest_interval_s
         );
+        let _ = writeln!(head, "{}", wrapped(&delayed, "", "  "));
     }
     head
 }
 
-fn start(summary: &Summary) -> String {
+/// From when to when, and between which marks.
+fn time(summary: &Summary) -> String {
     let start = jiff::Timestamp::from_second(summary.start_unix_s as i64).unwrap_or_default();
-    start.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+    let start = start.strftime("%Y-%m-%d %H:%M:%S");
+    let mark = |word: &str, mark: &Option<String>| {
+        mark.as_ref().map(|mark| format!("{word} {mark:?} ")).unwrap_or_default()
+    };
+    let marks = mark("from", &summary.marks.from) + &mark("to", &summary.marks.to);
+    format!("{marks}{start} to {}", time_of_day(summary.end_unix_s))
 }
 
 /// A row for each VM: those that fared badly, and the others where they are few.
@@ -181,52 +189,55 @@ fn shown_name(summary: &Summary, vm: &SummaryVm) -> String {
 
 /// A line for each objective and VM, the broken ones first.
 fn objectives(text: &mut String, judged: &[Judged]) {
-    let width = |of: fn(&Judged) -> &str| judged.iter().map(|judged| of(judged).len()).max();
-    let (vms, objectives) = (width(vm).unwrap_or(0), width(objective).unwrap_or(0));
+    let mut table = plain_table();
+    let mut why = Vec::new();
     for (verdict, word) in
-        [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "not judged"), (Verdict::Held, "held")]
+        [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "n/a"), (Verdict::Held, "held")]
     {
         for judged in judged.iter().filter(|judged| judged.verdict == verdict) {
             let rate = judged.rate_per_s.map(|rate| format!("{rate:.1}/s"));
             let value = judged.value_ns.map(readable).or(judged.share.map(percent)).or(rate);
-            let word = format!("{word:<10}");
-            let word = if verdict == Verdict::Broken { bad(&word) } else { word };
-            let line = format!(
-                "{word}  {:<vms$}  {:<objectives$}  {:>8}{}",
-                vm(judged),
-                objective(judged),
-                value.as_deref().unwrap_or(if verdict == Verdict::Held { "none" } else { "-" }),
-                about(judged)
-            );
-            let _ = writeln!(text, "{line}");
+            let none = if verdict == Verdict::Held { "none" } else { "-" };
+            table.add_row([
+                word.to_owned(),
+                verdict_text::short(judged.vm.as_deref().unwrap_or("-")),
+                judged.objective.clone(),
+                value.unwrap_or_else(|| none.to_owned()),
+            ]);
+            why.push(about(judged));
         }
     }
-}
-
-fn vm(judged: &Judged) -> &str {
-    judged.vm.as_deref().unwrap_or("-")
-}
-
-fn objective(judged: &Judged) -> &str {
-    &judged.objective
+    if let Some(column) = table.column_mut(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for (row, about) in table.trim_fmt().lines().zip(why) {
+        let row = row.strip_prefix(' ').unwrap_or(row);
+        let row = match row.strip_prefix("BROKEN") {
+            Some(rest) => format!("{}{rest}", bad("BROKEN")),
+            None => row.to_owned(),
+        };
+        let width = textwrap::core::display_width(&plain(&row)) + 2 + about.len();
+        let _ = match about.is_empty() {
+            true => writeln!(text, "{row}"),
+            false if width <= WIDTH => writeln!(text, "{row}  {about}"),
+            false => writeln!(text, "{row}\n{}", wrapped(&about, "        ", "        ")),
+        };
+    }
 }
 
 /// In how many intervals it was broken, and why it was not judged.
 fn about(judged: &Judged) -> String {
-    let mut about = String::new();
+    let mut about = Vec::new();
     let intervals = judged.intervals;
     if intervals.broken > 0 {
         let all = intervals.broken + intervals.held + intervals.not_judged;
-        let _ = write!(
-            about,
-            "  broken in {} of {all} intervals, for {:.1} s at a stretch",
+        about.push(format!(
+            "{} of {all} intervals, {:.1} s in a row",
             intervals.broken, intervals.longest_broken_s
-        );
+        ));
     }
-    if let Some(why) = &judged.why {
-        let _ = write!(about, "  ({why})");
-    }
-    about
+    about.extend(judged.why.clone());
+    about.join("; ")
 }
 
 /// What was not seen of any VM, and what of all was not counted.

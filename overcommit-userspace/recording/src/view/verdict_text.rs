@@ -43,10 +43,8 @@ pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> 
     }
     let are_all = |vms: &[&SummaryVm]| vms.len() == summary.seen().count();
     if let Some(who) = some(&unseen, are_all(&unseen), &name) {
-        let _ = writeln!(
-            text,
-            "{who}: not judged: its vCPU threads, or too many page faults, were not seen."
-        );
+        let why = "not judged: vCPU threads, or too many page faults, were not seen.";
+        let _ = writeln!(text, "{}", wrapped(&format!("{who}: {why}"), "", "  "));
     }
     let worst = ok.iter().map(|vm| loss(vm)).fold(0.0, f64::max);
     if let Some(who) = some(&ok, are_all(&ok), &name) {
@@ -132,7 +130,7 @@ mod tests {
     use crate::model::run::{EvictionSight, Run, RunVm};
     use crate::model::state::StateTimes;
     use crate::model::swap::{HostSwap, Memory, SwapState, VmSwap};
-    use crate::summary::Summing;
+    use crate::summary::{Marks, Summing};
     use crate::view::style::plain;
 
     const MIB: u64 = 1 << 20;
@@ -178,7 +176,7 @@ mod tests {
         let place = Place { length_ns: 5_000_000_000, ..Place::default() };
         summing.add(&Interval { place, host, vms, evictions });
         let mut text = String::new();
-        lines(&mut text, &summing.summary(&run, true, Vec::new()), |vm| vm.vm.clone());
+        lines(&mut text, &summing.summary(&run, Marks::default(), Vec::new()), |vm| vm.vm.clone());
         plain(&text)
     }
 

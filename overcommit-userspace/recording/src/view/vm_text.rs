@@ -100,7 +100,7 @@ mod tests {
     use crate::model::coverage::Seen;
     use crate::model::interval::{Interval, VmInterval};
     use crate::model::run::{Run, RunVm};
-    use crate::summary::Summing;
+    use crate::summary::{Marks, Summing};
     use crate::view::style::plain;
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
         let mut summing = Summing::new(&run);
         let vms = vec![vm(0, seen(600, 1_000)), vm(1, seen(900, 1_000))];
         summing.add(&Interval { vms, ..Interval::default() });
-        let summary = summing.summary(&run, true, Vec::new());
+        let summary = summing.summary(&run, Marks::default(), Vec::new());
         let both: Vec<&SummaryVm> = summary.seen().collect();
         let said = |are_all| {
             let mut text = String::new();

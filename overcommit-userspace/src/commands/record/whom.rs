@@ -13,7 +13,10 @@ use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::Vm;
 use overcommit_recording::slo::judge::NOT_JUDGED;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Time until it is said again whom it waits for.
+const REMIND: Duration = Duration::from_secs(60);
 
 /// Those that the options name.
 ///
@@ -43,7 +46,7 @@ pub(super) async fn find(
 ) -> Result<Result<usize, ExitCode>> {
     let start = Instant::now();
     let mut discovery = Discovery::new("/proc");
-    let mut told = false;
+    let (mut told, mut waited) = (false, None::<Instant>);
     loop {
         let vms = discovery.scan()?;
         match require_readable(&discovery) {
@@ -59,23 +62,27 @@ pub(super) async fn find(
         {
             bail!("no VM is named {pattern}; {} {}", running(&vms), hint(pattern, &vms));
         }
-        if !args.quiet && !told {
-            for pattern in &globs {
-                say(&format!(
-                    "overcommit: no VM matches {pattern} yet; one that starts will be recorded"
-                ));
-            }
-            if vms.is_empty() && args.vm.is_empty() && args.pid.is_empty() {
-                say("overcommit: no VM runs yet; those that start will be recorded");
-            }
+        if !told {
             for doubt in args.host.doubts(&vms) {
                 say(&format!("overcommit: {doubt}"));
             }
-            if let Some(pattern) = exact.first() {
-                say(&format!("overcommit: waiting for a VM named {pattern}; Ctrl-C ends it"));
-            }
-            told = true;
         }
+        if !args.quiet && !told {
+            for pattern in &globs {
+                say(&format!(
+                    "overcommit: no VM matches {pattern} yet; VMs that start will be recorded"
+                ));
+            }
+            if vms.is_empty() && args.vm.is_empty() && args.pid.is_empty() {
+                say("overcommit: no VM is running; VMs that start will be recorded");
+            }
+        }
+        if !exact.is_empty() && !args.quiet && waited.is_none_or(|then| then.elapsed() >= REMIND) {
+            let names: Vec<String> = exact.iter().map(|pattern| pattern.to_string()).collect();
+            say(&format!("overcommit: waiting for {} to run; Ctrl-C ends it", names.join(", ")));
+            waited = Some(Instant::now());
+        }
+        told = true;
         if exact.is_empty() {
             return Ok(Ok(with_room(&vms, |vm| discovery.login_user(vm))));
         }
@@ -83,7 +90,7 @@ pub(super) async fn find(
             && start.elapsed() >= limit
         {
             let limit = readable(limit.as_nanos() as u64);
-            say(&format!("overcommit: error: no VM named {pattern} ran within {limit}"));
+            say(&format!("overcommit: error: no VM named {pattern} was running within {limit}"));
             return Ok(Err(ExitCode::from(NOT_JUDGED)));
         }
         if let Woken::Signal(signal) = waiter.rest(wait::SCAN).await {
@@ -100,13 +107,13 @@ fn hint(pattern: &Pattern, vms: &[Vm]) -> String {
     if pattern.to_string().contains(',') {
         return "Give --vm once for each VM".to_owned();
     }
-    "Give --wait to wait for it".to_owned()
+    "Use --wait to wait for it".to_owned()
 }
 
 fn running(vms: &[Vm]) -> String {
     if vms.is_empty() {
-        return "no VM runs on this host.".to_owned();
+        return "no VM is running on this host.".to_owned();
     }
     let names: Vec<String> = vms.iter().map(|vm| vm.name.to_string()).collect();
-    format!("there are {}.", names.join(", "))
+    format!("running: {}.", names.join(", "))
 }
