@@ -7,6 +7,7 @@ mod ab;
 mod causes;
 mod command;
 mod counts;
+mod disk;
 mod evictions;
 mod exits;
 mod fakes;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         causes::TESTS,
         command::TESTS,
         counts::TESTS,
+        disk::TESTS,
         evictions::TESTS,
         exits::TESTS,
         fakes::TESTS,

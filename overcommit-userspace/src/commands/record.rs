@@ -198,8 +198,13 @@ async fn record(args: Args) -> Result<ExitCode> {
             }
             Ok(())
         }
-    })
-    .await?;
+    });
+    let end = end.await.inspect_err(|_| {
+        say(&format!(
+            "overcommit: it failed; what was recorded can be read: overcommit report {}",
+            folder.path().display()
+        ));
+    })?;
     writer.write_run(session.run())?;
     let mut run = session.run().clone();
     drop((progress, session));

@@ -24,6 +24,10 @@ pub struct HostCounters {
     pub reclaims: u64,
     /// PSI's `some` of memory, in microseconds; `None` where it is off.
     pub stalled_us: Option<u64>,
+    /// PSI's `full` of memory, likewise.
+    pub fully_stalled_us: Option<u64>,
+    /// Processes that were killed for want of memory.
+    pub oom_kills: Option<u64>,
     /// CPU time waited for I/O, and all CPU time, in ticks.
     pub io_wait: (u64, u64),
     /// Memory now.
@@ -47,13 +51,16 @@ impl HostCounters {
         }
         let stat = KernelStats::from_file(proc.join("stat"), &LocalSystemInfo);
         let memory = Meminfo::from_file(proc.join("meminfo")).with_context(|| failed("meminfo"))?;
+        let psi = MemoryPressure::from_file(proc.join("pressure/memory")).ok();
         let cpus = stat.with_context(|| failed("stat"))?.total;
         Ok(Self {
             swapped_in: swapped_in(&counter_of(&vmstat)).with_context(|| failed("vmstat"))?,
             swapped_out: swapped_out(&counter_of(&vmstat)).with_context(|| failed("vmstat"))?,
             allocated: sum_of(&vmstat, "pgalloc_"),
             reclaims: sum_of(&vmstat, "allocstall_") + sum_of(&vmstat, "pgsteal_kswapd"),
-            stalled_us: stalled_us(&proc.join("pressure/memory")),
+            stalled_us: psi.as_ref().map(|psi| psi.some.total),
+            fully_stalled_us: psi.as_ref().map(|psi| psi.full.total),
+            oom_kills: counter_of(&vmstat)("oom_kill"),
             io_wait: (cpus.iowait.unwrap_or(0), all_ticks(&cpus)),
             memory: Memory {
                 total: memory.mem_total,

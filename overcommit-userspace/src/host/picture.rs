@@ -138,7 +138,9 @@ impl Host {
             memory.available = swap.memory.map_or(memory.available, |now| now.available);
             memory
         });
-        HostInterval { swap, balloon, ballooned, overcommit, memory, ..HostInterval::default() }
+        let pressure = self.watch.pressure();
+        let rest = HostInterval::default();
+        HostInterval { swap, balloon, ballooned, overcommit, memory, pressure, ..rest }
     }
 
     /// Adds to what holds for the whole recording where the figures of each VM come from.

@@ -7,6 +7,7 @@ use crate::host::swap_state::{SwapStates, is_tight, least_pages};
 use crate::host::watched_vm::{Shared, WatchedVm, stalled};
 use crate::kernel;
 use overcommit_recording::model::interval::VmInterval;
+use overcommit_recording::model::memory::HostPressure;
 use overcommit_recording::model::swap::{HostSwap, Memory, Rates, SwapSources, SwapState, VmSwap};
 use overcommit_recording::model::vm::Vm;
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub struct Watch {
     looks: u32,
     states: SwapStates,
     now: HostSwap,
+    pressure: HostPressure,
     vms: BTreeMap<usize, WatchedVm>,
     /// Why the host's counters could not be read, if so.
     unreadable: Option<String>,
@@ -58,6 +60,7 @@ impl Watch {
             looks: 0,
             states: SwapStates::default(),
             now: HostSwap::default(),
+            pressure: HostPressure::default(),
             vms: BTreeMap::new(),
             unreadable: None,
         }
@@ -73,6 +76,7 @@ impl Watch {
         let length_ns = now_ns.saturating_sub(self.last_ns);
         if self.last_ns != 0 && length_ns < LOOK_NS {
             self.now = HostSwap { state: self.now.state, ..HostSwap::default() };
+            self.pressure = HostPressure::default();
             for vm in self.vms.values_mut() {
                 (vm.now.rates, vm.reads) = (None, false);
             }
@@ -107,6 +111,8 @@ impl Watch {
         let allocated =
             allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
         let allocated = allocated.map(|pages| shared.a_second(pages));
+        let both = counters.as_ref().zip(self.last.as_ref());
+        self.pressure = both.map(|(now, before)| pressure(now, before)).unwrap_or_default();
         let least_available = memory.and_then(|memory| memory.available);
         self.now = HostSwap {
             state: swap_state,
@@ -133,11 +139,16 @@ impl Watch {
         }
     }
 
-    /// What of the host's swapping makes its state. A VM that is at a limit of its own swaps
-    /// however much the host has: as long as that is the case and the host is not short itself,
-    /// what counts is the swapping of the other VMs.
+    /// What of the host's swapping makes its state. Where the host does not reclaim, pages move
+    /// within the limits of cgroups, and its state is good. A VM that is at a limit of its own
+    /// swaps however much the host has: as long as that is the case and the host is not short
+    /// itself, what counts is the swapping of the other VMs.
     fn without_limits(&self, host: Rates, reclaims: bool) -> Rates {
-        let is_short = reclaims && is_tight(&host) != Some(false);
+        if !reclaims {
+            let none = Some(0.0);
+            return Rates { swapped_in: none, swapped_out: none, stall: none, ..host };
+        }
+        let is_short = is_tight(&host) != Some(false);
         if is_short || !self.vms.values().any(WatchedVm::is_at_limit) {
             return host;
         }
@@ -156,6 +167,11 @@ impl Watch {
     /// The host as of the last interval.
     pub fn host(&self) -> HostSwap {
         self.now
+    }
+
+    /// What the kernel says of it.
+    pub fn pressure(&self) -> HostPressure {
+        self.pressure
     }
 
     /// A VM as of the last interval.
@@ -195,6 +211,15 @@ fn share(now: (u64, u64), before: (u64, u64)) -> Option<f64> {
     (all > 0).then(|| waited as f64 / all as f64)
 }
 
+fn pressure(now: &HostCounters, before: &HostCounters) -> HostPressure {
+    let more = |of: fn(&HostCounters) -> Option<u64>| Some(of(now)?.saturating_sub(of(before)?));
+    HostPressure {
+        some_ns: more(|counters| counters.stalled_us).map(|us| us * 1_000),
+        full_ns: more(|counters| counters.fully_stalled_us).map(|us| us * 1_000),
+        oom_kills: more(|counters| counters.oom_kills),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,9 +248,9 @@ mod tests {
         let mut watch = Watch::new("/nowhere", "/nowhere", true, true);
         let host = rates(5_000.0, 0.7);
         set(&mut watch, 0, None, rates(20.0, 0.01));
-        assert_eq!(watch.without_limits(host, false), host, "nobody has a limit");
+        assert_eq!(watch.without_limits(host, true), host, "nobody has a limit");
+        assert_eq!(watch.without_limits(host, false), rates(0.0, 0.0), "it is in a slice's");
         set(&mut watch, 1, Some(0), rates(4_900.0, 0.7));
-        assert_eq!(watch.without_limits(host, false), rates(20.0, 0.01));
         // Files are dropped all the time where they fill what is free.
         assert_eq!(watch.without_limits(host, true), rates(20.0, 0.01));
         let tight = Rates { available: Some(0.05), ..host };
@@ -233,9 +258,9 @@ mod tests {
         let unknown = Rates { available: None, ..host };
         assert_eq!(watch.without_limits(unknown, true), unknown);
         watch.vms.remove(&0);
-        assert_eq!(watch.without_limits(host, false), rates(0.0, 0.0));
+        assert_eq!(watch.without_limits(host, true), rates(0.0, 0.0));
         set(&mut watch, 1, Some(LIMIT_NS), rates(4_900.0, 0.7));
-        assert_eq!(watch.without_limits(host, false), host, "that was long ago");
+        assert_eq!(watch.without_limits(host, true), host, "that was long ago");
     }
 
     #[test]

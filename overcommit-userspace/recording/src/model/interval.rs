@@ -7,8 +7,8 @@ use crate::model::coverage::{Coverage, Seen};
 use crate::model::evictions::Eviction;
 use crate::model::latencies::Latencies;
 use crate::model::memory::{
-    Headroom, HostMemory, LeastHeadroom, MemoryUse, NodeSet, Overcommit, OvercommitState, Source,
-    WorkingSet,
+    Headroom, HostMemory, HostPressure, LeastHeadroom, MemoryUse, NodeSet, Overcommit,
+    OvercommitState, Source, WorkingSet,
 };
 use crate::model::metric::MetricName;
 use crate::model::state::StateTimes;
@@ -194,6 +194,8 @@ pub struct HostInterval {
     pub least_headroom: Option<LeastHeadroom>,
     /// What takes memory beside the VMs.
     pub memory: Option<HostMemory>,
+    /// What the kernel says of it.
+    pub pressure: HostPressure,
 }
 
 /// Where the waiting of vCPUs is seen.

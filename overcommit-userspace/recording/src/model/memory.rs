@@ -203,6 +203,34 @@ impl fmt::Display for NodeSet {
     }
 }
 
+/// What the kernel itself says of how short the host's memory was in an interval: a witness
+/// beside what is counted here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostPressure {
+    /// Time in which a task waited for memory (`some` of PSI), in nanoseconds.
+    pub some_ns: Option<u64>,
+    /// Time in which all that could run waited (`full`), in nanoseconds.
+    pub full_ns: Option<u64>,
+    /// Processes that were killed because memory ran out, the host's or a cgroup's (`oom_kill` in
+    /// vmstat).
+    pub oom_kills: Option<u64>,
+}
+
+impl HostPressure {
+    /// Both together.
+    pub fn plus(self, next: Self) -> Self {
+        let sum = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        };
+        Self {
+            some_ns: sum(self.some_ns, next.some_ns),
+            full_ns: sum(self.full_ns, next.full_ns),
+            oom_kills: sum(self.oom_kills, next.oom_kills),
+        }
+    }
+}
+
 /// What measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -56,6 +56,7 @@ impl HostInterval {
             least_headroom: least.reduce(LeastHeadroom::min_with),
             ballooned: next.ballooned,
             memory: next.memory,
+            pressure: self.pressure.plus(next.pressure),
         }
     }
 }

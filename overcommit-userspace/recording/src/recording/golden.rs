@@ -14,8 +14,8 @@ use crate::model::interval::{
 };
 use crate::model::latencies::Latencies;
 use crate::model::memory::{
-    self, Compressed, Headroom, HostMemory, LeastHeadroom, MemoryUse, NodeSet, Overcommit,
-    OvercommitState, Range, WorkingSet,
+    self, Compressed, Headroom, HostMemory, HostPressure, LeastHeadroom, MemoryUse, NodeSet,
+    Overcommit, OvercommitState, Range, WorkingSet,
 };
 use crate::model::metric::MetricName;
 use crate::model::run::{
@@ -323,6 +323,11 @@ fn host(number: u64) -> HostInterval {
             headroom: Headroom { lower: -11 << 30, upper: 9 << 30 },
             is_measured: true,
         }),
+        pressure: HostPressure {
+            some_ns: Some(400_000_000),
+            full_ns: Some(300_000_000),
+            oom_kills: Some(1),
+        },
         memory: Some(HostMemory {
             total: 64 * GIB,
             available: Some(10 * GIB),

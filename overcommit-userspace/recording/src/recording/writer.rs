@@ -7,8 +7,9 @@ use crate::model::interval::{HostInterval, Interval, MetricInterval, Place, VmIn
 use crate::model::run::{Run, RunVm};
 use crate::model::slow_fault::SlowFault;
 use crate::recording::folder::{
-    EVICTIONS, Folder, HOST, INTERVALS, LATENCY_LOG, MARKS, RUN_FILE, SLOW_FAULTS, VMS,
+    EVICTIONS, Folder, HOST, INTERVALS, MARKS, RUN_FILE, SLOW_FAULTS, VMS,
 };
+use crate::recording::logs;
 use crate::recording::span;
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -107,7 +108,8 @@ impl Writer {
         }
         let log = &mut self.latency_logs[vm.vm];
         if let Some(file) = log {
-            file.write_all(&lines).context("cannot write a latency.hlog")?;
+            let failed = || format!("cannot write {}", logs::name(&run.vms[vm.vm]));
+            file.write_all(&lines).with_context(failed)?;
         }
         if run.vms[vm.vm].ended_us.is_some() {
             *log = None;
@@ -124,9 +126,10 @@ impl Writer {
     }
 
     fn begin_log(&self, run: &Run, vm: &RunVm) -> Result<File> {
-        let mut log = self.folder.append(&format!("vms/{}/{LATENCY_LOG}", vm.folder))?;
+        let name = logs::name(vm);
+        let mut log = self.folder.append(&name)?;
         let head = hlog::header(run.clocks.start.realtime_ns / 1_000)?;
-        log.write_all(&head).context("cannot write a latency.hlog")?;
+        log.write_all(&head).with_context(|| format!("cannot write {name}"))?;
         Ok(log)
     }
 

@@ -1,5 +1,6 @@
 //! summary.json and summary.csv: the whole run, one entry a VM and metric.
 
+mod advice;
 pub mod evictions;
 pub mod host;
 pub mod kswapd_estimate;

@@ -1,6 +1,5 @@
 //! What became of a VM, why, and what to do: decided here once, for every view.
 
-use crate::format::text::readable_bytes;
 use crate::model::breakdown::Breakdown;
 use crate::model::evictions::AggressorClass;
 use crate::model::exit::{Exit, NO_PAGE};
@@ -9,6 +8,7 @@ use crate::model::interval::StallSource;
 use crate::model::run::EndedBy;
 use crate::model::state::State as _;
 use crate::model::swap::SwapState;
+use crate::summary::advice::words;
 use crate::summary::evictions::EvictedBy;
 use crate::summary::{SummaryMetric, SummaryVm};
 use overcommit_ebpf::layout::{Metric, Part};
@@ -30,8 +30,8 @@ const UNSEEN_NS: f64 = 1e6;
 /// Time of thrashing from which a VM has thrashed, however little it was of a long recording, in
 /// seconds.
 const THRASHED_S: f64 = 10.0;
-/// Advice is rounded up to this.
-const STEP: u64 = 16 << 20;
+/// Part of what its balloon left it that a guest has available below which it is starved.
+const STARVED: f64 = 0.05;
 
 /// How a VM fared; the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -41,6 +41,9 @@ pub enum Fared {
     Ok,
     /// What it lost was not seen.
     Unseen,
+    /// Its guest has next to nothing left of what its balloon left it: it swaps inside, or is about
+    /// to, which the host does not see.
+    Starved,
     /// It waited for memory or for a CPU.
     Slowed,
     /// It waited for pages that were pushed out again and again.
@@ -57,6 +60,7 @@ impl Fared {
         match self {
             Self::Ok => "ok",
             Self::Unseen => "not seen",
+            Self::Starved => "STARVED",
             Self::Slowed => "SLOWED",
             Self::Thrashed => "THRASHED",
             Self::Crashed => "CRASHED",
@@ -79,6 +83,8 @@ pub enum Cause {
     OtherVm,
     /// A process took its pages.
     OtherProcess,
+    /// Its balloon took more than its guest could spare.
+    Balloon,
     /// There were too few CPUs.
     Cpu,
     /// Its memory is a file on a disk.
@@ -127,13 +133,14 @@ pub fn verdict(vm: &SummaryVm, host: &HostFigures) -> VmVerdict {
         (Fared::Killed, _) => (Cause::OwnLimit, None),
         (Fared::Crashed, _) if vm.exit == Some(NO_PAGE) => (Cause::NoPage, None),
         (Fared::Crashed, _) => (Cause::Crash, None),
+        (Fared::Starved, _) => (Cause::Balloon, None),
         (Fared::Slowed, _) if cpu(vm) >= CPU && cpu(vm) > stall(vm) => (Cause::Cpu, None),
         _ => cause(vm, host),
     };
-    let (mut why, mut advice) = words(&cause, by.as_deref(), &vm.memory, host);
+    let (mut why, mut advice) = words(&cause, by.as_deref(), vm, host);
     let other = other_cause(&cause, vm, host).filter(|_| fared < Fared::Crashed);
     if let Some(other) = other {
-        let (also, too) = words(&other.0, other.1.as_deref(), &vm.memory, host);
+        let (also, too) = words(&other.0, other.1.as_deref(), vm, host);
         (why, advice) = (format!("{why}; also {also}"), format!("{advice}; {too}"));
     }
     VmVerdict { fared, cause: Some(cause), by, why: Some(why), advice: Some(advice) }
@@ -159,9 +166,20 @@ fn fared(vm: &SummaryVm) -> Fared {
         _ if vm.exit.is_some_and(Exit::is_failure) => Fared::Crashed,
         _ if thrashed_s(vm) >= if is_slowed { 0.1 } else { THRASHED_S } => Fared::Thrashed,
         _ if is_slowed => Fared::Slowed,
+        _ if starved(&vm.memory).is_some() => Fared::Starved,
         _ if vm.stall.is_none() || misses_faults(vm) => Fared::Unseen,
         _ => Fared::Ok,
     }
+}
+
+/// What a balloon took, of how much, and what that leaves its guest, where that is next to nothing
+/// and the guest says so of now; in bytes.
+pub(super) fn starved(memory: &VmFigures) -> Option<(u64, u64, u64)> {
+    let ballooned = memory.ballooned_bytes.filter(|bytes| *bytes > 0)?;
+    let configured = memory.configured_bytes?;
+    let left = memory.guest_available_bytes.filter(|_| memory.guest_is_stale == Some(false))?;
+    let kept = configured.saturating_sub(ballooned);
+    ((left as f64) < STARVED * kept as f64).then_some((ballooned, configured, left))
 }
 
 /// For how long it thrashed, in seconds.
@@ -305,100 +323,10 @@ pub fn is_tight(host: &HostFigures) -> bool {
         .is_some_and(|(available, physical)| (available as f64) < TIGHT * physical as f64)
 }
 
-/// The cause, and what to do about it.
-fn words(
-    cause: &Cause,
-    by: Option<&str>,
-    memory: &VmFigures,
-    host: &HostFigures,
-) -> (String, String) {
-    let available = |how: &str| {
-        let least = host.least_available_bytes.map(readable_bytes);
-        least.map(|least| format!(" ({how} {least} available)")).unwrap_or_default()
-    };
-    let by = by.unwrap_or("another");
-    let (why, advice) = match cause {
-        Cause::OwnLimit => {
-            let limit =
-                memory.cgroup_limit_bytes.map(|limit| format!(" of {}", readable_bytes(limit)));
-            let limit = limit.unwrap_or_default();
-            let free = available("never less than");
-            let why = format!("its cgroup's own limit{limit}, not the host{free}");
-            (why, raise(memory))
-        }
-        Cause::MemoryHigh => (
-            "the memory.high of its cgroup".to_owned(),
-            "raise memory.high, or give the guest less memory".to_owned(),
-        ),
-        Cause::HostShort => (
-            format!("the host is short of memory{}", available("down to")),
-            "move a VM to another host, or add memory".to_owned(),
-        ),
-        Cause::OtherVm => (
-            format!("the VM {by} took its pages"),
-            format!("limit the memory of {by}, or move one of them to another host"),
-        ),
-        Cause::OtherProcess => (
-            format!("the process {by} took its pages"),
-            format!("limit the memory of {by}, or run it elsewhere"),
-        ),
-        Cause::Cpu => (
-            "too few CPUs, or a CPU quota".to_owned(),
-            "raise its CPU quota if its cgroup has one (cpu.max), run fewer vCPUs on this host, or \
-             move a VM to another"
-                .to_owned(),
-        ),
-        Cause::Disk => (
-            "its memory is a file, read from a disk".to_owned(),
-            "load the file before the guest runs, or put it on a faster disk".to_owned(),
-        ),
-        Cause::Userfault => (
-            "another process fills its memory: a migration or a snapshot".to_owned(),
-            "let most of it be copied before the guest runs".to_owned(),
-        ),
-        Cause::NoPage => (
-            "memory that it touched could not be had: no huge page was free, the file system of \
-             its memory was full, its file was cut short, or the memory is broken"
-                .to_owned(),
-            "see dmesg; reserve huge pages for all VMs, or make the file system larger".to_owned(),
-        ),
-        Cause::Crash => (
-            "its own process failed".to_owned(),
-            "see its log and coredumpctl".to_owned(),
-        ),
-        Cause::Lock => (
-            "its threads waited for the lock of its address space".to_owned(),
-            "see who holds it: record with --slow-faults 1ms".to_owned(),
-        ),
-        Cause::FirstTouch => (
-            "it touched memory for the first time; none was taken from it".to_owned(),
-            "if its start matters, preallocate its memory or use huge pages".to_owned(),
-        ),
-        Cause::Unknown => (
-            "not identified".to_owned(),
-            "record with --causes; overcommit check says what this host lacks".to_owned(),
-        ),
-    };
-    (why, advice)
-}
-
-/// The limit that would do: for all that it holds, in RAM or on swap.
-fn raise(memory: &VmFigures) -> String {
-    let held = memory.resident_bytes.map(|bytes| bytes + memory.swapped_bytes.unwrap_or(0));
-    let needed = held.map(|held| held.next_multiple_of(STEP));
-    let needed = needed.filter(|needed| memory.cgroup_limit_bytes.is_none_or(|l| *needed > l));
-    match needed {
-        Some(needed) => format!(
-            "raise the limit to {} or more, or give the guest less memory",
-            readable_bytes(needed)
-        ),
-        None => "raise the limit, or give the guest less memory".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::balloon::{Balloon, GuestMemory};
     use crate::model::coverage::Coverage;
     use crate::model::evictions::{Aggressor, Eviction, EvictionCounts};
     use crate::model::interval::{Interval, MetricInterval, Stall, VmInterval};
@@ -507,7 +435,8 @@ mod tests {
         let why = "its cgroup's own limit of 128.0 MiB, not the host (never less than \
                    900.0 MiB available)";
         assert_eq!(limited.why.unwrap(), why);
-        let advice = "raise the limit to 208.0 MiB or more, or give the guest less memory";
+        let advice = "raise its limit (memory.max; hard_limit in libvirt) to 208.0 MiB or more, or give the guest \
+             less memory";
         assert_eq!(limited.advice.unwrap(), advice);
         assert_eq!(cause_of(squeezed(None), itself(), 20), Cause::HostShort);
         assert_eq!(cause_of(squeezed(Some(1_000)), itself(), 20), Cause::HostShort);
@@ -569,5 +498,52 @@ mod tests {
         disk.metrics = vec![metric(Metric::FaultMajor, 10)];
         disk.file_faults = Some(crate::model::interval::FileFaults { cached: 90, read: 10 });
         assert_eq!(cause_of(disk, Vec::new(), 900), Cause::Disk);
+    }
+    /// What a guest of 4 GiB says whose balloon took half of it, now or long ago.
+    fn ballooned(available: u64, is_stale: bool) -> VmInterval {
+        let mut ballooned = vm(1, 1);
+        let guest = GuestMemory { available: Some(available * MIB), ..GuestMemory::default() };
+        let (configured, ballooned_bytes) = (Some(4_096 * MIB), 2_048 * MIB);
+        let balloon =
+            Balloon { ballooned: ballooned_bytes, guest: Some(guest), ..Balloon::default() };
+        (ballooned.configured, ballooned.balloon) = (configured, Some(balloon));
+        ballooned.guest_is_stale = Some(is_stale);
+        ballooned
+    }
+
+    #[test]
+    fn a_guest_without_memory_is_not_well_though_the_host_sees_nothing() {
+        let starved = of(ballooned(80, false), Vec::new(), 900);
+        assert_eq!((starved.fared, starved.cause), (Fared::Starved, Some(Cause::Balloon)));
+        let why = "its balloon took 2.0 GiB of its 4.0 GiB; the guest has 80.0 MiB available";
+        assert_eq!(starved.why.as_deref(), Some(why));
+        assert!(starved.advice.unwrap().contains("such as 3.0 GiB in all"));
+        assert_eq!(of(ballooned(80, true), Vec::new(), 900).fared, Fared::Ok, "that was long ago");
+        assert_eq!(of(ballooned(800, false), Vec::new(), 900).fared, Fared::Ok);
+    }
+
+    #[test]
+    fn who_took_pages_is_named_with_how_many() {
+        let taken = of(squeezed(None), evicted(AggressorClass::Vm, "batch"), 900);
+        let why = "the VM batch took its pages (3.9 MiB, 100.0 % of what was taken)";
+        assert_eq!(taken.why.as_deref(), Some(why));
+        assert!(taken.advice.unwrap().contains("memory.low of 208.0 MiB"));
+    }
+
+    #[test]
+    fn a_vm_whose_process_failed_has_crashed() {
+        let fared = |exit| {
+            let mut run = Run { vms: vec![RunVm::default()], ..Run::default() };
+            (run.vms[0].exit, run.vms[0].ended_us) = (Some(exit), Some(1));
+            let mut summing = Summing::new(&run);
+            let place = crate::model::interval::Place { length_ns: 1_000, ..Default::default() };
+            let vms = vec![vm(900, 0)];
+            summing.add(&Interval { place, vms, ..Interval::default() });
+            let summary = summing.summary(&run, Marks::default(), Vec::new());
+            (summary.vms[0].verdict.fared, summary.vms[0].verdict.cause.clone())
+        };
+        assert_eq!(fared(Exit::Signal(11)), (Fared::Crashed, Some(Cause::Crash)));
+        assert_eq!(fared(NO_PAGE), (Fared::Crashed, Some(Cause::NoPage)));
+        assert_eq!(fared(Exit::Signal(15)).0, Fared::Slowed);
     }
 }

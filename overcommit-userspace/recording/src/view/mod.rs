@@ -30,7 +30,10 @@ pub fn plain_table() -> Table {
 /// A paragraph of lines that end at the last column, the first and the others indented so. A figure
 /// stays with its percent sign.
 fn wrapped(text: &str, first: &str, others: &str) -> String {
-    let glued = text.replace(" %", &format!("{GLUE}%"));
+    let mut glued = text.to_owned();
+    for unit in ["%", "KiB", "MiB", "GiB", "TiB"] {
+        glued = glued.replace(&format!(" {unit}"), &format!("{GLUE}{unit}"));
+    }
     let options = Options::new(WIDTH).initial_indent(first).subsequent_indent(others);
     fill(&glued, options).replace(GLUE, " ")
 }

@@ -203,13 +203,13 @@ doomed    KILLED at 00:00:04 UTC, 4.0 s in: its cgroup ran out of memory. Until
           then it lost 90.0 % of its vCPU time to memory and spent 1.0 % waiting
           for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the host
           (never less than 22.0 GiB available).
-          Try: raise the limit to 208.0 MiB or more, or give the guest less
-          memory.
+          Try: raise its limit (memory.max; hard_limit in libvirt) to 208.0 MiB
+          or more, or give the guest less memory.
 squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and spent 3.6 %
           waiting for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the
           host (never less than 22.0 GiB available).
-          Try: raise the limit to 208.0 MiB or more, or give the guest less
-          memory.
+          Try: raise its limit (memory.max; hard_limit in libvirt) to 208.0 MiB
+          or more, or give the guest less memory.
 starved   SLOWED: spent 40.0 % of its vCPU time waiting for a CPU and lost 0.5 %
           to memory. Cause: too few CPUs, or a CPU quota.
           Try: raise its CPU quota if its cgroup has one (cpu.max), run fewer

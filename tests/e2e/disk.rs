@@ -1,0 +1,99 @@
+//! A disk that fails or is full ends a recording, which can be read up to there.
+
+use crate::Tests;
+use crate::input::expect;
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use testbed::qemu::{Config, Vm};
+use testbed::results::{json, rows};
+use testbed::undo::Undo;
+use testbed::{as_child, overcommit, run};
+
+pub(crate) const TESTS: Tests = &[
+    ("a_disk_that_fails_takes_nothing_that_was_written", failing),
+    ("a_full_disk_takes_nothing_that_was_written", full),
+];
+
+/// Which call on which file fails from which of its calls on, how, and what is said of it.
+const FAULTS: [(&str, &str, u32, &str, &str); 6] = [
+    ("intervals.csv", "write", 5, "ENOSPC", "No space left on device"),
+    ("vms.csv", "write", 5, "EDQUOT", "quota"),
+    ("host.csv", "write", 5, "EIO", "Input/output error"),
+    ("vms/guest/latency.hlog", "write", 5, "ENOSPC", "No space left on device"),
+    ("run.json.new", "write", 5, "ENOSPC", "No space left on device"),
+    ("", "renameat", 5, "EIO", "Input/output error"),
+];
+
+fn failing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut guest = Vm::start(&Config::new("guest", 16))?;
+    guest.await_passes(1)?;
+    for (file, call, from, error, words) in FAULTS {
+        let folder = dir.path().join(format!("{call}-{}", file.replace('/', "-")));
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-e", &format!("trace={call}")]);
+        strace.args(["-e", &format!("inject={call}:error={error}:when={from}+")]);
+        if !file.is_empty() {
+            strace.arg("-P").arg(folder.join(file));
+        }
+        strace.arg("-o").arg(dir.path().join("calls")).arg(overcommit());
+        strace.args(["record", "--duration", "30s", "--interval", "50ms", "--out"]).arg(&folder);
+        let output = as_child(&mut strace, Signal::SIGKILL).output().context("no strace")?;
+        let calls = fs::read_to_string(dir.path().join("calls"))?;
+        ensure!(calls.contains("(INJECTED)"), "{call} of {file:?} did not fail: {output:?}");
+        is_told(&output, words)?;
+        can_be_read(&folder)?;
+    }
+    Ok(())
+}
+
+/// In one line that names what failed.
+fn is_told(output: &Output, words: &str) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    println!("{said}");
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(said.contains("can be read: overcommit report"), "{said}");
+    let error = said.lines().find(|line| line.starts_with("overcommit: error: "));
+    let error = error.context("no error")?;
+    ensure!(error.contains(words) && error.contains("write"), "{error}");
+    Ok(())
+}
+
+/// Every interval that run.json counts is in the report.
+fn can_be_read(folder: &Path) -> Result<()> {
+    let run = json(folder, "run.json")?;
+    let complete = run["recorded"]["intervals"].as_u64().context("no count")?;
+    ensure!(complete > 0, "{run:#}");
+    let report = Command::new(overcommit()).args(["report", "--json"]).arg(folder).output()?;
+    let summary: serde_json::Value =
+        serde_json::from_slice(&report.stdout).with_context(|| format!("{report:?}"))?;
+    ensure!(report.status.success(), "{report:?}");
+    ensure!(summary["intervals"] == complete, "{complete}: {summary:#}");
+    let written = rows(folder, "vms.csv")?;
+    let written: BTreeSet<&String> = written.iter().map(|row| &row["interval"]).collect();
+    ensure!(written.len() as u64 >= complete, "{written:?}, not {complete}");
+    Ok(())
+}
+
+fn full() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let at = dir.path().display();
+    let mounted = Undo::script("a small file system", &format!("umount {at}"))?;
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(dir.path()))?;
+    let folder = dir.path().join("run");
+    let _guest = Vm::start(&Config::new("guest", 16))?;
+    let mut record = Command::new(overcommit());
+    record.args(["record", "--interval", "10ms", "--out"]).arg(&folder);
+    let output = as_child(&mut record, Signal::SIGKILL).output()?;
+    is_told(&output, "No space left on device")?;
+    // The summary has no room either.
+    let report = Command::new(overcommit()).arg("report").arg(&folder).output()?;
+    expect(&report, 0, "is not written into the recording")?;
+    ensure!(String::from_utf8_lossy(&report.stdout).contains("guest"), "{report:?}");
+    drop(mounted);
+    Ok(())
+}
