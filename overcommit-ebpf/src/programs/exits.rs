@@ -17,45 +17,16 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_re
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use core::sync::atomic::AtomicU64;
+use overcommit_ebpf::exit::{aged, by_age, marks, without_one};
 use overcommit_ebpf::layout::{
-    APF, APF_OLDER_AT, HALT, IN_BACKGROUND, ISA_ARM64, ISA_SVM, ISA_VMX, KvmFields, Loss, MEMORY,
-    MMIO, Metric, OUTSIDE_FAULTS, PAUSED, PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread,
-    Vm, Window, exit_key,
+    APF, HALT, IN_BACKGROUND, ISA_ARM64, KvmFields, Loss, MEMORY, MMIO, Metric, OUTSIDE_FAULTS,
+    PAUSED, PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
 };
 
-/// Exits that mean something to us: svm.h, vmx.h (arch/x86/include/uapi/asm) and
-/// esr.h (arch/arm64/include/asm).
-mod reason {
-    pub(super) const SVM_HLT: u32 = 0x78;
-    pub(super) const SVM_MWAIT: u32 = 0x8b;
-    pub(super) const SVM_MWAIT_COND: u32 = 0x8c;
-    pub(super) const SVM_IDLE_HLT: u32 = 0xa6;
-    pub(super) const SVM_NPF: u32 = 0x400;
-    pub(super) const VMX_HLT: u32 = 12;
-    pub(super) const VMX_MWAIT: u32 = 36;
-    pub(super) const VMX_EPT_VIOLATION: u32 = 48;
-    pub(super) const VMX_EPT_MISCONFIG: u32 = 49;
-    pub(super) const ARM64_WFX: u32 = 0x01;
-    pub(super) const ARM64_INSTRUCTION_ABORT: u32 = 0x20;
-    pub(super) const ARM64_DATA_ABORT: u32 = 0x24;
-}
-
-/// In `info1` of `npf`: a reserved bit was set, which KVM does for a device's memory
-/// (`PFERR_RSVD_MASK`).
-const RESERVED_BIT: u64 = 1 << 3;
 /// `KVM_EXIT_INTR`, include/uapi/linux/kvm.h: the thread was called away.
 const USERSPACE_INTERRUPTED: u32 = 10;
 /// The token that tells a guest that all its pages are ready.
 const APF_BROADCAST: u32 = u32::MAX;
-/// An asynchronous page fault that is open for longer was dropped: a guest that starts anew is not
-/// told of what it waited for (`kvm_clear_async_pf_completion_queue`). It is forgotten within
-/// twice that time, see [`age`].
-const APF_DROPPED_NS: u64 = 30_000_000_000;
-/// In `info1` of `npf` (`PFERR_PRESENT_MASK`) and of an EPT violation (bits 3 to 5 of the exit
-/// qualification, `EPT_VIOLATION_RWX_MASK`): there was an entry, which did not allow it.
-const SVM_PRESENT: u64 = 1;
-const VMX_PRESENT: u64 = 0x38;
-
 #[tracepoint]
 pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     let Some((vm, thread)) = current_vcpu() else { return 0 };
@@ -71,7 +42,7 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     }
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
-    let mut marks = marks(&ctx, fields, isa, reason);
+    let mut marks = marks(isa, reason, || read(&ctx, &fields.exit_info1));
     if marks & HALT != 0 && age(vm, window, now) != 0 {
         marks |= APF;
     }
@@ -90,50 +61,12 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     0
 }
 
-#[inline(always)]
-fn marks(ctx: &TracePointContext, fields: &KvmFields, isa: u32, reason: u32) -> u64 {
-    match (isa, reason) {
-        (ISA_SVM, reason::SVM_NPF) => {
-            let info: u64 = read(ctx, &fields.exit_info1);
-            let protected = if info & SVM_PRESENT != 0 { PROTECTED } else { 0 };
-            if info & RESERVED_BIT != 0 { MEMORY | MMIO } else { MEMORY | protected }
-        }
-        (ISA_VMX, reason::VMX_EPT_VIOLATION) => {
-            let info: u64 = read(ctx, &fields.exit_info1);
-            if info & VMX_PRESENT != 0 { MEMORY | PROTECTED } else { MEMORY }
-        }
-        (ISA_ARM64, reason::ARM64_INSTRUCTION_ABORT | reason::ARM64_DATA_ABORT) => MEMORY,
-        (ISA_VMX, reason::VMX_EPT_MISCONFIG) => MEMORY | MMIO,
-        (
-            ISA_SVM,
-            reason::SVM_HLT | reason::SVM_MWAIT | reason::SVM_MWAIT_COND | reason::SVM_IDLE_HLT,
-        )
-        | (ISA_VMX, reason::VMX_HLT | reason::VMX_MWAIT)
-        | (ISA_ARM64, reason::ARM64_WFX) => HALT,
-        _ => 0,
-    }
-}
-
-/// Those of [`Window::apf_open`] that are younger, and older.
-#[inline(always)]
-fn by_age(open: u64) -> (u64, u64) {
-    (open & u64::from(u32::MAX), open >> APF_OLDER_AT)
-}
-
-/// Forgets asynchronous page faults that will not come any more: those that are open now are the
-/// older ones from then on, and the older ones of before were dropped. Gives what is open.
+/// Forgets asynchronous page faults that will not come any more. Gives what is open.
 #[inline(always)]
 fn age(vm: &Vm, window: &Window, now: u64) -> u64 {
     let open = get(&window.apf_open);
-    let age = now.saturating_sub(get(&window.apf_since_ns));
-    if open == 0 || age < APF_DROPPED_NS {
+    let Some((open, dropped)) = aged(open, now.saturating_sub(get(&window.apf_since_ns))) else {
         return open;
-    }
-    let (younger, older) = by_age(open);
-    let (open, dropped) = if age < 2 * APF_DROPPED_NS {
-        (younger << APF_OLDER_AT, older)
-    } else {
-        (0, younger + older)
     };
     set(&window.apf_open, open);
     set(&window.apf_since_ns, now);
@@ -144,14 +77,8 @@ fn age(vm: &Vm, window: &Window, now: u64) -> u64 {
 /// One that is open has come; of one whose start is not known the oldest.
 #[inline(always)]
 fn came(window: &Window, since: u64) {
-    let open = get(&window.apf_open);
-    let (younger, older) = by_age(open);
     let is_older = since < get(&window.apf_since_ns);
-    if older != 0 && (is_older || younger == 0) {
-        set(&window.apf_open, open - (1 << APF_OLDER_AT));
-    } else if younger != 0 {
-        set(&window.apf_open, open - 1);
-    }
+    set(&window.apf_open, without_one(get(&window.apf_open), is_older));
 }
 
 /// On `kvm_mmio` and `kvm_fast_mmio`: a device's memory is meant.

@@ -188,6 +188,7 @@ impl Roster {
                 && found.id == vm.id
             {
                 vm.accelerator = found.accelerator;
+                vm.vcpus = found.vcpus;
                 vm.mapping = found.mapping;
                 vm.cgroup = found.cgroup;
                 run.follow(vm);

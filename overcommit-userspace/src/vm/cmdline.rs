@@ -6,6 +6,7 @@
 //! pair may leave out its key (`opts_parse`, util/qemu-option.c).
 
 use crate::vm::monitor::Monitors;
+use crate::vm::options::{pairs, sections, value};
 use overcommit_recording::model::balloon::LARGEST;
 use overcommit_recording::model::vm::Monitor;
 
@@ -21,6 +22,7 @@ const WITHOUT_ARGUMENT: &[&[u8]] = &[
     b"daemonize",
     b"enable-fips",
     b"enable-kvm",
+    b"enable-sync-profile",
     b"full-screen",
     b"h",
     b"help",
@@ -51,15 +53,24 @@ const WITHOUT_ARGUMENT: &[&[u8]] = &[
     b"s",
     b"sdl",
     b"semihosting",
+    b"show-cursor",
     b"singlestep",
     b"snapshot",
     b"std-vga",
+    b"tdf",
     b"usb",
     b"version",
+    b"virtfs_synth",
     b"win2k-hack",
     b"xen-attach",
+    b"xen-create",
     b"xen-domid-restrict",
 ];
+
+/// Options that are looked for: an option that is not known and stands before one of them takes no
+/// argument.
+const LOOKED_FOR: [&[u8]; 9] =
+    [b"-name", b"-uuid", b"-id", b"-smbios", b"-m", b"-smp", b"-accel", b"-machine", b"-M"];
 
 /// What overcommit wants to know from the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,36 +95,55 @@ pub struct CommandLine {
     pub accelerator: Option<Vec<u8>>,
     /// `-machine`: its type.
     pub machine: Option<Vec<u8>>,
+    /// Whether it serves a guest of Xen, whose memory is not its own.
+    pub is_of_xen: bool,
     /// `-qmp`, and `-mon` in control mode: where it can be asked.
     pub monitors: Vec<Monitor>,
 }
 
 impl CommandLine {
-    /// Reads the words of a command line, the program's own name first.
+    /// Reads the words of a command line, the program's own name first. `config` reads a file
+    /// that `-readconfig` names.
     ///
     /// Later options win over earlier ones, key by key, as in QEMU. What cannot
     /// be understood is left out: a foreign command line is no reason to fail.
-    pub fn parse<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Self {
+    pub fn parse<'a>(
+        words: impl IntoIterator<Item = &'a [u8]>,
+        config: impl Fn(&[u8]) -> Option<String>,
+    ) -> Self {
         let mut line = Self::default();
         let mut monitors = Monitors::default();
-        let mut words = words.into_iter().skip(1);
+        let mut words = words.into_iter().skip(1).peekable();
         while let Some(word) = words.next() {
             let Some(option) = word.strip_prefix(b"-") else {
                 continue; // a disk image
             };
             let option = option.strip_prefix(b"-").unwrap_or(option);
             if WITHOUT_ARGUMENT.contains(&option) {
-                if option == b"enable-kvm" {
-                    line.accelerator = Some(b"kvm".to_vec());
-                }
+                line.switch(option);
                 continue;
             }
-            let Some(argument) = words.next() else { break };
+            let takes = |next: &&[u8]| LOOKED_FOR.contains(&word) || !LOOKED_FOR.contains(next);
+            let Some(argument) = words.next_if(takes) else { continue };
             line.option(option, argument);
             monitors.option(option, argument);
+            if option == b"readconfig" {
+                for (option, argument) in sections(&config(argument).unwrap_or_default()) {
+                    line.option(&option, &argument);
+                    monitors.option(&option, &argument);
+                }
+            }
         }
         line.monitors = monitors.found();
         line
+    }
+
+    fn switch(&mut self, option: &[u8]) {
+        match option {
+            b"enable-kvm" => self.accelerator = Some(b"kvm".to_vec()),
+            b"xen-attach" | b"xen-create" => self.is_of_xen = true,
+            _ => {}
+        }
     }
 
     fn option(&mut self, option: &[u8], argument: &[u8]) {
@@ -122,6 +152,7 @@ impl CommandLine {
             b"uuid" => self.uuid = Some(argument.to_ascii_lowercase()),
             b"id" => self.id = Some(argument.to_vec()),
             b"smbios" => self.smbios(argument),
+            b"xen-domid" => self.is_of_xen = true,
             b"m" => {
                 if let Some(size) = value(&pairs(argument, b"size"), b"size") {
                     self.memory_bytes = mebibytes(&size).or(self.memory_bytes);
@@ -166,44 +197,6 @@ impl CommandLine {
             }
         }
     }
-}
-
-/// Splits `key=value,…`. The first pair without `=` has the implied key; a later
-/// one is a switch: `key` is `on`, `nokey` is `off` (`get_opt_name_value`).
-pub(super) fn pairs(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut pairs = Vec::new();
-    for (index, part) in split_at_commas(argument).into_iter().enumerate() {
-        let equals = part.iter().position(|byte| *byte == b'=');
-        pairs.push(match equals {
-            Some(at) => (part[..at].to_vec(), part[at + 1..].to_vec()),
-            None if index == 0 => (implied.to_vec(), part),
-            None => match part.strip_prefix(b"no") {
-                Some(key) => (key.to_vec(), b"off".to_vec()),
-                None => (part, b"on".to_vec()),
-            },
-        });
-    }
-    pairs
-}
-
-/// The parts between single commas; two commas stand for one.
-fn split_at_commas(argument: &[u8]) -> Vec<Vec<u8>> {
-    let mut parts = vec![Vec::new()];
-    let mut bytes = argument.iter().peekable();
-    while let Some(&byte) = bytes.next() {
-        if byte == b',' && bytes.next_if_eq(&&b',').is_none() {
-            parts.push(Vec::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push(byte);
-        }
-    }
-    parts
-}
-
-/// The last value of a key that is not empty.
-pub(super) fn value(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<Vec<u8>> {
-    let found = pairs.iter().rev().find(|(k, v)| k == key && !v.is_empty());
-    found.map(|(_, v)| v.clone())
 }
 
 fn number(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<u32> {
@@ -265,7 +258,8 @@ mod tests {
 
     fn parse(words: &[&str]) -> CommandLine {
         let program: &[u8] = b"qemu-system-x86_64";
-        CommandLine::parse([program].into_iter().chain(words.iter().map(|word| word.as_bytes())))
+        let words = words.iter().map(|word| word.as_bytes());
+        CommandLine::parse([program].into_iter().chain(words), |_| None)
     }
 
     #[test]
@@ -344,6 +338,30 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_options_counts_where_it_is_named() {
+        let file = "[memory]\nsize = \"1024M\"\n[smp-opts]\ncpus = \"4\"\n\
+            [machine]\ntype = \"q35\"\naccel = \"kvm\"\n\
+            [chardev \"monitor\"]\nbackend = \"socket\"\npath = \"/run/qmp\"\nserver = \"on\"\n\
+            [mon]\nchardev = \"monitor\"\nmode = \"control\"\n";
+        let words: [&[u8]; 5] = [b"q", b"-name", b"c1", b"-readconfig", b"/run/c1/qemu.conf"];
+        let read = |path: &[u8]| (path == b"/run/c1/qemu.conf").then(|| file.to_owned());
+        let line = CommandLine::parse(words, read);
+        assert_eq!((line.memory_bytes, line.vcpus), (Some(1 << 30), Some(4)));
+        assert_eq!(line.accelerator.as_deref(), Some(&b"kvm"[..]));
+        assert_eq!(line.monitors, [Monitor::Socket("/run/qmp".into())]);
+        let unread = CommandLine::parse(words, |_| None);
+        assert_eq!((unread.guest.as_deref(), unread.vcpus), (Some(&b"c1"[..]), None));
+    }
+
+    #[test]
+    fn an_option_that_is_not_known_takes_no_option_with_it() {
+        let line = parse(&["-a-later-switch", "-name", "web", "-m", "2G"]);
+        assert_eq!((line.guest.as_deref(), line.memory_bytes), (Some(&b"web"[..]), Some(2 << 30)));
+        assert_eq!(parse(&["-name", "-m"]).guest.as_deref(), Some(&b"-m"[..]));
+        assert!(parse(&["-xen-domid", "31", "-m", "size=504"]).is_of_xen);
+    }
+
+    #[test]
     fn sizes() {
         for (text, bytes) in [
             ("8G", 8 << 30),
@@ -405,13 +423,13 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(words in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..12)) {
-            CommandLine::parse(words.iter().map(Vec::as_slice));
+            CommandLine::parse(words.iter().map(Vec::as_slice), |_| None);
         }
 
         #[test]
         fn never_panics_on_an_argument(option in "-(name|m|smp|uuid|accel|machine)",
                                        argument in proptest::collection::vec(any::<u8>(), 0..60)) {
-            CommandLine::parse([&b"qemu"[..], option.as_bytes(), &argument]);
+            CommandLine::parse([&b"qemu"[..], option.as_bytes(), &argument], |_| None);
         }
 
         #[test]
@@ -421,7 +439,7 @@ mod tests {
             if debug {
                 argument.extend(b",debug-threads=on");
             }
-            let line = CommandLine::parse([&b"qemu"[..], b"-name", &argument]);
+            let line = CommandLine::parse([&b"qemu"[..], b"-name", &argument], |_| None);
             prop_assert_eq!(line.guest.as_deref(), Some(&name[..]));
             prop_assert_eq!(line.debug_threads, debug);
         }

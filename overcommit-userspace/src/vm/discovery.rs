@@ -4,6 +4,7 @@
 //! or it holds descriptors of KVM. What it calls itself decides nothing.
 
 use crate::vm::cmdline::CommandLine;
+use crate::vm::config_file;
 use crate::vm::{memory, owner};
 use anyhow::{Context, Result};
 use overcommit_recording::model::name::{Name, escape};
@@ -79,7 +80,7 @@ impl Discovery {
                 others.insert(id, *wait);
                 continue;
             }
-            match vm(&process, &stat) {
+            match vm(&process, &stat, &self.folder(stat.pid)) {
                 Some(vm) => vms.push(vm),
                 None => {
                     unreadable += usize::from(is_refused(&process));
@@ -102,7 +103,7 @@ impl Discovery {
     /// The process as a VM, or `None` if it is none, or is gone.
     pub fn inspect(&self, pid: i32) -> Option<Vm> {
         let process = self.process(pid).ok()?;
-        vm(&process, &process.stat().ok()?)
+        vm(&process, &process.stat().ok()?, &self.folder(pid))
     }
 
     /// See [`owner::login_user`].
@@ -124,8 +125,8 @@ impl Discovery {
         let process = self.process(pid).with_context(failed)?;
         let stat = process.stat().with_context(failed)?;
         let executable = executable(&process).unwrap_or_else(|| escape(stat.comm.as_bytes()));
-        let line = command_line(&process, &executable).unwrap_or_default();
-        Ok(describe(&process, &stat, executable, line, holds_kvm(&process)))
+        let line = command_line(&process, &self.folder(pid), &executable).unwrap_or_default();
+        Ok(describe(&process, &stat, executable, line, KvmHeld::of(&process)))
     }
 
     /// A handle that keeps meaning this process, also when its PID is used again.
@@ -140,7 +141,11 @@ impl Discovery {
     }
 
     fn process(&self, pid: i32) -> Result<Process, ProcError> {
-        Process::new_with_root(self.proc_root.join(pid.to_string()))
+        Process::new_with_root(self.folder(pid))
+    }
+
+    fn folder(&self, pid: i32) -> PathBuf {
+        self.proc_root.join(pid.to_string())
     }
 }
 
@@ -153,16 +158,20 @@ fn id(stat: &Stat) -> VmId {
     VmId { pid: stat.pid, start_ticks: stat.starttime }
 }
 
-fn vm(process: &Process, stat: &Stat) -> Option<Vm> {
+/// `folder` is its folder in /proc.
+fn vm(process: &Process, stat: &Stat, folder: &Path) -> Option<Vm> {
     let executable = executable(process)?;
-    let kvm = holds_kvm(process);
-    if !kvm && !is_system_emulator(&executable) {
+    let kvm = KvmHeld::of(process);
+    if !kvm.is_held && !is_system_emulator(&executable) {
         return None;
     }
-    let line = command_line(process, &executable)?;
+    let line = command_line(process, folder, &executable)?;
     // libvirt asks a QEMU without a machine what it can do.
     let probes_only = line.machine.as_ref().is_some_and(|machine| machine == b"none");
-    (!probes_only).then(|| describe(process, stat, executable, line, kvm))
+    // The device model of a guest of Xen, whose memory is not in this process.
+    let is_of_xen = line.is_of_xen
+        || line.accelerator.as_ref().is_some_and(|accelerator| accelerator == b"xen");
+    (!probes_only && !is_of_xen).then(|| describe(process, stat, executable, line, kvm))
 }
 
 fn describe(
@@ -170,19 +179,22 @@ fn describe(
     stat: &Stat,
     executable: String,
     line: CommandLine,
-    kvm: bool,
+    kvm: KvmHeld,
 ) -> Vm {
     let emulator = is_system_emulator(&executable);
     let (name, named_by) = match (&line.guest, &line.process) {
         (Some(guest), _) if !guest.is_empty() => (Name::new(guest.clone()), NamedBy::Guest),
         (_, Some(process)) if !process.is_empty() => (Name::new(process.clone()), NamedBy::Process),
+        _ if !emulator && line.id.is_some() => {
+            (Name::new(line.id.clone().unwrap_or_default()), NamedBy::Id)
+        }
         _ => {
             let kind = if emulator { "qemu" } else { executable.as_str() };
             (Name::new(format!("{kind}-{}", stat.pid)), NamedBy::Pid)
         }
     };
     let declared = line.accelerator.filter(|accelerator| accelerator != b"kvm");
-    let accelerator = match (kvm, declared) {
+    let accelerator = match (kvm.is_held, declared) {
         (true, _) => Some("kvm".to_owned()),
         (false, Some(declared)) => Some(escape(&declared)),
         (false, None) => emulator.then(|| "tcg".to_owned()),
@@ -192,9 +204,10 @@ fn describe(
         name,
         named_by,
         uuid: line.uuid.or(line.smbios_uuid).map(|uuid| escape(&uuid)),
-        proxmox_id: line.id.map(|id| escape(&id)),
+        proxmox_id: line.id.filter(|_| emulator).map(|id| escape(&id)),
         executable,
-        vcpus: line.vcpus.or(emulator.then_some(1)),
+        // One for each descriptor, whatever the command line says, or a file that it names.
+        vcpus: (kvm.vcpus > 0).then_some(kvm.vcpus).or(line.vcpus).or(emulator.then_some(1)),
         memory_bytes: line.memory_bytes,
         mapping: memory::mapping(process),
         accelerator,
@@ -216,20 +229,39 @@ fn is_system_emulator(executable: &str) -> bool {
     executable.starts_with("qemu-system-") || matches!(executable, "qemu-kvm" | "kvm")
 }
 
-/// Whether the process holds /dev/kvm or a VM made with it.
-fn holds_kvm(process: &Process) -> bool {
-    let Ok(fds) = process.fd() else { return false };
-    fds.flatten().any(|fd| match fd.target {
-        FDTarget::Path(path) => path == Path::new("/dev/kvm"),
-        FDTarget::AnonInode(kind) => kind.contains("kvm-vm"),
-        _ => false,
-    })
+/// What a process holds of KVM.
+#[derive(Clone, Copy, Default)]
+struct KvmHeld {
+    /// /dev/kvm, or a VM made with it.
+    is_held: bool,
+    /// vCPUs.
+    vcpus: u32,
 }
 
-/// The command line of a system emulator; others do not speak QEMU's. `None` if it has
-/// none yet.
-fn command_line(process: &Process, executable: &str) -> Option<CommandLine> {
-    if !is_system_emulator(executable) {
+impl KvmHeld {
+    /// By its descriptors: `anon_inode:kvm-vm`, and `anon_inode:kvm-vcpu:N` of each vCPU
+    /// (`create_vcpu_fd`, virt/kvm/kvm_main.c).
+    fn of(process: &Process) -> Self {
+        let mut held = Self::default();
+        let Ok(fds) = process.fd() else { return held };
+        for fd in fds.flatten() {
+            match fd.target {
+                FDTarget::Path(path) => held.is_held |= path == Path::new("/dev/kvm"),
+                FDTarget::AnonInode(kind) => {
+                    held.is_held |= kind.contains("kvm-vm");
+                    held.vcpus += u32::from(kind.contains("kvm-vcpu"));
+                }
+                _ => {}
+            }
+        }
+        held
+    }
+}
+
+/// The command line of a system emulator, or of Firecracker, whose name is its `--id`; others do
+/// not speak QEMU's. `None` if it has none yet.
+fn command_line(process: &Process, folder: &Path, executable: &str) -> Option<CommandLine> {
+    if !is_system_emulator(executable) && executable != "firecracker" {
         return Some(CommandLine::default());
     }
     let mut bytes = Vec::new();
@@ -244,7 +276,8 @@ fn command_line(process: &Process, executable: &str) -> Option<CommandLine> {
         return None;
     }
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
-    Some(CommandLine::parse(bytes.split(|byte| *byte == 0)))
+    let read = |path: &[u8]| config_file::read(folder, path);
+    Some(CommandLine::parse(bytes.split(|byte| *byte == 0), read))
 }
 
 /// Whether a process that showed no arguments may get some: while it executes a file the
@@ -318,6 +351,20 @@ mod tests {
         assert_eq!(vm.accelerator.as_deref(), Some("kvm"));
         assert_eq!(vm.backing(), Some(Backing::Memfd));
         assert_eq!(vm.cgroup.as_deref(), Some("/vms/a"));
+    }
+
+    #[test]
+    fn vcpus_are_counted_by_their_descriptors() {
+        let vcpus = ["anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "anon_inode:kvm-vcpu:1"];
+        let vms = scan(|root| {
+            // Incus has all but the name in a file, which is out of reach here.
+            process(root, 7, "/opt/qemu-system-x86_64", b"q\0-readconfig\0/etc/none\0", &vcpus);
+            process(root, 8, "/firecracker", b"/firecracker\0--id\0ab-1\0", &vcpus);
+            process(root, 9, "/usr/bin/qemu-system-i386", b"q\0-xen-domid\x0031\0", &[]);
+        });
+        let found: Vec<_> = vms.iter().map(|vm| (vm.name.to_string(), vm.vcpus)).collect();
+        assert_eq!(found, [("qemu-7".to_owned(), Some(2)), ("ab-1".to_owned(), Some(2))]);
+        assert_eq!((vms[1].named_by, vms[1].proxmox_id.as_deref()), (NamedBy::Id, None));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Which VMs are there, and what are they called?
 
 pub mod cmdline;
+mod config_file;
 pub mod discovery;
 pub mod memory;
 pub mod monitor;
+mod options;
 pub mod owner;
 pub mod regions;
 pub mod threads;

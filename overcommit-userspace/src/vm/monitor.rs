@@ -1,6 +1,6 @@
 //! Where can a QEMU be asked? Its monitors that speak QMP, from its command line.
 
-use crate::vm::cmdline::{pairs, value};
+use crate::vm::options::{pairs, value};
 use overcommit_recording::model::vm::Monitor;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -71,7 +71,7 @@ mod tests {
     fn monitors(words: &[&str]) -> Vec<Monitor> {
         let program: &[u8] = b"qemu-system-x86_64";
         let words = words.iter().map(|word| word.as_bytes());
-        CommandLine::parse([program].into_iter().chain(words)).monitors
+        CommandLine::parse([program].into_iter().chain(words), |_| None).monitors
     }
 
     #[test]

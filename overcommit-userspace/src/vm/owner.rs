@@ -9,6 +9,10 @@ use std::ops::RangeInclusive;
 /// Ids of users who log in (UID_MIN and UID_MAX in login.defs of shadow-utils). Root and users of
 /// services are below, and above: libvirt's is 64055 on Debian.
 const LOGINS: RangeInclusive<u32> = 1000..=60_000;
+/// Ids that users are given to map into containers of theirs begin here, in blocks of so many
+/// (SUB_UID_MIN and SUB_UID_COUNT in login.defs of shadow-utils).
+const MAPPED: u32 = 100_000;
+const BLOCK: u32 = 65_536;
 /// Where managers put VMs, by root's leave, whatever user they run as: libvirt and Proxmox.
 const OF_MANAGERS: [&str; 3] = ["/machine.slice/", "/machine/", "/qemu.slice/"];
 /// VMs of one such user that there is room for when a recording begins, at the most.
@@ -22,14 +26,20 @@ pub const GONE: u32 = u32::MAX;
 /// Slots that are kept for others.
 const RESERVED: usize = 16;
 
-/// The user who logs in and whom a VM runs as; `None` of a service's or a manager's, or of one that
+/// The user who logs in and whom a VM runs as, in a container of theirs or not; `None` of a service's or a manager's, or of one that
 /// is gone.
 pub fn login_user(process: &Process, vm: &Vm) -> Option<u32> {
     if vm.cgroup.as_deref().is_some_and(is_of_manager) {
         return None;
     }
     // Not by who owns /proc/PID, which is root where a process makes itself undumpable.
-    process.status().ok().map(|status| status.euid).filter(|user| LOGINS.contains(user))
+    counted_as(process.status().ok()?.euid)
+}
+
+/// Whom the VMs of a user id count for: all ids of a block are one user's.
+fn counted_as(user: u32) -> Option<u32> {
+    let block = user.checked_sub(MAPPED).map(|offset| MAPPED + offset / BLOCK * BLOCK);
+    block.or_else(|| LOGINS.contains(&user).then_some(user))
 }
 
 fn is_of_manager(cgroup: &str) -> bool {
@@ -128,6 +138,17 @@ mod tests {
         }
         assert_eq!(slots.had, HashMap::from([(1000, EVER)]));
         assert!(slots.may_have(None, 64) && slots.may_have(Some(1001), 64));
+    }
+
+    #[test]
+    fn ids_that_a_user_was_given_are_one_user() {
+        assert_eq!(counted_as(100_000), Some(100_000));
+        assert_eq!(counted_as(100_000 + 65_535), Some(100_000));
+        assert_eq!(counted_as(100_000 + 65_536), Some(165_536));
+        assert_eq!(
+            (counted_as(1_000), counted_as(64_055), counted_as(0)),
+            (Some(1_000), None, None)
+        );
     }
 
     #[test]

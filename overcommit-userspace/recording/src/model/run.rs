@@ -367,6 +367,7 @@ impl RunVm {
     /// Takes over what is known of it by now.
     pub fn follow(&mut self, vm: &Vm) {
         self.accelerator.clone_from(&vm.accelerator);
+        self.vcpus = vm.vcpus;
         self.backing = vm.backing();
         self.cgroup.clone_from(&vm.cgroup);
     }

@@ -28,6 +28,8 @@ pub enum NamedBy {
     Guest,
     /// QEMU's `-name process=`.
     Process,
+    /// Firecracker's `--id`.
+    Id,
     /// Nothing: executable and PID.
     #[default]
     Pid,
@@ -42,6 +44,7 @@ impl NamedBy {
         match self {
             Self::Guest => "-name guest=",
             Self::Process => "-name process=",
+            Self::Id => "--id",
             Self::Pid => "PID (no name given)",
             Self::Other => "in a way that this version does not know",
         }

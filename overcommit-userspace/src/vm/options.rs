@@ -1,0 +1,93 @@
+//! Options of QEMU: `key=value` pairs, and the sections of a file that `-readconfig` names.
+
+/// Splits `key=value,…`. The first pair without `=` has the implied key; a later
+/// one is a switch: `key` is `on`, `nokey` is `off` (`get_opt_name_value`).
+pub(super) fn pairs(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut pairs = Vec::new();
+    for (index, part) in split_at_commas(argument).into_iter().enumerate() {
+        let equals = part.iter().position(|byte| *byte == b'=');
+        pairs.push(match equals {
+            Some(at) => (part[..at].to_vec(), part[at + 1..].to_vec()),
+            None if index == 0 => (implied.to_vec(), part),
+            None => match part.strip_prefix(b"no") {
+                Some(key) => (key.to_vec(), b"off".to_vec()),
+                None => (part, b"on".to_vec()),
+            },
+        });
+    }
+    pairs
+}
+
+/// The parts between single commas; two commas stand for one.
+fn split_at_commas(argument: &[u8]) -> Vec<Vec<u8>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = argument.iter().peekable();
+    while let Some(&byte) = bytes.next() {
+        if byte == b',' && bytes.next_if_eq(&&b',').is_none() {
+            parts.push(Vec::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(byte);
+        }
+    }
+    parts
+}
+
+/// The last value of a key that is not empty.
+pub(super) fn value(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<Vec<u8>> {
+    let found = pairs.iter().rev().find(|(k, v)| k == key && !v.is_empty());
+    found.map(|(_, v)| v.clone())
+}
+
+/// The options of a file for `-readconfig`, each with its argument as a command line would have it.
+/// A section is `[kind]` or `[kind "id"]`, with lines of `key = "value"` (`qemu_config_foreach`,
+/// util/qemu-config.c). What else is in it is left out.
+pub(super) fn sections(file: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut sections: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    for line in file.lines().map(str::trim) {
+        if let Some(head) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            let (kind, id) = head.split_once(' ').unwrap_or((head, ""));
+            let option = match kind {
+                "memory" => "m",
+                "smp-opts" => "smp",
+                other => other,
+            };
+            let id = id.trim().trim_matches('"');
+            let id = if id.is_empty() { String::new() } else { format!("id={}", escaped(id)) };
+            sections.push((option.into(), id.into()));
+        } else if let Some((key, value)) = line.split_once('=')
+            && let Some((_, argument)) = sections.last_mut()
+        {
+            let value = value.trim();
+            let value = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+            let comma = if argument.is_empty() { "" } else { "," };
+            let value = escaped(value.unwrap_or_default());
+            argument.extend(format!("{comma}{}={value}", key.trim()).bytes());
+        }
+    }
+    sections
+}
+
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_a_command_line_would() {
+        let file = "# Machine\n[machine]\ntype = \"q35\"\naccel=\"kvm\"\n\n[memory]\n\
+            size = \"1024M\"\n[chardev \"monitor\"]\npath = \"/run/a,b\"\nno value\n";
+        let sections = sections(file);
+        let text: Vec<String> = sections
+            .iter()
+            .map(|(option, argument)| {
+                format!("-{} {}", option.escape_ascii(), argument.escape_ascii())
+            })
+            .collect();
+        let expected =
+            ["-machine type=q35,accel=kvm", "-m size=1024M", "-chardev id=monitor,path=/run/a,,b"];
+        assert_eq!(text, expected);
+    }
+}
