@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 /// Scenarios, and the kernel of each: what of them hangs on the kernel has another scenario, which
 /// runs on all. Kprobes are what the oldest gets where it refuses fentry.
-const ON_ONE: [(&str, &str); 20] = [
+const ON_ONE: [(&str, &str); 21] = [
     ("counts_kprobe_memfd", "6.1"),
     ("zswap_kprobe", "6.1"),
     ("restore_kprobe", "6.1"),
@@ -23,6 +23,7 @@ const ON_ONE: [(&str, &str); 20] = [
     ("kvm_comes_late", "6.12"),
     ("counts_fentry_memfd", "7.x"),
     ("working_set_scattered", "7.x"),
+    ("killed_recorder_leaves_no_damon", "7.x"),
     ("attach_in_a_storm", "7.x"),
     ("evictions", "7.x"),
     ("kswapd_works_for_who_allocates", "7.x"),

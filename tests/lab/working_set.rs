@@ -2,6 +2,7 @@
 
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use std::collections::HashMap;
 use std::path::Path;
 use testbed::host::{MemoryCgroup, Setting, read};
@@ -14,6 +15,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         ("working_set_contiguous".to_owned(), Box::new(contiguous)),
         ("working_set_scattered".to_owned(), Box::new(scattered)),
+        ("killed_recorder_leaves_no_damon".to_owned(), Box::new(killed)),
     ]
 }
 
@@ -127,6 +129,26 @@ fn refused(folder: &Path, source: &str) -> Result<()> {
     })?;
     recording.end()?;
     Ok(())
+}
+
+/// A recorder that is killed while DAMON works for it leaves nothing of that, without a next one.
+fn killed(dir: &Path) -> Result<()> {
+    let kdamonds = "/sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds";
+    if sources().is_empty() {
+        return Ok(());
+    }
+    let stat = read(DAMON_STAT).ok();
+    let before = read(kdamonds)?;
+    let mut guest = Vm::start(&Config { hot: Some((1, 1)), ..Config::new("vm", 16) })?;
+    guest.await_passes(1)?;
+    let mut recording = Recording::start(&dir.join("killed"), ["--working-set", "damon"])?;
+    await_some("DAMON", PATIENCE, || Ok((read(kdamonds)?.trim() == "1").then_some(())))?;
+    recording.signal(Signal::SIGKILL)?;
+    recording.wait()?;
+    await_some("end of DAMON", PATIENCE, || {
+        let is_back = read(kdamonds)? == before && read(DAMON_STAT).ok() == stat;
+        Ok(is_back.then_some(()))
+    })
 }
 
 /// Every 64th page.

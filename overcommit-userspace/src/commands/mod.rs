@@ -11,6 +11,7 @@ pub mod report;
 mod self_test;
 
 use crate::host::survey::Options as HostOptions;
+use crate::host::working_set::guard::{self, GUARD};
 use crate::host::working_set::{self, Wanted};
 use crate::kernel::capability::CapabilitySet;
 use crate::kernel::{self, capability};
@@ -66,6 +67,12 @@ enum Command {
     /// The process of `check --self-test` that takes faults
     #[command(name = FAULTS, hide = true)]
     SelfTestFaults,
+    /// The process that puts DAMON back for a recorder that is killed
+    #[command(name = GUARD, hide = true)]
+    DamonGuard {
+        /// The switch of the kernel's own use of DAMON
+        stat: Option<PathBuf>,
+    },
 }
 
 impl Cli {
@@ -84,6 +91,7 @@ impl Cli {
             Command::List(args) => list::run(&args),
             Command::Check(args) => check::run(&args),
             Command::SelfTestFaults => faults::run().map(|()| ExitCode::SUCCESS),
+            Command::DamonGuard { stat } => guard::run(stat.as_ref()).map(|()| ExitCode::SUCCESS),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! interface is one folder for the whole host, /sys/kernel/mm/damon/admin.
 
 use crate::host::working_set::WINDOWS;
+use crate::host::working_set::guard::Guard;
 use crate::vm::regions::{AddressRange, normalized, size};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
@@ -42,6 +43,8 @@ pub struct Damon {
     looks: BTreeMap<VmId, VecDeque<Look>>,
     /// In microseconds.
     sample_us: u64,
+    /// The last to go: it may take the lock then.
+    _guard: Guard,
 }
 
 /// A VM, and where it has its guest's memory.
@@ -109,6 +112,8 @@ impl Damon {
         let admin = sys.join("kernel/mm/damon/admin");
         let lock = Flock::lock(File::open(&admin)?, FlockArg::LockExclusiveNonblock);
         let lock = lock.map_err(|(_, error)| error).context("another overcommit uses DAMON")?;
+        let stat = enabled(sys);
+        let guard = Guard::start(stat.as_deref())?;
         let mut damon = Self {
             kdamonds: admin.join("kdamonds"),
             _lock: lock,
@@ -117,8 +122,9 @@ impl Damon {
             looked: 0,
             looks: BTreeMap::new(),
             sample_us: SAMPLE_US,
+            _guard: guard,
         };
-        if let Some(switch) = enabled(sys) {
+        if let Some(switch) = stat {
             write(&switch, "N")?;
             damon.stat = Some(switch);
         }
@@ -263,13 +269,33 @@ impl Damon {
         self.looked = 0;
         self.looks.clear();
         self.running.clear();
-        let count: usize = read(&self.kdamonds.join("nr_kdamonds"))?.parse()?;
-        for number in 0..count {
-            // Off already if its process is gone.
-            let _ = write(&self.kdamond(number).join("state"), "off");
-        }
-        write(&self.kdamonds.join("nr_kdamonds"), "0")
+        stop(&self.kdamonds)
     }
+}
+
+fn stop(kdamonds: &Path) -> Result<()> {
+    let count: usize = read(&kdamonds.join("nr_kdamonds"))?.parse()?;
+    for number in 0..count {
+        // Off already if its process is gone.
+        let _ = write(&kdamonds.join(number.to_string()).join("state"), "off");
+    }
+    write(&kdamonds.join("nr_kdamonds"), "0")
+}
+
+/// Ends what a recorder that was killed has left, once no other one uses DAMON; `stat` is the
+/// switch that it turned off.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn put_back(sys: &Path, stat: Option<&PathBuf>) -> Result<()> {
+    let admin = sys.join("kernel/mm/damon/admin");
+    let lock = Flock::lock(File::open(&admin)?, FlockArg::LockExclusive);
+    let _lock = lock.map_err(|(_, error)| error).context("cannot lock DAMON")?;
+    let kdamonds = admin.join("kdamonds");
+    if is_ours(&kdamonds) {
+        stop(&kdamonds)?;
+    }
+    stat.map_or(Ok(()), |switch| write(switch, "Y"))
 }
 
 impl Drop for Damon {

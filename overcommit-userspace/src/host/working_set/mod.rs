@@ -8,6 +8,7 @@
 pub mod clear_refs;
 pub mod damon;
 pub mod follow;
+pub mod guard;
 pub mod mglru;
 
 use crate::host::working_set::follow::Target;
