@@ -55,7 +55,8 @@ fn fakes() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("run");
     let before = Fakes::start(dir.path())?;
-    let recording = Recording::start(&folder, ["--interval", "100ms"])?;
+    let told = dir.path().join("told");
+    let recording = Recording::start_told(&folder, &told, ["--interval", "100ms"])?;
     let status = fs::read_to_string(format!("/proc/{}/status", recording.pid()))?;
     let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let held: u64 = held.trim().trim_end_matches(" kB").parse()?;
@@ -65,6 +66,9 @@ fn fakes() -> Result<()> {
     await_some("fakes without a slot", PATIENCE, || {
         let run = json(&folder, "run.json")?;
         Ok((run["not_counted"]["vms_without_slot"].as_u64() > Some(0)).then_some(()))
+    })?;
+    await_some("word of them", PATIENCE, || {
+        Ok(fs::read_to_string(&told)?.contains("not every VM is recorded").then_some(()))
     })?;
     let _victim = Vm::start(&Config::new("victim", 16))?;
     await_some("rows of the victim", PATIENCE, || {

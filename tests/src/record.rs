@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -48,15 +49,30 @@ impl Recording {
         folder: &Path,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Result<Self> {
-        let mut recording = Self::begin(folder, arguments)?;
-        let ready = folder.with_extension("ready");
+        Self::begin(folder, arguments)?.once_ready()
+    }
+
+    /// As [`Self::start`]; what it says goes to that file.
+    ///
+    /// # Errors
+    /// It ends instead.
+    pub fn start_told(
+        folder: &Path,
+        told: &Path,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Result<Self> {
+        Self::spawn(folder, arguments, File::create(told)?.into())?.once_ready()
+    }
+
+    fn once_ready(mut self) -> Result<Self> {
+        let ready = self.folder.with_extension("ready");
         await_some("recording", PATIENCE, || {
-            let ended = recording.child.try_wait()?;
+            let ended = self.child.try_wait()?;
             ensure!(ended.is_none(), "overcommit record ended: {ended:?}");
             Ok(ready.exists().then_some(()))
         })?;
         std::fs::remove_file(ready)?;
-        Ok(recording)
+        Ok(self)
     }
 
     /// Starts it, and waits for nothing.
@@ -67,10 +83,18 @@ impl Recording {
         folder: &Path,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Result<Self> {
+        Self::spawn(folder, arguments, Stdio::inherit())
+    }
+
+    fn spawn(
+        folder: &Path,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        told: Stdio,
+    ) -> Result<Self> {
         let ready = folder.with_extension("ready");
         let mut command = Command::new(overcommit());
         command.args(["record", "--quiet", "--out"]).arg(folder).arg("--ready-file").arg(&ready);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(told);
         let child = as_child(&mut command, Signal::SIGTERM)
             .spawn()
             .context("cannot run overcommit; cargo xtask build")?;

@@ -1,11 +1,13 @@
 //! `overcommit record`
 
+mod said;
 mod whom;
 
+use crate::commands::record::said::{begun_with, failed, next, over, stopped, unserved};
 use crate::commands::record::whom::{find, selection};
 use crate::commands::{
     DEPTH, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, default_out, require_hosts_pids,
-    require_root, signalled, spelled,
+    require_root, spelled,
 };
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::capability;
@@ -14,7 +16,7 @@ use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::load::{self, Load};
-use crate::session::run::{Early, End, Told, Until, follow, warm_up};
+use crate::session::run::{End, Told, Until, follow, warm_up};
 use crate::session::wait::{Waiter, Woken};
 use crate::session::{Session, Want};
 use crate::terminal::{print, say};
@@ -22,26 +24,22 @@ use crate::vm::Discovery;
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use overcommit_recording::compare::LENGTH_S;
-use overcommit_recording::format::text::{
-    parse_duration, parse_interval, parse_positive_duration, vms,
-};
+use overcommit_recording::format::text::{parse_duration, parse_interval, parse_positive_duration};
 use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::{Options, Run, StoppedBy};
 use overcommit_recording::recording::{Folder, Owner, Span, Writer, single};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
-use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
+use overcommit_recording::slo::judge::BROKEN;
 use overcommit_recording::summary::Marks;
 use overcommit_recording::view::presence::ended;
-use overcommit_recording::view::progress::{Progress, length};
+use overcommit_recording::view::progress::Progress;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 /// Options of `record`.
@@ -135,10 +133,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 async fn record(args: Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
-    // Three a CPU and two a VM: more than the usual limit allows on a large host.
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, descriptors.1, descriptors.1)
-        .context("cannot raise the limit on open files to its hard limit")?;
+    let descriptors = raise_limit()?;
     let owner = Owner::behind_sudo()?;
     let selection = selection(&args)?;
     let objectives = args.objectives.read();
@@ -166,7 +161,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     let begun = session.begin(options(&args, &objectives), &host);
     let mut session = begun.inspect_err(|_| folder.discard())?;
     let writer = Writer::create(folder.clone(), session.run());
-    let mut writer = writer.inspect_err(|_| folder.discard())?;
+    let writer = writer.inspect_err(|_| folder.discard())?;
     if let Some(path) = &args.ready_file {
         // Whole when it is there.
         let folder = std::path::absolute(folder.path())?;
@@ -175,72 +170,108 @@ async fn record(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         say(&format!("overcommit: {}", begun_with(session.run(), &args, &folder)));
     }
-    let mut progress = Progress::new(!args.quiet, args.duration);
     let until = Until {
         interval: args.interval,
         duration: args.duration,
         slow_faults: args.slow_faults.is_some(),
     };
+    let progress = Progress::new(!args.quiet, args.duration);
+    let mut taker = Taker { writer, progress, is_quiet: args.quiet, has_said_unserved: false };
     // What the load does while it shuts down is none of the recording's.
-    let end = follow(&until, &mut session, &mut waiter, &mut load, |run, told| match told {
-        Told::Interval(interval) => {
-            writer.write(run, interval)?;
-            progress.show(run, interval);
-            Ok(())
-        }
-        Told::SlowFaults(faults) => writer.write_slow_faults(run, faults),
-        Told::Ended(vm) => {
-            let vm = &run.vms[vm];
-            let is_lost = vm.ended_by.is_some() || vm.exit.is_some_and(Exit::is_failure);
-            if !args.quiet || is_lost {
-                progress.interrupt();
-                say(&format!("overcommit: {}", ended(run, vm)));
-            }
-            Ok(())
-        }
-    });
-    let end = end.await.inspect_err(|_| {
-        say(&format!(
-            "overcommit: it failed; what was recorded can be read: overcommit report {}",
-            folder.path().display()
-        ));
-    })?;
+    let take = |run: &Run, told: Told<'_>| taker.take(run, told);
+    let end = follow(&until, &mut session, &mut waiter, &mut load, take).await;
+    let end = end.inspect_err(|_| say(&format!("overcommit: {}", failed(&folder))))?;
+    let writer = taker.writer;
     writer.write_run(session.run())?;
     let mut run = session.run().clone();
-    drop((progress, session));
+    drop((taker.progress, session));
     run.stopped_by = Some(stopped_by(&end));
-    let sent = match end {
-        End::Load(_) => None,
-        End::Signal(signal) => Some(signal),
-        End::Time => Some(Signal::SIGTERM),
-    };
-    let status = match (end, &mut load, sent) {
-        (End::Load(status), ..) => Some(status),
-        (_, Some(load), Some(signal)) => Some(load.end(signal).await?),
-        _ => None,
-    };
-    let code = status.map_or(0, |status| load::code(status, sent));
+    let (status, sent) = end_load(end, load).await?;
     run.command_status = status.map(|status| load::code(status, None));
     writer.write_run(&run)?;
+    conclude(&args, &folder, &run, status.map_or(0, |status| load::code(status, sent)))
+}
+
+/// Three descriptors a CPU and two a VM: more than the usual limit allows on a large host. Gives the
+/// limits of before.
+fn raise_limit() -> Result<(u64, u64)> {
+    let before = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, before.1, before.1)
+        .context("cannot raise the limit on open files to its hard limit")?;
+    Ok(before)
+}
+
+/// Takes what a session hands on.
+struct Taker {
+    writer: Writer,
+    progress: Progress,
+    is_quiet: bool,
+    has_said_unserved: bool,
+}
+
+impl Taker {
+    fn take(&mut self, run: &Run, told: Told<'_>) -> Result<()> {
+        match told {
+            Told::Interval(interval) => {
+                self.writer.write(run, interval)?;
+                if !self.has_said_unserved && run.not_counted.vms_without_slot > 0 {
+                    self.has_said_unserved = true;
+                    self.say(&unserved(run));
+                }
+                self.progress.show(run, interval);
+                Ok(())
+            }
+            Told::SlowFaults(faults) => self.writer.write_slow_faults(run, faults),
+            Told::Ended(vm) => {
+                let vm = &run.vms[vm];
+                let is_lost = vm.ended_by.is_some() || vm.exit.is_some_and(Exit::is_failure);
+                if !self.is_quiet || is_lost {
+                    self.say(&ended(run, vm));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn say(&self, text: &str) {
+        self.progress.interrupt();
+        say(&format!("overcommit: {text}"));
+    }
+}
+
+/// Ends COMMAND; gives how it ended, and by which signal of ours, if by any.
+async fn end_load(end: End, load: Option<Load>) -> Result<(Option<ExitStatus>, Option<Signal>)> {
+    let signal = match end {
+        End::Load(status) => return Ok((Some(status), None)),
+        End::Signal(signal) => signal,
+        End::Time => Signal::SIGTERM,
+    };
+    match load {
+        Some(mut load) => Ok((Some(load.end(signal).await?), Some(signal))),
+        None => Ok((None, None)),
+    }
+}
+
+/// Prints the report; `code` is that of COMMAND.
+fn conclude(args: &Args, folder: &Folder, run: &Run, code: u8) -> Result<ExitCode> {
     let format = if args.json { Format::Json } else { Format::Text };
     // Those that it was recorded with.
     let (span, marks) = (Span::WHOLE, Marks::default());
     let view = View { format, is_full: false, span, marks, objectives: Vec::new() };
-    let report = rebuild(&folder, &view)?;
+    let report = rebuild(folder, &view)?;
     if args.json || !args.quiet {
         print(&report.text)?;
     }
-    let is_printed = !args.json && !args.quiet;
-    if !is_printed && let Some(why) = &report.nothing {
+    if (args.json || args.quiet)
+        && let Some(why) = &report.nothing
+    {
         say(&format!("overcommit: {why}"));
     }
-    if !args.quiet {
-        if code != 0 {
-            say(&format!("overcommit: COMMAND ended with exit status {code}"));
-        }
-        if !args.json {
-            print(&next(&folder, &run))?;
-        }
+    if !args.quiet && code != 0 {
+        say(&format!("overcommit: COMMAND ended with exit status {code}"));
+    }
+    if !args.quiet && !args.json {
+        print(&next(folder, run))?;
     }
     if let Some(error) = report.not_written {
         return Err(error);
@@ -340,26 +371,6 @@ fn out(args: &Args) -> Result<PathBuf> {
     default_out("overcommit")
 }
 
-/// VMs that are named one by one when a recording begins.
-const NAMED: usize = 5;
-
-/// What is recorded, where, and until when.
-fn begun_with(run: &Run, args: &Args, folder: &Folder) -> String {
-    let names: Vec<&str> = run.vms.iter().map(|vm| vm.name.as_str()).collect();
-    let names = match names.len() {
-        1..=NAMED => format!(" ({})", names.join(", ")),
-        _ => String::new(),
-    };
-    let time = args.duration.map(|time| format!(" for {}", length(time))).unwrap_or_default();
-    let end = match (args.command.is_empty(), args.duration) {
-        (false, _) => "it ends with the command",
-        (true, Some(_)) => "Ctrl-C ends it early",
-        (true, None) => "Ctrl-C ends it",
-    };
-    let (vms, folder) = (vms(run.vms.len()), folder.path().display());
-    format!("recording {vms}{names} into {folder}{time}; {end}")
-}
-
 fn options(args: &Args, objectives: &[Objective]) -> Options {
     let ns = |duration: Duration| duration.as_nanos() as u64;
     Options {
@@ -379,36 +390,5 @@ fn options(args: &Args, objectives: &[Objective]) -> Options {
         monitor: args.host.monitors(),
         guest_stats: args.host.guest_stats,
         working_set: spelled(args.host.working_set),
-    }
-}
-
-/// What to do with a recording.
-fn next(folder: &Folder, run: &Run) -> String {
-    let path = folder.path().display();
-    let mut next = format!("\nRecorded in {path}. Every metric: overcommit report -v {path}\n");
-    if run.clocks.length_s().is_some_and(|length_s| length_s < LENGTH_S) {
-        let _ = writeln!(
-            next,
-            "To compare it with another one, record {LENGTH_S:.0} s of each, or use overcommit ab."
-        );
-    }
-    next
-}
-
-/// Tells a user who stopped it that there is nothing.
-fn stopped(signal: Signal) -> ExitCode {
-    say("overcommit: stopped before recording began; nothing was recorded");
-    signalled(signal)
-}
-
-/// What a recording that ended before it began says, and ends with.
-fn over(early: Early) -> ExitCode {
-    match early {
-        Early::Signal(signal) => stopped(signal),
-        Early::LoadEnded(status) => {
-            say("overcommit: error: COMMAND ended during --delay; nothing was recorded");
-            let code = load::code(status, None);
-            ExitCode::from(if code == 0 { NOT_JUDGED } else { code })
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! Whom a recording is of: the VMs that the options name, once they run.
 
-use crate::commands::record::{Args, stopped};
+use crate::commands::record::Args;
+use crate::commands::record::said::stopped;
 use crate::commands::require_readable;
 use crate::sampler::roster::Selection;
 use crate::session::wait::{self, Waiter, Woken};
