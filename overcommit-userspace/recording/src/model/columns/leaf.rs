@@ -92,28 +92,33 @@ pub fn units(text: &str, digits: u32) -> Option<u64> {
     }
     let padded = format!("{fraction:0<digits$}");
     let unit = 10u64.checked_pow(digits as u32)?;
-    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(padded.parse().ok()?)
+    let units = whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(padded.parse().ok()?)?;
+    (units <= i64::MAX.cast_unsigned()).then_some(units)
 }
 
 macro_rules! numbers {
-    ($($type:ty => $value:ident($as:ty);)*) => {
+    ($($type:ty => $value:ident($as:ty), |$number:ident| $is_possible:expr;)*) => {
         $(impl Leaf for $type {
             fn value(&self) -> Value {
                 Value::$value(<$as>::from(*self))
             }
 
             fn read(cell: &str) -> Option<Self> {
-                cell.parse().ok()
+                cell.parse().ok().filter(|$number: &$type| $is_possible)
             }
         })*
     };
 }
 
+/// More than any figure is: a thousand vCPUs' time in two years, in nanoseconds. Sums of such
+/// figures do not overflow, whoever wrote them.
+const LARGEST: u64 = 1 << 56;
+
 numbers! {
-    u32 => Count(u64);
-    u64 => Count(u64);
-    i64 => Signed(i64);
-    f64 => Ratio(f64);
+    u32 => Count(u64), |number| *number < u32::MAX;
+    u64 => Count(u64), |number| *number <= LARGEST;
+    i64 => Signed(i64), |number| number.unsigned_abs() <= LARGEST;
+    f64 => Ratio(f64), |number| number.is_finite();
 }
 
 /// A word of a later version is read as the one that claims least.
@@ -222,6 +227,7 @@ mod tests {
         assert_eq!(NodeSet::read("0 2").map(|set| set.to_string()), Some("0 2".to_owned()));
         assert_eq!(Option::<u64>::read(""), Some(None));
         assert_eq!(u64::read(""), None, "what must be there is");
+        assert_eq!((u64::read("18446744073709551615"), f64::read("NaN")), (None, None));
         assert_eq!(bool::read("true"), Some(true));
     }
 
