@@ -155,7 +155,7 @@ fn thresholds(pair: &Pair<'_>, left_out: &mut Vec<String>) -> Vec<(MetricName, u
         let mut all = Latencies::empty();
         let each = pair.everywhere().filter_map(|(side, vm)| side.latencies(*vm, metric));
         each.for_each(|latencies| all.merge(latencies));
-        thresholds.push((metric.clone(), all.histogram.value_at_quantile(QUANTILE)));
+        thresholds.push((metric.clone(), all.histogram().value_at_quantile(QUANTILE)));
     }
     thresholds
 }

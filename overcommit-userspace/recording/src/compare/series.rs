@@ -103,7 +103,7 @@ impl Side {
                 {
                     let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
                     let (all, meant) = counted
-                        .map(|entry| above(&entry.latencies.histogram, *threshold))
+                        .map(|entry| above(&entry.latencies.histogram(), *threshold))
                         .unwrap_or_default();
                     points.push(Point { interval: interval.place.number, length_s, all, meant });
                 }

@@ -16,7 +16,7 @@ const BUCKETS: u32 = 30;
 /// The file.
 pub fn file(latencies: &Latencies) -> String {
     let mut text = String::from("       Value     Percentile TotalCount 1/(1-Percentile)\n\n");
-    let histogram = &latencies.histogram;
+    let histogram = latencies.histogram();
     let mut total = 0;
     for step in histogram.iter_quantiles(TICKS_PER_HALF) {
         total += step.count_since_last_iteration();
@@ -50,8 +50,8 @@ mod tests {
     #[test]
     fn the_last_row_is_the_maximum_and_has_three_columns() {
         let mut latencies = Latencies::empty();
-        latencies.histogram.record_n(1_000_000, 99).unwrap();
-        latencies.histogram.record_n(50_000_000, 1).unwrap();
+        latencies.record(1_000_000, 99);
+        latencies.record(50_000_000, 1);
         (latencies.sum_ns, latencies.max_ns) = (149_000_000, 50_000_000);
         let text = file(&latencies);
         let rows: Vec<&str> = text.lines().skip(2).filter(|line| !line.starts_with('#')).collect();

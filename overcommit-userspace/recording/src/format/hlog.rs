@@ -52,7 +52,7 @@ pub fn line(
     builder
         .begin_log_with(&mut bytes, &mut serializer)?
         .write_histogram(
-            &latencies.histogram,
+            &latencies.histogram(),
             Duration::from_nanos(start_ns),
             Duration::from_nanos(length_ns),
             Tag::new(metric.as_str()),
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn a_log_comes_back() {
         let mut latencies = Latencies::empty();
-        latencies.histogram.record_n(2_000_000, 7).unwrap();
+        latencies.record(2_000_000, 7);
         let mut log = header(1_764_000_000_000_000).unwrap();
         log.extend(line(0, 1_000_000_000, &Metric::FaultMajor.into(), &latencies).unwrap());
         log.extend(
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn a_line_claims_no_more_than_it_holds() {
         let mut latencies = Latencies::empty();
-        latencies.histogram.record_n(2_000_000, 7).unwrap();
+        latencies.record(2_000_000, 7);
         let line = line(0, 1, &Metric::FaultMajor.into(), &latencies).unwrap();
         let line = String::from_utf8(line).unwrap();
         let honest = inflate(&decode(line.trim().rsplit(',').next().unwrap()).unwrap()).unwrap();

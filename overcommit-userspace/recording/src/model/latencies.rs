@@ -2,12 +2,12 @@
 
 use hdrhistogram::Histogram;
 use overcommit_ebpf::bucket;
+use std::borrow::Cow;
 
 /// The latencies of one VM, metric and interval.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Latencies {
-    /// Their distribution, in nanoseconds.
-    pub histogram: Histogram<u64>,
+    distribution: Distribution,
     /// Exact sum, in nanoseconds.
     pub sum_ns: u64,
     /// The longest, in nanoseconds.
@@ -16,37 +16,88 @@ pub struct Latencies {
     pub over_range: u64,
 }
 
+/// Values that are kept one by one, at the most.
+const FEW: usize = 256;
+
+/// How often each value. A histogram takes 32 KB, and a recording of many VMs, most of them short,
+/// has hundreds of thousands of distributions.
+#[derive(Clone, Debug)]
+enum Distribution {
+    /// By value, in nanoseconds, in order.
+    Few(Vec<(u64, u64)>),
+    Many(Box<Histogram<u64>>),
+}
+
+/// Of nothing.
+fn histogram() -> Histogram<u64> {
+    let bounds = Histogram::new_with_bounds(1, bucket::MAX_NS, bucket::SIGNIFICANT_DIGITS);
+    let Ok(histogram) = bounds else {
+        unreachable!("the bounds are constants that the crate accepts")
+    };
+    histogram
+}
+
+/// With these values, which come from buckets, so that they are in range.
+fn filled(values: &[(u64, u64)]) -> Histogram<u64> {
+    let mut filled = histogram();
+    values.iter().for_each(|(value, count)| filled.saturating_record_n(*value, *count));
+    filled
+}
+
 impl Latencies {
     /// None.
-    pub fn empty() -> Self {
-        let bounds = Histogram::new_with_bounds(1, bucket::MAX_NS, bucket::SIGNIFICANT_DIGITS);
-        let Ok(histogram) = bounds else {
-            unreachable!("the bounds are constants that the crate accepts")
-        };
-        Self { histogram, sum_ns: 0, max_ns: 0, over_range: 0 }
+    pub const fn empty() -> Self {
+        Self { distribution: Distribution::Few(Vec::new()), sum_ns: 0, max_ns: 0, over_range: 0 }
+    }
+
+    /// Their distribution, in nanoseconds.
+    pub fn histogram(&self) -> Cow<'_, Histogram<u64>> {
+        match &self.distribution {
+            Distribution::Few(values) => Cow::Owned(filled(values)),
+            Distribution::Many(histogram) => Cow::Borrowed(histogram),
+        }
+    }
+
+    /// Has this one instead.
+    pub fn distribute(&mut self, histogram: Histogram<u64>) {
+        self.distribution = Distribution::Many(Box::new(histogram));
     }
 
     /// How many.
     pub fn count(&self) -> u64 {
-        self.histogram.len()
+        match &self.distribution {
+            Distribution::Few(values) => {
+                values.iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
+            }
+            Distribution::Many(histogram) => histogram.len(),
+        }
     }
 
     /// The highest value of the quantile's bucket, never above the maximum;
     /// `None` of nothing. In nanoseconds.
     pub fn quantile(&self, quantile: f64) -> Option<u64> {
-        let value = self.histogram.value_at_quantile(quantile);
-        (self.count() > 0).then(|| value.min(self.max_ns))
+        let value = || self.histogram().value_at_quantile(quantile).min(self.max_ns);
+        (self.count() > 0).then(value)
     }
 
     /// The one at that place, from 1, among all of them sorted: the highest value of its bucket,
     /// never above the maximum; `None` if there are not so many. In nanoseconds.
     pub fn at(&self, place: u64) -> Option<u64> {
         let mut passed = 0;
-        let found = self.histogram.iter_recorded().find(|value| {
+        let histogram = self.histogram();
+        let found = histogram.iter_recorded().find(|value| {
             passed += value.count_at_value();
             passed >= place
         });
         found.map(|value| value.value_iterated_to().min(self.max_ns))
+    }
+
+    /// How many exceed a limit.
+    pub fn above(&self, limit_ns: u64) -> u64 {
+        let histogram = self.histogram();
+        let values = histogram.iter_recorded();
+        let above = values.filter(|value| value.value_iterated_to().min(self.max_ns) > limit_ns);
+        above.map(|value| value.count_at_value()).sum()
     }
 
     /// Adds the distribution of another interval.
@@ -58,7 +109,12 @@ impl Latencies {
 
     /// Adds others, of the same interval.
     pub fn merge(&mut self, other: &Self) {
-        self.add(&other.histogram);
+        match &other.distribution {
+            Distribution::Few(values) => {
+                values.iter().for_each(|(value, count)| self.record(*value, *count));
+            }
+            Distribution::Many(histogram) => self.add(histogram),
+        }
         // A recording may claim anything.
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
@@ -67,7 +123,58 @@ impl Latencies {
 
     /// Records that many of a value that a bucket stands for, in nanoseconds.
     pub fn record(&mut self, value: u64, count: u64) {
-        // Values come from buckets, so they are in range.
-        self.histogram.saturating_record_n(value, count);
+        match &mut self.distribution {
+            Distribution::Few(values) => {
+                match values.binary_search_by_key(&value, |(value, _)| *value) {
+                    Ok(at) => values[at].1 = values[at].1.saturating_add(count),
+                    Err(at) if values.len() < FEW => values.insert(at, (value, count)),
+                    Err(_) => {
+                        let mut many = filled(values);
+                        many.saturating_record_n(value, count);
+                        self.distribute(many);
+                    }
+                }
+            }
+            Distribution::Many(histogram) => histogram.saturating_record_n(value, count),
+        }
+    }
+}
+
+impl PartialEq for Latencies {
+    fn eq(&self, other: &Self) -> bool {
+        let exact = |of: &Self| (of.sum_ns, of.max_ns, of.over_range);
+        exact(self) == exact(other) && self.histogram() == other.histogram()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_and_many_are_distributed_alike() {
+        let (mut latencies, mut expected) = (Latencies::empty(), histogram());
+        assert_eq!((latencies.count(), latencies.quantile(0.5)), (0, None));
+        for number in 0..3 * FEW as u64 {
+            // Again and again, in no order.
+            let value = number * 7_919 % 1_009 * 1_000;
+            latencies.record(value, number + 1);
+            expected.saturating_record_n(value, number + 1);
+            latencies.max_ns = latencies.max_ns.max(value);
+            assert_eq!(*latencies.histogram(), expected);
+            assert_eq!(latencies.count(), expected.len());
+        }
+        assert!(matches!(latencies.distribution, Distribution::Many(_)));
+        let mut sum = Latencies::empty();
+        sum.record(5, 2);
+        sum.merge(&latencies);
+        expected.saturating_record_n(5, 2);
+        assert_eq!(*sum.histogram(), expected);
+        let few = |value| {
+            let mut few = Latencies::empty();
+            few.record(value, 1);
+            few
+        };
+        assert!(few(7) == few(7) && few(7) != few(8));
     }
 }

@@ -164,7 +164,7 @@ fn vm(pid: i32, name: &str) -> RunVm {
 fn latencies(values: &[u64]) -> Latencies {
     let mut latencies = Latencies::empty();
     for ns in values {
-        latencies.histogram.saturating_record(*ns);
+        latencies.record(*ns, 1);
         latencies.sum_ns += ns;
         latencies.max_ns = latencies.max_ns.max(*ns);
     }

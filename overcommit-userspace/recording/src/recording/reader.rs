@@ -280,8 +280,8 @@ fn decode(
     for (MetricInterval { name, latencies, .. }, line) in metrics.zip(lines) {
         if wanted(name) {
             let histogram = reader.histogram(line);
-            latencies.histogram =
-                histogram.with_context(|| format!("cannot read a histogram of {name:?}"))?;
+            let failed = || format!("cannot read a histogram of {name:?}");
+            latencies.distribute(histogram.with_context(failed)?);
         }
     }
     Ok(())

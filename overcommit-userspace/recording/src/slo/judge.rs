@@ -10,9 +10,7 @@ use crate::model::run::{Run, RunVm};
 use crate::model::totals::{Totals, VmTotals, per_second};
 use crate::slo::Objective;
 use crate::slo::objective::{Bound, Share};
-use crate::slo::outcome::{
-    Outcome, Samples, none_counted, of_cpu_share, of_latency, of_rate, of_share,
-};
+use crate::slo::outcome::{Outcome, none_counted, of_cpu_share, of_latency, of_rate, of_share};
 use overcommit_ebpf::layout::Metric;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -192,12 +190,7 @@ fn in_an_interval(
             let counted = vm.metrics.iter().find(|entry| entry.name == *metric);
             InOne::Is(counted.map_or_else(
                 || none_counted(run.coverage_of(of, metric).0).0,
-                |entry| {
-                    let latencies = &entry.latencies;
-                    let samples =
-                        Samples { histogram: &latencies.histogram, max_ns: latencies.max_ns };
-                    of_latency(samples, *quantile, *limit_ns, entry.coverage).0
-                },
+                |entry| of_latency(&entry.latencies, *quantile, *limit_ns, entry.coverage).0,
             ))
         }
     }
@@ -294,9 +287,12 @@ impl Case<'_> {
                 });
                 let nothing = none_counted(coverage);
                 let outcome = counted.map_or(nothing, |counted| {
-                    let histogram = &counted.latencies.histogram;
-                    let samples = Samples { histogram, max_ns: counted.latencies.max_ns };
-                    of_latency(samples, *quantile, *limit_ns, coverage.max(counted.coverage))
+                    of_latency(
+                        &counted.latencies,
+                        *quantile,
+                        *limit_ns,
+                        coverage.max(counted.coverage),
+                    )
                 });
                 because(outcome, why)
             }

@@ -3,41 +3,23 @@
 use crate::format::text::percent;
 use crate::model::coverage::Coverage;
 use crate::model::interval::{Stall, StallSource};
+use crate::model::latencies::Latencies;
 use crate::model::totals::{STALL_KNOWN, per_second};
 use crate::slo::judge::Verdict;
 use crate::slo::objective::Quantile;
-use hdrhistogram::Histogram;
 
 /// A verdict, and why there is none.
 pub(super) type Outcome = (Verdict, Option<String>);
 
-/// Latencies with their exact maximum, in nanoseconds.
-#[derive(Clone, Copy)]
-pub(super) struct Samples<'a> {
-    pub(super) histogram: &'a Histogram<u64>,
-    pub(super) max_ns: u64,
-}
-
-impl Samples<'_> {
-    /// How many exceed the limit.
-    fn above(self, limit_ns: u64) -> u64 {
-        let values = self.histogram.iter_recorded();
-        values
-            .filter(|value| value.value_iterated_to().min(self.max_ns) > limit_ns)
-            .map(|value| value.count_at_value())
-            .sum()
-    }
-}
-
 /// Of too few samples the quantile is just their maximum. None above the limit: held.
 /// Still above it if the missing ones had been none: broken.
 pub(super) fn of_latency(
-    samples: Samples<'_>,
+    samples: &Latencies,
     quantile: Quantile,
     limit_ns: u64,
     coverage: Coverage,
 ) -> Outcome {
-    let (count, least) = (samples.histogram.len(), quantile.least_samples());
+    let (count, least) = (samples.count(), quantile.least_samples());
     let above = samples.above(limit_ns);
     if above > count.max(least) - quantile.rank(count.max(least)) {
         return (Verdict::Broken, None);
@@ -124,14 +106,13 @@ pub(super) fn of_rate(count: u64, length_ns: u64, limit: f64, coverage: Coverage
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::latencies::Latencies;
     use crate::slo::Objective;
     use crate::slo::objective::Bound;
 
     fn latencies(counts: &[(u64, u64)]) -> Latencies {
         let mut latencies = Latencies::empty();
         for (value, count) in counts {
-            latencies.histogram.record_n(*value, *count).unwrap();
+            latencies.record(*value, *count);
             latencies.max_ns = latencies.max_ns.max(*value);
         }
         latencies
@@ -139,10 +120,9 @@ mod tests {
 
     fn verdict(counts: &[(u64, u64)], objective: &str, coverage: Coverage) -> Verdict {
         let latencies = latencies(counts);
-        let samples = Samples { histogram: &latencies.histogram, max_ns: latencies.max_ns };
         let objective = Objective::parse(objective).unwrap();
         let Bound::Latency { quantile, limit_ns, .. } = objective.bound else { unreachable!() };
-        of_latency(samples, quantile, limit_ns, coverage).0
+        of_latency(&latencies, quantile, limit_ns, coverage).0
     }
 
     /// 0.07 × 100 is more than 7 in binary fractions.
