@@ -60,7 +60,7 @@ fn steps(calls: &str, call: &str) -> Vec<usize> {
     let steps = its.zip(1..).filter(|(arguments, _)| is_step(arguments));
     let steps: Vec<usize> = steps.map(|(_, number)| number).collect();
     // The last ones may not come: no two starts make as many calls.
-    steps[..steps.len() - steps.len() / 10].to_vec()
+    steps[..steps.len() - steps.len() / 4].to_vec()
 }
 
 /// Records for a moment, with that fault; gives the system calls, and what it said.

@@ -86,10 +86,11 @@ fn working_sets(memory: &HostFigures, is_measured: bool) -> Option<String> {
         (Err(_), _) => format!(": up to {} short", signed(left.lower.saturating_neg())),
         (Ok(_), None) => String::new(),
         (Ok(lower), Some(growth)) if growth <= lower => {
-            "; the three VMs with the most room to grow would fit even at full size".to_owned()
+            "; the VMs with the most room to grow (up to three) would fit even at full size"
+                .to_owned()
         }
         (Ok(lower), Some(growth)) => format!(
-            "; the three VMs with the most room to grow can take {} more before the host \
+            "; the VMs with the most room to grow (up to three) can take {} more before the host \
              swaps",
             readable_bytes(lower.min(growth))
         ),
@@ -226,7 +227,7 @@ mod tests {
     fn headroom_is_what_the_three_may_take() {
         assert_eq!(
             line((54, 54), Some(30), true),
-            "54.0 GiB; the three VMs with the most room to grow can take 10.0 GiB more \
+            "54.0 GiB; the VMs with the most room to grow (up to three) can take 10.0 GiB more \
              before the host swaps"
         );
         let fits = line((54, 54), Some(9), false);

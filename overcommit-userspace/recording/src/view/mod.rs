@@ -13,11 +13,11 @@ pub mod verdict_text;
 pub mod vm_text;
 
 use comfy_table::{ContentArrangement, Table, presets};
-use textwrap::{Options, fill};
+use textwrap::{Options, WordSplitter, fill};
 
 /// Columns of a line.
 const WIDTH: usize = 80;
-/// Stands for the blank in front of a percent sign while lines are broken.
+/// Stands for the blank in front of a unit while lines are broken.
 const GLUE: char = '\u{e000}';
 
 /// A table without lines, as wide as it needs.
@@ -28,12 +28,14 @@ pub fn plain_table() -> Table {
 }
 
 /// A paragraph of lines that end at the last column, the first and the others indented so. A figure
-/// stays with its percent sign.
+/// stays with its unit.
 fn wrapped(text: &str, first: &str, others: &str) -> String {
     let mut glued = text.to_owned();
     for unit in ["%", "KiB", "MiB", "GiB", "TiB"] {
         glued = glued.replace(&format!(" {unit}"), &format!("{GLUE}{unit}"));
     }
     let options = Options::new(WIDTH).initial_indent(first).subsequent_indent(others);
+    // Names, options and versions hold hyphens, and stay whole.
+    let options = options.word_splitter(WordSplitter::NoHyphenation);
     fill(&glued, options).replace(GLUE, " ")
 }

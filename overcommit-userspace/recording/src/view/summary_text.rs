@@ -231,8 +231,9 @@ fn about(judged: &Judged) -> String {
     let intervals = judged.intervals;
     if intervals.broken > 0 {
         let all = intervals.broken + intervals.held + intervals.not_judged;
+        let how = if judged.verdict == Verdict::Broken { "" } else { "broken in " };
         about.push(format!(
-            "{} of {all} intervals, {:.1} s in a row",
+            "{how}{} of {all} intervals, {:.1} s in a row",
             intervals.broken, intervals.longest_broken_s
         ));
     }
