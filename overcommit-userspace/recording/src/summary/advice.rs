@@ -28,8 +28,15 @@ pub(super) fn words(
             let limit = limit.unwrap_or_default();
             let free = available("never less than");
             let why = format!("its cgroup's own limit{limit}, not the host{free}");
-            (why, raise(memory))
+            (why, raise(vm))
         }
+        Cause::SharedLimit => (
+            format!(
+                "the limit of a cgroup around its own, not the host{}",
+                available("never less than")
+            ),
+            "raise that limit (memory.max of the slice), or move a VM out of that cgroup".to_owned(),
+        ),
         Cause::MemoryHigh => (
             "the memory.high of its cgroup".to_owned(),
             format!("raise memory.high{}, or give the guest less memory", to(held(memory))),
@@ -109,13 +116,17 @@ pub(super) fn words(
     (why, advice)
 }
 
-/// The limit that would do.
-fn raise(memory: &VmFigures) -> String {
-    let needed = held(memory);
-    let needed = needed.filter(|needed| memory.cgroup_limit_bytes.is_none_or(|l| *needed > l));
+/// The limit that would do. What a VM wanted that was killed is not known.
+fn raise(vm: &SummaryVm) -> String {
+    let (memory, limit) = (&vm.memory, vm.memory.cgroup_limit_bytes);
+    let needed = held(memory).filter(|needed| limit.is_none_or(|limit| *needed > limit));
+    let to = match (vm.ended_by, limit) {
+        (Some(_), None) => String::new(),
+        (Some(_), Some(limit)) => format!(" above {}", readable_bytes(limit)),
+        (None, _) => to(needed),
+    };
     format!(
-        "raise its limit (memory.max; hard_limit in libvirt){}, or give the guest less memory",
-        to(needed)
+        "raise its limit (memory.max; hard_limit in libvirt){to}, or give the guest less memory"
     )
 }
 

@@ -75,6 +75,8 @@ impl Fared {
 pub enum Cause {
     /// It needs more than its own memory cgroup may hold.
     OwnLimit,
+    /// A cgroup around its own may not hold more, with all that is in it.
+    SharedLimit,
     /// It is held back at its cgroup's memory.high.
     MemoryHigh,
     /// The host has too little memory for all.
@@ -259,6 +261,8 @@ fn of_evictions(
 ) -> (Cause, Option<String>) {
     match most {
         Some(by) if by.is_itself && is_at_limit(&vm.memory) => (Cause::OwnLimit, None),
+        // It reclaimed for itself, and neither its own limit nor the host made it.
+        Some(by) if by.is_itself && short(vm, host) == Cause::Unknown => (Cause::SharedLimit, None),
         Some(by) if by.is_itself => (short(vm, host), None),
         Some(EvictedBy { aggressor, .. }) => match aggressor.class {
             AggressorClass::Vm => (Cause::OtherVm, Some(aggressor.name.clone())),
@@ -441,7 +445,7 @@ mod tests {
         assert_eq!(cause_of(squeezed(None), itself(), 20), Cause::HostShort);
         assert_eq!(cause_of(squeezed(Some(1_000)), itself(), 20), Cause::HostShort);
         assert_eq!(cause_of(squeezed(Some(1_000)), itself(), 900), Cause::OwnLimit);
-        assert_eq!(cause_of(squeezed(None), itself(), 900), Cause::Unknown);
+        assert_eq!(cause_of(squeezed(None), itself(), 900), Cause::SharedLimit);
         // Where nobody sees evictions.
         assert_eq!(cause_of(squeezed(Some(128)), Vec::new(), 900), Cause::OwnLimit);
         assert_eq!(cause_of(squeezed(None), Vec::new(), 20), Cause::HostShort);

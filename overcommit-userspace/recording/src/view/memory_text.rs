@@ -53,7 +53,9 @@ fn in_ram(memory: &HostFigures) -> Option<String> {
     let physical = memory.physical_bytes?;
     let left = memory.least_available_bytes.map(readable_bytes);
     let left = left.map(|left| format!(", never less than {left} available")).unwrap_or_default();
-    let configured = memory.configured_bytes.map(|configured| {
+    // Without a VM at the end nothing is said of that.
+    let configured = memory.configured_bytes.filter(|configured| *configured > 0);
+    let configured = configured.map(|configured| {
         let ratio = configured as f64 / physical.max(1) as f64;
         let times = if ratio > 1.0 { format!(", {ratio:.2} times that") } else { String::new() };
         format!("; VMs are configured with {}{times}", readable_bytes(configured))
@@ -76,6 +78,9 @@ pub fn swap_area(area: &SwapArea) -> String {
 /// What is used and left.
 fn working_sets(memory: &HostFigures, is_measured: bool) -> Option<String> {
     let (sets, capacity) = (memory.working_sets_bytes?, memory.capacity_bytes?);
+    if sets.upper == 0 {
+        return None;
+    }
     let left = memory.headroom_bytes?;
     let (sets, capacity) = (range(sets), readable_bytes(capacity));
     if left.lower < 0 && left.upper >= 0 && !is_measured {

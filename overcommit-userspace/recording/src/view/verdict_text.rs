@@ -145,39 +145,56 @@ mod tests {
         VmInterval { vm, stall, cpu_wait_ns: Some(cpu), swap, memory, ..VmInterval::default() }
     }
 
-    /// What is said of five VMs, each of which fares otherwise.
-    fn said() -> String {
-        let named = |name: &str| RunVm {
-            vm_id: format!("{name}-1"),
-            name: name.to_owned(),
-            ..RunVm::default()
+    /// What is said of VMs by these names, one of which took pages of another; the one called
+    /// doomed was killed.
+    fn told(vms: Vec<(&str, VmInterval)>, took: (&str, usize)) -> String {
+        let named = |(name, _): &(&str, VmInterval)| {
+            let is_killed = *name == "doomed";
+            RunVm {
+                vm_id: format!("{name}-1"),
+                name: (*name).to_owned(),
+                ended_us: is_killed.then_some(4_000_000),
+                ended_by: is_killed.then_some(EndedBy::OomCgroup),
+                ..RunVm::default()
+            }
         };
-        let names = ["calm", "squeezed", "starved", "doomed", "quiet"];
-        let mut run = Run { vms: names.map(named).to_vec(), page_size: 4096, ..Run::default() };
-        (run.vms[3].ended_us, run.vms[3].ended_by) = (Some(4_000_000), Some(EndedBy::OomCgroup));
+        let mut run =
+            Run { vms: vms.iter().map(named).collect(), page_size: 4096, ..Run::default() };
         run.recorded.intervals = 1;
         run.evictions = Some(EvictionSight::default());
-        let vms = vec![
-            interval(0, 0, 1, SwapState::Healthy),
-            interval(1, 833, 36, SwapState::Thrashing),
-            interval(2, 5, 400, SwapState::Healthy),
-            interval(3, 900, 10, SwapState::Thrashing),
-            interval(4, 2, 1, SwapState::Healthy),
-        ];
-        let id = "squeezed-1".to_owned();
-        let aggressor = Aggressor { class: AggressorClass::Vm, id, name: "squeezed".to_owned() };
+        let (id, name) = (format!("{}-1", took.0), took.0.to_owned());
+        let aggressor = Aggressor { class: AggressorClass::Vm, id, name };
         let counts = EvictionCounts { written_pages: 9_000, ..EvictionCounts::default() };
-        let evictions = vec![Eviction { victim: Some(1), aggressor, counts }];
+        let evictions = vec![Eviction { victim: Some(took.1), aggressor, counts }];
         let available = Some(22 << 30);
         let memory = Some(Memory { total: 24 << 30, available, ..Memory::default() });
         let swap = HostSwap { memory, ..HostSwap::default() };
         let host = HostInterval { swap, ..HostInterval::default() };
         let mut summing = Summing::new(&run);
         let place = Place { length_ns: 5_000_000_000, ..Place::default() };
+        let vms = vms.into_iter().map(|(_, vm)| vm).collect();
         summing.add(&Interval { place, host, vms, evictions });
         let mut text = String::new();
         lines(&mut text, &summing.summary(&run, Marks::default(), Vec::new()), |vm| vm.vm.clone());
         plain(&text)
+    }
+
+    /// Of five VMs, each of which fares otherwise.
+    fn said() -> String {
+        let vms = vec![
+            ("calm", interval(0, 0, 1, SwapState::Healthy)),
+            ("squeezed", interval(1, 833, 36, SwapState::Thrashing)),
+            ("starved", interval(2, 5, 400, SwapState::Healthy)),
+            ("doomed", interval(3, 900, 10, SwapState::Thrashing)),
+            ("quiet", interval(4, 2, 1, SwapState::Healthy)),
+        ];
+        told(vms, ("squeezed", 1))
+    }
+
+    /// Without a limit of its own.
+    fn unlimited(mut vm: VmInterval) -> VmInterval {
+        vm.swap.limit = None;
+        vm
     }
 
     /// Without its figures and ends of lines.
@@ -189,9 +206,25 @@ mod tests {
     #[test]
     fn the_readme_shows_what_is_said() {
         let readme = include_str!("../../../../README.md");
-        let block = readme.split("\n\n").find(|block| block.starts_with("    squeezed"));
-        let (squeezed, _) = block.unwrap().split_once("    calm").unwrap();
-        assert!(masked(&said()).contains(&masked(squeezed)), "{squeezed}");
+        let shown = |name: &str| {
+            let begin = format!("    {name}  ");
+            let block = readme.split("\n\n").find(|block| block.starts_with(&begin));
+            let block = block.unwrap_or_else(|| panic!("nothing of {name}"));
+            block.split("    calm").next().unwrap()
+        };
+        for name in ["squeezed", "starved"] {
+            assert!(masked(&said()).contains(&masked(shown(name))), "{}", shown(name));
+        }
+        let thrashes = || unlimited(interval(0, 529, 17, SwapState::Thrashing));
+        let slowed = interval(1, 31, 2, SwapState::Healthy);
+        let by_itself = told(vec![("batch-07", thrashes())], ("batch-07", 0));
+        let by_other = told(vec![("batch-07", thrashes()), ("web-01", slowed)], ("batch-07", 1));
+        let (batch, web) = shown("batch-07").split_once("    web-01").unwrap();
+        assert!(masked(&by_itself).contains(&masked(batch)), "{by_itself}");
+        assert!(masked(&by_other).contains(&masked(&format!("web-01{web}"))), "{by_other}");
+        let killed = unlimited(interval(0, 44, 0, SwapState::Healthy));
+        let killed = told(vec![("doomed", killed)], ("doomed", 0));
+        assert!(masked(&killed).contains(&masked(shown("doomed"))), "{killed}");
     }
 
     #[test]
@@ -203,8 +236,8 @@ doomed    KILLED at 00:00:04 UTC, 4.0 s in: its cgroup ran out of memory. Until
           then it lost 90.0 % of its vCPU time to memory and spent 1.0 % waiting
           for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the host
           (never less than 22.0 GiB available).
-          Try: raise its limit (memory.max; hard_limit in libvirt) to 208.0 MiB
-          or more, or give the guest less memory.
+          Try: raise its limit (memory.max; hard_limit in libvirt) above
+          128.0 MiB, or give the guest less memory.
 squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and spent 3.6 %
           waiting for a CPU. Cause: its cgroup's own limit of 128.0 MiB, not the
           host (never less than 22.0 GiB available).
