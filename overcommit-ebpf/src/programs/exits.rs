@@ -19,8 +19,8 @@ use aya_ebpf::programs::TracePointContext;
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::exit::{aged, by_age, marks, without_one};
 use overcommit_ebpf::layout::{
-    APF, HALT, IN_BACKGROUND, ISA_ARM64, KvmFields, Loss, MEMORY, MMIO, Metric, OUTSIDE_FAULTS,
-    PAUSED, PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
+    APF, HALT, IN_BACKGROUND, ISA_ARM64, Loss, MEMORY, MMIO, Metric, OUTSIDE_FAULTS, PAUSED,
+    PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
 };
 
 /// `KVM_EXIT_INTR`, include/uapi/linux/kvm.h: the thread was called away.
