@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
+use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::{PATIENCE, as_child, await_some, overcommit};
 
@@ -16,6 +17,7 @@ pub(crate) const TESTS: Tests = &[
     ("a_command_ends_when_its_recorder_is_killed", after_a_kill),
     ("a_command_that_ends_during_the_delay_is_not_recorded", during_the_delay),
     ("what_a_command_prints_stays_out_of_the_json", beside_json),
+    ("a_command_that_becomes_another_user_is_ended", another_user),
     ("a_user_who_is_half_known_is_refused", half_known),
 ];
 
@@ -83,6 +85,20 @@ fn beside_json() -> Result<()> {
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     ensure!(summary["schema"] == "overcommit.summary/1", "{summary:#}");
     ensure!(String::from_utf8_lossy(&output.stderr).contains("noise"), "{output:?}");
+    Ok(())
+}
+
+/// As `gosu` does in a container, where root is nobody else.
+fn another_user() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _guest = Vm::start(&Config::new("guest", 16))?;
+    // It must not wait for it without end.
+    let mut record = Command::new("timeout");
+    record.arg("120").arg(overcommit()).args(["record", "-q", "--duration", "1s", "--out"]);
+    record.arg(dir.path().join("run")).args(["--", "setpriv", "--reuid", "65534"]);
+    record.args(["--regid", "65534", "--clear-groups", "sleep", "1000"]);
+    let output = record.env_remove("SUDO_UID").env_remove("SUDO_GID").output()?;
+    ensure!(output.status.success(), "{output:?}");
     Ok(())
 }
 

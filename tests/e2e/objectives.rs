@@ -60,7 +60,7 @@ fn objectives() -> Result<()> {
     let config = config.to_string_lossy().into_owned();
     for (option, value, code, said) in [
         ("--slo", HELD, 0, "held"),
-        ("--slo", nobody, 4, "n/a"),
+        ("--slo", nobody, 4, "not judged"),
         ("--slo", "web-1:fault.minor:rate<0/s", 3, " intervals, "),
         ("--slo", "web-1:fault.minor:max<1ns", 3, "BROKEN"),
         ("--config", config.as_str(), 3, "BROKEN"),

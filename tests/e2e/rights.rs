@@ -49,9 +49,9 @@ fn capabilities() -> Result<()> {
 }
 
 /// CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_NET_ADMIN, CAP_SYS_BOOT, CAP_SYS_TIME, CAP_MKNOD; and where
-/// root is nobody else CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID.
+/// root is nobody else CAP_CHOWN, CAP_SETGID, CAP_SETUID.
 const NOT_TO_RECORD: u64 =
-    1 << 16 | 1 << 17 | 1 << 12 | 1 << 22 | 1 << 25 | 1 << 27 | 1 | 1 << 5 | 1 << 6 | 1 << 7;
+    1 << 16 | 1 << 17 | 1 << 12 | 1 << 22 | 1 << 25 | 1 << 27 | 1 | 1 << 6 | 1 << 7;
 
 /// A thread's effective and permitted capabilities.
 fn held(status: &str) -> Result<[u64; 2]> {
@@ -76,7 +76,11 @@ fn given_up() -> Result<()> {
     );
     let mut record = Command::new(overcommit());
     record.args(["record", "--out"]).arg(dir.path().join("run"));
-    let output = record.args(["--", "sh", "-c", &commands]).env_remove("SUDO_UID").output()?;
+    let output = record
+        .args(["--", "sh", "-c", &commands])
+        .env_remove("SUDO_UID")
+        .env_remove("SUDO_GID")
+        .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let threads = fs::read_to_string(dir.path().join("recorder"))?;
     let threads: Vec<&str> = threads.split("\n\n").filter(|text| text.contains("CapEff")).collect();

@@ -39,6 +39,8 @@ offsets! {
         task_start_boottime,
         /// `task_struct::exit_code`
         task_exit_code,
+        /// `task_struct::group_leader`
+        task_group_leader,
         /// `task_struct::min_flt`
         task_min_flt,
         /// `task_struct::maj_flt`
@@ -59,6 +61,10 @@ offsets! {
         task_signal,
         /// `signal_struct::live`
         signal_live,
+        /// `signal_struct::flags`
+        signal_flags,
+        /// `signal_struct::group_exit_code`
+        signal_group_exit_code,
         /// `signal_struct::min_flt`
         signal_min_flt,
         /// `signal_struct::maj_flt`

@@ -23,7 +23,7 @@ pub struct Vm {
     /// `CLOCK_MONOTONIC` at which its last thread exited (or it executed another
     /// program), in nanoseconds; 0 while it runs.
     pub ended_ns: AtomicU64,
-    /// `task_struct::exit_code` of the thread that exited last, plus 1; 0 if none did.
+    /// How its process ended, as `wait(2)` tells, plus 1; 0 if it did not.
     pub exit_code: AtomicU64,
     /// Process id in the initial namespace.
     pub tgid: AtomicU64,

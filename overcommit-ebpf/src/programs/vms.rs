@@ -98,10 +98,23 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
     // do_exit has already taken this thread off signal->live. The last threads may
     // all see it so; each has added its faults, the first one ends the VM.
     if signal.u32(offsets.signal_live) == 0 {
-        // do_exit has set it: every thread has that of the whole process if it ends as one.
-        end(tgid, u64::from(task.u32(offsets.task_exit_code)) + 1);
+        end(tgid, u64::from(exit_code(task, signal)) + 1);
     }
     0
+}
+
+/// How the process of a thread ends, as its parent is told (`wait_task_zombie`, kernel/exit.c). Not
+/// by the thread that exits last, which may be a worker of the kernel's in the process, as vhost's
+/// are from Linux 6.4 on: those end with 0.
+#[inline(always)]
+fn exit_code(task: Kernel, signal: Kernel) -> u32 {
+    /// `SIGNAL_GROUP_EXIT`, include/linux/sched/signal.h.
+    const GROUP_EXIT: u32 = 4;
+    let offsets = OFFSETS.load();
+    if signal.u32(offsets.signal_flags) & GROUP_EXIT != 0 {
+        return signal.u32(offsets.signal_group_exit_code);
+    }
+    task.pointer(offsets.task_group_leader).u32(offsets.task_exit_code)
 }
 
 /// A thread that exits inside a fault will not complete it.

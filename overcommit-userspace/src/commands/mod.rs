@@ -20,6 +20,7 @@ use crate::vm::Discovery;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
+use overcommit_recording::format::text::without_numbers;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::Vm;
 use overcommit_recording::recording::{Folder, Span, single};
@@ -70,8 +71,9 @@ enum Command {
     /// The process that puts DAMON back for a recorder that is killed
     #[command(name = GUARD, hide = true)]
     DamonGuard {
-        /// The switch of the kernel's own use of DAMON
-        stat: Option<PathBuf>,
+        /// Turn the kernel's own use of DAMON on again
+        #[arg(long)]
+        stat: bool,
     },
 }
 
@@ -91,7 +93,7 @@ impl Cli {
             Command::List(args) => list::run(&args),
             Command::Check(args) => check::run(&args),
             Command::SelfTestFaults => faults::run().map(|()| ExitCode::SUCCESS),
-            Command::DamonGuard { stat } => guard::run(stat.as_ref()).map(|()| ExitCode::SUCCESS),
+            Command::DamonGuard { stat } => guard::run(stat).map(|()| ExitCode::SUCCESS),
         }
     }
 }
@@ -126,7 +128,7 @@ struct Config {
 fn parse_config(path: &str) -> Result<Config, String> {
     let path = PathBuf::from(path);
     let objectives = single::read(&path).and_then(|text| config::parse(&text));
-    let objectives = objectives.map_err(|error| format!("{error:#}"))?;
+    let objectives = objectives.map_err(|error| without_numbers(&format!("{error:#}")))?;
     Ok(Config { path, objectives })
 }
 

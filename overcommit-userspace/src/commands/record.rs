@@ -49,7 +49,7 @@ use std::time::Duration;
   overcommit record --vm 'web-*' --slo 'fault.major:p99<2ms' --duration 10m --out run-1
   overcommit record --out run-2 --label build=417 -- k6 run load.js
 
-Exits with 3 if an objective was broken, 4 if one could not be judged, else with COMMAND's status.")]
+Exits with 3 if an objective was broken, else with COMMAND's status if it failed, else with 4 if\nan objective could not be judged.")]
 pub struct Args {
     /// How long to record, such as 90s or 1m30s; until Ctrl-C or the end of COMMAND if not given
     #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]

@@ -5,6 +5,7 @@ use crate::host::counters::{counter_of, stalled_us};
 use crate::host::memory_use::{is_shared_memory, status};
 use crate::vm::Discovery;
 use anyhow::{Context, Result};
+use overcommit_recording::model::balloon::LARGEST;
 use overcommit_recording::model::vm::Vm;
 use procfs::VmStat;
 use procfs::prelude::FromRead;
@@ -16,9 +17,9 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Version 1 says "no limit" by a number: `PAGE_COUNTER_MAX` pages,
-/// include/linux/page_counter.h.
-const UNLIMITED: u64 = 1 << 62;
+/// Version 1 says "no limit" by a number, `PAGE_COUNTER_MAX` pages (include/linux/page_counter.h);
+/// this much is none either.
+const UNLIMITED: u64 = LARGEST;
 
 /// Version of the hierarchy that has the memory controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

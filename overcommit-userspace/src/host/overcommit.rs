@@ -2,6 +2,7 @@
 //! against the memory that there is.
 
 use overcommit_recording::model::balloon::BalloonState;
+use overcommit_recording::model::balloon::LARGEST;
 use overcommit_recording::model::memory::HostMemory;
 use overcommit_recording::model::memory::Overcommit;
 use overcommit_recording::model::memory::OvercommitState;
@@ -99,9 +100,9 @@ fn can_grow<'a>(vms: impl Iterator<Item = &'a VmMemory>) -> Option<u64> {
     Some(total(room.into_iter().take(GROWING)))
 }
 
-/// Of what VMs are said to have, which need not be true.
+/// Of what VMs are said to have, which need not be true: as much as files hold, at the most.
 pub fn total(bytes: impl IntoIterator<Item = u64>) -> u64 {
-    bytes.into_iter().fold(0, u64::saturating_add)
+    bytes.into_iter().fold(0, |sum: u64, bytes| sum.saturating_add(bytes).min(4 * LARGEST))
 }
 
 #[cfg(test)]
@@ -132,9 +133,9 @@ mod tests {
     fn what_cannot_be_true_does_not_wrap() {
         let lies = vec![vm(u64::MAX / GIB, u64::MAX / GIB); 3];
         let sum = of(&host(64, 32), &lies);
-        assert_eq!(sum.configured, Some(u64::MAX));
-        assert_eq!(sum.working_sets.map(|sets| sets.upper), Some(u64::MAX));
-        assert_eq!(sum.capacity, Some(u64::MAX));
+        assert_eq!(sum.configured, Some(4 * LARGEST));
+        assert_eq!(sum.working_sets.map(|sets| sets.upper), Some(4 * LARGEST));
+        assert_eq!(sum.capacity, Some(4 * LARGEST + 32 * GIB));
     }
 
     /// Six VMs of 16 GiB on a host of 64: the JVM's needs 4 GiB, and 12 in a full

@@ -22,6 +22,10 @@ use std::path::Path;
 /// Time for which pages that came back are a sign that memory is missed, in nanoseconds.
 const MISSED_NS: u64 = 10_000_000_000;
 
+/// Pages that come back to the host per second from which memory of VMs that are not followed may be
+/// missed.
+const MISSED: f64 = 100.0;
+
 /// Why something is not known of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Unknown {
@@ -120,7 +124,9 @@ impl Host {
             let of = &vms[vm.vm];
             Some((of.id, held(of, vm)?))
         });
-        let is_missed = swap.state >= SwapState::Pressure;
+        // Also where no more than a cgroup's limit makes them swap.
+        let swapped_in = swap.rates.and_then(|rates| rates.swapped_in).unwrap_or(0.0);
+        let is_missed = swap.state >= SwapState::Pressure || swapped_in >= MISSED;
         let others = found.others.iter();
         let others = others.map(|(vm, held)| Some((vm.id, beside(vm, *held, is_missed))));
         let all: Option<Vec<(VmId, VmMemory)>> = each.chain(others).collect();

@@ -23,16 +23,16 @@ const TO_RECORD: CapabilitySet = CapabilitySet::empty()
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::SYSLOG)
     // Which file a mapping is of (`proc_map_files_get_link`, fs/proc/base.c).
-    .union(CapabilitySet::CHECKPOINT_RESTORE);
+    .union(CapabilitySet::CHECKPOINT_RESTORE)
+    // COMMAND may have become another user.
+    .union(CapabilitySet::KILL);
 
-/// What it needs beside that for a user who ran sudo: the recording is handed to them, and their
-/// COMMAND is ended.
+/// What it needs beside that for a user who ran sudo, to whom the recording is handed.
 const FOR_USER: CapabilitySet = CapabilitySet::empty()
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::KILL);
+    .union(CapabilitySet::SETGID);
 
 /// The level of perf_event_paranoid from which Ubuntu's kernels ask for CAP_SYS_ADMIN where
 /// mainline asks for CAP_PERFMON (`perf_event_open`, kernel/events/core.c); mainline ends at 2.

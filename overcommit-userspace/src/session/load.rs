@@ -1,6 +1,7 @@
 //! The load generator that a recording runs: `-- COMMAND`.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -96,27 +97,27 @@ impl Load {
     /// # Errors
     /// The kernel does not tell.
     pub async fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
-        self.send(signal);
+        let _ = self.send(signal);
         if let Ok(status) = tokio::time::timeout(GRACE, self.wait()).await {
             return status;
         }
-        self.send(Signal::SIGKILL);
+        if self.send(Signal::SIGKILL) == Err(Errno::EPERM) {
+            bail!("COMMAND goes on: it runs as another user, and this process may not end it");
+        }
         self.wait().await
     }
 
-    fn send(&self, signal: Signal) {
+    fn send(&self, signal: Signal) -> Result<(), Errno> {
         // Nobody else has its number before it was waited for. It may have ended by itself: a
         // terminal signals both.
-        if let Some(to) = self.to.filter(|_| self.child.id().is_some()) {
-            let _ = kill(to, signal);
-        }
+        self.to.filter(|_| self.child.id().is_some()).map_or(Ok(()), |to| kill(to, signal))
     }
 }
 
 /// An error of ours must not leave the load running.
 impl Drop for Load {
     fn drop(&mut self) {
-        self.send(Signal::SIGKILL);
+        let _ = self.send(Signal::SIGKILL);
     }
 }
 

@@ -67,10 +67,13 @@ const WITHOUT_ARGUMENT: &[&[u8]] = &[
     b"xen-domid-restrict",
 ];
 
+/// Files of options that are read: managers give one.
+const CONFIG_FILES: usize = 2;
+
 /// Options that are looked for: an option that is not known and stands before one of them takes no
 /// argument.
 const LOOKED_FOR: [&[u8]; 9] =
-    [b"-name", b"-uuid", b"-id", b"-smbios", b"-m", b"-smp", b"-accel", b"-machine", b"-M"];
+    [b"name", b"uuid", b"id", b"smbios", b"m", b"smp", b"accel", b"machine", b"M"];
 
 /// What overcommit wants to know from the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,6 +117,7 @@ impl CommandLine {
         let mut line = Self::default();
         let mut monitors = Monitors::default();
         let mut words = words.into_iter().skip(1).peekable();
+        let mut files = 0;
         while let Some(word) = words.next() {
             let Some(option) = word.strip_prefix(b"-") else {
                 continue; // a disk image
@@ -123,11 +127,16 @@ impl CommandLine {
                 line.switch(option);
                 continue;
             }
-            let takes = |next: &&[u8]| LOOKED_FOR.contains(&word) || !LOOKED_FOR.contains(next);
+            let is_looked_for = |word: &[u8]| {
+                let option = word.strip_prefix(b"-");
+                option.is_some_and(|o| LOOKED_FOR.contains(&o.strip_prefix(b"-").unwrap_or(o)))
+            };
+            let takes = |next: &&[u8]| is_looked_for(word) || !is_looked_for(next);
             let Some(argument) = words.next_if(takes) else { continue };
             line.option(option, argument);
             monitors.option(option, argument);
-            if option == b"readconfig" {
+            if option == b"readconfig" && files < CONFIG_FILES {
+                files += 1;
                 for (option, argument) in sections(&config(argument).unwrap_or_default()) {
                     line.option(&option, &argument);
                     monitors.option(&option, &argument);
@@ -358,6 +367,7 @@ mod tests {
         let line = parse(&["-a-later-switch", "-name", "web", "-m", "2G"]);
         assert_eq!((line.guest.as_deref(), line.memory_bytes), (Some(&b"web"[..]), Some(2 << 30)));
         assert_eq!(parse(&["-name", "-m"]).guest.as_deref(), Some(&b"-m"[..]));
+        assert_eq!(parse(&["--no-api", "--id", "vm1"]).id.as_deref(), Some(&b"vm1"[..]));
         assert!(parse(&["-xen-domid", "31", "-m", "size=504"]).is_of_xen);
     }
 

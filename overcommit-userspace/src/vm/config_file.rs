@@ -25,9 +25,11 @@ pub(super) fn read(process: &Path, path: &[u8]) -> Option<String> {
     if !is_regular || stat.st_size as u64 > LARGEST {
         return None;
     }
-    // Opened once more, now that opening it does nothing.
+    // Opened once more, now that opening it does nothing; a lease on it is not waited for.
     let mut text = String::new();
-    let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(open(again, flags, Mode::empty()).ok()?);
     file.take(LARGEST).read_to_string(&mut text).ok()?;
     Some(text)
 }

@@ -249,7 +249,8 @@ impl KvmHeld {
                 FDTarget::Path(path) => held.is_held |= path == Path::new("/dev/kvm"),
                 FDTarget::AnonInode(kind) => {
                     held.is_held |= kind.contains("kvm-vm");
-                    held.vcpus += u32::from(kind.contains("kvm-vcpu"));
+                    // Not kvm-vcpu-stats, of which QEMU holds one for each as well.
+                    held.vcpus += u32::from(kind == "kvm-vcpu" || kind.starts_with("kvm-vcpu:"));
                 }
                 _ => {}
             }
@@ -355,7 +356,13 @@ mod tests {
 
     #[test]
     fn vcpus_are_counted_by_their_descriptors() {
-        let vcpus = ["anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "anon_inode:kvm-vcpu:1"];
+        let vcpus = [
+            "anon_inode:kvm-vm",
+            "anon_inode:kvm-vcpu:0",
+            "anon_inode:kvm-vcpu-stats:0",
+            "anon_inode:kvm-vcpu:1",
+            "anon_inode:kvm-vcpu-stats:1",
+        ];
         let vms = scan(|root| {
             // Incus has all but the name in a file, which is out of reach here.
             process(root, 7, "/opt/qemu-system-x86_64", b"q\0-readconfig\0/etc/none\0", &vcpus);

@@ -5,6 +5,9 @@ use overcommit_recording::model::vm::Monitor;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+/// Of each kind that are collected: real VMs have a few.
+const MOST: usize = 64;
+
 /// Collects them option by option: a character device may come after what uses it.
 #[derive(Default)]
 pub(super) struct Monitors {
@@ -17,6 +20,10 @@ pub(super) struct Monitors {
 impl Monitors {
     /// Takes an option with its argument.
     pub(super) fn option(&mut self, option: &[u8], argument: &[u8]) {
+        // Whoever wrote the command line could have them multiply.
+        if self.devices.len().max(self.controls.len()).max(self.found.len()) >= MOST {
+            return;
+        }
         match option {
             b"chardev" => {
                 let pairs = pairs(argument, b"backend");

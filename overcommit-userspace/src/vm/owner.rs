@@ -4,15 +4,14 @@
 use overcommit_recording::model::vm::{Vm, VmId};
 use procfs::process::Process;
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::ops::RangeInclusive;
 
 /// Ids of users who log in (UID_MIN and UID_MAX in login.defs of shadow-utils). Root and users of
 /// services are below, and above: libvirt's is 64055 on Debian.
 const LOGINS: RangeInclusive<u32> = 1000..=60_000;
-/// Ids that users are given to map into containers of theirs begin here, in blocks of so many
-/// (SUB_UID_MIN and SUB_UID_COUNT in login.defs of shadow-utils).
-const MAPPED: u32 = 100_000;
-const BLOCK: u32 = 65_536;
+/// Which ids each user may map into containers of theirs: `NAME:FIRST:COUNT` (subuid(5)).
+const MAPPED: &str = "/etc/subuid";
 /// Where managers put VMs, by root's leave, whatever user they run as: libvirt and Proxmox.
 const OF_MANAGERS: [&str; 3] = ["/machine.slice/", "/machine/", "/qemu.slice/"];
 /// VMs of one such user that there is room for when a recording begins, at the most.
@@ -33,13 +32,19 @@ pub fn login_user(process: &Process, vm: &Vm) -> Option<u32> {
         return None;
     }
     // Not by who owns /proc/PID, which is root where a process makes itself undumpable.
-    counted_as(process.status().ok()?.euid)
+    counted_as(process.status().ok()?.euid, &fs::read_to_string(MAPPED).unwrap_or_default())
 }
 
-/// Whom the VMs of a user id count for: all ids of a block are one user's.
-fn counted_as(user: u32) -> Option<u32> {
-    let block = user.checked_sub(MAPPED).map(|offset| MAPPED + offset / BLOCK * BLOCK);
-    block.or_else(|| LOGINS.contains(&user).then_some(user))
+/// Whom the VMs of a user id count for: all ids that a user may map are that user's.
+fn counted_as(user: u32, mapped: &str) -> Option<u32> {
+    let mut ranges = mapped.lines().filter_map(|line| {
+        let mut fields = line.split(':').skip(1).map(|field| field.trim().parse::<u32>().ok());
+        Some((fields.next()??, fields.next()??))
+    });
+    let is_in =
+        |(first, count): &(u32, u32)| user.checked_sub(*first).is_some_and(|at| at < *count);
+    let first = ranges.find(is_in).map(|(first, _)| first);
+    first.or_else(|| LOGINS.contains(&user).then_some(user))
 }
 
 fn is_of_manager(cgroup: &str) -> bool {
@@ -142,13 +147,18 @@ mod tests {
 
     #[test]
     fn ids_that_a_user_was_given_are_one_user() {
-        assert_eq!(counted_as(100_000), Some(100_000));
-        assert_eq!(counted_as(100_000 + 65_535), Some(100_000));
-        assert_eq!(counted_as(100_000 + 65_536), Some(165_536));
-        assert_eq!(
-            (counted_as(1_000), counted_as(64_055), counted_as(0)),
-            (Some(1_000), None, None)
-        );
+        let mapped = "# x\nann:100000:65536\nbob:165536:65536\n";
+        for (user, counted) in [
+            (100_000, Some(100_000)),
+            (165_535, Some(100_000)),
+            (165_536, Some(165_536)),
+            (231_072, None),
+            (1_000, Some(1_000)),
+            (64_055, None),
+            (0, None),
+        ] {
+            assert_eq!(counted_as(user, mapped), counted, "{user}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! How the process of a VM ended.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-/// How a process ended, as `wait(2)` tells: `tsk->exit_code` (`do_exit`, kernel/exit.c).
+/// How a process ended, as `wait(2)` tells (`wait_task_zombie`, kernel/exit.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Exit {
@@ -14,7 +14,7 @@ pub enum Exit {
 
 /// Signals that end a process: their numbers on x86-64 and arm64, their names, and whether one
 /// means that the process failed.
-const SIGNALS: [(u8, &str, bool); 12] = [
+const SIGNALS: [(u8, &str, bool); 16] = [
     (1, "SIGHUP", false),
     (2, "SIGINT", false),
     (3, "SIGQUIT", true),
@@ -25,12 +25,22 @@ const SIGNALS: [(u8, &str, bool); 12] = [
     (8, "SIGFPE", true),
     (9, "SIGKILL", false),
     (11, "SIGSEGV", true),
+    (13, "SIGPIPE", true),
+    (14, "SIGALRM", true),
     (15, "SIGTERM", false),
+    (24, "SIGXCPU", true),
+    (25, "SIGXFSZ", true),
     (31, "SIGSYS", true),
 ];
 
 /// What the kernel sends to a process that touches memory for which there is no page.
 pub const NO_PAGE: Exit = Exit::Signal(7);
+
+/// As serde has it, but that of a later version, which is not known, is `None`.
+pub(crate) fn known<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Exit>, D::Error> {
+    let value = Option::<serde_json::Value>::deserialize(from)?;
+    Ok(value.and_then(|value| serde_json::from_value(value).ok()))
+}
 
 impl Exit {
     /// Out of the kernel's word: the signal in the low seven bits, or the status in the second
@@ -58,12 +68,12 @@ impl Exit {
         }
     }
 
-    /// In words that follow "ended".
+    /// In words: `was killed by SIGSEGV`, `exited with status 1`.
     pub fn words(self) -> String {
         match (self, self.signal()) {
-            (Self::Status(status), _) => format!("with status {status}"),
-            (_, Some((_, name, _))) => format!("by {name}"),
-            (Self::Signal(signal), None) => format!("by signal {signal}"),
+            (Self::Status(status), _) => format!("exited with status {status}"),
+            (_, Some((_, name, _))) => format!("was killed by {name}"),
+            (Self::Signal(signal), None) => format!("was killed by signal {signal}"),
         }
     }
 
@@ -80,13 +90,13 @@ mod tests {
     #[test]
     fn what_the_kernel_says_of_an_end() {
         for (exit_code, exit, code, words, is_failure) in [
-            (0, Exit::Status(0), 0, "with status 0", false),
-            (1 << 8, Exit::Status(1), 1, "with status 1", true),
-            (9, Exit::Signal(9), 137, "by SIGKILL", false),
+            (0, Exit::Status(0), 0, "exited with status 0", false),
+            (1 << 8, Exit::Status(1), 1, "exited with status 1", true),
+            (9, Exit::Signal(9), 137, "was killed by SIGKILL", false),
             // With a core dump.
-            (0x80 | 11, Exit::Signal(11), 139, "by SIGSEGV", true),
-            (7, NO_PAGE, 135, "by SIGBUS", true),
-            (40, Exit::Signal(40), 168, "by signal 40", true),
+            (0x80 | 11, Exit::Signal(11), 139, "was killed by SIGSEGV", true),
+            (7, NO_PAGE, 135, "was killed by SIGBUS", true),
+            (40, Exit::Signal(40), 168, "was killed by signal 40", true),
         ] {
             assert_eq!(Exit::of(exit_code), exit);
             assert_eq!((exit.code(), exit.words()), (code, words.to_owned()));

@@ -8,7 +8,7 @@ use crate::model::evictions::Eviction;
 use crate::model::latencies::Latencies;
 use crate::model::memory::{
     Headroom, HostMemory, HostPressure, LeastHeadroom, MemoryUse, NodeSet, Overcommit,
-    OvercommitState, Source, WorkingSet,
+    OvercommitState, WorkingSet,
 };
 use crate::model::metric::MetricName;
 use crate::model::state::StateTimes;
@@ -37,7 +37,7 @@ impl Interval {
         let mut sets =
             self.vms.iter().filter(|vm| vm.memory.is_none_or(|memory| memory.hugetlb == 0));
         let is_measured =
-            |vm: &VmInterval| vm.working_set.is_some_and(|set| set.source != Source::Bounds);
+            |vm: &VmInterval| vm.working_set.is_some_and(|set| set.source.is_measured());
         sets.clone().next().is_some() && sets.all(is_measured)
     }
 

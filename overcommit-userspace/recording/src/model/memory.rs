@@ -253,6 +253,11 @@ impl Source {
     /// Each.
     const ALL: [Self; 5] = [Self::Damon, Self::Mglru, Self::ClearRefs, Self::Bounds, Self::Other];
 
+    /// Whether it measures, and does not just bound.
+    pub fn is_measured(self) -> bool {
+        matches!(self, Self::Damon | Self::Mglru | Self::ClearRefs)
+    }
+
     /// What a file calls so.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.name() == name)

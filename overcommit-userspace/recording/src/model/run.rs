@@ -2,7 +2,7 @@
 
 use crate::model::clock::Clocks;
 use crate::model::coverage::{Coverage, MetricCoverage, Seen, coverage_of};
-use crate::model::exit::Exit;
+use crate::model::exit::{self, Exit};
 use crate::model::interval::FileFaults;
 use crate::model::metric::MetricName;
 use crate::model::name::FOLDER_MAX;
@@ -233,7 +233,7 @@ pub struct RunVm {
     #[serde(default)]
     pub ended_by: Option<EndedBy>,
     /// How its process did; `None` if that was not seen, or it executed another program.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "exit::known")]
     pub exit: Option<Exit>,
     /// The kernel's counters when counting began, by metric: not in this recording.
     pub faults_before: BTreeMap<String, u64>,
@@ -297,7 +297,7 @@ impl StoppedBy {
             Self::Duration => "by --duration",
             Self::Command => "with the command",
             Self::Interrupt => "by Ctrl-C",
-            Self::Hangup => "as its terminal hung up",
+            Self::Hangup => "when its terminal hung up",
             Self::Terminate => "by SIGTERM",
             Self::Other => "",
         }

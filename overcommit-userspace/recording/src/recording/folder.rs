@@ -56,7 +56,7 @@ impl Folder {
     pub fn create(path: &Path, owner: Option<Owner>) -> Result<Self> {
         let folder = Self::make(path, owner)?;
         // Fails now rather than after the load test.
-        drop(folder.append(INTERVALS)?);
+        folder.append(INTERVALS).inspect_err(|_| folder.discard())?;
         Ok(folder)
     }
 

@@ -25,6 +25,10 @@ impl Owner {
     /// # Errors
     /// A variable is set and does not say who: root would be taken for the user.
     pub fn behind_sudo() -> Result<Option<Self>> {
+        // Who became somebody else than root can give nothing away.
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
         behind(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 }
@@ -39,18 +43,23 @@ pub fn as_user<T: Send>(owner: Option<Owner>, act: impl FnOnce() -> Result<T> + 
     let Some(owner) = owner.filter(is_other) else { return act() };
     let groups = owner.groups()?;
     let acted = thread::scope(|scope| {
-        let acts = scope.spawn(|| {
+        let acts = thread::Builder::new().spawn_scoped(scope, || {
             owner.becomes_this_thread(&groups).with_context(|| {
                 format!("cannot act as the user {}, who ran overcommit as root", owner.uid)
             })?;
             act().map_err(|error| match is_denied(&error) {
-                true => error.context(format!("as the user {}, who ran sudo", owner.uid)),
+                true => error.context(format!(
+                    "as the user {} (unset SUDO_UID and SUDO_GID to do it as root)",
+                    owner.uid
+                )),
                 false => error,
             })
         });
-        acts.join()
+        acts.map(thread::ScopedJoinHandle::join)
     });
-    acted.unwrap_or_else(|_| bail!("what is done as the user {} did not end", owner.uid))
+    acted
+        .context("cannot start a thread")?
+        .unwrap_or_else(|_| bail!("what is done as the user {} did not end", owner.uid))
 }
 
 fn is_denied(error: &anyhow::Error) -> bool {

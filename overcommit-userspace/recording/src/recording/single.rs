@@ -1,9 +1,8 @@
 //! A file that a user names, outside a recording: read and written as the user who ran sudo.
 
-use crate::format::text::reason;
 use crate::recording::beneath;
 use crate::recording::owner::{Owner, as_user};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
 
@@ -12,10 +11,7 @@ use std::path::Path;
 /// # Errors
 /// It cannot be read, or is no text.
 pub fn read(path: &Path) -> Result<String> {
-    as_user(Owner::behind_sudo()?, || {
-        let text = fs::read_to_string(path);
-        text.map_err(|error| anyhow!("cannot read it: {}", reason(&error)))
-    })
+    as_user(Owner::behind_sudo()?, || fs::read_to_string(path).context("cannot read it"))
 }
 
 /// Puts a whole file in place at once, as the user who ran sudo: only they can read it. What is there is replaced if it is a file; a link or a device is left alone.

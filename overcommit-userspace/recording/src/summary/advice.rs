@@ -32,14 +32,14 @@ pub(super) fn words(
         }
         Cause::SharedLimit => (
             format!(
-                "the limit of a cgroup around its own, not the host{}",
+                "most likely the limit of a cgroup around its own, not the host{}",
                 available("never less than")
             ),
             "raise that limit (memory.max of the slice), or move a VM out of that cgroup".to_owned(),
         ),
         Cause::MemoryHigh => (
             "the memory.high of its cgroup".to_owned(),
-            format!("raise memory.high{}, or give the guest less memory", to(held(memory))),
+            format!("raise memory.high{}, or give the guest less memory", to(above_limit(memory))),
         ),
         Cause::HostShort => (
             format!("the host is short of memory{}", available("down to")),
@@ -71,7 +71,7 @@ pub(super) fn words(
                     readable_bytes(left)
                 ),
                 format!(
-                    "give it back some, such as {} in all (virsh setmem, or balloon by QMP)",
+                    "give some of it back, such as {} in all (virsh setmem, or balloon by QMP)",
                     readable_bytes(size.min(configured))
                 ),
             )
@@ -91,8 +91,8 @@ pub(super) fn words(
             "let most of it be copied before the guest runs".to_owned(),
         ),
         Cause::NoPage => (
-            "memory that it touched could not be had: no huge page was free, the file system of \
-             its memory was full, its file was cut short, or the memory is broken"
+            "memory that it touched could not be provided: no huge page was free, the file system \
+             of its memory was full, its file was cut short, or the memory is broken"
                 .to_owned(),
             "see dmesg; reserve huge pages for all VMs, or make the file system larger".to_owned(),
         ),
@@ -119,15 +119,19 @@ pub(super) fn words(
 /// The limit that would do. What a VM wanted that was killed is not known.
 fn raise(vm: &SummaryVm) -> String {
     let (memory, limit) = (&vm.memory, vm.memory.cgroup_limit_bytes);
-    let needed = held(memory).filter(|needed| limit.is_none_or(|limit| *needed > limit));
     let to = match (vm.ended_by, limit) {
         (Some(_), None) => String::new(),
         (Some(_), Some(limit)) => format!(" above {}", readable_bytes(limit)),
-        (None, _) => to(needed),
+        (None, _) => to(above_limit(memory)),
     };
     format!(
         "raise its limit (memory.max; hard_limit in libvirt){to}, or give the guest less memory"
     )
+}
+
+/// What it holds, if that is more than it may.
+fn above_limit(memory: &VmFigures) -> Option<u64> {
+    held(memory).filter(|held| memory.cgroup_limit_bytes.is_none_or(|limit| *held > limit))
 }
 
 /// All that it holds, in RAM or on swap, rounded up.

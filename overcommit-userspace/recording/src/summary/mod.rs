@@ -91,6 +91,9 @@ pub struct SummaryVm {
     pub ended_by: Option<EndedBy>,
     /// The same in Unix seconds.
     pub ended_unix_s: Option<f64>,
+    /// Whether it is known to be a VM, and not just a process that was named.
+    #[serde(skip)]
+    pub is_vm: bool,
     /// How its process ended: `{"status": 0}` or `{"signal": 11}`.
     pub exit: Option<Exit>,
     /// For how long its process was stopped, in seconds.
@@ -271,7 +274,7 @@ impl Summary {
 
     /// Whether the working set of each was measured at last, rather than bounded.
     pub fn is_measured(&self) -> bool {
-        self.seen().all(|vm| vm.memory.working_set_source.is_some_and(|by| by != Source::Bounds))
+        self.seen().all(|vm| vm.memory.working_set_source.is_some_and(Source::is_measured))
     }
 
     /// Why it says nothing of any VM, if so.
@@ -350,6 +353,7 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
         ended_unix_s: ended_us.map(|ended_us| ended_us as f64 / 1e6),
         ended_by: ended_us.and(vm.ended_by),
         exit: ended_us.and(vm.exit),
+        is_vm: vm.accelerator.is_some(),
         swap: StateSummary::of(&totals.swap_states),
         memory: totals.memory.clone(),
         stall,

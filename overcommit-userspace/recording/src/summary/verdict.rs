@@ -30,6 +30,8 @@ const UNSEEN_NS: f64 = 1e6;
 /// Time of thrashing from which a VM has thrashed, however little it was of a long recording, in
 /// seconds.
 const THRASHED_S: f64 = 10.0;
+/// Age of a guest's report that says something of now, in seconds.
+const YOUNG_S: f64 = 30.0;
 /// Part of what its balloon left it that a guest has available below which it is starved.
 const STARVED: f64 = 0.05;
 
@@ -179,7 +181,10 @@ fn fared(vm: &SummaryVm) -> Fared {
 pub(super) fn starved(memory: &VmFigures) -> Option<(u64, u64, u64)> {
     let ballooned = memory.ballooned_bytes.filter(|bytes| *bytes > 0)?;
     let configured = memory.configured_bytes?;
-    let left = memory.guest_available_bytes.filter(|_| memory.guest_is_stale == Some(false))?;
+    // libvirt does not tell how often the guest reports.
+    let is_young = memory.guest_age_s.is_some_and(|age_s| age_s <= YOUNG_S);
+    let is_of_now = memory.guest_is_stale.map_or(is_young, |is_stale| !is_stale);
+    let left = memory.guest_available_bytes.filter(|_| is_of_now)?;
     let kept = configured.saturating_sub(ballooned);
     ((left as f64) < STARVED * kept as f64).then_some((ballooned, configured, left))
 }
@@ -261,8 +266,14 @@ fn of_evictions(
 ) -> (Cause, Option<String>) {
     match most {
         Some(by) if by.is_itself && is_at_limit(&vm.memory) => (Cause::OwnLimit, None),
-        // It reclaimed for itself, and neither its own limit nor the host made it.
-        Some(by) if by.is_itself && short(vm, host) == Cause::Unknown => (Cause::SharedLimit, None),
+        // It reclaimed for itself, and neither its own limit, the host nor its nodes made it.
+        Some(by)
+            if by.is_itself
+                && short(vm, host) == Cause::Unknown
+                && vm.memory.numa_nodes.is_none() =>
+        {
+            (Cause::SharedLimit, None)
+        }
         Some(by) if by.is_itself => (short(vm, host), None),
         Some(EvictedBy { aggressor, .. }) => match aggressor.class {
             AggressorClass::Vm => (Cause::OtherVm, Some(aggressor.name.clone())),

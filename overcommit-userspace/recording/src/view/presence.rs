@@ -25,8 +25,8 @@ pub fn ended(run: &Run, vm: &RunVm) -> String {
         (Some(EndedBy::OomHost), _) => {
             format!("{name} was KILLED {when}: the host ran out of memory; see dmesg")
         }
-        (_, Some(exit)) => format!("{name} CRASHED {when}: it ended {}", exit.words()),
-        _ => format!("{name} {}", how(run, vm.exit, &when)),
+        (_, Some(exit)) => format!("{name} CRASHED {when}: it {}", exit.words()),
+        _ => format!("{name} {}", how(run, vm.exit, vm.accelerator.is_some(), &when)),
     }
 }
 
@@ -36,17 +36,17 @@ pub fn when(unix_s: f64, after_s: f64) -> String {
 }
 
 /// How a VM ended that neither crashed nor ran out of memory.
-fn how(run: &Run, exit: Option<Exit>, when: &str) -> String {
+fn how(run: &Run, exit: Option<Exit>, is_vm: bool, when: &str) -> String {
     match exit {
         // As QEMU ends however it is asked to.
-        Some(Exit::Status(_)) => format!("was shut down or migrated away {when}"),
-        Some(Exit::Signal(_)) => {
-            let words = exit.map(Exit::words).unwrap_or_default();
+        Some(Exit::Status(_)) if is_vm => format!("was shut down or migrated away {when}"),
+        Some(exit @ Exit::Status(_)) => format!("{} {when}", exit.words()),
+        Some(exit @ Exit::Signal(_)) => {
             let not_by = match unless_killed(run) {
-                why if why.is_empty() => ", not by the kernel for want of memory".to_owned(),
+                why if why.is_empty() => ", not by the kernel's OOM killer".to_owned(),
                 why => why,
             };
-            format!("was ended {words} {when}{not_by}")
+            format!("{} {when}{not_by}", exit.words())
         }
         None => format!("ended {when}{}", unless_killed(run)),
     }
@@ -58,7 +58,7 @@ pub fn lines(text: &mut String, run: &Run, summary: &Summary, name: impl Fn(&Sum
     let ended: Vec<&SummaryVm> = summary.seen().filter(ended).collect();
     some(text, &ended, "ended while they were recorded", |vm| {
         let when = when(vm.ended_unix_s.unwrap_or(0.0), vm.ended_s.unwrap_or(0.0));
-        format!("{} {}", name(vm), how(run, vm.exit, &when))
+        format!("{} {}", name(vm), how(run, vm.exit, vm.is_vm, &when))
     });
     let stopped: Vec<&SummaryVm> = summary.seen().filter(|vm| vm.stopped_s > 0.0).collect();
     some(text, &stopped, "were stopped for a while", |vm| {
@@ -147,16 +147,17 @@ mod tests {
     #[test]
     fn a_crash_and_a_regular_end_are_told_apart() {
         let ended = |exit| {
-            let vm = RunVm { exit: Some(exit), ..vm("web", 100, Some((104, None))) };
+            let accelerator = Some("kvm".to_owned());
+            let vm = vm("web", 100, Some((104, None)));
+            let vm = RunVm { exit: Some(exit), accelerator, ..vm };
             ended(&Run::default(), &vm)
         };
         let when = "at 00:01:44 UTC, 104.0 s in";
-        let crashed = format!("web CRASHED {when}: it ended by SIGSEGV");
+        let crashed = format!("web CRASHED {when}: it was killed by SIGSEGV");
         assert_eq!(ended(Exit::Signal(11)), crashed);
-        assert_eq!(ended(Exit::Status(1)), format!("web CRASHED {when}: it ended with status 1"));
+        assert_eq!(ended(Exit::Status(1)), format!("web CRASHED {when}: it exited with status 1"));
         assert_eq!(ended(Exit::Status(0)), format!("web was shut down or migrated away {when}"));
-        let killed =
-            format!("web was ended by SIGKILL {when}, not by the kernel for want of memory");
+        let killed = format!("web was killed by SIGKILL {when}, not by the kernel's OOM killer");
         assert_eq!(ended(Exit::Signal(9)), killed);
     }
 

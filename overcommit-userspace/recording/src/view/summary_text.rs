@@ -192,7 +192,7 @@ fn objectives(text: &mut String, judged: &[Judged]) {
     let mut table = plain_table();
     let mut why = Vec::new();
     for (verdict, word) in
-        [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "n/a"), (Verdict::Held, "held")]
+        [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "not judged"), (Verdict::Held, "held")]
     {
         for judged in judged.iter().filter(|judged| judged.verdict == verdict) {
             let rate = judged.rate_per_s.map(|rate| format!("{rate:.1}/s"));

@@ -76,7 +76,7 @@ fn said(vm: &SummaryVm) -> String {
             let how = match by {
                 Some(EndedBy::OomHost) => "the host ran out of memory".to_owned(),
                 Some(EndedBy::OomCgroup) => "its cgroup ran out of memory".to_owned(),
-                _ => format!("it ended {}", vm.exit.map(Exit::words).unwrap_or_default()),
+                _ => format!("it {}", vm.exit.map(Exit::words).unwrap_or_default()),
             };
             let when = when(vm.ended_unix_s.unwrap_or(0.0), vm.ended_s.unwrap_or(0.0));
             format!("{} {when}: {how}. Until then it {losses}", bad(fared.word()))
@@ -184,7 +184,7 @@ mod tests {
         let vms = vec![
             ("calm", interval(0, 0, 1, SwapState::Healthy)),
             ("squeezed", interval(1, 833, 36, SwapState::Thrashing)),
-            ("starved", interval(2, 5, 400, SwapState::Healthy)),
+            ("waiting", interval(2, 5, 400, SwapState::Healthy)),
             ("doomed", interval(3, 900, 10, SwapState::Thrashing)),
             ("quiet", interval(4, 2, 1, SwapState::Healthy)),
         ];
@@ -212,7 +212,7 @@ mod tests {
             let block = block.unwrap_or_else(|| panic!("nothing of {name}"));
             block.split("    calm").next().unwrap()
         };
-        for name in ["squeezed", "starved"] {
+        for name in ["squeezed", "waiting"] {
             assert!(masked(&said()).contains(&masked(shown(name))), "{}", shown(name));
         }
         let thrashes = || unlimited(interval(0, 529, 17, SwapState::Thrashing));
@@ -243,7 +243,7 @@ squeezed  THRASHED: lost 83.3 % of its vCPU time to memory and spent 3.6 %
           host (never less than 22.0 GiB available).
           Try: raise its limit (memory.max; hard_limit in libvirt) to 208.0 MiB
           or more, or give the guest less memory.
-starved   SLOWED: spent 40.0 % of its vCPU time waiting for a CPU and lost 0.5 %
+waiting   SLOWED: spent 40.0 % of its vCPU time waiting for a CPU and lost 0.5 %
           to memory. Cause: too few CPUs, or a CPU quota.
           Try: raise its CPU quota if its cgroup has one (cpu.max), run fewer
           vCPUs on this host, or move a VM to another.

@@ -213,8 +213,8 @@ impl Monitor {
 /// `None` if the guest has never reported.
 fn guest_memory(stats: &Value) -> Option<GuestMemory> {
     let updated_unix_s = stats["last-update"].as_u64().filter(|seconds| *seconds > 0)?;
-    // A figure that the guest does not give is all ones.
-    let figure = |name: &str| stats["stats"][name].as_u64().filter(|bytes| *bytes != u64::MAX);
+    // A figure that the guest does not give is all ones; and it may say anything.
+    let figure = |name: &str| stats["stats"][name].as_u64().filter(|bytes| *bytes <= LARGEST);
     Some(GuestMemory {
         total: figure("stat-total-memory"),
         available: figure("stat-available-memory"),

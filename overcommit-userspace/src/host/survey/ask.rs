@@ -5,12 +5,14 @@ use crate::host::balloon::socket::Socket;
 use crate::host::balloon::{libvirt, qmp};
 use crate::host::survey::{LOOK, Options};
 use crate::host::working_set::follow::Target;
+use crate::terminal::say;
 use anyhow::Result;
 use overcommit_recording::model::balloon::Balloon;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::{Monitor, Vm, VmId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -25,8 +27,42 @@ pub(super) struct Ask {
     guest_stats: bool,
     silent: BTreeMap<VmId, Silence>,
     libvirt: Silence,
-    /// VMs whose guests report because we asked for it, and by which monitor.
-    turned: BTreeMap<VmId, Socket>,
+    turned: Arc<Turned>,
+}
+
+/// VMs whose guests report because we asked for it, and by which monitor.
+#[derive(Default)]
+pub(super) struct Turned(Mutex<BTreeMap<VmId, Socket>>);
+
+impl Turned {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VmId, Socket>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Guests that report because of us are told to stop; in a thread of its own, as a runtime
+    /// cannot be dropped within another one.
+    pub(super) fn put_back(&self) {
+        let turned = std::mem::take(&mut *self.lock());
+        if turned.is_empty() {
+            return;
+        }
+        let told = std::thread::Builder::new().spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let mut told = JoinSet::new();
+                for (id, socket) in turned {
+                    told.spawn(qmp::look(vec![socket], id.pid, GuestPolling::TurnOff));
+                }
+                // Gone already if the VM is.
+                while told.join_next().await.is_some() {}
+            });
+            std::io::Result::Ok(())
+        });
+        let told = told.map(|told| told.join().is_ok_and(|told| told.is_ok()));
+        if !told.unwrap_or(false) {
+            say("overcommit: cannot tell guests to stop reporting: no thread, or no runtime");
+        }
+    }
 }
 
 /// One that did not answer.
@@ -51,14 +87,14 @@ impl Silence {
 }
 
 impl Ask {
-    pub(super) fn new(proc: &Path, options: &Options) -> Self {
+    pub(super) fn new(proc: &Path, options: &Options, turned: Arc<Turned>) -> Self {
         Self {
             proc: proc.to_owned(),
             monitors: options.monitors.clone(),
             guest_stats: options.guest_stats,
             silent: BTreeMap::new(),
             libvirt: Silence::default(),
-            turned: BTreeMap::new(),
+            turned,
         }
     }
 
@@ -89,7 +125,7 @@ impl Ask {
             let Ok((id, answer)) = joined else { continue };
             let balloon = answer.map(|(balloon, turned)| {
                 self.silent.remove(&id);
-                self.turned.extend(turned.map(|socket| (id, socket)));
+                self.turned.lock().extend(turned.map(|socket| (id, socket)));
                 balloon
             });
             found.insert(id, balloon.map_err(|error| self.fell_silent(id, &error)));
@@ -154,15 +190,5 @@ impl Ask {
             Monitor::Held => None,
         });
         given.chain(own).collect()
-    }
-
-    /// Guests that report because of us are told to stop.
-    pub(super) async fn put_back(&mut self) {
-        let mut told = JoinSet::new();
-        for (id, socket) in std::mem::take(&mut self.turned) {
-            told.spawn(qmp::look(vec![socket], id.pid, GuestPolling::TurnOff));
-        }
-        // Gone already if the VM is.
-        while told.join_next().await.is_some() {}
     }
 }

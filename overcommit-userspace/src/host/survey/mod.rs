@@ -12,7 +12,7 @@ use crate::host::working_set::follow::{Follower, Measured, Target};
 use crate::kernel;
 use crate::vm::discovery::Discovery;
 use anyhow::{Context, Result};
-use ask::Ask;
+use ask::{Ask, Turned};
 use overcommit_recording::model::balloon::Balloon;
 use overcommit_recording::model::memory::{HostMemory, MemoryUse, WorkingSet};
 use overcommit_recording::model::pattern::Pattern;
@@ -113,6 +113,7 @@ impl Shared {
 /// The threads. Dropping it ends them, and puts back what they changed.
 pub struct Survey {
     shared: Arc<Shared>,
+    turned: Arc<Turned>,
 }
 
 impl Survey {
@@ -121,18 +122,18 @@ impl Survey {
     /// # Errors
     /// There can be no more threads, or no runtime.
     pub fn start(proc: &Path, sys: &Path, options: &Options) -> Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let (shared, turned) = (Arc::new(Shared::default()), Arc::default());
         let mut surveyor = Surveyor {
             proc: proc.to_owned(),
             sys: sys.to_owned(),
             page_size: kernel::page_size(),
-            ask: Ask::new(proc, options),
+            ask: Ask::new(proc, options, Arc::clone(&turned)),
             walks: Walks::new(proc),
             discovery: Discovery::new(proc),
             running: (Vec::new(), None),
         };
         let mut follower = Follower::new(proc, sys, options.working_set, options.mglru_sees_guests);
-        let survey = Self { shared };
+        let survey = Self { shared, turned };
         let (begun, has_begun) = channel();
         survey.spawn("survey", move |shared| {
             // Made here: a runtime cannot be dropped within another one, should there be no thread.
@@ -145,7 +146,7 @@ impl Survey {
             loop {
                 runtime.block_on(surveyor.round(&shared));
                 if !shared.rest(LOOK) {
-                    break runtime.block_on(surveyor.ask.put_back());
+                    break;
                 }
             }
         })?;
@@ -198,6 +199,7 @@ impl Drop for Survey {
         state.is_over = true;
         self.shared.wake.notify_all();
         drop(self.shared.wake.wait_timeout_while(state, END, |state| state.running > 0));
+        self.turned.put_back();
     }
 }
 

@@ -10,8 +10,10 @@ use nix::fcntl::{Flock, FlockArg};
 use overcommit_recording::model::memory::Range;
 use overcommit_recording::model::vm::VmId;
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Operations that follow given ranges of a process's memory.
 const FIXED_RANGES: &str = "fvaddr";
@@ -29,6 +31,11 @@ const SETTLING: usize = 6;
 /// Interval of updating the list of mappings, in microseconds: an odd figure, by which
 /// what an overcommit that was killed has left is known.
 const UPDATE_US: u64 = 60_000_007;
+
+/// The switch of the kernel's own use.
+const STAT: &str = "module/damon_stat/parameters/enabled";
+/// How long another overcommit may take to put it back.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// DAMON in our hands. Dropping it stops it.
 pub struct Damon {
@@ -58,6 +65,19 @@ struct Look {
     /// Bytes of them, each region by the part of its samples that were touched: that is what
     /// an even sample of its pages says of the region.
     sampled: u64,
+}
+
+/// Held for as long as it is ours. A guard may still put it back.
+fn locked(admin: &Path) -> Result<Flock<File>> {
+    let (start, mut file) = (Instant::now(), File::open(admin)?);
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, _)) if start.elapsed() < PATIENCE => file = again,
+            Err((_, error)) => return Err(error).context("another overcommit uses DAMON"),
+        }
+        std::thread::sleep(PATIENCE / 10);
+    }
 }
 
 /// Why it cannot be used.
@@ -93,7 +113,7 @@ fn pid(admin: &Path) -> String {
 
 /// The switch of the kernel's own use, if that is on.
 fn enabled(sys: &Path) -> Option<PathBuf> {
-    let switch = sys.join("module/damon_stat/parameters/enabled");
+    let switch = sys.join(STAT);
     (read(&switch).ok()? == "Y").then_some(switch)
 }
 
@@ -110,10 +130,9 @@ impl Damon {
     pub fn take(sys: &Path, may_stop_stat: bool) -> Result<Self> {
         check(sys, may_stop_stat)?;
         let admin = sys.join("kernel/mm/damon/admin");
-        let lock = Flock::lock(File::open(&admin)?, FlockArg::LockExclusiveNonblock);
-        let lock = lock.map_err(|(_, error)| error).context("another overcommit uses DAMON")?;
+        let lock = locked(&admin)?;
         let stat = enabled(sys);
-        let guard = Guard::start(stat.as_deref())?;
+        let guard = Guard::start(stat.is_some())?;
         let mut damon = Self {
             kdamonds: admin.join("kdamonds"),
             _lock: lock,
@@ -282,12 +301,12 @@ fn stop(kdamonds: &Path) -> Result<()> {
     write(&kdamonds.join("nr_kdamonds"), "0")
 }
 
-/// Ends what a recorder that was killed has left, once no other one uses DAMON; `stat` is the
-/// switch that it turned off.
+/// Ends what a recorder that was killed has left, once no other one uses DAMON; `stat` if it turned
+/// the kernel's own use off.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn put_back(sys: &Path, stat: Option<&PathBuf>) -> Result<()> {
+pub fn put_back(sys: &Path, stat: bool) -> Result<()> {
     let admin = sys.join("kernel/mm/damon/admin");
     let lock = Flock::lock(File::open(&admin)?, FlockArg::LockExclusive);
     let _lock = lock.map_err(|(_, error)| error).context("cannot lock DAMON")?;
@@ -295,7 +314,7 @@ pub fn put_back(sys: &Path, stat: Option<&PathBuf>) -> Result<()> {
     if is_ours(&kdamonds) {
         stop(&kdamonds)?;
     }
-    stat.map_or(Ok(()), |switch| write(switch, "Y"))
+    if stat { write(&sys.join(STAT), "Y") } else { Ok(()) }
 }
 
 impl Drop for Damon {
@@ -330,7 +349,10 @@ fn read(path: &Path) -> Result<String> {
 }
 
 fn write(path: &Path, value: &str) -> Result<()> {
-    fs::write(path, value).with_context(|| format!("cannot write {value} to {}", path.display()))
+    // Of the kernel's own: nothing is made.
+    let written = OpenOptions::new().write(true).open(path);
+    let written = written.and_then(|mut file| file.write_all(value.as_bytes()));
+    written.with_context(|| format!("cannot write {value} to {}", path.display()))
 }
 
 #[cfg(test)]

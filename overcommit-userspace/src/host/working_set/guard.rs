@@ -3,9 +3,10 @@
 
 use crate::host::working_set::damon;
 use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, Signal};
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// The subcommand that it runs.
@@ -18,14 +19,19 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts it; `stat` is the switch of the kernel's own use of DAMON, if it was on.
+    /// Starts it; `stat` if the kernel's own use of DAMON was on.
     ///
     /// # Errors
     /// There can be no more processes.
-    pub fn start(stat: Option<&Path>) -> Result<Self> {
+    pub fn start(stat: bool) -> Result<Self> {
         let mut guard = Command::new("/proc/self/exe");
         // Neither a terminal's signal nor its end is meant for it.
-        guard.arg(GUARD).args(stat).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        guard
+            .arg(GUARD)
+            .args(stat.then_some("--stat"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .process_group(0);
         let mut child = guard.spawn().context("cannot start the process that guards DAMON")?;
         let life = child.stdin.take();
         Ok(Self { child, life })
@@ -45,7 +51,10 @@ impl Drop for Guard {
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn run(stat: Option<&PathBuf>) -> Result<()> {
+pub fn run(stat: bool) -> Result<()> {
+    // What ends all of a service at once is not to end this one first.
+    let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    signals.into_iter().collect::<SigSet>().thread_block().context("cannot block signals")?;
     let mut done = Vec::new();
     std::io::stdin().read_to_end(&mut done)?;
     if done.is_empty() { damon::put_back(Path::new("/sys"), stat) } else { Ok(()) }

@@ -97,28 +97,29 @@ pub fn units(text: &str, digits: u32) -> Option<u64> {
 }
 
 macro_rules! numbers {
-    ($($type:ty => $value:ident($as:ty), |$number:ident| $is_possible:expr;)*) => {
+    ($($type:ty => $value:ident($as:ty), |$number:ident| $possible:expr;)*) => {
         $(impl Leaf for $type {
             fn value(&self) -> Value {
                 Value::$value(<$as>::from(*self))
             }
 
             fn read(cell: &str) -> Option<Self> {
-                cell.parse().ok().filter(|$number: &$type| $is_possible)
+                cell.parse().ok().map(|$number: $type| $possible)
             }
         })*
     };
 }
 
-/// More than any figure is: a thousand vCPUs' time in two years, in nanoseconds. Sums of such
-/// figures do not overflow, whoever wrote them.
-const LARGEST: u64 = 1 << 56;
+/// More than any figure of an interval is: a thousand vCPUs' time in an hour, in nanoseconds, or 4
+/// PiB. What claims more is read as this, so that sums of thousands of such figures do not
+/// overflow, whoever wrote them.
+pub(super) const LARGEST: u64 = 1 << 52;
 
 numbers! {
-    u32 => Count(u64), |number| *number < u32::MAX;
-    u64 => Count(u64), |number| *number <= LARGEST;
-    i64 => Signed(i64), |number| number.unsigned_abs() <= LARGEST;
-    f64 => Ratio(f64), |number| number.is_finite();
+    u32 => Count(u64), |number| number;
+    u64 => Count(u64), |number| number.min(LARGEST);
+    i64 => Signed(i64), |number| number.clamp(-LARGEST.cast_signed(), LARGEST.cast_signed());
+    f64 => Ratio(f64), |number| if number.is_finite() { number } else { 0.0 };
 }
 
 /// A word of a later version is read as the one that claims least.
@@ -208,7 +209,7 @@ impl Leaf for BTreeMap<String, u64> {
     fn read(cell: &str) -> Option<Self> {
         let each = cell.split_whitespace().map(|word| {
             let (name, count) = word.rsplit_once('=')?;
-            Some((name.to_owned(), count.parse().ok()?))
+            Some((name.to_owned(), u64::read(count)?))
         });
         each.collect()
     }
@@ -227,7 +228,8 @@ mod tests {
         assert_eq!(NodeSet::read("0 2").map(|set| set.to_string()), Some("0 2".to_owned()));
         assert_eq!(Option::<u64>::read(""), Some(None));
         assert_eq!(u64::read(""), None, "what must be there is");
-        assert_eq!((u64::read("18446744073709551615"), f64::read("NaN")), (None, None));
+        let claimed = (u64::read("18446744073709551615"), i64::read("-9223372036854775808"));
+        assert_eq!(claimed, (Some(LARGEST), Some(-LARGEST.cast_signed())));
         assert_eq!(bool::read("true"), Some(true));
     }
 

@@ -13,6 +13,7 @@ mod vms;
 
 pub use evictions::evictions;
 pub use host::host;
+use leaf::LARGEST;
 pub use leaf::{Leaf, Unit, Value, units};
 pub use metrics::{QUANTILES, metrics};
 pub use slow_faults::slow_faults;
@@ -161,7 +162,7 @@ fn length<T>() -> Column<T> {
     let about = "Length of the interval, by the monotonic clock";
     let get = |row: &Row<'_, T>, _| Value::Count(row.place.length_ns);
     let set: Set<T> = |draft, _, cell| {
-        draft.place.length_ns = units(cell, 9)?;
+        draft.place.length_ns = units(cell, 9)?.min(LARGEST);
         Some(())
     };
     column("length_s", Unit::Nanoseconds, about, get, set).required()
