@@ -139,16 +139,11 @@ impl Watch {
         }
     }
 
-    /// What of the host's swapping makes its state. Where the host does not reclaim, pages move
-    /// within the limits of cgroups, and its state is good. A VM that is at a limit of its own
-    /// swaps however much the host has: as long as that is the case and the host is not short
-    /// itself, what counts is the swapping of the other VMs.
+    /// What of the host's swapping makes its state. A VM that is at a limit of its own swaps
+    /// however much the host has: as long as that is the case and the host is not short itself,
+    /// what counts is the swapping of the other VMs.
     fn without_limits(&self, host: Rates, reclaims: bool) -> Rates {
-        if !reclaims {
-            let none = Some(0.0);
-            return Rates { swapped_in: none, swapped_out: none, stall: none, ..host };
-        }
-        let is_short = is_tight(&host) != Some(false);
+        let is_short = reclaims && is_tight(&host) != Some(false);
         if is_short || !self.vms.values().any(WatchedVm::is_at_limit) {
             return host;
         }
@@ -248,9 +243,9 @@ mod tests {
         let mut watch = Watch::new("/nowhere", "/nowhere", true, true);
         let host = rates(5_000.0, 0.7);
         set(&mut watch, 0, None, rates(20.0, 0.01));
-        assert_eq!(watch.without_limits(host, true), host, "nobody has a limit");
-        assert_eq!(watch.without_limits(host, false), rates(0.0, 0.0), "it is in a slice's");
+        assert_eq!(watch.without_limits(host, false), host, "nobody has a limit");
         set(&mut watch, 1, Some(0), rates(4_900.0, 0.7));
+        assert_eq!(watch.without_limits(host, false), rates(20.0, 0.01));
         // Files are dropped all the time where they fill what is free.
         assert_eq!(watch.without_limits(host, true), rates(20.0, 0.01));
         let tight = Rates { available: Some(0.05), ..host };
@@ -258,9 +253,9 @@ mod tests {
         let unknown = Rates { available: None, ..host };
         assert_eq!(watch.without_limits(unknown, true), unknown);
         watch.vms.remove(&0);
-        assert_eq!(watch.without_limits(host, true), rates(0.0, 0.0));
+        assert_eq!(watch.without_limits(host, false), rates(0.0, 0.0));
         set(&mut watch, 1, Some(LIMIT_NS), rates(4_900.0, 0.7));
-        assert_eq!(watch.without_limits(host, true), host, "that was long ago");
+        assert_eq!(watch.without_limits(host, false), host, "that was long ago");
     }
 
     #[test]

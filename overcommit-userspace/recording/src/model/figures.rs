@@ -55,11 +55,13 @@ impl VmFigures {
         take(&mut self.balloon_source, balloon.map(|balloon| balloon.source));
         take(&mut self.resident_bytes, memory.map(|memory| memory.resident));
         take(&mut self.swapped_bytes, memory.map(|memory| memory.swapped));
-        // What a guest said goes with the balloon: nobody may say it any more.
-        if balloon.is_some() {
+        if guest.is_some() {
             self.guest_available_bytes = guest.and_then(|guest| guest.available);
             self.guest_age_s = vm.guest_age_s.map(tenths);
             self.guest_is_stale = vm.guest_is_stale;
+        } else if balloon.is_some() && self.guest_available_bytes.is_some() {
+            // Nobody asks it any more.
+            self.guest_is_stale = Some(true);
         }
         take(&mut self.working_set_bytes, vm.working_set.map(|set| set.range));
         take(&mut self.working_set_source, vm.working_set.map(|set| set.source));
