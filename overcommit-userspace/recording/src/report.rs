@@ -36,6 +36,14 @@ pub struct View {
     pub objectives: Vec<Objective>,
 }
 
+impl View {
+    /// The whole recording, by the objectives that it was recorded with.
+    pub fn whole(format: Format, is_full: bool) -> Self {
+        let (span, marks) = (Span::WHOLE, Marks::default());
+        Self { format, is_full, span, marks, objectives: Vec::new() }
+    }
+}
+
 /// A report.
 pub struct Report {
     /// As the user asked for it.

@@ -28,11 +28,10 @@ use overcommit_recording::format::text::{parse_duration, parse_interval, parse_p
 use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::{Options, Run, StoppedBy};
-use overcommit_recording::recording::{Folder, Owner, Span, Writer, single};
+use overcommit_recording::recording::{Folder, Owner, Writer, single};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
 use overcommit_recording::slo::judge::BROKEN;
-use overcommit_recording::summary::Marks;
 use overcommit_recording::view::presence::ended;
 use overcommit_recording::view::progress::Progress;
 use std::collections::BTreeMap;
@@ -255,10 +254,7 @@ async fn end_load(end: End, load: Option<Load>) -> Result<(Option<ExitStatus>, O
 /// Prints the report; `code` is that of COMMAND.
 fn conclude(args: &Args, folder: &Folder, run: &Run, code: u8) -> Result<ExitCode> {
     let format = if args.json { Format::Json } else { Format::Text };
-    // Those that it was recorded with.
-    let (span, marks) = (Span::WHOLE, Marks::default());
-    let view = View { format, is_full: false, span, marks, objectives: Vec::new() };
-    let report = rebuild(folder, &view)?;
+    let report = rebuild(folder, &View::whole(format, false))?;
     if args.json || !args.quiet {
         print(&report.text)?;
     }

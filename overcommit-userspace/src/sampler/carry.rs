@@ -20,7 +20,7 @@ impl Carry {
     /// two of them; so the buckets are taken first, and a maximum that belongs to
     /// no bucket yet waits here for the next take.
     pub fn take(&mut self, shared: &layout::Histogram) -> Latencies {
-        let mut taken = Latencies::empty();
+        let mut taken = Latencies::with_room();
         let mut top = None;
         for (index, bucket) in shared.buckets.iter().enumerate() {
             if bucket.load(SeqCst) != 0 {

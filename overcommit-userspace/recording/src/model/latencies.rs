@@ -50,6 +50,11 @@ impl Latencies {
         Self { distribution: Distribution::Few(Vec::new()), sum_ns: 0, max_ns: 0, over_range: 0 }
     }
 
+    /// None, with room for many: for an interval, of which several quantiles are asked at once.
+    pub fn with_room() -> Self {
+        Self { distribution: Distribution::Many(Box::new(histogram())), ..Self::empty() }
+    }
+
     /// Their distribution, in nanoseconds.
     pub fn histogram(&self) -> Cow<'_, Histogram<u64>> {
         match &self.distribution {

@@ -31,7 +31,6 @@ use crate::recording::folder::{INTERVALS, RUN_FILE, VMS};
 use crate::recording::reader::NONE;
 use crate::recording::{Folder, Recording, Span, Writer, logs};
 use crate::report::{Format, View, rebuild};
-use crate::summary::Marks;
 use crate::view::style::plain;
 use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Part};
 use std::collections::BTreeSet;
@@ -418,7 +417,7 @@ fn record_run(path: &Path, mut run: Run) -> Folder {
 }
 
 /// What is written now.
-fn golden() -> PathBuf {
+pub(super) fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/now")
 }
 
@@ -439,7 +438,7 @@ fn hold(golden: &Path, name: &str, content: &[u8]) {
     assert_eq!(text(content), text(&expected), "{name} is not as in {}", path.display());
 }
 
-const FILES: [&str; 11] = [
+pub(super) const FILES: [&str; 11] = [
     "run.json",
     "host.csv",
     "vms.csv",
@@ -453,15 +452,20 @@ const FILES: [&str; 11] = [
     "vms/%3Ddb/fault.major.hgrm",
 ];
 
+/// Those of them that are made of the others, in the recording's folder.
+pub(super) const SUMMARIES: [&str; 2] = ["summary.json", "summary.csv"];
+
+/// Copies a recording without them.
+pub(super) fn copy(golden: &Path, to: &Path) {
+    for name in FILES.iter().filter(|name| !SUMMARIES.contains(*name)) {
+        let to = to.join(name);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(golden.join(name), to).unwrap();
+    }
+}
+
 fn report(folder: &Folder, format: Format) -> String {
-    let view = View {
-        format,
-        is_full: true,
-        span: Span::WHOLE,
-        marks: Marks::default(),
-        objectives: Vec::new(),
-    };
-    rebuild(folder, &view).unwrap().text
+    rebuild(folder, &View::whole(format, true)).unwrap().text
 }
 
 /// What is written and read back is as it was.
@@ -497,17 +501,12 @@ fn files_are_written_as_ever() {
 #[test]
 fn files_are_read_as_ever() {
     let dir = tempfile::tempdir().unwrap();
-    let copy = dir.path().join("run");
-    let summaries = ["summary.json", "summary.csv"];
-    for name in FILES.iter().filter(|name| !summaries.contains(*name)) {
-        let to = copy.join(name);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(first().join(name), to).unwrap();
-    }
-    let folder = Folder::open(&copy).unwrap();
+    let path = dir.path().join("run");
+    copy(&first(), &path);
+    let folder = Folder::open(&path).unwrap();
     let text = plain(&report(&folder, Format::Text));
     hold(&first(), "report.txt", text.as_bytes());
-    for name in summaries {
+    for name in SUMMARIES {
         hold(&first(), name, &fs::read(folder.file(name)).unwrap());
     }
 }

@@ -1,22 +1,16 @@
 //! Whoever made a recording may have put anything into it: none makes its reader panic.
 
-use crate::recording::{Folder, Recording, Span};
+use crate::recording::golden::{FILES, SUMMARIES, copy, golden};
+use crate::recording::{Folder, Recording};
 use crate::report::{Format, View, rebuild};
-use crate::summary::Marks;
 use proptest::prelude::*;
 use std::fs;
-use std::path::Path;
 
-const FILES: [&str; 8] = [
-    "run.json",
-    "host.csv",
-    "vms.csv",
-    "intervals.csv",
-    "evictions.csv",
-    "slow-faults.csv",
-    "vms/web%2C%20%2201%22/latency.hlog",
-    "vms/%3Ddb/latency.hlog",
-];
+/// The files that are read.
+fn read() -> Vec<&'static str> {
+    let is_read = |name: &&str| !SUMMARIES.contains(name) && !name.ends_with(".hgrm");
+    FILES.into_iter().filter(is_read).collect()
+}
 
 /// What is done to a file, at a place in thousandths of it.
 #[derive(Clone, Debug)]
@@ -64,19 +58,6 @@ fn changed(mut content: Vec<u8>, change: &Change, thousandth: usize) -> Vec<u8> 
     content
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), &to).unwrap();
-        }
-    }
-}
-
 /// Recordings that are read: more of them by `PROPTEST_CASES`.
 fn cases() -> u32 {
     let more = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
@@ -89,13 +70,13 @@ proptest! {
     /// It is read, or an error says what is wrong with it.
     #[test]
     fn no_recording_makes_its_reader_panic(
-        file in proptest::sample::select(&FILES[..]),
+        file in proptest::sample::select(read()),
         changes in proptest::collection::vec((change(), 0..1_000usize), 1..4),
         is_cut_off in any::<bool>(),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/now"), &path);
+        copy(&golden(), &path);
         if is_cut_off {
             let run = fs::read_to_string(path.join("run.json")).unwrap();
             let run = run.replacen("\"end\"", "\"ended\"", 1);
@@ -108,9 +89,7 @@ proptest! {
         fs::write(path.join(file), content).unwrap();
         let folder = Folder::open(&path).unwrap();
         for format in [Format::Text, Format::Json] {
-            let (span, marks) = (Span::WHOLE, Marks::default());
-            let view = View { format, is_full: true, span, marks, objectives: Vec::new() };
-            let _ = rebuild(&folder, &view);
+            let _ = rebuild(&folder, &View::whole(format, true));
         }
         if let Ok(recording) = Recording::open(&folder) {
             let _ = recording.each_slow_fault(|_| Ok(()));

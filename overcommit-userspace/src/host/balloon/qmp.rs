@@ -273,6 +273,12 @@ mod tests {
         error
     }
 
+    /// An answer is one line.
+    fn one_line_each(answers: &[&str]) -> &'static [&'static str] {
+        let lines = answers.iter().map(|answer| &*answer.replace("\n  ", " ").leak());
+        lines.collect::<Vec<&str>>().leak()
+    }
+
     #[test]
     fn a_balloon_and_what_its_guest_says() {
         const GREETS: &[u8] = b"{\"QMP\": {}}\n";
@@ -292,10 +298,7 @@ mod tests {
             r#"{"return": [{"type": "dimm", "data": {"size": 8}},
                 {"type": "virtio-mem", "data": {"size": 16}}]}"#,
         ];
-        // An answer is one line.
-        let lines: Vec<String> = lines.iter().map(|line| line.replace("\n  ", " ")).collect();
-        let lines: Vec<&str> = lines.into_iter().map(|line| &*line.leak()).collect();
-        let (balloon, is_turned) = answers(GREETS, lines.leak()).unwrap();
+        let (balloon, is_turned) = answers(GREETS, one_line_each(lines)).unwrap();
         assert!(is_turned);
         assert_eq!((balloon.configured, balloon.ballooned), (Some(1024), 408));
         let guest = balloon.guest.unwrap();
@@ -315,9 +318,7 @@ mod tests {
             r#"{"return": [{"type": "dimm", "data": {"size": 9223372036854775808}},
                 {"type": "dimm", "data": {"size": 9223372036854775808}}]}"#,
         ];
-        let lines: Vec<String> = lines.iter().map(|line| line.replace("\n  ", " ")).collect();
-        let lines: Vec<&str> = lines.into_iter().map(|line| &*line.leak()).collect();
-        assert_eq!(answers(greeting, lines.leak()).unwrap().0.ballooned, 1024);
+        assert_eq!(answers(greeting, one_line_each(lines)).unwrap().0.ballooned, 1024);
         let larger = &[
             r#"{"return": {}}"#,
             r#"{"return": {"base-memory": 1000}}"#,

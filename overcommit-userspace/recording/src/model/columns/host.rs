@@ -65,7 +65,9 @@ pub fn host() -> Vec<Column<HostInterval>> {
             "Whether all working sets were measured then, or some only bounded",
             least_headroom => is_measured),
         one!(HostInterval: "psi_memory_some_ns", WholeNanoseconds,
-            "Time in which a task waited for memory, by the kernel's PSI, since it was last looked at: once per second", pressure.some_ns),
+            "Time in which a task waited for memory, by the kernel's PSI, since it was last \
+             looked at: once per second",
+            pressure.some_ns),
         one!(HostInterval: "psi_memory_full_ns", WholeNanoseconds,
             "Time in which all that could run waited for memory, by PSI", pressure.full_ns),
         one!(HostInterval: "oom_kills", Count,
