@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// Keep the recordings of scenarios in target/lab
     #[arg(long)]
     keep: bool,
-    /// Whether it is a part of `test`: only how scenarios end is printed, and some run on one kernel
+    /// Whether it is a part of `test`: only how scenarios end is printed, and some run on some kernels
     /// alone
     #[arg(skip)]
     within_test: bool,
