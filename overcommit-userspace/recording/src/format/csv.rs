@@ -37,7 +37,7 @@ pub fn cells<T>(columns: &[Column<T>], row: &Row<'_, T>) -> Vec<String> {
 }
 
 /// A figure as a cell; empty where it was not measured.
-fn cell(value: &Value, unit: Unit) -> String {
+pub fn cell(value: &Value, unit: Unit) -> String {
     match (value, unit) {
         (Value::Absent, _) => String::new(),
         (Value::Count(ns), Unit::Nanoseconds) => seconds_of_ns(*ns),

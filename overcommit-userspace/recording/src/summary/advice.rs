@@ -3,7 +3,7 @@
 use crate::format::text::{percent, readable_bytes};
 use crate::model::figures::{HostFigures, VmFigures};
 use crate::summary::SummaryVm;
-use crate::summary::verdict::{Cause, starved};
+use crate::summary::cause::{Cause, starved};
 
 /// Advice is rounded up to this.
 const STEP: u64 = 16 << 20;

@@ -1,6 +1,7 @@
 //! summary.json and summary.csv: the whole run, one entry a VM and metric.
 
 mod advice;
+pub mod cause;
 pub mod evictions;
 pub mod host;
 pub mod kswapd_estimate;
@@ -134,6 +135,18 @@ pub struct SummaryVm {
     pub not_counted: BTreeMap<&'static str, u64>,
     /// Each metric.
     pub metrics: Vec<SummaryMetric>,
+}
+
+impl SummaryVm {
+    /// The share of its vCPUs' time that it waited for memory.
+    pub fn stall_share(&self) -> f64 {
+        self.stall.as_ref().map_or(0.0, |stall| stall.share)
+    }
+
+    /// The share of its vCPUs' time that it waited for a CPU.
+    pub fn cpu_share(&self) -> f64 {
+        self.cpu_wait.as_ref().map_or(0.0, |cpu| cpu.share)
+    }
 }
 
 /// How much of its vCPUs' time a VM waited for memory.

@@ -9,8 +9,8 @@ use crate::model::memory::{Headroom, OvercommitState, Range, Source as SetSource
 use crate::model::state::State;
 use crate::model::swap::{SwapArea, SwapState};
 use crate::summary::SummaryVm;
+use crate::summary::cause::is_tight;
 use crate::summary::host::{Moved, StateSummary, SummaryHost};
-use crate::summary::verdict::is_tight;
 use crate::view::facts::Facts;
 
 /// The name that each kind of state has while it is not known.

@@ -3,7 +3,7 @@
 use crate::format::text::percent;
 use crate::model::exit::Exit;
 use crate::model::run::EndedBy;
-use crate::summary::verdict::{Fared, cpu, stall};
+use crate::summary::verdict::Fared;
 use crate::summary::{Summary, SummaryVm};
 use crate::view::presence::when;
 use crate::view::style::{bad, strong};
@@ -15,7 +15,7 @@ use std::fmt::Write;
 const NAME: usize = 20;
 
 fn loss(vm: &SummaryVm) -> f64 {
-    stall(vm).max(cpu(vm))
+    vm.stall_share().max(vm.cpu_share())
 }
 
 /// The order of VMs in every list.
@@ -92,7 +92,7 @@ fn losses(vm: &SummaryVm) -> String {
     if vm.stall.is_none() {
         return "lost an unknown part of its vCPU time".to_owned();
     }
-    let (stall, cpu) = (stall(vm), cpu(vm));
+    let (stall, cpu) = (vm.stall_share(), vm.cpu_share());
     let memory = format!("lost {} of its vCPU time to memory", percent(stall));
     let no_cpu = format!("spent {} waiting for a CPU", percent(cpu));
     match vm.cpu_wait {
