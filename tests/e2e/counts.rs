@@ -15,10 +15,10 @@ use testbed::{PATIENCE, as_child, await_some};
 pub(crate) const TESTS: Tests = &[
     ("counts_agree_with_the_kernel_kvm", counts_agree_under_kvm),
     ("counts_agree_with_the_kernel_tcg", counts_agree_under_tcg),
-    ("shared_memory_counts_to_the_vm", shared_memory_counts),
-    ("shared_memory_written_from_outside_is_named_as_unseen", writes_from_outside_are_unseen),
+    ("shared_memory_counts_to_the_vm_kvm", shared_memory_counts),
+    ("shared_memory_written_from_outside_is_named_as_unseen_kvm", writes_from_outside_are_unseen),
     ("raw_faults_agree_with_the_histogram", raw_faults_agree),
-    ("held_fault_is_one_event_and_a_full_stall", held_fault),
+    ("held_fault_is_one_event_and_a_full_stall_kvm", held_fault),
 ];
 
 /// MiB that a squeezed guest walks, and may hold.
