@@ -8,16 +8,17 @@ use crate::model::run::Run;
 use crate::model::state::{State, Times};
 use crate::model::swap::{SwapArea, SwapState};
 use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 
 /// The host over the whole run.
 #[derive(Debug, Serialize)]
 pub struct SummaryHost {
     /// How much swapping hurt anybody.
-    pub swap: StateSummary,
+    pub swap: StateSummary<SwapState>,
     /// How hard memory was taken back from VMs.
-    pub balloon: StateSummary,
+    pub balloon: StateSummary<BalloonState>,
     /// How near the edge it was.
-    pub overcommit: StateSummary,
+    pub overcommit: StateSummary<OvercommitState>,
     /// Its memory, as last known.
     pub memory: HostFigures,
     /// How the headroom moved; `null` if it was never known.
@@ -38,29 +39,40 @@ pub struct Moved {
     pub last: Headroom,
 }
 
-/// States over the whole run.
-#[derive(Debug, Serialize)]
-pub struct StateSummary {
+/// How long it was in which state.
+#[derive(Clone, Debug, Serialize)]
+#[serde(bound = "S: State")]
+pub struct StateSummary<S> {
     /// The worst.
-    pub worst: &'static str,
+    #[serde(serialize_with = "name")]
+    pub worst: S,
     /// Time in each, in seconds; the worst last.
-    #[serde(serialize_with = "as_map")]
-    pub seconds: Vec<(&'static str, f64)>,
+    #[serde(serialize_with = "by_name")]
+    pub seconds: BTreeMap<S, f64>,
 }
 
-fn as_map<S: Serializer>(
-    seconds: &[(&'static str, f64)],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(seconds.iter().copied())
+fn name<S: State, W: Serializer>(state: &S, serializer: W) -> Result<W::Ok, W::Error> {
+    serializer.serialize_str(state.name())
 }
 
-impl StateSummary {
+fn by_name<S: State, W: Serializer>(
+    seconds: &BTreeMap<S, f64>,
+    serializer: W,
+) -> Result<W::Ok, W::Error> {
+    serializer.collect_map(seconds.iter().map(|(state, seconds)| (state.name(), seconds)))
+}
+
+impl<S: State> StateSummary<S> {
     /// Of the time in each.
-    pub fn of<S: State>(times: &Times<S>) -> Self {
+    pub fn of(times: &Times<S>) -> Self {
         let worst = times.keys().max().copied().unwrap_or_default();
-        let seconds = times.iter().map(|(state, ns)| (state.name(), *ns as f64 / 1e9));
-        Self { worst: worst.name(), seconds: seconds.collect() }
+        let seconds = times.iter().map(|(state, ns)| (*state, *ns as f64 / 1e9));
+        Self { worst, seconds: seconds.collect() }
+    }
+
+    /// Time in that state, in seconds.
+    pub fn seconds_in(&self, state: S) -> f64 {
+        self.seconds.get(&state).copied().unwrap_or(0.0)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::model::latencies::Latencies;
 use crate::model::memory::Source;
 use crate::model::metric::MetricName;
 use crate::model::run::{EndedBy, Run, RunVm};
+use crate::model::swap::SwapState;
 use crate::model::swapins::Swapins;
 use crate::model::totals::{MetricTotals, Totals, VmTotals, per_second};
 use crate::slo::Judged;
@@ -100,7 +101,7 @@ pub struct SummaryVm {
     /// For how long its process was stopped, in seconds.
     pub stopped_s: f64,
     /// How much swapping hurt it.
-    pub swap: StateSummary,
+    pub swap: StateSummary<SwapState>,
     /// Its memory, as last known.
     pub memory: VmFigures,
     /// `stall.share`: `null` where the vCPU threads are not known.

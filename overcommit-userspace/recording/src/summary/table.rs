@@ -7,7 +7,6 @@ use crate::model::columns::Unit::{
 };
 use crate::model::columns::{Leaf, Unit, Value};
 use crate::model::exit::Exit;
-use crate::model::state::State;
 use crate::model::swap::SwapState;
 use crate::slo::Verdict;
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
@@ -97,10 +96,10 @@ pub const COLUMNS: [Column; 48] = [
         |row| row.vm.cpu_wait.as_ref().map(|cpu| cpu.share).value(),
     ),
     column("swap_pressure_s", Seconds, "Time under swap pressure", |row| {
-        time_in(row.vm, SwapState::Pressure)
+        row.vm.swap.seconds_in(SwapState::Pressure).value()
     }),
     column("swap_thrashing_s", Seconds, "Time in which it thrashed", |row| {
-        time_in(row.vm, SwapState::Thrashing)
+        row.vm.swap.seconds_in(SwapState::Thrashing).value()
     }),
     column("resident_bytes", Bytes, "In RAM, at the end", |row| {
         row.vm.memory.resident_bytes.value()
@@ -177,11 +176,6 @@ pub(super) fn csv(summary: &Summary) -> Result<Vec<u8>> {
 
 fn cells(row: &Row<'_>) -> Vec<String> {
     COLUMNS.iter().map(|column| csv::cell(&(column.get)(row), column.unit)).collect()
-}
-
-fn time_in(vm: &SummaryVm, state: SwapState) -> Value {
-    let found = vm.swap.seconds.iter().find(|(name, _)| *name == state.name());
-    found.map_or(0.0, |(_, seconds)| *seconds).value()
 }
 
 fn labels(summary: &Summary) -> Value {

@@ -4,7 +4,6 @@ use crate::model::exit::{Exit, NO_PAGE};
 use crate::model::figures::HostFigures;
 use crate::model::interval::StallSource;
 use crate::model::run::EndedBy;
-use crate::model::state::State as _;
 use crate::model::swap::SwapState;
 use crate::summary::SummaryVm;
 use crate::summary::advice::words;
@@ -118,18 +117,16 @@ fn fared(vm: &SummaryVm) -> Fared {
     match vm.ended_by {
         Some(EndedBy::OomCgroup | EndedBy::OomHost) => Fared::Killed,
         _ if vm.exit.is_some_and(Exit::is_failure) => Fared::Crashed,
-        _ if thrashed_s(vm) >= if is_slowed { 0.1 } else { THRASHED_S } => Fared::Thrashed,
+        _ if vm.swap.seconds_in(SwapState::Thrashing)
+            >= if is_slowed { 0.1 } else { THRASHED_S } =>
+        {
+            Fared::Thrashed
+        }
         _ if is_slowed => Fared::Slowed,
         _ if starved(&vm.memory).is_some() => Fared::Starved,
         _ if vm.stall.is_none() || misses_faults(vm) => Fared::Unseen,
         _ => Fared::Ok,
     }
-}
-
-/// For how long it thrashed, in seconds.
-fn thrashed_s(vm: &SummaryVm) -> f64 {
-    let thrashing = |(state, _): &&(&str, f64)| *state == SwapState::Thrashing.name();
-    vm.swap.seconds.iter().find(thrashing).map_or(0.0, |(_, seconds)| *seconds)
 }
 
 /// Whether so many of its faults were not seen that they could be what slows it.

@@ -3,9 +3,9 @@
 
 use crate::format::text::percent;
 use crate::format::text::readable_bytes;
-use crate::model::balloon::{BalloonState, Source};
+use crate::model::balloon::Source;
 use crate::model::figures::{HostFigures, VmFigures};
-use crate::model::memory::{Headroom, OvercommitState, Range, Source as SetSource};
+use crate::model::memory::{Headroom, Range, Source as SetSource};
 use crate::model::state::State;
 use crate::model::swap::{SwapArea, SwapState};
 use crate::summary::SummaryVm;
@@ -13,34 +13,30 @@ use crate::summary::cause::is_tight;
 use crate::summary::host::{Moved, StateSummary, SummaryHost};
 use crate::view::facts::Facts;
 
-/// The name that each kind of state has while it is not known.
-const UNKNOWN: &str = "unknown";
-
 /// The host's block. Where working sets are not measured, nothing is said to be short of what
 /// they could be at the most. States that were never bad are told in the full text.
 pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool, is_full: bool) {
-    let states =
-        [("swap", &host.swap), ("overcommit", &host.overcommit), ("balloons", &host.balloon)];
-    let is_calm = states.iter().all(|(_, states)| is_calm(states));
+    let is_calm = is_calm(&host.swap) && is_calm(&host.overcommit) && is_calm(&host.balloon);
     let memory = &host.memory;
     let mut facts = Facts::default();
-    let is_well = is_calm && host.swap.worst == SwapState::Healthy.name() && !is_tight(memory);
+    let is_well = is_calm && host.swap.worst == SwapState::Healthy && !is_tight(memory);
     let verdict = if is_well { ". No shortage" } else { "" };
     facts.add("memory", in_ram(memory).map(|in_ram| in_ram + verdict));
     facts.add("swap areas", host.swap_areas.as_deref().map(swap_areas));
     facts.add("working sets", working_sets(memory, is_measured));
     facts.add("headroom", host.headroom.filter(|_| is_measured).map(moved));
-    for (about, states) in states.into_iter().filter(|_| is_full || !is_calm) {
-        facts.add(about, times(states));
+    if is_full || !is_calm {
+        facts.add("swap", times(&host.swap));
+        facts.add("overcommit", times(&host.overcommit));
+        facts.add("balloons", times(&host.balloon));
     }
     facts.write(text, "Host");
 }
 
 /// Whether no state but the best was seen, if any.
-fn is_calm(states: &StateSummary) -> bool {
-    let best =
-        [SwapState::Healthy.name(), OvercommitState::Safe.name(), BalloonState::Normal.name()];
-    states.worst == UNKNOWN || best.contains(&states.worst)
+fn is_calm<S: State>(states: &StateSummary<S>) -> bool {
+    // Before the best there is what is not known.
+    states.worst.place() <= 1
 }
 
 fn moved(headroom: Moved) -> String {
@@ -116,8 +112,7 @@ pub fn add(facts: &mut Facts, vm: &SummaryVm) {
 
 /// How long a VM swapped so that it hurt.
 pub fn hurt(vm: &SummaryVm) -> Option<String> {
-    let hurts = [SwapState::Pressure, SwapState::Thrashing].map(SwapState::name);
-    times(&vm.swap).filter(|_| hurts.contains(&vm.swap.worst))
+    times(&vm.swap).filter(|_| vm.swap.worst >= SwapState::Pressure)
 }
 
 fn guest(memory: &VmFigures) -> Option<String> {
@@ -189,10 +184,10 @@ fn headroom(left: Headroom) -> String {
 
 /// Time in each state, the worst first; `None` before any was known. While it begins no state is
 /// known, which is no finding.
-fn times(states: &StateSummary) -> Option<String> {
-    let known = states.seconds.iter().rev().filter(|(state, _)| *state != UNKNOWN);
+fn times<S: State>(states: &StateSummary<S>) -> Option<String> {
+    let known = states.seconds.iter().rev().filter(|(state, _)| **state != S::default());
     let each: Vec<String> =
-        known.map(|(state, seconds)| format!("{state} for {seconds:.1} s")).collect();
+        known.map(|(state, seconds)| format!("{} for {seconds:.1} s", state.name())).collect();
     (!each.is_empty()).then(|| each.join(", "))
 }
 
@@ -282,21 +277,26 @@ mod tests {
     fn a_host_that_was_never_short_is_said_to_be_so() {
         let memory = HostFigures { physical_bytes: Some(64 * GIB), ..HostFigures::default() };
         let nothing = || HostTotals::default().of(&Run::default());
-        let said = |state: &'static str, is_full| {
-            let swap = StateSummary { worst: state, seconds: vec![("unknown", 4.0), (state, 9.0)] };
+        let said = |state: SwapState, is_full| {
+            let seconds = [(SwapState::Unknown, 4.0), (state, 9.0)].into();
+            let swap = StateSummary { worst: state, seconds };
             let host = SummaryHost { memory: memory.clone(), swap, ..nothing() };
             let mut text = String::new();
             super::host(&mut text, &host, true, is_full);
             plain(&text)
         };
-        assert_eq!(nothing().swap.worst, UNKNOWN);
+        assert_eq!(nothing().swap.worst, SwapState::Unknown);
         let calm = "\nHost\n  memory  64.0 GiB of RAM. No shortage\n";
-        assert_eq!(said("healthy", false), calm);
-        assert_eq!(said("healthy", true), format!("{calm}  swap    healthy for 9.0 s\n"));
+        assert_eq!(said(SwapState::Healthy, false), calm);
+        assert_eq!(said(SwapState::Healthy, true), format!("{calm}  swap    healthy for 9.0 s\n"));
         let unknown = "\nHost\n  memory  64.0 GiB of RAM\n";
-        assert_eq!(said(UNKNOWN, false), unknown, "what was not seen is not said to be none");
+        assert_eq!(
+            said(SwapState::Unknown, false),
+            unknown,
+            "what was not seen is not said to be none"
+        );
         let short = "\nHost\n  memory  64.0 GiB of RAM\n  swap    thrashing for 9.0 s\n";
-        assert_eq!(said("thrashing", false), short);
+        assert_eq!(said(SwapState::Thrashing, false), short);
     }
 
     #[test]
