@@ -112,7 +112,8 @@ impl Watch {
             allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
         let allocated = allocated.map(|pages| shared.a_second(pages));
         let both = counters.as_ref().zip(self.last.as_ref());
-        self.pressure = both.map(|(now, before)| pressure(now, before)).unwrap_or_default();
+        let pressure = |(now, before)| pressure(now, before, length_ns);
+        self.pressure = both.map(pressure).unwrap_or_default();
         let least_available = memory.and_then(|memory| memory.available);
         self.now = HostSwap {
             state: swap_state,
@@ -206,12 +207,13 @@ fn share(now: (u64, u64), before: (u64, u64)) -> Option<f64> {
     (all > 0).then(|| waited as f64 / all as f64)
 }
 
-fn pressure(now: &HostCounters, before: &HostCounters) -> HostPressure {
+fn pressure(now: &HostCounters, before: &HostCounters, length_ns: u64) -> HostPressure {
     let more = |of: fn(&HostCounters) -> Option<u64>| Some(of(now)?.saturating_sub(of(before)?));
     HostPressure {
         some_ns: more(|counters| counters.stalled_us).map(|us| us * 1_000),
         full_ns: more(|counters| counters.fully_stalled_us).map(|us| us * 1_000),
         oom_kills: more(|counters| counters.oom_kills),
+        reclaimed_ns: Some(if now.reclaims > before.reclaims { length_ns } else { 0 }),
     }
 }
 

@@ -214,6 +214,10 @@ pub struct HostPressure {
     /// Processes that were killed because memory ran out, the host's or a cgroup's (`oom_kill` in
     /// vmstat).
     pub oom_kills: Option<u64>,
+    /// Time in which the host itself reclaimed, by kswapd or because an allocation had to, in
+    /// nanoseconds: between two looks that differ, all of it. What cgroups reclaim at their own
+    /// limits is none of it.
+    pub reclaimed_ns: Option<u64>,
 }
 
 impl HostPressure {
@@ -227,6 +231,7 @@ impl HostPressure {
             some_ns: sum(self.some_ns, next.some_ns),
             full_ns: sum(self.full_ns, next.full_ns),
             oom_kills: sum(self.oom_kills, next.oom_kills),
+            reclaimed_ns: sum(self.reclaimed_ns, next.reclaimed_ns),
         }
     }
 }

@@ -326,6 +326,7 @@ fn host(number: u64) -> HostInterval {
             some_ns: Some(400_000_000),
             full_ns: Some(300_000_000),
             oom_kills: Some(1),
+            reclaimed_ns: Some(750_000_000),
         },
         memory: Some(HostMemory {
             total: 64 * GIB,

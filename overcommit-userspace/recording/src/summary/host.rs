@@ -3,7 +3,7 @@
 use crate::model::balloon::BalloonState;
 use crate::model::figures::HostFigures;
 use crate::model::interval::Interval;
-use crate::model::memory::{Headroom, LeastHeadroom, OvercommitState};
+use crate::model::memory::{Headroom, HostPressure, LeastHeadroom, OvercommitState};
 use crate::model::run::Run;
 use crate::model::state::{State, Times};
 use crate::model::swap::{SwapArea, SwapState};
@@ -23,6 +23,8 @@ pub struct SummaryHost {
     pub memory: HostFigures,
     /// How the headroom moved; `null` if it was never known.
     pub headroom: Option<Moved>,
+    /// Time in which the host itself reclaimed, in seconds; `null` of a version that did not look.
+    pub reclaimed_s: Option<f64>,
     /// Where pages could be swapped to when it began; `null` of a version that did not look.
     pub swap_areas: Option<Vec<SwapArea>>,
 }
@@ -88,6 +90,7 @@ pub struct HostTotals {
     /// Whether that is of measured working sets.
     is_measured: bool,
     least: Option<LeastHeadroom>,
+    pressure: HostPressure,
 }
 
 impl HostTotals {
@@ -95,6 +98,7 @@ impl HostTotals {
     pub fn add(&mut self, interval: &Interval) {
         let (host, length_ns) = (&interval.host, interval.place.length_ns);
         let overcommit = host.overcommit.map(|sum| sum.state).unwrap_or_default();
+        self.pressure = self.pressure.plus(host.pressure);
         host.swap.times.add_to(&mut self.swap, host.swap.state, length_ns);
         host.balloon_times.add_to(&mut self.balloon, host.balloon, length_ns);
         host.overcommit_times.add_to(&mut self.overcommit, overcommit, length_ns);
@@ -131,6 +135,7 @@ impl HostTotals {
                 least: least.headroom,
                 last,
             }),
+            reclaimed_s: self.pressure.reclaimed_ns.map(|ns| ns as f64 / 1e9),
             swap_areas: run.host_state.swap_areas.clone(),
         }
     }

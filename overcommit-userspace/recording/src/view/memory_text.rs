@@ -26,7 +26,7 @@ pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool, is_full: b
     facts.add("working sets", working_sets(memory, is_measured));
     facts.add("headroom", host.headroom.filter(|_| is_measured).map(moved));
     if is_full || !is_calm {
-        facts.add("swap", times(&host.swap));
+        facts.add("swap", times(&host.swap).map(|times| times + within_limits(host)));
         facts.add("overcommit", times(&host.overcommit));
         facts.add("balloons", times(&host.balloon));
     }
@@ -37,6 +37,15 @@ pub fn host(text: &mut String, host: &SummaryHost, is_measured: bool, is_full: b
 fn is_calm<S: State>(states: &StateSummary<S>) -> bool {
     // Before the best there is what is not known.
     states.worst.place() <= 1
+}
+
+/// Whose shortage bad states of swap are, where the host itself was never short.
+fn within_limits(host: &SummaryHost) -> &'static str {
+    if host.swap.worst >= SwapState::Pressure && host.reclaimed_s == Some(0.0) {
+        ". The host itself never reclaimed: only cgroups did, at their limits"
+    } else {
+        ""
+    }
 }
 
 fn moved(headroom: Moved) -> String {
@@ -297,6 +306,14 @@ mod tests {
         );
         let short = "\nHost\n  memory  64.0 GiB of RAM\n  swap    thrashing for 9.0 s\n";
         assert_eq!(said(SwapState::Thrashing, false), short);
+        let swap = StateSummary::of(&[(SwapState::Thrashing, 9_000_000_000)].into());
+        let within = SummaryHost { swap, reclaimed_s: Some(0.0), ..nothing() };
+        let mut text = String::new();
+        host(&mut text, &within, true, false);
+        let limits = "thrashing for 9.0 s. The host itself never reclaimed: only cgroups did, at \
+                      their limits";
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert!(words.join(" ").contains(limits), "{text}");
     }
 
     #[test]

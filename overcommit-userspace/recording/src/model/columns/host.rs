@@ -73,6 +73,10 @@ pub fn host() -> Vec<Column<HostInterval>> {
         one!(HostInterval: "oom_kills", Count,
             "Processes that the kernel killed because memory ran out, the host's or a cgroup's",
             pressure.oom_kills),
+        one!(HostInterval: "reclaimed_ns", WholeNanoseconds,
+            "Time in which the host itself reclaimed memory, not only cgroups at their limits, \
+             by a look per second",
+            pressure.reclaimed_ns),
     ]);
     columns
 }
