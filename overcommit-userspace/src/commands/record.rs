@@ -368,13 +368,14 @@ fn out(args: &Args) -> Result<PathBuf> {
 }
 
 fn options(args: &Args, objectives: &[Objective]) -> Options {
-    let ns = |duration: Duration| duration.as_nanos() as u64;
+    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     Options {
         interval_ns: ns(args.interval),
         duration_ns: args.duration.map(ns),
         delay_ns: ns(args.delay),
         vm: args.vm.iter().map(Pattern::to_string).collect(),
         wait: args.wait.is_some(),
+        wait_limit_ns: args.wait.flatten().map(ns),
         backend: args.backend.name().to_owned(),
         pid: args.pid.clone(),
         slow_faults_ns: args.slow_faults.map(ns),

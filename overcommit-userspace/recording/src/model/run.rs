@@ -111,6 +111,9 @@ pub struct Options {
     /// `--wait`
     #[serde(default)]
     pub wait: bool,
+    /// How long at most, if that was said.
+    #[serde(default)]
+    pub wait_limit_ns: Option<u64>,
     /// `--backend`
     #[serde(default)]
     pub backend: String,

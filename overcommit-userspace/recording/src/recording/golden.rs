@@ -80,6 +80,7 @@ fn run_file() -> Run {
             delay_ns: 500_000_000,
             vm: vec!["web-*".to_owned()],
             wait: true,
+            wait_limit_ns: Some(30_000_000_000),
             backend: "auto".to_owned(),
             pid: vec![43],
             slow_faults_ns: Some(1_000_000),
