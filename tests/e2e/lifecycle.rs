@@ -22,6 +22,7 @@ pub(crate) const TESTS: Tests = &[
     ("a_vm_that_lives_for_300_ms_is_recorded", short_life),
     ("vms_that_start_and_end_are_followed", start_and_end),
     ("a_vm_that_the_kernel_kills_is_told_of", out_of_memory),
+    ("a_vm_that_is_killed_at_a_limit_of_several_is_told_of", out_of_shared_memory),
     ("cpus_that_come_and_go_are_followed", cpu_hotplug),
     ("a_killed_recording_holds_every_finished_interval", killed),
     ("the_exit_code_tells_how_it_ended", exit_codes),
@@ -138,6 +139,30 @@ fn out_of_memory() -> Result<()> {
         let why = judged["why"].as_str().unwrap_or_default();
         ensure!(judged["verdict"] == "not_judged" && why.contains("ended early"), "{judged:#}");
     }
+    Ok(())
+}
+
+/// Whose limit it was decides what helps.
+fn out_of_shared_memory() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let slice = MemoryCgroup::new("slice")?;
+    let (first, second) = (slice.child("doomed")?, slice.child("neighbour")?);
+    [&slice, &first, &second].into_iter().try_for_each(MemoryCgroup::without_swap)?;
+    let config = Config { cgroup: Some(&first), stopped: true, ..Config::new("doomed", 256) };
+    let mut guest = Vm::start(&config)?;
+    let config = Config { cgroup: Some(&second), stopped: true, ..Config::new("neighbour", 16) };
+    let _neighbour = Vm::start(&config)?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, ["--interval", "200ms", "--vm", "doomed"])?;
+    slice.limit(160)?;
+    guest.resume()?;
+    await_some("its end", PATIENCE, || {
+        let by = json(&folder, "run.json")?["vms"][0]["ended_by"].clone();
+        Ok(by.as_str().map(str::to_owned))
+    })?;
+    let doomed = only_vm(&recording.end()?)?;
+    ensure!(doomed["ended_by"] == "oom_shared_cgroup", "{doomed:#}");
+    ensure!(doomed["verdict"]["cause"] == "shared_limit", "{doomed:#}");
     Ok(())
 }
 

@@ -123,7 +123,7 @@ pub struct Limit {
     /// How much, in bytes.
     pub bytes: u64,
     /// Whose limit it is.
-    cgroup: MemoryCgroup,
+    pub cgroup: MemoryCgroup,
 }
 
 impl Limit {
@@ -183,11 +183,11 @@ impl MemoryCgroup {
     /// limits the folder above): memory.limit_in_bytes, or memory.max and memory.high. `None` if
     /// there is no limit.
     pub fn limit(&self, proc: &Path, pid: i32) -> Option<Limit> {
-        let around = self
-            .path
-            .ancestors()
-            .skip(1)
-            .map(|path| Self { path: path.to_owned(), ..self.clone() });
+        let names = Path::new(&self.name).ancestors();
+        let around = self.path.ancestors().zip(names).skip(1).map(|(path, name)| {
+            let (path, name) = (path.to_owned(), name.to_string_lossy().into_owned());
+            Self { path, name, ..self.clone() }
+        });
         let own = around.take_while(|cgroup| {
             cgroup.read().is_ok_and(|counters| cgroup.is_of(proc, pid, &counters))
         });

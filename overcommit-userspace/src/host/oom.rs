@@ -1,5 +1,6 @@
 //! Whom did the kernel kill because memory ran out? It says so in its log, by process id
-//! (`__oom_kill_process`, mm/oom_kill.c, Linux 5.1 and later).
+//! (`__oom_kill_process`, mm/oom_kill.c, Linux 5.1 and later), and just before whose limit it was
+//! (`dump_oom_summary` there, `dump_oom_victim` in later kernels).
 
 use nix::fcntl::OFlag;
 use overcommit_recording::format::text::reason;
@@ -17,6 +18,8 @@ pub struct OomKills {
     /// `None` where it cannot be read.
     log: Option<File>,
     killed: BTreeMap<i32, EndedBy>,
+    /// Whom the last shortage of a memory cgroup made the kernel choose, and that cgroup.
+    chosen: Option<(i32, String)>,
 }
 
 impl OomKills {
@@ -26,25 +29,29 @@ impl OomKills {
         let log = OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg");
         let log = log.and_then(|mut log: File| log.seek(SeekFrom::End(0)).map(|_| log));
         let why = log.as_ref().err().map(|error| format!("/dev/kmsg: {}", reason(error)));
-        (Self { log: log.ok(), killed: BTreeMap::new() }, why)
+        (Self { log: log.ok(), killed: BTreeMap::new(), chosen: None }, why)
     }
 
-    /// Why the kernel killed that process, if it did.
-    pub fn of(&mut self, pid: i32) -> Option<EndedBy> {
+    /// Why the kernel killed that process, if it did. `own` is the outermost memory cgroup that is
+    /// the process's own: a limit further out holds for others too.
+    pub fn of(&mut self, pid: i32, own: Option<&str>) -> Option<EndedBy> {
         self.read();
-        self.killed.remove(&pid)
+        let by = self.killed.remove(&pid)?;
+        let limited = self.chosen.as_ref().filter(|(chosen, _)| *chosen == pid);
+        let is_around = |own: &str, limited: &str| {
+            own.strip_prefix(limited).is_some_and(|rest| rest.starts_with('/'))
+        };
+        let is_shared = own.zip(limited).is_some_and(|(own, (_, limited))| is_around(own, limited));
+        Some(if by == EndedBy::OomCgroup && is_shared { EndedBy::OomSharedCgroup } else { by })
     }
 
     fn read(&mut self) {
-        let Some(log) = &mut self.log else { return };
         let mut record = [0; RECORD_MAX];
         loop {
+            let Some(log) = &mut self.log else { return };
             match log.read(&mut record) {
                 Ok(0) => return,
-                Ok(length) => {
-                    let text = String::from_utf8_lossy(&record[..length]);
-                    self.killed.extend(killed(&text));
-                }
+                Ok(length) => self.note(&String::from_utf8_lossy(&record[..length])),
                 // Records were overwritten before they were read: it goes on with the oldest.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -52,6 +59,41 @@ impl OomKills {
             }
         }
     }
+
+    fn note(&mut self, record: &str) {
+        self.chosen = chosen(record).or(self.chosen.take());
+        self.killed.extend(killed(record));
+    }
+}
+
+/// Whom a record of /dev/kmsg says was chosen, and the memory cgroup that was short.
+fn chosen(record: &str) -> Option<(i32, String)> {
+    let (_, message) = record.split_once(';')?;
+    let message = message.strip_prefix("oom-kill:constraint=CONSTRAINT_MEMCG,")?;
+    let (_, rest) = message.lines().next()?.split_once(",oom_memcg=")?;
+    // Names of cgroups and threads may hold anything; the end is the kernel's.
+    let (before, _) = rest.rsplit_once(",uid=")?;
+    let (before, pid) = before.rsplit_once(",pid=")?;
+    let (limited, _) = before.split_once(",task_memcg=")?;
+    Some((pid.parse().ok()?, unescaped(limited)))
+}
+
+/// Text of /dev/kmsg, which has a backslash and what cannot be printed as `\xNN`
+/// (`append_char`, kernel/printk/printk.c): systemd's names hold backslashes.
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut parts = text.split("\\x");
+    bytes.extend(parts.next().unwrap_or_default().bytes());
+    for part in parts {
+        match part.get(..2).and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend(&part.as_bytes()[2..]);
+            }
+            None => bytes.extend([br"\x", part.as_bytes()].concat()),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Who was killed by a record of /dev/kmsg, and for want of whose memory.
@@ -99,5 +141,26 @@ mod tests {
         ] {
             assert_eq!(killed(&record(other)), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_limit_around_the_vms_own_cgroup_is_not_its_own() {
+        let summary = "6,1,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=vm,\
+                       mems_allowed=0,oom_memcg=/slice/a,task_memcg=/slice/a/vm/emulator,\
+                       task=a,pid=7,uid=0,pid=4711,uid=107\n SUBSYSTEM=x\n";
+        assert_eq!(chosen(summary), Some((4711, "/slice/a".to_owned())));
+        assert_eq!(unescaped(r"/a\x5cx2db.slice/\xc3\xa9\xzz"), "/a\\x2db.slice/é\\xzz");
+        let kill = "3,3,3,-;Memory cgroup out of memory: Killed process 4711 (qemu) total-vm:1kB";
+        let by = |own: Option<&str>, pid: i32| {
+            let killed = BTreeMap::new();
+            let mut kills = OomKills { log: None, killed, chosen: None };
+            [summary, kill].iter().for_each(|record| kills.note(record));
+            kills.of(pid, own)
+        };
+        assert_eq!(by(Some("/slice/a/vm"), 4711), Some(EndedBy::OomSharedCgroup));
+        for own in [Some("/slice/a"), Some("/slice/ab"), Some("/slice"), None] {
+            assert_eq!(by(own, 4711), Some(EndedBy::OomCgroup), "{own:?}");
+        }
+        assert_eq!(by(Some("/slice/a/vm"), 4712), None);
     }
 }

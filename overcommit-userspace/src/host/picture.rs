@@ -167,6 +167,11 @@ impl Host {
         Some(self.watch.cgroup(vm)?.id)
     }
 
+    /// The outermost memory cgroup that is known to be a VM's own, below the hierarchy's root.
+    pub fn cgroup_name(&self, vm: usize) -> Option<&str> {
+        Some(&self.watch.outermost(vm)?.name)
+    }
+
     /// Whether a VM's balloon can be seen in no other way.
     pub fn needs_discards(&self) -> bool {
         self.vms.values().any(|vm| vm.unknown.balloon.is_some())

@@ -190,6 +190,11 @@ impl Watch {
         self.vms.get(&vm)?.cgroup.as_ref()
     }
 
+    /// The outermost memory cgroup that is known to be a VM's own.
+    pub fn outermost(&self, vm: usize) -> Option<&MemoryCgroup> {
+        self.vms.get(&vm)?.outermost()
+    }
+
     /// Why the host's counters could not be read, if so.
     pub fn unreadable(&self) -> Option<&str> {
         self.unreadable.as_deref()

@@ -94,6 +94,13 @@ impl WatchedVm {
         }
     }
 
+    /// The outermost cgroup that is known to be its own: where its limit is, if it has one.
+    pub(super) fn outermost(&self) -> Option<&MemoryCgroup> {
+        let limited = self.limit.as_ref().map(|limit| &limit.cgroup);
+        // The two are one, or one lies in the other.
+        [limited, self.cgroup.as_ref()].into_iter().flatten().min_by_key(|cgroup| cgroup.name.len())
+    }
+
     /// Whether it is, or was a while ago, at a limit of its own.
     pub(super) fn is_at_limit(&self) -> bool {
         self.since_limit_ns.is_some_and(|since| since < LIMIT_NS)

@@ -305,7 +305,7 @@ impl RunningSession {
         for (index, ran) in ran.into_iter().enumerate() {
             let vm = &mut run.vms[index];
             if ran && !running(vm) {
-                vm.ended_by = self.oom_kills.of(vm.pid);
+                vm.ended_by = self.oom_kills.of(vm.pid, self.host.cgroup_name(index));
                 self.ended.push(index);
             }
         }

@@ -311,13 +311,27 @@ impl StoppedBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndedBy {
-    /// The kernel killed it: a memory cgroup that it was in was out of memory.
+    /// The kernel killed it: its own memory cgroup was out of memory.
     OomCgroup,
+    /// The kernel killed it: a memory cgroup around its own, with others in it, was out of memory.
+    OomSharedCgroup,
     /// The kernel killed it: the host was out of memory.
     OomHost,
     /// What a later version knows.
     #[serde(other)]
     Other,
+}
+
+impl EndedBy {
+    /// What ran out of memory, if something did.
+    pub const fn short(self) -> Option<&'static str> {
+        match self {
+            Self::OomCgroup => Some("its cgroup"),
+            Self::OomSharedCgroup => Some("a cgroup around its own"),
+            Self::OomHost => Some("the host"),
+            Self::Other => None,
+        }
+    }
 }
 
 /// See [`Run::not_counted`].

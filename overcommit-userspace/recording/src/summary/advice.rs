@@ -32,7 +32,9 @@ pub(super) fn words(
         }
         Cause::SharedLimit => (
             format!(
-                "most likely the limit of a cgroup around its own, not the host{}",
+                "{}the limit of a cgroup around its own, not the host{}",
+                // The kernel itself says so of one that it killed.
+                if vm.ended_by.is_some() { "" } else { "most likely " },
                 available("never less than")
             ),
             "raise that limit (memory.max of the slice), or move a VM out of that cgroup".to_owned(),

@@ -81,6 +81,7 @@ pub fn verdict(vm: &SummaryVm, host: &HostFigures) -> VmVerdict {
         (Fared::Ok, _) => return VmVerdict::OK,
         (Fared::Unseen, _) => return VmVerdict { fared, ..VmVerdict::OK },
         (Fared::Killed, Some(EndedBy::OomHost)) => (Cause::HostShort, None),
+        (Fared::Killed, Some(EndedBy::OomSharedCgroup)) => (Cause::SharedLimit, None),
         (Fared::Killed, _) => (Cause::OwnLimit, None),
         (Fared::Crashed, _) if vm.exit == Some(NO_PAGE) => (Cause::NoPage, None),
         (Fared::Crashed, _) => (Cause::Crash, None),
@@ -115,7 +116,7 @@ fn other_cause(
 fn fared(vm: &SummaryVm) -> Fared {
     let is_slowed = vm.stall_share() >= STALL || vm.cpu_share() >= CPU || held_back(vm) >= STALL;
     match vm.ended_by {
-        Some(EndedBy::OomCgroup | EndedBy::OomHost) => Fared::Killed,
+        Some(EndedBy::OomCgroup | EndedBy::OomSharedCgroup | EndedBy::OomHost) => Fared::Killed,
         _ if vm.exit.is_some_and(Exit::is_failure) => Fared::Crashed,
         _ if vm.swap.seconds_in(SwapState::Thrashing)
             >= if is_slowed { 0.1 } else { THRASHED_S } =>

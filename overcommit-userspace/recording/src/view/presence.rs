@@ -18,12 +18,10 @@ pub fn ended(run: &Run, vm: &RunVm) -> String {
     let ended_us = vm.ended_us.unwrap_or(0);
     let when = when(ended_us as f64 / 1e6, run.after_start_s(ended_us));
     let name = &vm.name;
-    match (vm.ended_by, vm.exit.filter(|exit| exit.is_failure())) {
-        (Some(EndedBy::OomCgroup), _) => {
-            format!("{name} was KILLED {when}: its cgroup ran out of memory; see dmesg")
-        }
-        (Some(EndedBy::OomHost), _) => {
-            format!("{name} was KILLED {when}: the host ran out of memory; see dmesg")
+    let short = vm.ended_by.and_then(EndedBy::short);
+    match (short, vm.exit.filter(|exit| exit.is_failure())) {
+        (Some(short), _) => {
+            format!("{name} was KILLED {when}: {short} ran out of memory; see dmesg")
         }
         (_, Some(exit)) => format!("{name} CRASHED {when}: it {}", exit.words()),
         _ => format!("{name} {}", how(run, vm.exit, vm.accelerator.is_some(), &when)),

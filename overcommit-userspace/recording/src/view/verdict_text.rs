@@ -73,10 +73,9 @@ fn said(vm: &SummaryVm) -> String {
     let losses = losses(vm);
     let what = match (vm.verdict.fared, vm.ended_by) {
         (fared @ (Fared::Killed | Fared::Crashed), by) => {
-            let how = match by {
-                Some(EndedBy::OomHost) => "the host ran out of memory".to_owned(),
-                Some(EndedBy::OomCgroup) => "its cgroup ran out of memory".to_owned(),
-                _ => format!("it {}", vm.exit.map(Exit::words).unwrap_or_default()),
+            let how = match by.and_then(EndedBy::short) {
+                Some(short) => format!("{short} ran out of memory"),
+                None => format!("it {}", vm.exit.map(Exit::words).unwrap_or_default()),
             };
             let when = when(vm.ended_unix_s.unwrap_or(0.0), vm.ended_s.unwrap_or(0.0));
             format!("{} {when}: {how}. Until then it {losses}", bad(fared.word()))
