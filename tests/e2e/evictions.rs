@@ -20,6 +20,9 @@ pub(crate) const TESTS: Tests = &[
 const FIRST: u64 = 96;
 const GROWING: u64 = 224;
 const LIMIT: u64 = 256;
+/// MiB that the first one may hold by itself, where it is to reclaim at its own limit: more than
+/// the other leaves it, less than it walks.
+const OWN: u64 = 80;
 
 /// What is taken of whom in a recording, with the pages that the kernel swapped out
 /// meanwhile.
@@ -30,16 +33,33 @@ struct Taken {
     kernel: u64,
 }
 
-/// Two VMs in sibling cgroups below one limit. `hot` is what the first one goes on
-/// touching, in MiB.
-fn taken(folder: &Path, first: &str, growing: &str, hot: u64, pages: u64) -> Result<Taken> {
+/// Pages of a VM that an aggressor has taken so far.
+fn so_far(folder: &Path, victim: &str, aggressor: &str) -> Result<u64> {
+    let rows = rows(folder, "evictions.csv")?;
+    let of = rows.iter().filter(|row| row["victim"] == victim && row["aggressor"] == aggressor);
+    of.map(|row| Ok(row["written_pages"].parse::<u64>()?)).sum()
+}
+
+/// Two VMs in sibling cgroups below one limit: the first idles until the other has taken that many
+/// pages of it. If it is to take some `itself` too, it then walks on alone, in a limit of its own.
+fn taken(
+    folder: &Path,
+    first: &str,
+    growing: &str,
+    pages: u64,
+    itself: Option<u64>,
+) -> Result<Taken> {
     let _settings = [Setting::small_pages()?, Setting::no_readahead()?];
     let parent = MemoryCgroup::new("matrix")?;
     let _swap = ZramSwap::new(1024)?;
     let (one, two) = (parent.child("first")?, parent.child("growing")?);
-    let config = Config::new(first, FIRST);
-    let mut victim = Vm::start(&Config { cgroup: Some(&one), hot: Some((hot, 1)), ..config })?;
+    let hot = if itself.is_some() { FIRST } else { 1 };
+    let config = Config { cgroup: Some(&one), hot: Some((hot, 1)), ..Config::new(first, FIRST) };
+    let mut victim = Vm::start(&config)?;
     victim.await_passes(1)?;
+    if itself.is_some() {
+        victim.stop()?;
+    }
     let config = Config::new(growing, GROWING);
     let mut other = Vm::start(&Config { cgroup: Some(&two), stopped: true, ..config })?;
     let recording = Recording::start(folder, ["--interval", "500ms"])?;
@@ -48,13 +68,18 @@ fn taken(folder: &Path, first: &str, growing: &str, hot: u64, pages: u64) -> Res
     let before = swapped_out()?;
     parent.limit(LIMIT)?;
     other.resume()?;
-    let seen = || -> Result<u64> {
-        let rows = rows(folder, "evictions.csv")?;
-        let of = rows.iter().filter(|row| row["victim"] == first);
-        of.map(|row| Ok(row["written_pages"].parse::<u64>()?)).sum()
+    let reach = |aggressor: &str, pages: u64| {
+        await_some(&format!("evictions by {aggressor}"), PATIENCE, || {
+            Ok((so_far(folder, first, aggressor)? >= pages).then_some(()))
+        })
     };
-    await_some("evictions", PATIENCE, || Ok((seen()? >= pages).then_some(())))?;
+    reach(growing, pages)?;
     other.stop()?;
+    if let Some(pages) = itself {
+        one.limit(OWN)?;
+        victim.resume()?;
+        reach(first, pages)?;
+    }
     victim.stop()?;
     let kernel = swapped_out()? - before;
     recording.end()?;
@@ -99,7 +124,7 @@ fn idle_victim() -> Result<()> {
     let dir = tempfile::tempdir()?;
     for (idle, growing) in [("calm", "greedy"), ("greedy", "calm")] {
         let folder = dir.path().join(idle);
-        let taken = taken(&folder, idle, growing, 1, 10_000)?;
+        let taken = taken(&folder, idle, growing, 10_000, None)?;
         taken.check(&folder)?;
         let seen = share(&taken.first, growing);
         ensure!(seen >= 0.9, "{growing} took {seen:.3} of {idle}'s evictions");
@@ -120,9 +145,13 @@ fn idle_victim() -> Result<()> {
 fn busy_victim() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("run");
-    let taken = taken(&folder, "busy", "growing", 64, 20_000)?;
+    let taken = taken(&folder, "busy", "growing", 16_000, Some(5_000))?;
     taken.check(&folder)?;
-    let (other, own) = (share(&taken.first, "growing"), share(&taken.first, "busy"));
-    ensure!(other > own && own > 0.0, "growing took {other:.3}, busy itself {own:.3}");
+    let by = taken.first["evictions"]["by"].as_array().into_iter().flatten();
+    let (own, others): (Vec<&Value>, Vec<&Value>) = by.partition(|by| by["is_itself"] == true);
+    ensure!(own.len() == 1 && own[0]["name"] == "busy", "{own:#?}");
+    ensure!(others.iter().any(|by| by["name"] == "growing"), "{others:#?}");
+    let seen = share(&taken.first, "busy") + share(&taken.first, "growing");
+    ensure!(seen >= 0.9, "{seen:.3} of its evictions are by the two");
     Ok(())
 }

@@ -70,8 +70,7 @@ impl Hierarchy {
     /// The memory cgroup that is a VM's own, if there is one.
     pub fn own(&self, proc: &Path, vm: &Vm) -> Option<MemoryCgroup> {
         let found = self.memory_cgroup(vm.cgroup.as_deref()?)?;
-        let counters = found.read().ok()?;
-        found.is_of(proc, vm.id.pid, &counters).then_some(found)
+        found.is_of(proc, vm.id.pid).then_some(found)
     }
 
     /// The memory cgroup of a process that lies in `cgroup`: the nearest that has the
@@ -188,9 +187,7 @@ impl MemoryCgroup {
             let (path, name) = (path.to_owned(), name.to_string_lossy().into_owned());
             Self { path, name, ..self.clone() }
         });
-        let own = around.take_while(|cgroup| {
-            cgroup.read().is_ok_and(|counters| cgroup.is_of(proc, pid, &counters))
-        });
+        let own = around.take_while(|cgroup| cgroup.is_of(proc, pid));
         let files: &[&str] = match self.version {
             Version::One => &["memory.limit_in_bytes"],
             Version::Two => &["memory.max", "memory.high"],
@@ -206,7 +203,7 @@ impl MemoryCgroup {
 
     /// Whether what it counts is one VM's, but for a tenth: that much the helpers of a container
     /// may have. Of another VM's it is never, however small that one is.
-    pub fn is_of(&self, proc: &Path, pid: i32, counters: &CgroupCounters) -> bool {
+    fn is_of(&self, proc: &Path, pid: i32) -> bool {
         let discovery = Discovery::new(proc);
         let mut others = Vec::new();
         let mut is_there = false;
@@ -224,6 +221,8 @@ impl MemoryCgroup {
         if seen.is_break() || !is_there {
             return false;
         }
+        // The kernel adds up a large cgroup for that: not of one that holds many VMs.
+        let Ok(counters) = self.read() else { return false };
         let its = LazyCell::new(|| shared_memory(proc, pid));
         let held: u64 = others.iter().filter_map(|other| held_by(proc, *other, &its)).sum();
         held.saturating_mul(10) <= counters.charged
@@ -355,7 +354,6 @@ mod tests {
         make(&cgroups, "vm", "total_rss 10485760\n", "1\n");
         make(&cgroups, "vm/child", "", "2\n");
         let found = version_one(&cgroups).memory_cgroup("/vm").unwrap();
-        let counters = found.read().unwrap();
         let status = |kib: u64| {
             let this = fs::read_to_string("/proc/self/status").unwrap();
             let lines = this.lines().filter(|line| !line.starts_with("RssAnon"));
@@ -364,10 +362,10 @@ mod tests {
             fs::write(proc.join("2/status"), format!("{lines}RssAnon:\t{kib} kB\n")).unwrap();
         };
         status(1_000);
-        assert!(found.is_of(&proc, 1, &counters));
+        assert!(found.is_of(&proc, 1));
         status(1_100);
-        assert!(!found.is_of(&proc, 1, &counters));
-        assert!(!found.is_of(&proc, 3, &counters), "it is not even in it");
+        assert!(!found.is_of(&proc, 1));
+        assert!(!found.is_of(&proc, 3), "it is not even in it");
         // Memory that it shares with nobody, and with the VM.
         status(1_000);
         let quiet = fs::read_to_string(proc.join("2/status")).unwrap();
@@ -376,12 +374,12 @@ mod tests {
         fs::write(proc.join("2/status"), format!("{lines}RssShmem:\t4000000 kB\n")).unwrap();
         let map = |inode| format!("7f0000000000-7f0040000000 rw-s 0 00:01 {inode} /memfd:ram\n");
         fs::write(proc.join("2/maps"), map(7)).unwrap();
-        assert!(!found.is_of(&proc, 1, &counters));
+        assert!(!found.is_of(&proc, 1));
         fs::create_dir_all(proc.join("1")).unwrap();
         fs::write(proc.join("1/maps"), map(7)).unwrap();
-        assert!(found.is_of(&proc, 1, &counters), "it serves the VM");
+        assert!(found.is_of(&proc, 1), "it serves the VM");
         fs::write(proc.join("1/maps"), map(8)).unwrap();
-        assert!(!found.is_of(&proc, 1, &counters));
+        assert!(!found.is_of(&proc, 1));
     }
 
     #[test]
@@ -390,12 +388,11 @@ mod tests {
         let (cgroups, proc) = (root.path().join("cgroup"), root.path().join("proc"));
         make(&cgroups, "vm", "total_rss 10485760\n", "1\n2\n");
         let found = version_one(&cgroups).memory_cgroup("/vm").unwrap();
-        let counters = found.read().unwrap();
-        assert!(found.is_of(&proc, 1, &counters));
+        assert!(found.is_of(&proc, 1));
         fs::create_dir_all(proc.join("2/fd")).unwrap();
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
         fs::write(proc.join("2/stat"), stat).unwrap();
         std::os::unix::fs::symlink("/usr/bin/qemu-system-x86_64", proc.join("2/exe")).unwrap();
-        assert!(!found.is_of(&proc, 1, &counters));
+        assert!(!found.is_of(&proc, 1));
     }
 }
