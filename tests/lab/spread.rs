@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 30] = [
+const ON_SOME: [(&str, &[&str]); 31] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -31,6 +31,7 @@ const ON_SOME: [(&str, &[&str]); 30] = [
     ("working_set_contiguous", &["6.12"]),
     ("pause_and_device_are_no_stall", &["6.12"]),
     ("migration_is_no_stall", &["6.12"]),
+    ("a_swapped_device_model_is_a_stall", &["6.12"]),
     ("kvm_comes_late", &["6.12"]),
     ("working_set_scattered", &["7.x"]),
     ("killed_recorder_leaves_no_damon", &["7.x"]),

@@ -5,17 +5,20 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
+use testbed::host::{MemoryCgroup, Setting};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, rows, vm};
 use testbed::squeeze::Squeeze;
+use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         ("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device)),
         ("migration_is_no_stall".to_owned(), Box::new(migration)),
+        ("a_swapped_device_model_is_a_stall".to_owned(), Box::new(swapped_device_model)),
     ]
 }
 
@@ -100,6 +103,33 @@ fn migration(dir: &Path) -> Result<()> {
     println!("{exits} exits for memory, {stalls} of them stalls, share {share}");
     ensure!(exits >= WRITTEN * 256 / 4, "{exits} exits are too few");
     ensure!(stalls * 20 <= exits && share <= 0.01, "{stalls} stalls of {exits}, share {share}");
+    Ok(())
+}
+
+/// A vCPU also waits for memory in exits that are not for memory: here QEMU's own, which its
+/// device needs and the host has swapped out.
+fn swapped_device_model(dir: &Path) -> Result<()> {
+    let _small_pages = Setting::small_pages()?;
+    let _swap = ZramSwap::new(256)?;
+    let cgroup = MemoryCgroup::new("cold")?;
+    let config = Config { cgroup: Some(&cgroup), ..Config::new("device", READS) };
+    let mut device = Vm::start(&Config { guest: Guest::Device, ..config })?;
+    device.await_passes(1)?;
+    let recording = Recording::start(&dir.join("run"), [""; 0])?;
+    device.stop()?;
+    // Some of it cannot be taken, which is said as an error.
+    let _ = cgroup.reclaim(cgroup.charged()? >> 20);
+    device.resume()?;
+    let passes = device.passes()?;
+    await_some("reads of the device", PATIENCE, || Ok((device.passes()? > passes).then_some(())))?;
+    device.stop()?;
+    let folder = recording.end()?;
+    let summary = vm(&folder, "device")?;
+    let in_memory_exits = figure(&summary, "stall.memory", "sum_ns").unwrap_or(0);
+    let waited = summary["stall"]["waited_ns"].as_u64().context("no stall")?;
+    let majors = figure(&summary, "fault.major", "count")?;
+    println!("{majors} major faults; waited {waited} ns, {in_memory_exits} in exits for memory");
+    ensure!(waited > in_memory_exits, "{summary:#}");
     Ok(())
 }
 

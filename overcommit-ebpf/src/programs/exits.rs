@@ -185,16 +185,19 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
         reason & PROTECTED != 0 && within == 0 && BEGINS_AT_CALL.load() != 0 && !slept(window);
     let is_memory = reason & (MEMORY | MMIO) == MEMORY && !is_mended;
     let waits = is_memory || reason & APF != 0;
+    let kernel = active.saturating_sub(user);
+    // Of any other window its faults alone are waits for memory: of KVM, which reads the guest's
+    // memory in many exits, and of a device model whose own memory is on swap.
+    let stall = if waits { kernel } else { within.min(active) };
     add(&thread.sequence, 1);
-    if waits {
-        set(&window.stall_ns, get(&window.stall_ns) + active.saturating_sub(user));
+    if stall != 0 {
+        set(&window.stall_ns, get(&window.stall_ns) + stall);
     }
     set(&window.exit_ns, 0);
     add(&thread.sequence, 1);
     count(&window.exits, 1);
     count(&window.user_total_ns, user);
     count(&window.paused_total_ns, paused);
-    let kernel = active.saturating_sub(user);
     if is_memory {
         if let Some(histogram) = histogram(slot, Metric::StallMemory) {
             record(histogram, kernel);

@@ -31,7 +31,7 @@ const A_CPU: usize = 2;
 /// Labs at a time at the most, each of which takes 3 GiB.
 const AT_ONCE: usize = 4;
 /// CPUs for each lab that runs beside other tests, which a machine full of labs makes slow.
-const CPUS_BESIDE: usize = 2;
+const CPUS_BESIDE: usize = 1;
 /// Bytes of the slow disk.
 const DISK: u64 = 256 << 20;
 
