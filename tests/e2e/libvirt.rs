@@ -17,6 +17,9 @@ pub(crate) const TESTS: Tests = &[("libvirt_tells_of_the_balloon_of_its_vm_kvm",
 /// MiB of the guest, of which its balloon takes nothing.
 const MEMORY: u64 = 128;
 const NAME: &str = "of-libvirt";
+/// Whom libvirt runs QEMU as where no VM says otherwise.
+const USER: &str = "libvirt-qemu";
+const KVM: &str = "/dev/kvm";
 
 /// libvirt's daemons, if nobody else runs them, with all that they begin by themselves.
 #[derive(Default)]
@@ -24,6 +27,7 @@ struct Daemons {
     _networks: Option<Undo>,
     _libvirtd: Option<Running>,
     _virtlogd: Option<Running>,
+    _kvm: Option<Undo>,
     /// Last of all: what is in them is gone then.
     _cgroups: Option<Undo>,
 }
@@ -39,6 +43,7 @@ impl Daemons {
         let networks = there(NETWORKS)?;
         let has_log = Path::new("/run/virtlogd.pid").exists();
         let log = (!has_log).then(|| daemon("virtlogd")).transpose()?;
+        let kvm = open_kvm()?;
         let libvirt = daemon("libvirtd")?;
         await_some("libvirt", PATIENCE, || Ok(virsh(["version"]).ok()))?;
         let destroy = "virsh --connect qemu:///system net-destroy $(basename $path .xml)";
@@ -47,9 +52,23 @@ impl Daemons {
             _networks: Some(Undo::script("the networks of libvirt", &script)?),
             _libvirtd: Some(libvirt),
             _virtlogd: log,
+            _kvm: kvm,
             _cgroups: Some(cgroups),
         })
     }
+}
+
+/// Lets libvirt's user open KVM, if it may not: else libvirt asks QEMU for all that it can do
+/// before each of its own steps, a minute in all.
+fn open_kvm() -> Result<Option<Undo>> {
+    let mut may_open = Command::new("runuser");
+    if run(may_open.args(["-u", USER, "--", "test", "-w", KVM])).is_ok() {
+        return Ok(None);
+    }
+    let mode = run(Command::new("stat").args(["--format=%a", KVM]))?;
+    let undo = Undo::script(KVM, &format!("chmod {} {KVM}", mode.trim()))?;
+    run(Command::new("chmod").args(["o+rw", KVM]))?;
+    Ok(Some(undo))
 }
 
 /// Runs a daemon until it is dropped.
