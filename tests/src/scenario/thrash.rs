@@ -13,7 +13,7 @@ use std::path::Path;
 /// MiB that the VM may hold.
 const LIMIT: u64 = 256;
 /// Working sets in per cent of that.
-const STEPS: [u64; 11] = [50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150];
+const STEPS: [u64; 7] = [50, 80, 100, 105, 110, 120, 150];
 /// Share of its time that a VM waits from which it is over the cliff: below what any machine
 /// shows there, and above what a VM that fits does.
 const CLIFF: f64 = 0.05;
