@@ -5,8 +5,8 @@ use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
-use testbed::host::Setting;
-use testbed::qemu::stat_field;
+use testbed::host::{Setting, read};
+use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::{StandIn, figure, json, only_vm, skipped, vm, within_a_percent};
 use testbed::scenario::restore::{measure, print};
@@ -23,7 +23,38 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         let restored = move |dir: &Path| restore(dir, backend);
         scenarios.push((format!("restore_{backend}"), Box::new(restored)));
     }
+    scenarios.push(("huge_pages_are_seen_or_said_to_be_hidden".to_owned(), Box::new(huge_pages)));
     scenarios
+}
+
+/// MiB of huge pages that a guest touches for the first time, and that its firmware has.
+const HUGE: u64 = 32;
+const FIRMWARE: u64 = 64;
+
+/// KVM's own faults of huge pages: all are counted, or the VM's faults are not said to be.
+fn huge_pages(dir: &Path) -> Result<()> {
+    let pool = (HUGE + FIRMWARE) / 2;
+    let _pool = Setting::new("/proc/sys/vm/nr_hugepages", &pool.to_string())?;
+    let memory = format!("memory-backend-memfd,id=ram,hugetlb=on,size={}M", HUGE + FIRMWARE);
+    let more = ["-object", &memory, "-machine", "memory-backend=ram"];
+    let config = Config { more: &more, stopped: true, ..Config::new("huge", HUGE) };
+    let mut guest = Vm::start(&config)?;
+    let recording = Recording::start(&dir.join("run"), [""; 0])?;
+    guest.resume()?;
+    guest.await_passes(1)?;
+    guest.stop()?;
+    let summary = only_vm(&recording.end()?)?;
+    let is_hidden = read("/proc/kallsyms")?.contains(" follow_hugetlb_page\n");
+    let coverage = &summary["metrics"][0]["coverage"];
+    println!("hidden: {is_hidden}, {}; {coverage}", summary["faults_hidden"]);
+    if is_hidden {
+        ensure!(summary["faults_hidden"].is_string() && coverage == "partial", "{summary:#}");
+        return Ok(());
+    }
+    ensure!(summary["faults_hidden"].is_null() && coverage == "full", "{summary:#}");
+    let faults = figure(&summary, "backing.hugetlb", "count")?;
+    ensure!(faults >= HUGE / 2, "{faults} faults of {} huge pages", HUGE / 2);
+    Ok(())
 }
 
 /// Pages that another process writes.

@@ -30,6 +30,8 @@ use kvm::KvmTracepoints;
 use log::ProgramLog;
 use object::Sizes;
 use overcommit_ebpf::layout::{Cpu, HotProgram};
+use overcommit_recording::model::run::RunVm;
+use overcommit_recording::model::vm::Backing;
 use perf::PerfEvents;
 use raw::{Group, Groups};
 use rings::{Events, SlowFaults};
@@ -84,6 +86,8 @@ pub struct Probes {
     cpus: SharedArray<Cpu>,
     groups: Groups,
     has_run_delay: bool,
+    /// Whether KVM takes faults of huge pages where no program sees them.
+    hides_huge_faults: bool,
     /// Who has a slot.
     pub slots: Slots,
 }
@@ -161,8 +165,21 @@ impl Probes {
         let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
         kvm.follow();
         let has_run_delay = kernel.layout.has_run_delay();
-        let probes =
-            Self { ebpf, backend, source, kvm, discards, cpus, groups, has_run_delay, slots };
+        // get_user_pages handled them itself then, without handle_mm_fault and without account
+        // (`follow_hugetlb_page`, mm/hugetlb.c, 6.1; gone in 6.6).
+        let hides_huge_faults = kernel.symbols.address("follow_hugetlb_page").is_some();
+        let probes = Self {
+            ebpf,
+            backend,
+            source,
+            kvm,
+            discards,
+            cpus,
+            groups,
+            has_run_delay,
+            hides_huge_faults,
+            slots,
+        };
         Ok((probes, rings))
     }
 
@@ -180,6 +197,16 @@ impl Probes {
     /// The kernel has no such tracepoint.
     pub fn see_discards(&mut self) -> Result<()> {
         self.discards.attach()
+    }
+
+    /// Why faults of a VM can be missed that the kernel's own counters miss too.
+    pub fn hides_faults_of(&self, vm: &RunVm) -> Option<&'static str> {
+        let is_hidden = self.hides_huge_faults
+            && vm.backing == Some(Backing::Hugetlb)
+            && vm.accelerator.as_deref() == Some("kvm");
+        is_hidden.then_some(
+            "page faults that KVM takes on huge pages: this kernel neither reports nor counts them",
+        )
     }
 
     /// Why no exits are seen, if they are not.

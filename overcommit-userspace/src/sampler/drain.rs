@@ -110,11 +110,13 @@ impl Sampler {
         let swapins = tracked.swapins.read(&shared.swapin, |number| slots.swap_device(number));
         let stat = tracked.process.as_ref().and_then(|process| process.stat().ok());
         let seen = tracked.seen(shared, &metrics, stat.as_ref().filter(|_| ended_ns == 0));
+        run.faults_hidden = self.probes.hides_faults_of(run).map(str::to_owned);
         note_seen(run, tracked, seen);
         for metric in &mut metrics {
             let is_fault = metric.name.is_always_written();
-            metric.coverage =
+            let seen =
                 if is_fault { run.coverage } else { coverage_of(&host.declared, &metric.name) };
+            metric.coverage = seen.max(of_hidden(run, &metric.name));
         }
         let counts = tracked.counts(shared);
         let swapins = host.sees(&Metric::Swapin.into()).then_some(swapins);
@@ -185,8 +187,13 @@ fn note_seen(run: &mut RunVm, tracked: &Tracked, seen: Seen) {
         run.vcpus_known_by = Some(known_by.to_owned());
     }
     run.seen.merge(seen);
-    run.coverage = run.seen.coverage();
+    run.coverage = run.seen.coverage().max(of_hidden(run, &Metric::FaultMinor.into()));
     run.vcpu_times = tracked.times.totals();
+}
+
+/// How much of a metric can be seen at best, where the kernel hides faults of the VM.
+fn of_hidden(run: &RunVm, metric: &MetricName) -> Coverage {
+    run.hidden(metric).map_or(Coverage::Full, |_| Coverage::Partial)
 }
 
 /// What an interval adds to the VM's totals.

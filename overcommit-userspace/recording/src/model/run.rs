@@ -10,7 +10,7 @@ use crate::model::swap::{SwapArea, SwapSources};
 use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
 use crate::model::vm::{Backing, NamedBy, Vm};
-use overcommit_ebpf::layout::Metric;
+use overcommit_ebpf::layout::{FaultBacking, Metric};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -266,6 +266,9 @@ pub struct RunVm {
     /// Why nothing is known of its exits.
     #[serde(default)]
     pub exits_absent: Option<String>,
+    /// Why faults of it can be missed that the kernel's own counters miss too.
+    #[serde(default)]
+    pub faults_hidden: Option<String>,
     /// Faults counted against the kernel's counters.
     pub seen: Seen,
     /// Of `fault.*`, measured.
@@ -390,8 +393,16 @@ impl RunVm {
     }
 }
 
+impl RunVm {
+    /// Why a metric of it misses what the kernel's own counters miss too, if so.
+    pub fn hidden(&self, metric: &MetricName) -> Option<&str> {
+        let is_of_faults = metric.is_always_written() || *metric == FaultBacking::Hugetlb.into();
+        self.faults_hidden.as_deref().filter(|_| is_of_faults)
+    }
+}
+
 impl Run {
-    /// How much of a metric can be seen of a VM; why not, if nothing can.
+    /// How much of a metric can be seen of a VM; why not all, if that is known.
     pub fn coverage_of(&self, vm: &RunVm, metric: &MetricName) -> (Coverage, Option<String>) {
         let absent =
             |why: &str| (Coverage::Absent, Some(format!("{} is absent: {why}", metric.as_str())));
@@ -405,7 +416,10 @@ impl Run {
                 let entry = self.coverage.iter().find(|entry| metric.is_in(&entry.metric));
                 absent(entry.and_then(|entry| entry.not_seen.first()).map_or("", String::as_str))
             }
-            coverage => (coverage, None),
+            coverage => match vm.hidden(metric) {
+                Some(why) => (coverage.max(Coverage::Partial), Some(why.to_owned())),
+                None => (coverage, None),
+            },
         }
     }
 

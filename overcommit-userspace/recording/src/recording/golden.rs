@@ -152,6 +152,7 @@ fn vm(pid: i32, name: &str) -> RunVm {
         }),
         file_faults: Some(FileFaults { cached: 3, read: 4 }),
         exits_absent: (pid == 43).then(|| "a reason".to_owned()),
+        faults_hidden: (pid == 43).then(|| "a reason".to_owned()),
         seen: Seen { counted: 2_000, kernel: 2_001 },
         not_counted: Loss::ALL
             .into_iter()

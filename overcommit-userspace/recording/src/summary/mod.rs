@@ -130,6 +130,8 @@ pub struct SummaryVm {
     pub exits_absent: Option<String>,
     /// Why it is not known who took its pages, if so.
     pub evictions_absent: Option<String>,
+    /// Why faults of it can be missed that the kernel's own counters miss too.
+    pub faults_hidden: Option<String>,
     /// Who took its pages; `null` where they cannot be told from others'.
     pub evictions: Option<SummaryEvictions>,
     /// By cause.
@@ -382,22 +384,29 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
         stopped_s: totals.stopped_ns as f64 / 1e9,
         exits_absent: vm.exits_absent.clone(),
         evictions_absent: vm.evictions_absent.clone(),
+        faults_hidden: vm.faults_hidden.clone(),
         evictions: None,
         not_counted: Loss::ALL.iter().map(|cause| cause.name()).zip(totals.not_counted).collect(),
         metrics: totals
             .metrics
             .iter()
-            .map(|(name, metric)| summary_metric(name, metric, totals))
+            .map(|(name, metric)| summary_metric(vm, name, metric, totals))
             .collect(),
     }
 }
 
-fn summary_metric(name: &MetricName, metric: &MetricTotals, totals: &VmTotals) -> SummaryMetric {
+fn summary_metric(
+    vm: &RunVm,
+    name: &MetricName,
+    metric: &MetricTotals,
+    totals: &VmTotals,
+) -> SummaryMetric {
     let latencies: &Latencies = &metric.latencies;
+    let hidden = vm.hidden(name).map_or(Coverage::Full, |_| Coverage::Partial);
     let count = latencies.count();
     SummaryMetric {
         metric: name.clone(),
-        coverage: metric.coverage,
+        coverage: metric.coverage.max(hidden),
         count,
         rate_per_s: per_second(count, totals.length_ns).unwrap_or(0.0),
         sum_ns: latencies.sum_ns,

@@ -1,7 +1,7 @@
 //! What is told of a VM below the table: why it fared so, and what of it was not seen.
 
 use crate::format::text::percent;
-use crate::model::coverage::Coverage;
+use crate::model::coverage::{Coverage, Seen};
 use crate::summary::SummaryVm;
 use crate::view::facts::Facts;
 use crate::view::{losses, memory_text};
@@ -32,6 +32,7 @@ pub fn block(text: &mut String, vm: &SummaryVm, name: &str, told: Told) {
         facts.add("no exits", vm.exits_absent.clone());
     }
     facts.add("not seen", not_seen(&[vm]));
+    facts.add("hidden", vm.faults_hidden.clone());
     facts.add("not counted", not_counted(&[vm]));
     facts.write(text, name);
 }
@@ -75,8 +76,10 @@ pub fn losses_of_all(text: &mut String, vms: &[&SummaryVm], are_all: bool) {
 }
 
 fn not_seen(vms: &[&SummaryVm]) -> Option<String> {
-    let is_partial =
-        |vm: &&&SummaryVm| vm.metrics.iter().any(|metric| metric.coverage == Coverage::Partial);
+    let is_partial = |vm: &&&SummaryVm| {
+        let seen = Seen { counted: vm.faults_counted, kernel: vm.faults_kernel };
+        seen.coverage() == Coverage::Partial
+    };
     let partial: Vec<&&SummaryVm> = vms.iter().filter(is_partial).collect();
     let all: u64 = partial.iter().map(|vm| vm.faults_kernel).sum();
     let counted: u64 = partial.iter().map(|vm| vm.faults_counted.min(vm.faults_kernel)).sum();
