@@ -154,6 +154,12 @@ fn out_of_shared_memory() -> Result<()> {
     let _neighbour = Vm::start(&config)?;
     let folder = dir.path().join("run");
     let recording = Recording::start(&folder, ["--interval", "200ms", "--vm", "doomed"])?;
+    // By then it is known which cgroups are its own.
+    await_some(
+        "intervals",
+        PATIENCE,
+        || Ok((!rows(&folder, "vms.csv")?.is_empty()).then_some(())),
+    )?;
     slice.limit(160)?;
     guest.resume()?;
     await_some("its end", PATIENCE, || {

@@ -119,17 +119,19 @@ fn swapped_device_model(dir: &Path) -> Result<()> {
     device.stop()?;
     // Some of it cannot be taken, which is said as an error.
     let _ = cgroup.reclaim(cgroup.charged()? >> 20);
+    let before = device.faults()?[1];
     device.resume()?;
     let passes = device.passes()?;
     await_some("reads of the device", PATIENCE, || Ok((device.passes()? > passes).then_some(())))?;
     device.stop()?;
+    let majors = device.faults()?[1] - before;
     let folder = recording.end()?;
     let summary = vm(&folder, "device")?;
     let in_memory_exits = figure(&summary, "stall.memory", "sum_ns").unwrap_or(0);
     let waited = summary["stall"]["waited_ns"].as_u64().context("no stall")?;
-    let majors = figure(&summary, "fault.major", "count")?;
     println!("{majors} major faults; waited {waited} ns, {in_memory_exits} in exits for memory");
-    ensure!(waited > in_memory_exits, "{summary:#}");
+    ensure!(majors >= 20, "{majors} major faults are too few");
+    ensure!(waited >= 2 * in_memory_exits, "{summary:#}");
     Ok(())
 }
 

@@ -163,8 +163,8 @@ pub struct Window {
     pub paused_total_ns: AtomicU64,
     /// Their time halted with no memory waited for, in nanoseconds.
     pub idle_total_ns: AtomicU64,
-    /// Time waited for memory: windows of `stall.memory`, and halts while an
-    /// asynchronous page fault was open, in nanoseconds.
+    /// Time waited for memory: windows of `stall.memory`, halts while an asynchronous page fault
+    /// was open, and faults in any other window, in nanoseconds.
     pub stall_ns: AtomicU64,
     /// Of that, in halts.
     pub stall_halted_ns: AtomicU64,

@@ -187,8 +187,14 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     let waits = is_memory || reason & APF != 0;
     let kernel = active.saturating_sub(user);
     // Of any other window its faults alone are waits for memory: of KVM, which reads the guest's
-    // memory in many exits, and of a device model whose own memory is on swap.
-    let stall = if waits { kernel } else { within.min(active) };
+    // memory in many exits, and of a device model whose own memory is on swap. What they waited
+    // for a CPU is not, nor is what the thread did while it was held.
+    let for_cpu = get(&window.parts_ns[Part::Runq as usize]);
+    let stall = match (waits, paused) {
+        (true, _) => kernel,
+        (false, 0) => within.saturating_sub(for_cpu).min(active),
+        (false, _) => 0,
+    };
     add(&thread.sequence, 1);
     if stall != 0 {
         set(&window.stall_ns, get(&window.stall_ns) + stall);

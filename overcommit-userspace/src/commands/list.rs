@@ -1,7 +1,7 @@
 //! `overcommit list`
 
 use crate::commands::{require_hosts_pids, require_readable, require_root};
-use crate::host::memory_cgroup::Hierarchy;
+use crate::host::memory_cgroup::{Hierarchy, Limit};
 use crate::host::memory_use::{Held, swapped};
 use crate::terminal::{print, print_json};
 use crate::vm::Discovery;
@@ -101,7 +101,9 @@ fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>) -> Entry<'a> {
         has_own_cgroup: own.is_some(),
         resident_bytes: Held::read(proc, pid).map(Held::bytes),
         swapped_bytes: swapped(proc, pid).filter(|_| vm.backing() == Some(Backing::Anonymous)),
-        limit_bytes: own.and_then(|own| own.limit(proc, pid)).map(|limit| limit.bytes),
+        limit_bytes: own
+            .and_then(|own| Limit::least(&own.with_own_around(proc, pid)))
+            .map(|limit| limit.bytes),
     }
 }
 

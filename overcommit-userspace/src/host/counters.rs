@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Counters since boot, and what memory there is now.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostCounters {
     /// Pages that came back from swap, zswap, or were all zero.
     pub swapped_in: u64,

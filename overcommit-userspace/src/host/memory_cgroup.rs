@@ -122,10 +122,26 @@ pub struct Limit {
     /// How much, in bytes.
     pub bytes: u64,
     /// Whose limit it is.
-    pub cgroup: MemoryCgroup,
+    cgroup: MemoryCgroup,
 }
 
 impl Limit {
+    /// The least of those of a VM's own cgroups: memory.limit_in_bytes, or memory.max and
+    /// memory.high. `None` if there is no limit.
+    pub fn least(own: &[MemoryCgroup]) -> Option<Self> {
+        let limits = own.iter().flat_map(|cgroup| {
+            let files: &[&str] = match cgroup.version {
+                Version::One => &["memory.limit_in_bytes"],
+                Version::Two => &["memory.max", "memory.high"],
+            };
+            files.iter().filter_map(|file| {
+                let bytes = fs::read_to_string(cgroup.path.join(file)).ok()?.trim().parse().ok()?;
+                Some(Self { bytes, cgroup: cgroup.clone() })
+            })
+        });
+        limits.filter(|limit| limit.bytes < UNLIMITED).min_by_key(|limit| limit.bytes)
+    }
+
     /// How often it was reached so far. A write to memory.reclaim is not counted. `None` if the
     /// kernel does not tell.
     ///
@@ -178,27 +194,18 @@ impl MemoryCgroup {
         })
     }
 
-    /// The least limit of it and of those around it that are the process's own too (libvirt
-    /// limits the folder above): memory.limit_in_bytes, or memory.max and memory.high. `None` if
-    /// there is no limit.
-    pub fn limit(&self, proc: &Path, pid: i32) -> Option<Limit> {
-        let names = Path::new(&self.name).ancestors();
-        let around = self.path.ancestors().zip(names).skip(1).map(|(path, name)| {
-            let (path, name) = (path.to_owned(), name.to_string_lossy().into_owned());
-            Self { path, name, ..self.clone() }
+    /// It and those around it that are the process's own too, the outermost last: libvirt limits
+    /// the folder above.
+    pub fn with_own_around(self, proc: &Path, pid: i32) -> Vec<Self> {
+        let names: Vec<PathBuf> = Path::new(&self.name).ancestors().map(Path::to_owned).collect();
+        let paths: Vec<PathBuf> = self.path.ancestors().map(Path::to_owned).collect();
+        let version = self.version;
+        let around = paths.into_iter().zip(names).skip(1).map_while(move |(path, name)| {
+            let (id, name) = (fs::metadata(&path).ok()?.ino(), name.to_str()?.to_owned());
+            Some(Self { path, version, name, id })
         });
         let own = around.take_while(|cgroup| cgroup.is_of(proc, pid));
-        let files: &[&str] = match self.version {
-            Version::One => &["memory.limit_in_bytes"],
-            Version::Two => &["memory.max", "memory.high"],
-        };
-        let limits = std::iter::once(self.clone()).chain(own).flat_map(|cgroup| {
-            files.iter().filter_map(move |file| {
-                let bytes = fs::read_to_string(cgroup.path.join(file)).ok()?.trim().parse().ok()?;
-                Some(Limit { bytes, cgroup: cgroup.clone() })
-            })
-        });
-        limits.filter(|limit| limit.bytes < UNLIMITED).min_by_key(|limit| limit.bytes)
+        std::iter::once(self).chain(own).collect()
     }
 
     /// Whether what it counts is one VM's, but for a tenth: that much the helpers of a container
@@ -332,19 +339,20 @@ mod tests {
         fs::write(proc.join("2/status"), status.replace("RssAnon:", "RssAnon:\t9999999 kB\nWas:"))
             .unwrap();
         write("all/vm/libvirt", "memory.max", "max\n");
-        assert_eq!(found.limit(&proc, 1), None, "others share that of all");
+        let least = |of: &MemoryCgroup| Limit::least(&of.clone().with_own_around(&proc, 1));
+        assert_eq!(least(&found), None, "others share that of all");
         write("all/vm", "memory.max", "3000\n");
         write("all/vm", "memory.high", "2000\n");
-        let limit = found.limit(&proc, 1).unwrap();
+        let limit = least(&found).unwrap();
         assert_eq!((limit.bytes, limit.hits()), (2000, None));
         write("all/vm", "memory.events", "low 1\nhigh 20\nmax 300\noom 4000\n");
         assert_eq!(limit.hits(), Some(320));
         write("all/vm/libvirt", "memory.limit_in_bytes", "9223372036854771712\n");
         let one = MemoryCgroup { version: Version::One, ..found };
-        assert_eq!(one.limit(&proc, 1), None);
+        assert_eq!(least(&one), None);
         write("all/vm/libvirt", "memory.limit_in_bytes", "4096\n");
         write("all/vm/libvirt", "memory.failcnt", "7\n");
-        assert_eq!(one.limit(&proc, 1).unwrap().hits(), Some(7));
+        assert_eq!(least(&one).unwrap().hits(), Some(7));
     }
 
     #[test]

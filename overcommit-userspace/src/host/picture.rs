@@ -167,7 +167,7 @@ impl Host {
         Some(self.watch.cgroup(vm)?.id)
     }
 
-    /// The outermost memory cgroup that is known to be a VM's own, below the hierarchy's root.
+    /// The outermost memory cgroup that is a VM's own, below the hierarchy's root.
     pub fn cgroup_name(&self, vm: usize) -> Option<&str> {
         Some(&self.watch.outermost(vm)?.name)
     }

@@ -190,7 +190,7 @@ impl Watch {
         self.vms.get(&vm)?.cgroup.as_ref()
     }
 
-    /// The outermost memory cgroup that is known to be a VM's own.
+    /// The outermost memory cgroup that is a VM's own.
     pub fn outermost(&self, vm: usize) -> Option<&MemoryCgroup> {
         self.vms.get(&vm)?.outermost()
     }
@@ -243,6 +243,17 @@ mod tests {
     fn set(watch: &mut Watch, index: usize, since_limit_ns: Option<u64>, rates: Rates) {
         let vm = watch.vms.entry(index).or_default();
         (vm.since_limit_ns, vm.now.rates) = (since_limit_ns, Some(rates));
+    }
+
+    #[test]
+    fn the_host_reclaims_where_its_counters_grow() {
+        let counters =
+            |reclaims, oom_kills| HostCounters { reclaims, oom_kills, ..HostCounters::default() };
+        let reclaimed = |before, now| pressure(&now, &before, SECOND_NS).reclaimed_ns;
+        assert_eq!(reclaimed(counters(7, None), counters(8, None)), Some(SECOND_NS));
+        assert_eq!(reclaimed(counters(8, None), counters(8, None)), Some(0));
+        let kills = pressure(&counters(0, Some(3)), &counters(0, Some(1)), SECOND_NS).oom_kills;
+        assert_eq!(kills, Some(2));
     }
 
     #[test]

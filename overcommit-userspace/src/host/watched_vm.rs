@@ -21,6 +21,8 @@ pub(super) struct WatchedVm {
     pub(super) is_checked: bool,
     last: Option<CgroupCounters>,
     limit: Option<Limit>,
+    /// All cgroups that are its own, the outermost last.
+    own: Vec<MemoryCgroup>,
     /// [`Limit::hits`] at the last look.
     hits: Option<u64>,
     /// Time since its limit was last seen to be reached.
@@ -84,7 +86,9 @@ impl WatchedVm {
     pub(super) fn check(&mut self, proc: &Path, hierarchy: Option<&Hierarchy>, of: &Vm) {
         let own = hierarchy.and_then(|hierarchy| hierarchy.own(proc, of));
         self.is_checked = true;
-        let limit = own.as_ref().and_then(|own| own.limit(proc, of.id.pid));
+        let around = own.clone().map(|own| own.with_own_around(proc, of.id.pid));
+        self.own = around.unwrap_or_default();
+        let limit = Limit::least(&self.own);
         if limit != self.limit {
             (self.hits, self.limit) = (None, limit);
         }
@@ -94,11 +98,9 @@ impl WatchedVm {
         }
     }
 
-    /// The outermost cgroup that is known to be its own: where its limit is, if it has one.
+    /// The outermost cgroup that is its own.
     pub(super) fn outermost(&self) -> Option<&MemoryCgroup> {
-        let limited = self.limit.as_ref().map(|limit| &limit.cgroup);
-        // The two are one, or one lies in the other.
-        [limited, self.cgroup.as_ref()].into_iter().flatten().min_by_key(|cgroup| cgroup.name.len())
+        self.own.last()
     }
 
     /// Whether it is, or was a while ago, at a limit of its own.
@@ -217,7 +219,7 @@ mod tests {
         let mount = format!("1 1 0:1 / {} rw - cgroup cgroup rw,memory\n", root.path().display());
         fs::write(proc.join("self/mountinfo"), mount).unwrap();
         let cgroup = Hierarchy::find(&proc).unwrap().memory_cgroup("/vm").unwrap();
-        let mut vm = WatchedVm { limit: cgroup.limit(&proc, 1), ..WatchedVm::default() };
+        let mut vm = WatchedVm { limit: Limit::least(&[cgroup]), ..WatchedVm::default() };
         vm.look_at_limit(SECOND_NS);
         assert!(!vm.is_at_limit(), "that was before");
         write("memory.failcnt", "8\n");

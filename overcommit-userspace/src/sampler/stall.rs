@@ -1,6 +1,6 @@
 //! How much of an interval did a VM's vCPUs wait?
 
-use overcommit_ebpf::layout::{APF, MEMORY, MMIO, Part, Thread};
+use overcommit_ebpf::layout::{APF, MEMORY, MMIO, PAUSED, Part, Thread, Window};
 use overcommit_recording::model::breakdown::Breakdown;
 use overcommit_recording::model::interval::{Stall, StallSource};
 use std::collections::HashMap;
@@ -92,20 +92,39 @@ fn in_faults(thread: &Thread, now_ns: u64) -> Waited {
 
 fn in_windows(thread: &Thread, now_ns: u64) -> Waited {
     let window = &thread.window;
-    let exit = window.exit_ns.load(SeqCst);
     let reason = window.reason.load(SeqCst);
     let waits = reason & (MEMORY | MMIO) == MEMORY || reason & APF != 0;
-    let mut open_ns = 0;
-    if exit != 0 && waits {
-        let away = window.user_ns.load(SeqCst) + window.paused_ns.load(SeqCst);
-        // It left for user space for good, as far as is known yet.
-        let until = match window.user_since_ns.load(SeqCst) {
-            0 => now_ns,
-            left => left,
-        };
-        open_ns = until.saturating_sub(exit).saturating_sub(away);
-    }
+    let open_ns = match window.exit_ns.load(SeqCst) {
+        0 => 0,
+        exit if waits => in_kernel(window, exit, now_ns),
+        exit => since_exit(thread, exit, now_ns),
+    };
     Waited { ended_ns: window.stall_ns.load(SeqCst), open_ns }
+}
+
+/// Time of an open window in the kernel.
+fn in_kernel(window: &Window, exit_ns: u64, now_ns: u64) -> u64 {
+    let away = window.user_ns.load(SeqCst) + window.paused_ns.load(SeqCst);
+    // It left for user space for good, as far as is known yet.
+    let until = match window.user_since_ns.load(SeqCst) {
+        0 => now_ns,
+        left => left,
+    };
+    until.saturating_sub(exit_ns).saturating_sub(away)
+}
+
+/// What an open window that is no wait for memory itself has waited in faults, as the program on
+/// kvm_entry will count it.
+fn since_exit(thread: &Thread, exit_ns: u64, now_ns: u64) -> u64 {
+    let window = &thread.window;
+    if window.paused_ns.load(SeqCst) != 0 || window.reason.load(SeqCst) & PAUSED != 0 {
+        return 0;
+    }
+    let Waited { ended_ns, open_ns } = in_faults(thread, now_ns);
+    let ended_ns = ended_ns.saturating_sub(window.waited_before_ns.load(SeqCst));
+    let for_cpu = window.parts_ns[Part::Runq as usize].load(SeqCst);
+    let within = (ended_ns + window.attempts_ns.load(SeqCst)).saturating_sub(for_cpu) + open_ns;
+    within.min(now_ns.saturating_sub(exit_ns))
 }
 
 /// Whether a thread that waits by its entry does so by its kernel stack. One whose
@@ -208,6 +227,37 @@ mod tests {
         assert_eq!(advance(3_500), 0, "held in user space");
         vcpu.window.reason.store(MEMORY | MMIO | 0x400, SeqCst);
         assert_eq!(advance(4_500), 0, "a device's memory after all");
+    }
+
+    /// A fault of 2.5 intervals in an exit that is not for memory, of which half an interval was a
+    /// wait for a CPU.
+    #[test]
+    fn faults_in_other_exits_count_where_they_are_waited() {
+        let mut waits = Waits::default();
+        let vcpu = thread(7_000, 500);
+        vcpu.window.exit_ns.store(400, SeqCst);
+        vcpu.window.reason.store(MMIO | 0x400, SeqCst);
+        vcpu.window.waited_before_ns.store(7_000, SeqCst);
+        let mut advance = |now| waits.advance(&vcpu, StallSource::Windows, now, 1_000, |_| true);
+        assert_eq!([advance(1_000), advance(2_000)], [500, 1_000]);
+        vcpu.since_ns.store(0, SeqCst);
+        vcpu.waited_ns.store(9_500, SeqCst);
+        vcpu.window.parts_ns[Part::Runq as usize].store(500, SeqCst);
+        assert_eq!(advance(3_000), 500);
+        // As the program adds it up at the entry.
+        vcpu.window.exit_ns.store(0, SeqCst);
+        vcpu.window.stall_ns.store(2_000, SeqCst);
+        assert_eq!(advance(4_000), 0);
+    }
+
+    #[test]
+    fn faults_while_a_vcpu_is_held_are_no_stall() {
+        let mut waits = Waits::default();
+        let vcpu = thread(0, 500);
+        vcpu.window.exit_ns.store(400, SeqCst);
+        vcpu.window.reason.store(PAUSED | 0x400, SeqCst);
+        let advanced = waits.advance(&vcpu, StallSource::Windows, 1_000, 1_000, |_| true);
+        assert_eq!(advanced, 0);
     }
 
     #[test]

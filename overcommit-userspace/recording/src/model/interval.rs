@@ -201,7 +201,8 @@ pub struct HostInterval {
 /// Where the waiting of vCPUs is seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum StallSource {
-    /// Between a memory exit and the next entry, and in halts that wait for a page.
+    /// Between a memory exit and the next entry, in halts that wait for a page, and in faults in
+    /// other exits.
     #[serde(rename = "stall.memory")]
     Windows,
     /// In the faults of the vCPU threads.

@@ -314,7 +314,7 @@ impl StoppedBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndedBy {
-    /// The kernel killed it: its own memory cgroup was out of memory.
+    /// The kernel killed it: the memory cgroup that it was in was out of memory.
     OomCgroup,
     /// The kernel killed it: a memory cgroup around its own, with others in it, was out of memory.
     OomSharedCgroup,

@@ -18,7 +18,8 @@ pub struct VcpuTime {
     pub paused_ns: u64,
     /// Halted, in nanoseconds.
     pub idle_ns: u64,
-    /// Waited for memory, in nanoseconds: part of `kernel_ns`, and `stall_halted_ns`.
+    /// Waited for memory, in nanoseconds: in exits for memory, in halts that wait for a page
+    /// (`stall_halted_ns`), and in faults of any other exit.
     pub stall_ns: u64,
     /// Halted while an asynchronous page fault was open, in nanoseconds.
     pub stall_halted_ns: u64,

@@ -2,6 +2,7 @@
 
 use crate::format::text::{percent, readable_bytes};
 use crate::model::figures::{HostFigures, VmFigures};
+use crate::model::run::EndedBy;
 use crate::summary::SummaryVm;
 use crate::summary::cause::{Cause, starved};
 
@@ -34,7 +35,7 @@ pub(super) fn words(
             format!(
                 "{}the limit of a cgroup around its own, not the host{}",
                 // The kernel itself says so of one that it killed.
-                if vm.ended_by.is_some() { "" } else { "most likely " },
+                if vm.ended_by == Some(EndedBy::OomSharedCgroup) { "" } else { "most likely " },
                 available("never less than")
             ),
             "raise that limit (memory.max of the slice), or move a VM out of that cgroup".to_owned(),

@@ -59,7 +59,7 @@ pub enum Cause {
 
 /// Why it waited for memory, and who took its pages, where somebody else did.
 pub(super) fn cause(vm: &SummaryVm, host: &HostFigures) -> (Cause, Option<String>) {
-    let time = vm.stall_time.unwrap_or(vm.fault_time);
+    let time = waits(vm);
     if held_back(vm) >= MOST * vm.stall_share() && held_back(vm) > 0.0 {
         (Cause::MemoryHigh, None)
     } else if part(time, Part::Userfault) >= MOST {
@@ -73,6 +73,14 @@ pub(super) fn cause(vm: &SummaryVm, host: &HostFigures) -> (Cause, Option<String
     } else {
         (without_evictions(vm, host), None)
     }
+}
+
+/// What its waits for memory went into: whole exits for memory tell more than the faults in them,
+/// where they are most of what it waited.
+fn waits(vm: &SummaryVm) -> Breakdown {
+    let waited_ns = vm.stall.as_ref().map_or(0, |stall| stall.waited_ns);
+    let whole = vm.stall_time.filter(|time| time.total_ns as f64 >= MOST * waited_ns as f64);
+    whole.unwrap_or(vm.fault_time)
 }
 
 /// The share of its time that it was held back at memory.high, which is in no fault.

@@ -23,7 +23,7 @@ pub struct SummaryHost {
     pub memory: HostFigures,
     /// How the headroom moved; `null` if it was never known.
     pub headroom: Option<Moved>,
-    /// Time in which the host itself reclaimed, in seconds; `null` of a version that did not look.
+    /// Time in which the host itself reclaimed, in seconds; `null` if no two looks lie in it.
     pub reclaimed_s: Option<f64>,
     /// Where pages could be swapped to when it began; `null` of a version that did not look.
     pub swap_areas: Option<Vec<SwapArea>>,

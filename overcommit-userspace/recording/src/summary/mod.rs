@@ -89,7 +89,7 @@ pub struct SummaryVm {
     pub started_s: f64,
     /// When it ended, if it did, in seconds after the recording's start.
     pub ended_s: Option<f64>,
-    /// Why, where the kernel says so: `oom_cgroup` or `oom_host`.
+    /// Why, where the kernel says so: `oom_cgroup`, `oom_shared_cgroup` or `oom_host`.
     pub ended_by: Option<EndedBy>,
     /// The same in Unix seconds.
     pub ended_unix_s: Option<f64>,

@@ -42,7 +42,7 @@ const fn column(
 
 /// The columns of summary.csv; only ever appended to.
 pub const COLUMNS: [Column; 48] = [
-    column("vm_id", Text, "The VM: process id and start time, which no other has", |row| {
+    column("vm_id", Word, "The VM: process id and start time, which no other has", |row| {
         row.vm.vm_id.value()
     }),
     column("vm", Text, "Its name; not unique", |row| row.vm.vm.value()),
@@ -68,7 +68,7 @@ pub const COLUMNS: [Column; 48] = [
     column("over_range", Count, "How many were longer than the last bucket", |row| {
         row.metric.over_range.value()
     }),
-    column("run_id", Text, "The recording", |row| row.summary.run_id.value()),
+    column("run_id", Word, "The recording", |row| row.summary.run_id.value()),
     column("host", Text, "Host name", |row| row.summary.run.host.value()),
     column("kernel", Text, "Kernel release", |row| row.summary.run.kernel.value()),
     column("backend", Text, "Where faults were seen", |row| row.summary.run.backend.value()),

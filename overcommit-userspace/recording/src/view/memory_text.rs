@@ -39,10 +39,10 @@ fn is_calm<S: State>(states: &StateSummary<S>) -> bool {
     states.worst.place() <= 1
 }
 
-/// Whose shortage bad states of swap are, where the host itself was never short.
+/// That bad states of swap are not the host's own shortage, as far as was seen.
 fn within_limits(host: &SummaryHost) -> &'static str {
     if host.swap.worst >= SwapState::Pressure && host.reclaimed_s == Some(0.0) {
-        ". The host itself never reclaimed: only cgroups did, at their limits"
+        ". The host itself was not seen to reclaim"
     } else {
         ""
     }
@@ -310,8 +310,7 @@ mod tests {
         let within = SummaryHost { swap, reclaimed_s: Some(0.0), ..nothing() };
         let mut text = String::new();
         host(&mut text, &within, true, false);
-        let limits = "thrashing for 9.0 s. The host itself never reclaimed: only cgroups did, at \
-                      their limits";
+        let limits = "thrashing for 9.0 s. The host itself was not seen to reclaim";
         let words: Vec<&str> = text.split_whitespace().collect();
         assert!(words.join(" ").contains(limits), "{text}");
     }

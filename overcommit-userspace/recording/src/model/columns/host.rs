@@ -75,7 +75,7 @@ pub fn host() -> Vec<Column<HostInterval>> {
             pressure.oom_kills),
         one!(HostInterval: "reclaimed_ns", WholeNanoseconds,
             "Time in which the host itself reclaimed memory, not only cgroups at their limits, \
-             by a look per second",
+             since it was last looked at: once per second",
             pressure.reclaimed_ns),
     ]);
     columns
