@@ -103,7 +103,7 @@ fn summary(
     by.sort_by(|a, b| b.share.total_cmp(&a.share));
     SummaryEvictions {
         pages: all.pages(),
-        bytes: all.pages() * page_size,
+        bytes: all.pages().saturating_mul(page_size),
         written_pages: all.written_pages,
         dropped_pages: dropped(all),
         by,
@@ -152,6 +152,15 @@ mod tests {
 
     fn aggressor(class: AggressorClass, id: &str, name: &str) -> Aggressor {
         Aggressor { class, id: id.to_owned(), name: name.to_owned() }
+    }
+
+    /// As in a recording that somebody changed.
+    #[test]
+    fn more_pages_than_there_can_be_are_no_overflow() {
+        let batch = aggressor(AggressorClass::Vm, "2-2", "batch");
+        let taken = BTreeMap::from([(batch, counts(1 << 52, 1 << 52))]);
+        let summary = summary("1-1", &taken, true, 4096);
+        assert_eq!((summary.pages, summary.bytes), (1 << 53, u64::MAX));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub fn evictions() -> Vec<Column<Eviction>> {
         .required(),
         one!(Eviction: "written_pages", Count, "Their pages", counts.written_pages).required(),
         computed("written_bytes", Unit::Bytes, "Their bytes", |row, _| {
-            Value::Count(row.of.counts.written_pages * row.run.page_size)
+            Value::Count(row.of.counts.written_pages.saturating_mul(row.run.page_size))
         }),
         column(
             "dropped_folios",
@@ -69,7 +69,7 @@ pub fn evictions() -> Vec<Column<Eviction>> {
             },
         ),
         computed("dropped_bytes", Unit::Bytes, "Their bytes", |row, _| {
-            dropped(row, row.of.counts.dropped_pages * row.run.page_size)
+            dropped(row, row.of.counts.dropped_pages.saturating_mul(row.run.page_size))
         }),
         partial(),
         number(),
