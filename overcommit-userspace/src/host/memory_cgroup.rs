@@ -81,10 +81,8 @@ impl Hierarchy {
         let path = within.into_iter().find(|dir| dir.join("memory.stat").exists())?;
         // Below the root only: a name with `..` in it is none.
         let is_below = path.starts_with(&self.root) && !cgroup.split('/').any(|part| part == "..");
-        let id = fs::metadata(path).ok()?.ino();
-        let name = path.strip_prefix(&self.root).ok()?.to_str()?;
-        let name = format!("/{name}");
-        is_below.then(|| MemoryCgroup { path: path.to_owned(), version: self.version, name, id })
+        let name = path.strip_prefix(&self.root).ok()?;
+        is_below.then(|| MemoryCgroup::at(path, &Path::new("/").join(name), self.version))?
     }
 }
 
@@ -196,16 +194,17 @@ impl MemoryCgroup {
 
     /// It and those around it that are the process's own too, the outermost last: libvirt limits
     /// the folder above.
-    pub fn with_own_around(self, proc: &Path, pid: i32) -> Vec<Self> {
-        let names: Vec<PathBuf> = Path::new(&self.name).ancestors().map(Path::to_owned).collect();
-        let paths: Vec<PathBuf> = self.path.ancestors().map(Path::to_owned).collect();
-        let version = self.version;
-        let around = paths.into_iter().zip(names).skip(1).map_while(move |(path, name)| {
-            let (id, name) = (fs::metadata(&path).ok()?.ino(), name.to_str()?.to_owned());
-            Some(Self { path, version, name, id })
-        });
+    pub fn with_own_around(&self, proc: &Path, pid: i32) -> Vec<Self> {
+        let places = self.path.ancestors().zip(Path::new(&self.name).ancestors()).skip(1);
+        let around = places.map_while(|(path, name)| Self::at(path, name, self.version));
         let own = around.take_while(|cgroup| cgroup.is_of(proc, pid));
-        std::iter::once(self).chain(own).collect()
+        std::iter::once(self.clone()).chain(own).collect()
+    }
+
+    /// The one in that folder, of that name.
+    fn at(path: &Path, name: &Path, version: Version) -> Option<Self> {
+        let (id, name) = (fs::metadata(path).ok()?.ino(), name.to_str()?.to_owned());
+        Some(Self { path: path.to_owned(), version, name, id })
     }
 
     /// Whether what it counts is one VM's, but for a tenth: that much the helpers of a container
@@ -339,7 +338,7 @@ mod tests {
         fs::write(proc.join("2/status"), status.replace("RssAnon:", "RssAnon:\t9999999 kB\nWas:"))
             .unwrap();
         write("all/vm/libvirt", "memory.max", "max\n");
-        let least = |of: &MemoryCgroup| Limit::least(&of.clone().with_own_around(&proc, 1));
+        let least = |of: &MemoryCgroup| Limit::least(&of.with_own_around(&proc, 1));
         assert_eq!(least(&found), None, "others share that of all");
         write("all/vm", "memory.max", "3000\n");
         write("all/vm", "memory.high", "2000\n");

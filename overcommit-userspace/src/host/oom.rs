@@ -20,10 +20,16 @@ pub struct OomKills {
     log: Option<File>,
     /// With the memory cgroup that was short, where that was one.
     killed: BTreeMap<i32, (EndedBy, Option<String>)>,
-    /// Whom the last shortage of a memory cgroup made the kernel choose, and that cgroup.
-    chosen: Option<(i32, String)>,
-    /// Whether everybody in a group is killed with that one.
-    is_group: bool,
+    /// Whom the last shortage of a memory cgroup made the kernel choose, or a whole group, and that
+    /// cgroup.
+    chosen: Option<(Chosen, String)>,
+}
+
+/// Who is killed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Chosen {
+    One(i32),
+    Group,
 }
 
 /// Processes that were killed and are remembered.
@@ -72,12 +78,13 @@ impl OomKills {
     fn note(&mut self, record: &str) {
         let Some((_, message)) = record.split_once(';') else { return };
         if message.starts_with(CHOSEN) {
-            (self.chosen, self.is_group) = (chosen(message), false);
+            self.chosen = chosen(message);
         } else if message.starts_with("Tasks in ") && message.contains(GROUP) {
-            self.is_group = true;
+            self.chosen = self.chosen.take().map(|(_, limited)| (Chosen::Group, limited));
         } else if let Some((pid, by)) = killed(message) {
-            let is_its = |(chosen, _): &&(i32, String)| self.is_group || *chosen == pid;
-            let limited = self.chosen.as_ref().filter(is_its).map(|(_, limited)| limited.clone());
+            let is_its = |who: Chosen| [Chosen::Group, Chosen::One(pid)].contains(&who);
+            let limited = self.chosen.as_ref().filter(|(who, _)| is_its(*who));
+            let limited = limited.map(|(_, limited)| limited.clone());
             if self.killed.len() >= REMEMBERED {
                 self.killed.pop_first();
             }
@@ -91,13 +98,13 @@ const CHOSEN: &str = "oom-kill:constraint=";
 const GROUP: &str = " are going to be killed due to memory.oom.group set";
 
 /// Whom a message says was chosen, and the memory cgroup that was short.
-fn chosen(message: &str) -> Option<(i32, String)> {
+fn chosen(message: &str) -> Option<(Chosen, String)> {
     let (_, rest) = message.lines().next()?.split_once(",oom_memcg=")?;
     // Names of cgroups and threads may hold anything; the end is the kernel's.
     let (before, _) = rest.rsplit_once(",uid=")?;
     let (before, pid) = before.rsplit_once(",pid=")?;
     let (limited, _) = before.split_once(",task_memcg=")?;
-    Some((pid.parse().ok()?, unescaped(limited)))
+    Some((Chosen::One(pid.parse().ok()?), unescaped(limited)))
 }
 
 /// Text of /dev/kmsg, which has a backslash and what cannot be printed as `\xNN`

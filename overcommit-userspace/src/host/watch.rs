@@ -101,19 +101,18 @@ impl Watch {
             (Some(now), Some(before)) => Some(self.host_rates(now, before, shared)),
             _ => Some(Rates { length_ns, ..Rates::default() }),
         };
-        let least = least_pages(memory.map_or(0, |memory| memory.total), self.page_size);
-        let reclaims = counters.as_ref().zip(self.last.as_ref());
-        let reclaims = reclaims.is_none_or(|(now, before)| now.reclaims > before.reclaims);
-        let swap_state = rates.map_or(SwapState::Unknown, |rates| {
-            self.states.advance(self.without_limits(rates, reclaims), least)
-        });
-        let allocated = counters.as_ref().zip(self.last.as_ref()).filter(|_| !is_first);
+        let both = counters.as_ref().zip(self.last.as_ref());
+        let allocated = both.filter(|_| !is_first);
         let allocated =
             allocated.map(|(now, before)| now.allocated.saturating_sub(before.allocated));
         let allocated = allocated.map(|pages| shared.a_second(pages));
-        let both = counters.as_ref().zip(self.last.as_ref());
         let pressure = |(now, before)| pressure(now, before, length_ns);
         self.pressure = both.map(pressure).unwrap_or_default();
+        let reclaims = self.pressure.reclaimed_ns != Some(0);
+        let least = least_pages(memory.map_or(0, |memory| memory.total), self.page_size);
+        let swap_state = rates.map_or(SwapState::Unknown, |rates| {
+            self.states.advance(self.without_limits(rates, reclaims), least)
+        });
         let least_available = memory.and_then(|memory| memory.available);
         self.now = HostSwap {
             state: swap_state,
@@ -187,7 +186,7 @@ impl Watch {
 
     /// The memory cgroup that is a VM's own.
     pub fn cgroup(&self, vm: usize) -> Option<&MemoryCgroup> {
-        self.vms.get(&vm)?.cgroup.as_ref()
+        self.vms.get(&vm)?.cgroup()
     }
 
     /// The outermost memory cgroup that is a VM's own.

@@ -16,12 +16,10 @@ pub(super) const LIMIT_NS: u64 = 30_000_000_000;
 /// A VM, followed.
 #[derive(Default)]
 pub(super) struct WatchedVm {
-    /// The one that is its alone.
-    pub(super) cgroup: Option<MemoryCgroup>,
     pub(super) is_checked: bool,
     last: Option<CgroupCounters>,
     limit: Option<Limit>,
-    /// All cgroups that are its own, the outermost last.
+    /// The cgroups that are its alone, the outermost last.
     own: Vec<MemoryCgroup>,
     /// [`Limit::hits`] at the last look.
     hits: Option<u64>,
@@ -86,16 +84,21 @@ impl WatchedVm {
     pub(super) fn check(&mut self, proc: &Path, hierarchy: Option<&Hierarchy>, of: &Vm) {
         let own = hierarchy.and_then(|hierarchy| hierarchy.own(proc, of));
         self.is_checked = true;
-        let around = own.clone().map(|own| own.with_own_around(proc, of.id.pid));
-        self.own = around.unwrap_or_default();
-        let limit = Limit::least(&self.own);
+        let own = own.map(|own| own.with_own_around(proc, of.id.pid)).unwrap_or_default();
+        let limit = Limit::least(&own);
         if limit != self.limit {
             (self.hits, self.limit) = (None, limit);
         }
         self.now.limit = self.limit.as_ref().map(|limit| limit.bytes);
-        if own != self.cgroup {
-            (self.cgroup, self.last) = (own, None);
+        if own.first() != self.cgroup() {
+            self.last = None;
         }
+        self.own = own;
+    }
+
+    /// Its own cgroup.
+    pub(super) fn cgroup(&self) -> Option<&MemoryCgroup> {
+        self.own.first()
     }
 
     /// The outermost cgroup that is its own.
@@ -126,7 +129,7 @@ impl WatchedVm {
     ) {
         let since = std::mem::take(&mut self.since);
         self.look_at_limit(shared.length_ns);
-        let now = self.cgroup.as_ref().and_then(|cgroup| cgroup.read().ok());
+        let now = self.cgroup().and_then(|cgroup| cgroup.read().ok());
         let before = std::mem::replace(&mut self.last, now.clone());
         let grown = now.as_ref().zip(before.as_ref());
         let of = |field: fn(&CgroupCounters) -> Option<u64>| {

@@ -116,7 +116,7 @@ impl Sampler {
             let is_fault = metric.name.is_always_written();
             let seen =
                 if is_fault { run.coverage } else { coverage_of(&host.declared, &metric.name) };
-            metric.coverage = seen.max(of_hidden(run, &metric.name));
+            metric.coverage = seen.max(run.at_best(&metric.name));
         }
         let counts = tracked.counts(shared);
         let swapins = host.sees(&Metric::Swapin.into()).then_some(swapins);
@@ -187,13 +187,8 @@ fn note_seen(run: &mut RunVm, tracked: &Tracked, seen: Seen) {
         run.vcpus_known_by = Some(known_by.to_owned());
     }
     run.seen.merge(seen);
-    run.coverage = run.seen.coverage().max(of_hidden(run, &Metric::FaultMinor.into()));
+    run.coverage = run.seen.coverage().max(run.at_best(&Metric::FaultMinor.into()));
     run.vcpu_times = tracked.times.totals();
-}
-
-/// How much of a metric can be seen at best, where the kernel hides faults of the VM.
-fn of_hidden(run: &RunVm, metric: &MetricName) -> Coverage {
-    run.hidden(metric).map_or(Coverage::Full, |_| Coverage::Partial)
 }
 
 /// What an interval adds to the VM's totals.

@@ -165,6 +165,13 @@ mod tests {
         }
     }
 
+    /// A vCPU out of its guest.
+    fn vcpu(exit_ns: u64, marks: u64, thread: Thread) -> Thread {
+        thread.window.exit_ns.store(exit_ns, SeqCst);
+        thread.window.reason.store(marks | 0x400, SeqCst);
+        thread
+    }
+
     /// A fault of 2.5 intervals is three shares, none above the whole.
     #[test]
     fn an_open_fault_counts_where_it_is_waited() {
@@ -217,9 +224,7 @@ mod tests {
     #[test]
     fn a_pause_in_an_open_window_is_no_stall() {
         let mut waits = Waits::default();
-        let vcpu = thread(0, 0);
-        vcpu.window.exit_ns.store(1_000, SeqCst);
-        vcpu.window.reason.store(MEMORY | 0x400, SeqCst);
+        let vcpu = vcpu(1_000, MEMORY, thread(0, 0));
         let mut advance = |now| waits.advance(&vcpu, StallSource::Windows, now, 1_000, |_| true);
         assert_eq!(advance(1_500), 500);
         vcpu.window.user_since_ns.store(1_600, SeqCst);
@@ -234,9 +239,7 @@ mod tests {
     #[test]
     fn faults_in_other_exits_count_where_they_are_waited() {
         let mut waits = Waits::default();
-        let vcpu = thread(7_000, 500);
-        vcpu.window.exit_ns.store(400, SeqCst);
-        vcpu.window.reason.store(MMIO | 0x400, SeqCst);
+        let vcpu = vcpu(400, MMIO, thread(7_000, 500));
         vcpu.window.waited_before_ns.store(7_000, SeqCst);
         let mut advance = |now| waits.advance(&vcpu, StallSource::Windows, now, 1_000, |_| true);
         assert_eq!([advance(1_000), advance(2_000)], [500, 1_000]);
@@ -253,9 +256,7 @@ mod tests {
     #[test]
     fn faults_while_a_vcpu_is_held_are_no_stall() {
         let mut waits = Waits::default();
-        let vcpu = thread(0, 500);
-        vcpu.window.exit_ns.store(400, SeqCst);
-        vcpu.window.reason.store(PAUSED | 0x400, SeqCst);
+        let vcpu = vcpu(400, PAUSED, thread(0, 500));
         let advanced = waits.advance(&vcpu, StallSource::Windows, 1_000, 1_000, |_| true);
         assert_eq!(advanced, 0);
     }

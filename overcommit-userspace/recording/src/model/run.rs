@@ -391,13 +391,16 @@ impl RunVm {
         self.backing = vm.backing();
         self.cgroup.clone_from(&vm.cgroup);
     }
-}
 
-impl RunVm {
     /// Why a metric of it misses what the kernel's own counters miss too, if so.
-    pub fn hidden(&self, metric: &MetricName) -> Option<&str> {
+    fn hidden(&self, metric: &MetricName) -> Option<&str> {
         let is_of_faults = metric.is_always_written() || *metric == FaultBacking::Hugetlb.into();
         self.faults_hidden.as_deref().filter(|_| is_of_faults)
+    }
+
+    /// How much of a metric is seen of it at best.
+    pub fn at_best(&self, metric: &MetricName) -> Coverage {
+        self.hidden(metric).map_or(Coverage::Full, |_| Coverage::Partial)
     }
 }
 
@@ -416,10 +419,7 @@ impl Run {
                 let entry = self.coverage.iter().find(|entry| metric.is_in(&entry.metric));
                 absent(entry.and_then(|entry| entry.not_seen.first()).map_or("", String::as_str))
             }
-            coverage => match vm.hidden(metric) {
-                Some(why) => (coverage.max(Coverage::Partial), Some(why.to_owned())),
-                None => (coverage, None),
-            },
+            coverage => (coverage.max(vm.at_best(metric)), vm.hidden(metric).map(str::to_owned)),
         }
     }
 

@@ -402,11 +402,10 @@ fn summary_metric(
     totals: &VmTotals,
 ) -> SummaryMetric {
     let latencies: &Latencies = &metric.latencies;
-    let hidden = vm.hidden(name).map_or(Coverage::Full, |_| Coverage::Partial);
     let count = latencies.count();
     SummaryMetric {
         metric: name.clone(),
-        coverage: metric.coverage.max(hidden),
+        coverage: metric.coverage.max(vm.at_best(name)),
         count,
         rate_per_s: per_second(count, totals.length_ns).unwrap_or(0.0),
         sum_ns: latencies.sum_ns,

@@ -3,7 +3,7 @@
 use crate::model::columns::{self, Column, Unit};
 use crate::model::metric::FAMILIES;
 use crate::recording::span;
-use crate::summary::table::COLUMNS;
+use crate::summary::table;
 use std::fmt::Write;
 
 /// docs/columns.md: every metric, and every column of every file.
@@ -20,15 +20,20 @@ pub fn columns() -> String {
     for family in FAMILIES {
         let _ = writeln!(text, "| `{}` | {} |", family.name, family.about);
     }
-    table(&mut text, "host.csv", "one row per interval", &columns::host());
-    table(&mut text, "vms.csv", "one row per interval and VM", &columns::vms());
-    table(&mut text, "intervals.csv", "one row per interval, VM and metric", &columns::metrics());
+    columns_of(&mut text, "host.csv", "one row per interval", &columns::host());
+    columns_of(&mut text, "vms.csv", "one row per interval and VM", &columns::vms());
+    columns_of(
+        &mut text,
+        "intervals.csv",
+        "one row per interval, VM and metric",
+        &columns::metrics(),
+    );
     let rows = "one row per interval, victim and aggressor";
-    table(&mut text, "evictions.csv", rows, &columns::evictions());
+    columns_of(&mut text, "evictions.csv", rows, &columns::evictions());
     let rows = "one row per fault of at least `--slow-faults`";
-    table(&mut text, "slow-faults.csv", rows, &columns::slow_faults());
+    columns_of(&mut text, "slow-faults.csv", rows, &columns::slow_faults());
     head(&mut text, "summary.csv", "one row per VM and metric, of the whole run");
-    COLUMNS.iter().for_each(|column| row(&mut text, column.name, column.unit, column.about));
+    table::columns().for_each(|column| row(&mut text, column.name, column.unit, column.about));
     let [at, text_of] = span::COLUMNS;
     head(&mut text, "marks.csv", "one row per `mark`");
     row(&mut text, at, Unit::Microseconds, "When, in Unix time");
@@ -36,7 +41,7 @@ pub fn columns() -> String {
     text
 }
 
-fn table<T>(text: &mut String, file: &str, rows: &str, columns: &[Column<T>]) {
+fn columns_of<T>(text: &mut String, file: &str, rows: &str, columns: &[Column<T>]) {
     head(text, file, rows);
     columns.iter().for_each(|column| row(text, &column.name, column.unit, &column.about));
 }
