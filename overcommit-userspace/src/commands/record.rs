@@ -25,7 +25,6 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use overcommit_recording::format::text::{parse_duration, parse_interval, parse_positive_duration};
-use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::{Options, Run, StoppedBy};
 use overcommit_recording::recording::{Folder, Owner, Writer, single};
@@ -175,7 +174,8 @@ async fn record(args: Args) -> Result<ExitCode> {
         slow_faults: args.slow_faults.is_some(),
     };
     let progress = Progress::new(!args.quiet, args.duration);
-    let mut taker = Taker { writer, progress, is_quiet: args.quiet, has_said_unserved: false };
+    let mut taker =
+        Taker { writer, progress, is_quiet: args.quiet, has_said_unserved: false, ends_told: 0 };
     // What the load does while it shuts down is none of the recording's.
     let take = |run: &Run, told: Told<'_>| taker.take(run, told);
     let end = follow(&until, &mut session, &mut waiter, &mut load, take).await;
@@ -206,7 +206,11 @@ struct Taker {
     progress: Progress,
     is_quiet: bool,
     has_said_unserved: bool,
+    ends_told: usize,
 }
+
+/// VMs whose end is told of, one by one.
+const ENDS_TOLD: usize = 100;
 
 impl Taker {
     fn take(&mut self, run: &Run, told: Told<'_>) -> Result<()> {
@@ -223,9 +227,12 @@ impl Taker {
             Told::SlowFaults(faults) => self.writer.write_slow_faults(run, faults),
             Told::Ended(vm) => {
                 let vm = &run.vms[vm];
-                let is_lost = vm.ended_by.is_some() || vm.exit.is_some_and(Exit::is_failure);
-                if !self.is_quiet || is_lost {
+                if self.ends_told < ENDS_TOLD && (!self.is_quiet || vm.was_lost()) {
+                    self.ends_told += 1;
                     self.say(&ended(run, vm));
+                    if self.ends_told == ENDS_TOLD {
+                        self.say("more VMs may end; only the report will name them");
+                    }
                 }
                 Ok(())
             }

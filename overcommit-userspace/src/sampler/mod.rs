@@ -2,6 +2,7 @@
 
 pub mod carry;
 mod drain;
+mod ended;
 pub mod evictions;
 pub mod roster;
 mod run_delay;
@@ -78,6 +79,16 @@ impl Sampler {
     /// VMs that found no free slot.
     pub fn without_slot(&self) -> u64 {
         self.roster.without_slot()
+    }
+
+    /// VMs that ended and are not kept.
+    pub fn left_out(&self) -> u64 {
+        self.roster.left_out()
+    }
+
+    /// An interval is over: places of VMs that ended before it may be taken by others.
+    pub fn next_interval(&mut self, run: &[RunVm]) {
+        self.roster.next_interval(run);
     }
 
     /// Names of some of them.
@@ -178,7 +189,7 @@ impl Sampler {
     pub fn aggressor(&self, aggressor: u64) -> Option<Aggressor> {
         let (kind, id) = unpack_aggressor(aggressor)?;
         let (pid, roster) = (id.cast_signed(), &self.roster);
-        let recorded = roster.vms().iter().rev().find(|vm| vm.id.pid == pid);
+        let recorded = self.vm_of(pid).map(|vm| &roster.vms()[vm]);
         match kind {
             AggressorKind::Kernel if pid == 0 => Some(of_kernel(pid, String::new())),
             AggressorKind::Kernel => Some(of_kernel(pid, roster.process(pid)?)),
@@ -188,6 +199,12 @@ impl Sampler {
                 None => Some(of_process(pid, roster.process(pid)?)),
             },
         }
+    }
+
+    /// The VM of that process, the latest should the PID have been used again.
+    pub fn vm_of(&self, pid: i32) -> Option<usize> {
+        let vms = self.roster.vms().iter().enumerate().filter(|(_, vm)| vm.id.pid == pid);
+        Some(vms.max_by_key(|(_, vm)| vm.id.start_ticks)?.0)
     }
 
     fn take_evictions(&mut self) -> Result<Vec<Eviction>> {

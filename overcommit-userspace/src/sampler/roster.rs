@@ -3,6 +3,7 @@
 
 use crate::kernel::TICK_NS;
 use crate::sampler::FaultCounts;
+use crate::sampler::ended::Ended;
 use crate::vm::Discovery;
 use crate::vm::owner::{GONE, Slots};
 use anyhow::Result;
@@ -61,6 +62,7 @@ pub struct Roster {
     /// Those without a slot, with the users that they count for.
     unserved: BTreeMap<VmId, (Name, Option<u32>)>,
     missed: u64,
+    ended: Ended,
 }
 
 impl Roster {
@@ -74,7 +76,18 @@ impl Roster {
             done: BTreeSet::new(),
             unserved: BTreeMap::new(),
             missed: 0,
+            ended: Ended::default(),
         }
+    }
+
+    /// An interval is over.
+    pub(super) fn next_interval(&mut self, run: &[RunVm]) {
+        self.ended.next_interval(run);
+    }
+
+    /// VMs that ended and are not kept.
+    pub fn left_out(&self) -> u64 {
+        self.ended.left_out()
     }
 
     /// A process as a VM, whether it is meant or not.
@@ -199,14 +212,14 @@ impl Roster {
     /// Keeps these VMs alone, in this order.
     pub(super) fn restart(&mut self, running: &[usize]) {
         self.vms = running.iter().map(|index| self.vms[*index].clone()).collect();
-        self.missed = 0;
+        (self.missed, self.ended) = (0, Ended::default());
     }
 
     pub(super) fn open(&self, id: VmId) -> Option<Process> {
         self.discovery.open(id).ok()
     }
 
-    /// Takes up a VM; gives its index.
+    /// Takes up a VM, in the place of one that ended where so many did; gives its index.
     pub(super) fn add(
         &mut self,
         vm: Vm,
@@ -216,6 +229,14 @@ impl Roster {
     ) -> usize {
         self.unserved.remove(&vm.id);
         let found = RunVm::found(&vm, run, now, faults_before);
+        let place = self.ended.leave_out();
+        // The folder of one that was left out may be there for a moment.
+        let is_new = self.ended.left_out() == 0;
+        let found = if is_new { found } else { found.with_folder_of_its_own() };
+        if let Some(place) = place {
+            (run[place], self.vms[place]) = (found, vm);
+            return place;
+        }
         run.push(found);
         self.vms.push(vm);
         self.vms.len() - 1
@@ -224,7 +245,7 @@ impl Roster {
     /// A VM has ended.
     pub(super) fn ended(&mut self, vm: usize) {
         let id = self.vms[vm].id;
-        self.slots.remove(id);
+        self.ended.add(vm, self.slots.remove(id).is_some());
         // Its entry in /proc may outlive it; it is not to be found again.
         self.rule_out(id);
     }

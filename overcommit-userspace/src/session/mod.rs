@@ -34,7 +34,6 @@ use overcommit_recording::model::run::{
 };
 use overcommit_recording::model::slow_fault::SlowFault;
 use overcommit_recording::model::state::StateTimes;
-use overcommit_recording::model::vm::Vm;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
@@ -247,9 +246,8 @@ impl RunningSession {
         let mut told = Vec::with_capacity(faults.len());
         for (metric, fault) in faults {
             let Session { sampler, run, stacks, .. } = &mut self.session;
-            // The latest, should the PID have been used again; none of a VM that is not recorded.
-            let is_its = |vm: &Vm| vm.id.pid == fault.vm_tgid.cast_signed();
-            let Some(vm) = sampler.vms().iter().rposition(is_its) else { continue };
+            // None of a VM that is not recorded.
+            let Some(vm) = sampler.vm_of(fault.vm_tgid.cast_signed()) else { continue };
             let stack = fault.stack.checked_sub(1).map(|number| stacks.folded(number));
             let aggressor = aggressors.entry(fault.aggressor);
             let aggressor = aggressor.or_insert_with_key(|word| sampler.aggressor(*word)).clone();
@@ -284,7 +282,9 @@ impl RunningSession {
     pub fn end_interval(&mut self, boundary_us: Option<u64>) -> Result<Interval> {
         self.drain(self.open.number == 0 || boundary_us.is_none())?;
         let number = self.open.number + 1;
-        self.session.run.recorded.intervals = number;
+        let Session { sampler, run, .. } = &mut self.session;
+        run.recorded.intervals = number;
+        sampler.next_interval(&run.vms);
         let start_us = boundary_us.unwrap_or(self.last.realtime_ns / 1_000);
         let next = OpenInterval { start: self.last, start_us, number, seen: None };
         let ended = std::mem::replace(&mut self.open, next);
@@ -395,5 +395,6 @@ fn not_counted(sampler: &mut Sampler) -> NotCounted {
         programs_skipped: sampler.skipped(),
         vms_without_slot: sampler.without_slot(),
         unserved: sampler.unserved(),
+        vms_left_out: sampler.left_out(),
     }
 }

@@ -18,15 +18,13 @@ const OF_MANAGERS: [&str; 3] = ["/machine.slice/", "/machine/", "/qemu.slice/"];
 const ROOM: usize = 64;
 /// VMs that one such user has in any case.
 const SHARE: usize = 16;
-/// VMs that one such user may have had in a recording, which keeps a few lines of each.
-const EVER: usize = 1000;
 /// The user whom VMs count for that were gone before anybody could look whose they were.
 pub const GONE: u32 = u32::MAX;
 /// Slots that are kept for others.
 const RESERVED: usize = 16;
 
-/// The user who logs in and whom a VM runs as, in a container of theirs or not; `None` of a service's or a manager's, or of one that
-/// is gone.
+/// The user who logs in and whom a VM runs as, in a container of theirs or not; `None` of a
+/// service's or a manager's, or of one that is gone.
 pub fn login_user(process: &Process, vm: &Vm) -> Option<u32> {
     if vm.cgroup.as_deref().is_some_and(is_of_manager) {
         return None;
@@ -68,17 +66,13 @@ pub fn with_room(vms: &[Vm], user: impl Fn(&Vm) -> Option<u32>) -> usize {
 #[derive(Debug, Default)]
 pub struct Slots {
     held: BTreeMap<VmId, Option<u32>>,
-    /// How many each user who logs in has had so far.
-    had: HashMap<u32, usize>,
 }
 
 impl Slots {
     /// Whether a VM may have one of the slots that are free.
     pub fn may_have(&self, user: Option<u32>, free: usize) -> bool {
-        let Some(login) = user else { return true };
-        let had = self.had.get(&login).copied().unwrap_or(0);
         let held = || self.held.values().filter(|holder| **holder == user).count();
-        had < EVER && (Self::are_ample(free) || held() < SHARE)
+        user.is_none() || Self::are_ample(free) || held() < SHARE
     }
 
     /// Whether anybody may have one.
@@ -89,14 +83,11 @@ impl Slots {
     /// A VM has one.
     pub fn add(&mut self, vm: VmId, user: Option<u32>) {
         self.held.insert(vm, user);
-        if let Some(user) = user {
-            *self.had.entry(user).or_default() += 1;
-        }
     }
 
-    /// It has given it back.
-    pub fn remove(&mut self, vm: VmId) {
-        self.held.remove(&vm);
+    /// It has given it back; gives the user who logs in and whose it was.
+    pub fn remove(&mut self, vm: VmId) -> Option<u32> {
+        self.held.remove(&vm).flatten()
     }
 
     /// Whether it has one.
@@ -128,21 +119,6 @@ mod tests {
         slots.remove(id(0));
         assert!(!slots.has(id(0)) && slots.has(id(1)));
         assert!(slots.may_have(Some(1000), free + 1));
-    }
-
-    #[test]
-    fn a_user_who_starts_vms_without_end_is_recorded_to_a_bound() {
-        let mut slots = Slots::default();
-        for pid in 0..3_000 {
-            for (vm, user) in [(id(pid), Some(1000)), (id(pid + 3_000), None)] {
-                if slots.may_have(user, 64) {
-                    slots.add(vm, user);
-                    slots.remove(vm);
-                }
-            }
-        }
-        assert_eq!(slots.had, HashMap::from([(1000, EVER)]));
-        assert!(slots.may_have(None, 64) && slots.may_have(Some(1001), 64));
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub const SCHEMA: &str = "overcommit.run";
 /// See [`SCHEMA`].
 pub const MAJOR: u32 = 1;
 
+/// VMs that ended and are kept in a recording, at the most.
+pub const ENDED_VMS_KEPT: usize = 500;
+
 /// run.json. Durations and times in the unit of their name's end.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Run {
@@ -347,6 +350,9 @@ pub struct NotCounted {
     /// Names of some of them.
     #[serde(default)]
     pub unserved: Vec<String>,
+    /// VMs that were recorded and ended, and of which no more than this number is kept.
+    #[serde(default)]
+    pub vms_left_out: u64,
 }
 
 impl RunVm {
@@ -354,12 +360,7 @@ impl RunVm {
     /// behind it if another VM has that. Case is folded: some file systems do.
     pub fn found(vm: &Vm, others: &[Self], now: &Clocks, faults_before: [u64; 2]) -> Self {
         let first = vm.name.folder();
-        let numbered = (2..).map(|number: u64| {
-            let suffix = format!("~{number}");
-            // The name is ASCII, and the whole is to stay as short.
-            let room = FOLDER_MAX - suffix.len();
-            format!("{}{suffix}", &first[..first.len().min(room)])
-        });
+        let numbered = (2..).map(|number: u64| with_suffix(&first, &format!("~{number}")));
         let taken: BTreeSet<String> =
             others.iter().map(|vm| vm.folder.to_ascii_lowercase()).collect();
         let is_free = |folder: &String| !taken.contains(&folder.to_ascii_lowercase());
@@ -384,6 +385,17 @@ impl RunVm {
         found
     }
 
+    /// With a folder that no VM ever had, not even one that is left out by now.
+    pub fn with_folder_of_its_own(mut self) -> Self {
+        self.folder = with_suffix(&self.folder, &format!("~{}", self.vm_id));
+        self
+    }
+
+    /// Whether it is known to have failed, or to have been killed for its memory.
+    pub fn was_lost(&self) -> bool {
+        self.ended_by.is_some() || self.exit.is_some_and(Exit::is_failure)
+    }
+
     /// Takes over what is known of it by now.
     pub fn follow(&mut self, vm: &Vm) {
         self.accelerator.clone_from(&vm.accelerator);
@@ -402,6 +414,12 @@ impl RunVm {
     pub fn at_best(&self, metric: &MetricName) -> Coverage {
         self.hidden(metric).map_or(Coverage::Full, |_| Coverage::Partial)
     }
+}
+
+/// The name of a folder with something behind it, and as short as one may be: it is ASCII.
+fn with_suffix(folder: &str, suffix: &str) -> String {
+    let room = FOLDER_MAX.saturating_sub(suffix.len());
+    format!("{}{suffix}", &folder[..folder.len().min(room)])
 }
 
 impl Run {

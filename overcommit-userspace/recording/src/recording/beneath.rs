@@ -94,11 +94,15 @@ pub(super) fn remove_folders(dir: &OwnedFd, name: &str, file: &str) -> Result<()
     for entry in Dir::read_from(&outer)? {
         let entry = entry?;
         let Ok(inner) = entry.file_name().to_str() else { continue };
-        if let Ok(folder) = open(&outer, inner, OFlags::DIRECTORY) {
-            let _ = fs::unlinkat(&folder, file, AtFlags::empty());
-            let _ = fs::unlinkat(&outer, inner, AtFlags::REMOVEDIR);
-        }
+        let _ = remove_folder(&outer, inner, file);
     }
+    Ok(fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Takes a folder away that holds nothing but the file of that name.
+pub(super) fn remove_folder(dir: &OwnedFd, name: &str, file: &str) -> Result<()> {
+    let folder = open(dir, name, OFlags::DIRECTORY)?;
+    fs::unlinkat(&folder, file, AtFlags::empty())?;
     Ok(fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 

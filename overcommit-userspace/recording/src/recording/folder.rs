@@ -218,6 +218,18 @@ impl Folder {
         cut().with_context(|| format!("cannot mend {}", self.file(name).display()))
     }
 
+    /// Takes the folder of a VM away, with its log.
+    ///
+    /// # Errors
+    /// It is not there, holds anything else, or the folder cannot be written.
+    pub fn remove_vm(&self, name: &str) -> Result<()> {
+        let remove = || {
+            let vms = beneath::subfolder(self.to_write()?, "vms", self.ids())?;
+            beneath::remove_folder(&vms, name, LATENCY_LOG)
+        };
+        remove().with_context(|| format!("cannot remove {}", self.file("vms").join(name).display()))
+    }
+
     /// The folder, to write into.
     fn to_write(&self) -> std::io::Result<&OwnedFd> {
         let its = rustix::fs::fstat(&self.held)?;

@@ -106,6 +106,7 @@ fn run_file() -> Run {
             programs_skipped: [("fentry_fault".to_owned(), 3)].into(),
             vms_without_slot: 1,
             unserved: vec!["late".to_owned()],
+            vms_left_out: 0,
         },
         host_state: HostState {
             unreadable: Some("a file is missing".to_owned()),

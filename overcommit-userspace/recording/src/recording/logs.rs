@@ -39,7 +39,12 @@ pub(super) struct Line {
 
 /// A VM's log, within the recording's folder.
 pub(super) fn name(vm: &RunVm) -> String {
-    format!("vms/{}/{LATENCY_LOG}", vm.folder)
+    name_in(&vm.folder)
+}
+
+/// As [`name`], by the VM's folder.
+pub(super) fn name_in(folder: &str) -> String {
+    format!("vms/{folder}/{LATENCY_LOG}")
 }
 
 /// Where the head of a log and that many lines of metrics end; before a torn one at the latest.

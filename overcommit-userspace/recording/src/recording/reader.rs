@@ -1,7 +1,7 @@
 //! Reads a recording back from its files alone, a cut-off one too, one interval after the other.
 
 use crate::format::hlog;
-use crate::model::columns::{self, STALL_RUNQ, SWAPINS_BY_DEVICE, VCPUS_UNKNOWN};
+use crate::model::columns::{self, Members, STALL_RUNQ, SWAPINS_BY_DEVICE, VCPUS_UNKNOWN};
 use crate::model::evictions::Eviction;
 use crate::model::interval::{HostInterval, Interval, MetricInterval, Place, VmInterval};
 use crate::model::metric::MetricName;
@@ -13,7 +13,6 @@ use crate::recording::rows::{Rows, whole_length};
 use crate::recording::run_file;
 use crate::recording::span::Span;
 use anyhow::{Context, Result};
-use std::collections::HashMap;
 
 /// A recording on disk.
 #[derive(Clone, Debug)]
@@ -87,8 +86,8 @@ impl Recording {
         wanted: Wanted<'_>,
         mut take: impl FnMut(&Interval, &[Vec<u8>]) -> Result<()>,
     ) -> Result<()> {
-        let ids = self.ids();
-        let mut files = Files::open(self, &ids)?;
+        let members = self.members();
+        let mut files = Files::open(self, &members)?;
         let mut reader = hlog::LineReader::default();
         while let Some((mut interval, lines)) = files.next()? {
             if span.holds(interval.place.start_us, interval.place.length_ns) {
@@ -104,12 +103,13 @@ impl Recording {
     /// # Errors
     /// The file cannot be read, or `take` fails.
     pub fn each_slow_fault(&self, mut take: impl FnMut(&SlowFault) -> Result<()>) -> Result<()> {
-        let (ids, folder) = (self.ids(), &self.folder);
+        let (members, folder) = (self.members(), &self.folder);
         if !folder.has(SLOW_FAULTS) {
             return Ok(());
         }
         let columns = columns::slow_faults();
-        let mut rows = Rows::open(folder, SLOW_FAULTS, columns, &ids, SlowFault::none, u64::MAX)?;
+        let mut rows =
+            Rows::open(folder, SLOW_FAULTS, columns, &members, SlowFault::none, u64::MAX)?;
         while let Some(row) = rows.take(0)? {
             take(&row.of)?;
         }
@@ -121,8 +121,8 @@ impl Recording {
     /// # Errors
     /// A file cannot be read.
     pub fn waits(&self) -> Result<Waits> {
-        let ids = self.ids();
-        let vms = Rows::open(&self.folder, VMS, columns::vms(), &ids, VmInterval::default, 0)?;
+        let members = self.members();
+        let vms = Rows::open(&self.folder, VMS, columns::vms(), &members, VmInterval::default, 0)?;
         Ok(match (vms.has(STALL_RUNQ), vms.has(VCPUS_UNKNOWN)) {
             (false, _) => Waits::AndForCpus,
             (true, false) => Waits::InMemoryExits,
@@ -130,16 +130,15 @@ impl Recording {
         })
     }
 
-    fn ids(&self) -> HashMap<&str, usize> {
-        let vms = self.run.vms.iter().enumerate();
-        vms.map(|(index, vm)| (vm.vm_id.as_str(), index)).collect()
+    fn members(&self) -> Members<'_> {
+        Members::of(&self.run)
     }
 
     /// Cuts away what lies behind the last interval that run.json knows, and a torn last line:
     /// of each file by itself, so that one that lost more takes nothing from the others.
     fn mend(&self) -> Result<()> {
-        let ids = self.ids();
-        let files = Files::open(self, &ids)?;
+        let members = self.members();
+        let files = Files::open(self, &members)?;
         let mut metrics = vec![0; self.run.vms.len()];
         self.folder.cut(INTERVALS, files.metrics.last(|row| metrics[row.vm] += 1)?)?;
         self.folder.cut(VMS, files.vms.last(|_| {})?)?;
@@ -176,23 +175,24 @@ struct Files<'a> {
 }
 
 impl<'a> Files<'a> {
-    fn open(recording: &'a Recording, ids: &'a HashMap<&'a str, usize>) -> Result<Self> {
+    fn open(recording: &'a Recording, members: &'a Members<'a>) -> Result<Self> {
         let Recording { run, folder, .. } = recording;
         let limit = run.recorded.intervals;
-        let host = || Rows::open(folder, HOST, columns::host(), ids, HostInterval::default, limit);
+        let host =
+            || Rows::open(folder, HOST, columns::host(), members, HostInterval::default, limit);
         let evictions = || {
             let columns = columns::evictions();
-            Rows::open(folder, EVICTIONS, columns, ids, Eviction::none, limit)
+            Rows::open(folder, EVICTIONS, columns, members, Eviction::none, limit)
         };
         Ok(Self {
             run,
             host: folder.has(HOST).then(host).transpose()?,
-            vms: Rows::open(folder, VMS, columns::vms(), ids, VmInterval::default, limit)?,
+            vms: Rows::open(folder, VMS, columns::vms(), members, VmInterval::default, limit)?,
             metrics: Rows::open(
                 folder,
                 INTERVALS,
                 columns::metrics(),
-                ids,
+                members,
                 MetricInterval::none,
                 limit,
             )?,

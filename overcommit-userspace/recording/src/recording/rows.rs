@@ -1,12 +1,11 @@
 //! Rows of a CSV file of a recording, read back one by one through its columns.
 
 use crate::format::csv::{reader, untext};
-use crate::model::columns::{Column, Draft, Unit};
+use crate::model::columns::{Column, Draft, Members, Unit};
 use crate::model::interval::Place;
 use crate::recording::folder::Folder;
 use crate::recording::lines::Lines;
 use anyhow::{Context, Result, bail};
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Take};
 
@@ -22,6 +21,16 @@ pub(super) struct Taken<T> {
     end: u64,
 }
 
+/// What a row turns out to be.
+enum Row<T> {
+    /// One that is to be read.
+    Taken(Taken<T>),
+    /// Of an interval that is not to be read, as are all after it.
+    Behind,
+    /// Of a VM that is left out.
+    LeftOut,
+}
+
 /// The rows of a file, in order, as far as lines are whole.
 pub(super) struct Rows<'a, T> {
     name: &'static str,
@@ -30,7 +39,7 @@ pub(super) struct Rows<'a, T> {
     columns: Vec<(usize, Column<T>)>,
     interval: Option<usize>,
     metrics: Option<usize>,
-    vms: &'a HashMap<&'a str, usize>,
+    vms: &'a Members<'a>,
     none: fn() -> T,
     next: Option<Taken<T>>,
     /// Intervals from this one on are not read.
@@ -49,7 +58,7 @@ impl<'a, T> Rows<'a, T> {
         folder: &Folder,
         name: &'static str,
         columns: Vec<Column<T>>,
-        vms: &'a HashMap<&'a str, usize>,
+        vms: &'a Members<'a>,
         none: fn() -> T,
         limit: u64,
     ) -> Result<Self> {
@@ -115,26 +124,34 @@ impl<'a, T> Rows<'a, T> {
         self.next = None;
         let mut record = csv::StringRecord::new();
         let name = self.name;
-        if !self.reader.read_record(&mut record).with_context(|| format!("cannot read {name}"))? {
-            return Ok(());
+        let failed = || format!("cannot read {name}");
+        while self.reader.read_record(&mut record).with_context(failed)? {
+            let line = self.reader.position().line() - 1;
+            let row =
+                self.read(&record).with_context(|| format!("cannot read {name}: line {line}"));
+            match row? {
+                Row::LeftOut => {}
+                Row::Behind => break,
+                Row::Taken(row) => {
+                    self.next = Some(row);
+                    break;
+                }
+            }
         }
-        let line = self.reader.position().line() - 1;
-        let row = self.read(&record).with_context(|| format!("cannot read {name}: line {line}"));
-        self.next = row?;
         Ok(())
     }
 
-    /// A row; `None` of an interval that is not to be read.
-    fn read(&self, record: &csv::StringRecord) -> Result<Option<Taken<T>>> {
+    fn read(&self, record: &csv::StringRecord) -> Result<Row<T>> {
         let number = self.interval.and_then(|cell| record.get(cell));
         if let Some(number) = number {
             let number: u64 =
                 number.parse().ok().with_context(|| format!("interval is {number:?}"))?;
             if number >= self.limit {
-                return Ok(None);
+                return Ok(Row::Behind);
             }
         }
-        let mut draft = Draft { vms: self.vms, place: Place::default(), of: (self.none)() };
+        let (place, of) = (Place::default(), (self.none)());
+        let mut draft = Draft { vms: self.vms, is_left_out: false, place, of };
         for (cell, column) in &self.columns {
             let cell = record.get(*cell).with_context(|| format!("no column {}", column.name))?;
             let plain = if column.unit == Unit::Text { untext(cell) } else { cell };
@@ -143,7 +160,10 @@ impl<'a, T> Rows<'a, T> {
         let metrics = self.metrics.and_then(|cell| record.get(cell));
         let metrics = metrics.and_then(|count| count.parse().ok()).unwrap_or(0);
         let end = self.reader.position().byte();
-        Ok(Some(Taken { place: draft.place, of: draft.of, metrics, end }))
+        if draft.is_left_out {
+            return Ok(Row::LeftOut);
+        }
+        Ok(Row::Taken(Taken { place: draft.place, of: draft.of, metrics, end }))
     }
 }
 

@@ -24,8 +24,17 @@ pub struct Writer {
     evictions: Table<Eviction>,
     /// `None` where slow faults are not wanted.
     slow_faults: Option<Table<SlowFault>>,
-    /// By VM; closed when it has ended.
-    latency_logs: Vec<Option<File>>,
+    /// By VM.
+    latency_logs: Vec<LatencyLog>,
+}
+
+/// The histogram log of a VM.
+struct LatencyLog {
+    vm_id: String,
+    /// The VM's folder.
+    folder: String,
+    /// `None` when the VM has ended.
+    file: Option<File>,
 }
 
 /// A CSV file with its columns.
@@ -77,7 +86,7 @@ impl Writer {
             folder,
         };
         // A VM of run.json has a log, whenever we are killed.
-        writer.begin_logs(run)?;
+        let _ = writer.begin_logs(run)?;
         writer.write_run(run)?;
         Ok(writer)
     }
@@ -88,7 +97,7 @@ impl Writer {
     /// A file cannot be written.
     pub fn write(&mut self, run: &Run, interval: &Interval) -> Result<()> {
         let place = &interval.place;
-        self.begin_logs(run)?;
+        let left_out = self.begin_logs(run)?;
         for vm in &interval.vms {
             self.write_latencies(run, place, vm)?;
         }
@@ -96,7 +105,9 @@ impl Writer {
         self.host.write(run, place, [&interval.host])?;
         self.evictions.write(run, place, &interval.evictions)?;
         self.intervals.write(run, place, interval.metrics())?;
-        self.write_run(run)
+        self.write_run(run)?;
+        // Not before: run.json named them.
+        left_out.iter().try_for_each(|folder| self.folder.remove_vm(folder))
     }
 
     /// A line for each metric in the VM's own log, which is closed when the VM has ended.
@@ -107,30 +118,40 @@ impl Writer {
             lines.extend(hlog::line(offset_ns, length_ns, &metric.name, &metric.latencies)?);
         }
         let log = &mut self.latency_logs[vm.vm];
-        if let Some(file) = log {
-            let failed = || format!("cannot write {}", logs::name(&run.vms[vm.vm]));
+        if let Some(file) = &mut log.file {
+            let failed = || format!("cannot write {}", logs::name_in(&log.folder));
             file.write_all(&lines).with_context(failed)?;
         }
         if run.vms[vm.vm].ended_us.is_some() {
-            *log = None;
+            log.file = None;
         }
         Ok(())
     }
 
-    /// Those of VMs that are new.
-    fn begin_logs(&mut self, run: &Run) -> Result<()> {
-        for vm in &run.vms[self.latency_logs.len().min(run.vms.len())..] {
-            self.latency_logs.push(Some(self.begin_log(run, vm)?));
+    /// Begins those of VMs that are new. Gives the folders of those whose place they take.
+    fn begin_logs(&mut self, run: &Run) -> Result<Vec<String>> {
+        let mut left_out = Vec::new();
+        for (place, vm) in run.vms.iter().enumerate() {
+            let there = self.latency_logs.get(place);
+            if there.is_some_and(|log| log.vm_id == vm.vm_id) {
+                continue;
+            }
+            let log = self.begin_log(run, vm)?;
+            match self.latency_logs.get_mut(place) {
+                Some(there) => left_out.push(std::mem::replace(there, log).folder),
+                None => self.latency_logs.push(log),
+            }
         }
-        Ok(())
+        Ok(left_out)
     }
 
-    fn begin_log(&self, run: &Run, vm: &RunVm) -> Result<File> {
+    fn begin_log(&self, run: &Run, vm: &RunVm) -> Result<LatencyLog> {
         let name = logs::name(vm);
-        let mut log = self.folder.append(&name)?;
+        let mut file = self.folder.append(&name)?;
         let head = hlog::header(run.clocks.start.realtime_ns / 1_000)?;
-        log.write_all(&head).with_context(|| format!("cannot write {name}"))?;
-        Ok(log)
+        file.write_all(&head).with_context(|| format!("cannot write {name}"))?;
+        let (vm_id, folder) = (vm.vm_id.clone(), vm.folder.clone());
+        Ok(LatencyLog { vm_id, folder, file: Some(file) })
     }
 
     /// Adds slow faults.
@@ -158,6 +179,7 @@ mod tests {
     use super::*;
     use crate::recording::reader::EVERY;
     use crate::recording::{Recording, Span};
+    use overcommit_ebpf::layout::Metric;
 
     #[test]
     fn a_recording_that_is_killed_before_its_first_interval_can_be_read() {
@@ -169,6 +191,50 @@ mod tests {
         let recording = Recording::open(&folder).unwrap();
         let nothing = |_: &Interval| -> Result<()> { panic!("there is no interval") };
         recording.each(Span::WHOLE, EVERY, nothing).unwrap();
+    }
+
+    #[test]
+    fn a_vm_that_is_left_out_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::create(&dir.path().join("run"), None).unwrap();
+        let vm = |name: &str| RunVm {
+            vm_id: format!("{name}-1"),
+            name: name.into(),
+            folder: name.into(),
+            ..RunVm::default()
+        };
+        let mut run = Run { schema: Run::schema(), vms: vec![vm("first")], ..Run::default() };
+        let mut writer = Writer::create(folder.clone(), &run).unwrap();
+        let mut write = |run: &mut Run, number| {
+            let place = Place { number, ..Place::default() };
+            let name = Metric::FaultMajor.into();
+            let vm = VmInterval {
+                metrics: vec![MetricInterval { name, ..MetricInterval::none() }],
+                ..VmInterval::default()
+            };
+            run.recorded.intervals = number + 1;
+            writer.write(run, &Interval { place, vms: vec![vm], ..Interval::default() }).unwrap();
+        };
+        let has = |folder: &Folder, name: &str| folder.path().join("vms").join(name).exists();
+        write(&mut run, 0);
+        assert!(has(&folder, "first"));
+        run.vms[0] = vm("second");
+        run.not_counted.vms_left_out = 1;
+        write(&mut run, 1);
+        assert!(!has(&folder, "first") && has(&folder, "second"));
+        let recording = Recording::open(&folder).unwrap();
+        let mut vms = Vec::new();
+        let take = |interval: &Interval| {
+            vms.push(interval.vms.iter().map(|vm| vm.metrics.len()).collect::<Vec<_>>());
+            Ok(())
+        };
+        recording.each(Span::WHOLE, EVERY, take).unwrap();
+        assert_eq!(vms, [vec![], vec![1]]);
+        // Nobody said that one was left out: then something is wrong.
+        run.not_counted.vms_left_out = 0;
+        writer.write_run(&run).unwrap();
+        let error = Recording::open(&folder).unwrap_err();
+        assert!(format!("{error:#}").contains("vm_id is \"first-1\""), "{error:#}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::model::coverage::Coverage;
 use crate::model::interval::Place;
 use crate::model::name::escape;
 use crate::model::pattern::Pattern;
-use crate::model::run::{Run, StoppedBy};
+use crate::model::run::{ENDED_VMS_KEPT, Run, StoppedBy};
 use crate::slo::{Judged, Verdict};
 use crate::summary::cause::LEAST_TAKEN;
 use crate::summary::verdict::Fared;
@@ -251,6 +251,11 @@ fn not_seen(text: &mut String, run: &Run, summary: &Summary, is_full: bool) {
         let names = if names.is_empty() { names } else { format!(" ({names})") };
         let why = "not recorded: no slot was free, or its user had reached the limit".to_owned();
         facts.push((vms(without_slot as usize) + &names, why));
+    }
+    let left_out = run.not_counted.vms_left_out;
+    if left_out > 0 {
+        let why = format!("not kept: of VMs that ended, a recording keeps {ENDED_VMS_KEPT}");
+        facts.push((vms(left_out as usize), why));
     }
     let skipped: u64 = run.not_counted.programs_skipped.values().sum();
     let seen: u64 = summary.seen().map(|vm| vm.faults_counted).sum();

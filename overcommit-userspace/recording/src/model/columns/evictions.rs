@@ -27,8 +27,7 @@ pub fn evictions() -> Vec<Column<Eviction>> {
             "The VM whose pages were taken; empty of memory that is no recorded VM's own",
             |row, _| victim(row, |vm| vm.vm_id.clone()),
             |draft, _, cell| {
-                let vm = || draft.vms.get(cell).copied();
-                draft.of.victim = if cell.is_empty() { None } else { Some(vm()?) };
+                draft.of.victim = if cell.is_empty() { None } else { Some(draft.member(cell)?) };
                 Some(())
             },
         )

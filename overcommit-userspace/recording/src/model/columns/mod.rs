@@ -37,10 +37,40 @@ pub struct Row<'a, T> {
     pub of: &'a T,
 }
 
+/// The VMs of a recording.
+#[derive(Debug, Default)]
+pub struct Members<'a> {
+    by_id: HashMap<&'a str, usize>,
+    /// Whether others were left out, of which there may be rows.
+    are_more: bool,
+}
+
+impl<'a> Members<'a> {
+    /// Those of a recording.
+    pub fn of(run: &'a Run) -> Self {
+        let vms = run.vms.iter().enumerate();
+        Self {
+            by_id: vms.map(|(index, vm)| (vm.vm_id.as_str(), index)).collect(),
+            are_more: run.not_counted.vms_left_out > 0,
+        }
+    }
+}
+
+impl<T> Draft<'_, T> {
+    /// The VM of that id. Notes where it is one that was left out.
+    fn member(&mut self, id: &str) -> Option<usize> {
+        let member = self.vms.by_id.get(id).copied();
+        self.is_left_out |= member.is_none() && self.vms.are_more;
+        member.or(self.vms.are_more.then_some(usize::MAX))
+    }
+}
+
 /// A record that is being read.
 pub struct Draft<'a, T> {
-    /// VMs of the recording by their ids.
-    pub vms: &'a HashMap<&'a str, usize>,
+    /// VMs of the recording.
+    pub vms: &'a Members<'a>,
+    /// Whether it is of a VM that is not among them.
+    pub is_left_out: bool,
     /// The interval.
     pub place: Place,
     /// The record.
@@ -239,7 +269,8 @@ fn who<T: OfVm>() -> [Column<T>; 4] {
         row.run.vms.get(row.of.vm()).map_or(Value::Absent, get)
     }
     let set: Set<T> = |draft, _, cell| {
-        draft.of.set_vm(*draft.vms.get(cell)?);
+        let vm = draft.member(cell)?;
+        draft.of.set_vm(vm);
         Some(())
     };
     [
