@@ -179,7 +179,7 @@ fn look() -> Result<Report> {
         .into();
     let coverage = sight::declared(&sight);
     let working_sets =
-        working_sets(kernel.as_ref().is_ok_and(|kernel| kernel.layout.mglru_sees_guests()));
+        working_sets(kernel.as_ref().is_ok_and(|kernel| kernel.layout.mglru_sees_guests));
     let reach = match auto {
         None => Reach::Nothing,
         Some(_) if absent(&coverage).is_empty() && is_measured(&working_sets) => Reach::Full,

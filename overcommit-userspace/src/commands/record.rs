@@ -310,14 +310,14 @@ async fn begin(
     waiter: &mut Waiter,
 ) -> Result<Result<(Session, HostOptions, Option<Load>), ExitCode>> {
     let kernel = Kernel::read().context("no backend works here")?;
-    args.host.require_working_set(kernel.layout.mglru_sees_guests())?;
+    args.host.require_working_set(kernel.layout.mglru_sees_guests)?;
     let decision = choose(&kernel, args.backend)?;
     let mut want = Want::new(&selection, vms);
     (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
     want.causes = args.causes;
     want.without.clone_from(&args.without);
     let roster = Roster::new(Discovery::new("/proc"), selection);
-    let host = args.host.read(kernel.layout.mglru_sees_guests());
+    let host = args.host.read(kernel.layout.mglru_sees_guests);
     let attached = Session::attach(&kernel, decision, roster, want);
     // Some tens of MiB.
     drop(kernel);

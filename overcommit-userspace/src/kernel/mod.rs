@@ -1,5 +1,6 @@
 //! What this host is.
 
+pub mod btf;
 pub mod capability;
 pub mod clock;
 pub mod exit_reasons;
@@ -49,33 +50,37 @@ pub fn page_size() -> u64 {
     procfs::page_size()
 }
 
-/// The names that the kernel itself has, without those of modules, with their addresses.
-pub struct Symbols(HashMap<String, u64>);
+/// Addresses of functions and variables of the kernel itself, not of its modules.
+pub struct Symbols(HashMap<&'static str, Option<u64>>);
 
 impl Symbols {
-    /// Reads them.
+    /// Looks for those of these names.
     ///
     /// # Errors
     /// /proc/kallsyms cannot be read.
-    pub fn read() -> Result<Self> {
-        Ok(Self::of(&kallsyms()?))
+    pub fn read(names: impl IntoIterator<Item = &'static str>) -> Result<Self> {
+        Ok(Self::of(&kallsyms()?, names))
     }
 
-    fn of(text: &str) -> Self {
-        let symbol = |line: &str| {
-            let (address, rest) = line.split_once(' ')?;
-            let name = rest.get(2..).filter(|name| !name.contains('\t'))?;
-            Some((name.to_owned(), u64::from_str_radix(address, 16).unwrap_or(0)))
-        };
-        // Of several that share a name the first counts.
-        Self(text.lines().rev().filter_map(symbol).collect())
+    fn of(text: &str, names: impl IntoIterator<Item = &'static str>) -> Self {
+        let mut symbols: HashMap<_, _> = names.into_iter().map(|name| (name, None)).collect();
+        for line in text.lines() {
+            let Some((address, rest)) = line.split_once(' ') else { continue };
+            // A letter for its kind and a space come first. A module's has the module behind it.
+            if let Some(symbol) = rest.get(2..).and_then(|name| symbols.get_mut(name)) {
+                // Of several that share a name the first counts.
+                symbol.get_or_insert(u64::from_str_radix(address, 16).unwrap_or(0));
+            }
+        }
+        Self(symbols)
     }
 
-    /// The address of a function or variable, 0 if the kernel hides it. `None` if it
-    /// has none: a function may be inlined, or have been given other arguments, which
-    /// shows in its name (`.isra`).
+    /// The address of one that was looked for, 0 if the kernel hides it. `None` if it has none: a
+    /// function may be inlined, or have been given other arguments, which shows in its name
+    /// (`.isra`).
     pub fn address(&self, name: &str) -> Option<u64> {
-        self.0.get(name).copied()
+        debug_assert!(self.0.contains_key(name), "nobody looked for {name}");
+        self.0.get(name).copied().flatten()
     }
 }
 
@@ -147,7 +152,8 @@ mod tests {
     fn only_the_kernels_own_whole_names_count() {
         let text = "ffffffff81000000 T do_swap_page\nffffffff81000040 t late.isra.0\n\
             ffffffffc0000000 t kvm_mmu_page_fault\t[kvm]\n0000000000000000 b nr_swapfiles\n";
-        let symbols = Symbols::of(text);
+        let names = ["do_swap_page", "swap_page", "late", "kvm_mmu_page_fault", "nr_swapfiles"];
+        let symbols = Symbols::of(text, names);
         assert_eq!(symbols.address("do_swap_page"), Some(0xffff_ffff_8100_0000));
         assert_eq!(symbols.address("swap_page"), None);
         assert_eq!(symbols.address("late"), None);

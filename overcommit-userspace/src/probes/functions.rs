@@ -111,6 +111,11 @@ impl Purpose {
     }
 }
 
+/// Every function that may be hooked.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    Purpose::ALL.into_iter().flat_map(|purpose| purpose.functions().iter().copied())
+}
+
 /// A hook whose programs are loaded.
 struct Hook {
     purpose: Purpose,

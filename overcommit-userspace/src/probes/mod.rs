@@ -47,6 +47,12 @@ use std::sync::atomic::Ordering::Relaxed;
 const LIFECYCLE: &[(&str, &str)] =
     &[("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
 
+/// Where swap areas are, and a function of which it matters whether there is one.
+const SYMBOLS: [&str; 3] = [NR_SWAPFILES, SWAP_INFO, FOLLOW_HUGETLB];
+const NR_SWAPFILES: &str = "nr_swapfiles";
+const SWAP_INFO: &str = "swap_info";
+const FOLLOW_HUGETLB: &str = "follow_hugetlb_page";
+
 /// Why sleep in faults is not seen.
 pub const NOT_ASKED_FOR: &str = "seen with --causes or --slow-faults";
 
@@ -71,7 +77,7 @@ impl Kernel {
             layout: KernelLayout::read(path)?,
             btf: Btf::parse_file(path, aya::Endianness::default())
                 .with_context(|| format!("cannot read {}", path.display()))?,
-            symbols: Symbols::read()?,
+            symbols: Symbols::read(functions::names().chain(SYMBOLS))?,
         })
     }
 }
@@ -164,10 +170,10 @@ impl Probes {
         groups.attach(&mut ebpf);
         let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
         kvm.follow();
-        let has_run_delay = kernel.layout.has_run_delay();
+        let has_run_delay = kernel.layout.has_run_delay;
         // get_user_pages handled them itself then, without handle_mm_fault and without account
         // (`follow_hugetlb_page`, mm/hugetlb.c, 6.1; gone in 6.6).
-        let hides_huge_faults = kernel.symbols.address("follow_hugetlb_page").is_some();
+        let hides_huge_faults = kernel.symbols.address(FOLLOW_HUGETLB).is_some();
         let probes = Self {
             ebpf,
             backend,

@@ -2,7 +2,7 @@
 
 use crate::kernel::layout::SWAP_TYPE;
 use crate::kernel::{self, IOCTL};
-use crate::probes::Kernel;
+use crate::probes::{Kernel, NR_SWAPFILES, SWAP_INFO};
 use anyhow::Result;
 use aya::maps::MapError;
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
@@ -88,8 +88,8 @@ impl Sizes {
 pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
     let Kernel { layout, symbols, .. } = kernel;
     let address = |name| symbols.address(name).unwrap_or(0);
-    let (nr_swapfiles, swap_info) = (address("nr_swapfiles"), address("swap_info"));
-    let zswap_loaded = layout.zswap_loaded();
+    let (nr_swapfiles, swap_info) = (address(NR_SWAPFILES), address(SWAP_INFO));
+    let zswap_loaded = layout.zswap_loaded;
     let offsets = layout.offsets()?.words();
     let folio_offsets = layout.folio_offsets().unwrap_or_default().words();
     let log_level: u8 = if sizes.verbose { u8::MAX } else { 0 };
