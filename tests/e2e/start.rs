@@ -7,10 +7,18 @@ use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use testbed::host::MemoryCgroup;
 use testbed::qemu::{Config, Vm};
 use testbed::{PATIENCE, as_child, await_some, overcommit};
 
-pub(crate) const TESTS: Tests = &[("a_start_that_fails_at_some_step_leaves_nothing", at_each_step)];
+pub(crate) const TESTS: Tests = &[
+    ("a_start_that_fails_at_some_step_leaves_nothing", at_each_step),
+    ("a_memory_limit_below_what_it_needs_is_told", below_its_need),
+];
+
+/// MiB in which the maps have no room, and in which everything has.
+const TOO_LITTLE: u64 = 48;
+const ENOUGH: u64 = 160;
 
 /// System calls of a start, how each may fail, words of which one says so, and at how many of its
 /// calls that is tried.
@@ -106,4 +114,28 @@ fn is_told(fault: &str, words: &str, output: &Output) -> Result<()> {
         }
         other => anyhow::bail!("it ended with {other:?}: {said}"),
     }
+}
+
+/// The kernel kills nobody, and nothing is left.
+fn below_its_need() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let _guest = Vm::start(&Config::new("guest", 4))?;
+    let cgroup = MemoryCgroup::new("recorder")?;
+    let record = |mebibytes| {
+        cgroup.limit(mebibytes)?;
+        let mut shell = Command::new("sh");
+        let enter = "echo $$ > \"$0\" && exec \"$@\"";
+        shell.args(["-c", enter]).arg(cgroup.procs()).arg(overcommit());
+        shell.args(["record", "--duration", "100ms", "--interval", "50ms", "--out"]);
+        shell.arg(dir.path().join("run"));
+        as_child(&mut shell, Signal::SIGKILL).output().context("cannot run sh")
+    };
+    let output = record(TOO_LITTLE)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(said.contains("raise the limit of the memory cgroup"), "{said}");
+    ensure!(!dir.path().join("run").exists(), "a folder is left");
+    let output = record(ENOUGH)?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
 }

@@ -3,10 +3,13 @@
 use crate::kernel::layout::SWAP_TYPE;
 use crate::kernel::{self, IOCTL};
 use crate::probes::{Kernel, NR_SWAPFILES, SWAP_INFO};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use aya::maps::MapError;
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use overcommit_ebpf::layout::{EVICTED, EVICTIONS_PER_VM, Metric, POOLED_PER_VM, STACKS};
+use nix::errno::Errno;
+use overcommit_ebpf::layout::{
+    EVICTED, EVICTIONS_PER_VM, Histogram, Metric, POOLED_PER_VM, STACKS, Thread,
+};
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
@@ -79,6 +82,12 @@ impl Sizes {
     pub const fn histograms(self) -> u32 {
         self.pool_at() + self.pooled()
     }
+
+    /// Bytes of the largest maps, which the kernel charges to the memory cgroup of this process.
+    const fn bytes(self) -> usize {
+        self.histograms() as usize * size_of::<Histogram>()
+            + self.threads as usize * size_of::<Thread>()
+    }
 }
 
 /// Creates the maps and readies the programs for loading.
@@ -132,7 +141,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("STACKS", sizes.stacks())
         .map_max_entries("EVICTED", sizes.evicted())
         .load(OBJECT)
-        .map_err(refused)
+        .map_err(|error| refused(error, sizes))
 }
 
 /// The deepest stack that the kernel takes, and the depth of `STACKS`, which it refuses if
@@ -140,10 +149,17 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
 const STACK_DEPTH: (&str, u32) = ("/proc/sys/kernel/perf_event_max_stack", 127);
 
 /// What the kernel refuses, why, and what to set where that is known.
-fn refused(error: EbpfError) -> anyhow::Error {
+fn refused(error: EbpfError, sizes: Sizes) -> anyhow::Error {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
         return anyhow::Error::new(error).context("the kernel refuses the eBPF programs");
     };
+    if io_error.raw_os_error() == Some(Errno::ENOMEM as i32) {
+        return anyhow!(
+            "no memory for the eBPF map {name}: the maps take {} MiB; raise the limit of the memory \
+             cgroup that overcommit runs in, if it has one",
+            sizes.bytes() >> 20
+        );
+    }
     let (setting, depth) = STACK_DEPTH;
     let deepest = std::fs::read_to_string(setting).ok().and_then(|text| text.trim().parse().ok());
     let why = match deepest.filter(|deepest: &u32| name == "STACKS" && *deepest < depth) {
