@@ -18,6 +18,7 @@ mod libvirt;
 mod lifecycle;
 mod links;
 mod memory;
+mod mishaps;
 mod objectives;
 mod readme;
 mod rights;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         lifecycle::TESTS,
         links::TESTS,
         memory::TESTS,
+        mishaps::TESTS,
         objectives::TESTS,
         readme::TESTS,
         rights::TESTS,

@@ -2,8 +2,11 @@
 
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 use testbed::host::{read, write};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
@@ -13,7 +16,10 @@ use testbed::undo::Undo;
 use testbed::{PATIENCE, await_some, run};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let mut scenarios: Vec<Scenario> = vec![("kvm_comes_late".to_owned(), Box::new(kvm_late))];
+    let mut scenarios: Vec<Scenario> = vec![
+        ("kvm_comes_late".to_owned(), Box::new(kvm_late)),
+        ("clock_steps_take_nothing".to_owned(), Box::new(clock_steps)),
+    ];
     if Path::new(SWITCH).exists() {
         scenarios.push(("cpu_goes_and_comes".to_owned(), Box::new(cpu_hotplug)));
     }
@@ -60,6 +66,44 @@ fn kvm_late(dir: &Path) -> Result<()> {
     ensure!(figure(&summary, "exit.io", "count")? > 0, "{summary:#}");
     // Or kvm could not be taken away again.
     run(Command::new("rmmod").args(["kvm_amd", "kvm"])).map(drop)
+}
+
+/// How the time of day is set, in hours; it is as before in the end.
+const STEPS: [i64; 3] = [1, -2, 1];
+
+fn clock_steps(dir: &Path) -> Result<()> {
+    let folder = dir.join("run");
+    let squeeze = Squeeze::new()?;
+    let mut guest = Vm::start(&Config { stopped: true, ..squeeze.config("moved") })?;
+    let recording = Recording::start(&folder, [""; 0])?;
+    let (before, start) = (guest.faults()?, Instant::now());
+    guest.resume()?;
+    for hours in STEPS {
+        let steps = || {
+            let run: serde_json::Value = serde_json::from_str(&read(folder.join("run.json"))?)?;
+            anyhow::Ok(run["clocks"]["steps"].as_array().context("no steps")?.len())
+        };
+        let seen = steps()?;
+        let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
+        clock_settime(ClockId::CLOCK_REALTIME, now + TimeSpec::new(hours * 3_600, 0))?;
+        await_some("the step", PATIENCE, || Ok((steps()? > seen).then_some(())))?;
+    }
+    guest.stop()?;
+    let elapsed = start.elapsed().as_secs_f64();
+    let folder = recording.end()?;
+    let after = guest.faults()?;
+    let summary = vm(&folder, "moved")?;
+    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
+        let counted = figure(&summary, metric, "count")?;
+        within_a_percent(metric, counted, after[kind] - before[kind], lost(&summary))?;
+    }
+    let intervals = rows(&folder, "host.csv")?;
+    let lengths = intervals.iter().map(|row| Ok(row["length_s"].parse::<f64>()?));
+    let lengths = lengths.collect::<Result<Vec<f64>>>()?;
+    println!("{elapsed} s in {lengths:?}");
+    ensure!(lengths.iter().all(|length| (0.0..60.0).contains(length)), "{lengths:?}");
+    ensure!(lengths.iter().sum::<f64>() >= elapsed, "{lengths:?} of {elapsed} s");
+    Ok(())
 }
 
 /// Majors before the CPU goes, while it is away, and after.

@@ -9,7 +9,7 @@ use testbed::host::{MemoryCgroup, Setting};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{figure, json, rows, vm};
+use testbed::results::{fault_share, figure, json, lost, rows, vm, within_a_percent};
 use testbed::squeeze::Squeeze;
 use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, await_some};
@@ -18,6 +18,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         ("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device)),
         ("migration_is_no_stall".to_owned(), Box::new(migration)),
+        ("postcopy_is_a_wait_for_another_process".to_owned(), Box::new(postcopy)),
         ("a_swapped_device_model_is_a_stall".to_owned(), Box::new(swapped_device_model)),
     ]
 }
@@ -103,6 +104,46 @@ fn migration(dir: &Path) -> Result<()> {
     println!("{exits} exits for memory, {stalls} of them stalls, share {share}");
     ensure!(exits >= WRITTEN * 256 / 4, "{exits} exits are too few");
     ensure!(stalls * 20 <= exits && share <= 0.01, "{stalls} stalls of {exits}, share {share}");
+    Ok(())
+}
+
+/// MiB of a VM that arrives, and bytes of them a second.
+const ARRIVING: u64 = 8;
+const BANDWIDTH: u64 = 1 << 20;
+
+/// A VM that runs where it arrives before its memory does waits for whoever brings that.
+fn postcopy(dir: &Path) -> Result<()> {
+    let uri = json!({ "uri": format!("unix:{}", dir.join("migration").display()) });
+    let mut source = Vm::start(&Config::new("leaves", ARRIVING))?;
+    source.await_passes(1)?;
+    let incoming = ["-incoming", "defer"];
+    let mut target = Vm::start(&Config { more: &incoming, ..Config::new("arrives", ARRIVING) })?;
+    let wanted = json!({ "capabilities": [{ "capability": "postcopy-ram", "state": true }] });
+    for vm in [&mut source, &mut target] {
+        vm.execute("migrate-set-capabilities", wanted.clone())?;
+    }
+    source.execute("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH }))?;
+    target.execute("migrate-incoming", uri.clone())?;
+    let recording = Recording::start(&dir.join("run"), [""; 0])?;
+    let before = target.faults()?;
+    source.execute("migrate", uri)?;
+    source.execute("migrate-start-postcopy", json!({}))?;
+    await_some("arrival", PATIENCE, || {
+        let state = target.execute("query-migrate", json!({}))?;
+        ensure!(state["status"] != "failed", "{state}");
+        Ok((state["status"] == "completed").then_some(()))
+    })?;
+    target.stop()?;
+    let after = target.faults()?;
+    let summary = vm(&recording.end()?, "arrives")?;
+    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
+        let counted = figure(&summary, metric, "count")?;
+        within_a_percent(metric, counted, after[kind] - before[kind], lost(&summary))?;
+    }
+    let share = fault_share(&summary, "userfault")?;
+    ensure!(share >= 0.5, "userfaults are {share} of the time of its faults");
+    let cause = &summary["verdict"];
+    println!("{cause}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ const LIMIT: u64 = 48;
 pub struct Squeeze {
     /// Where the limit is.
     pub cgroup: MemoryCgroup,
-    _swap: ZramSwap,
+    swap: ZramSwap,
     _settings: [Setting; 2],
 }
 
@@ -35,7 +35,15 @@ impl Squeeze {
         let cgroup = MemoryCgroup::new("squeeze")?;
         let swap = ZramSwap::new(1024)?;
         cgroup.limit(mebibytes)?;
-        Ok(Self { cgroup, _swap: swap, _settings: settings })
+        Ok(Self { cgroup, swap, _settings: settings })
+    }
+
+    /// Has all that is swapped brought back.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn swap_off(&self) -> Result<()> {
+        self.swap.off()
     }
 
     /// A VM in it.

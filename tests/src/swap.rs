@@ -9,6 +9,7 @@ use std::process::Command;
 
 /// Compressed memory as swap, of its own.
 pub struct ZramSwap {
+    device: String,
     _undo: Undo,
 }
 
@@ -33,7 +34,15 @@ impl ZramSwap {
         let name = device.trim_start_matches("/dev/");
         write(format!("/sys/block/{name}/disksize"), &format!("{mebibytes}M"))?;
         swap_on(&device)?;
-        Ok(Self { _undo: undo })
+        Ok(Self { device, _undo: undo })
+    }
+
+    /// Has all that is swapped there brought back.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn off(&self) -> Result<()> {
+        run(Command::new("swapoff").arg(&self.device)).map(drop)
     }
 }
 
