@@ -9,7 +9,7 @@ use testbed::host::{MemoryCgroup, Setting};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{fault_share, figure, json, lost, rows, vm, within_a_percent};
+use testbed::results::{fault_share, figure, json, rows, vm};
 use testbed::squeeze::Squeeze;
 use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, await_some};
@@ -125,7 +125,7 @@ fn postcopy(dir: &Path) -> Result<()> {
     source.execute("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH }))?;
     target.execute("migrate-incoming", uri.clone())?;
     let recording = Recording::start(&dir.join("run"), [""; 0])?;
-    let before = target.faults()?;
+    let before = target.faults()?[1];
     source.execute("migrate", uri)?;
     source.execute("migrate-start-postcopy", json!({}))?;
     await_some("arrival", PATIENCE, || {
@@ -134,16 +134,17 @@ fn postcopy(dir: &Path) -> Result<()> {
         Ok((state["status"] == "completed").then_some(()))
     })?;
     target.stop()?;
-    let after = target.faults()?;
+    let of_kernel = target.faults()?[1] - before;
+    let asked = source.execute("query-migrate", json!({}))?;
+    let asked = asked["ram"]["postcopy-requests"].as_u64().context("no requests")?;
     let summary = vm(&recording.end()?, "arrives")?;
-    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
-        let counted = figure(&summary, metric, "count")?;
-        within_a_percent(metric, counted, after[kind] - before[kind], lost(&summary))?;
-    }
+    let majors = figure(&summary, "fault.major", "count")?;
+    println!("{majors} major faults for {asked} requests; the kernel counts {of_kernel}");
+    // It counts no fault whose page was there when it looked again (`mm_account_fault`, mm/memory.c,
+    // is not reached).
+    ensure!(asked > 0 && majors.abs_diff(asked) <= of_kernel, "{summary:#}");
     let share = fault_share(&summary, "userfault")?;
     ensure!(share >= 0.5, "userfaults are {share} of the time of its faults");
-    let cause = &summary["verdict"];
-    println!("{cause}");
     Ok(())
 }
 
