@@ -107,9 +107,9 @@ fn migration(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// MiB of a VM that arrives, and bytes of them a second.
+/// MiB of a VM that arrives, and bytes a second of what nobody asks for.
 const ARRIVING: u64 = 8;
-const BANDWIDTH: u64 = 1 << 20;
+const UNASKED: u64 = 512 << 10;
 
 /// A VM that runs where it arrives before its memory does waits for whoever brings that.
 fn postcopy(dir: &Path) -> Result<()> {
@@ -122,7 +122,8 @@ fn postcopy(dir: &Path) -> Result<()> {
     for vm in [&mut source, &mut target] {
         vm.execute("migrate-set-capabilities", wanted.clone())?;
     }
-    source.execute("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH }))?;
+    let slow = json!({ "max-bandwidth": UNASKED, "max-postcopy-bandwidth": UNASKED });
+    source.execute("migrate-set-parameters", slow)?;
     target.execute("migrate-incoming", uri.clone())?;
     let recording = Recording::start(&dir.join("run"), [""; 0])?;
     let before = target.faults()?[1];
@@ -141,8 +142,9 @@ fn postcopy(dir: &Path) -> Result<()> {
     let majors = figure(&summary, "fault.major", "count")?;
     println!("{majors} major faults for {asked} requests; the kernel counts {of_kernel}");
     // It counts no fault whose page was there when it looked again (`mm_account_fault`, mm/memory.c,
-    // is not reached).
-    ensure!(asked > 0 && majors.abs_diff(asked) <= of_kernel, "{summary:#}");
+    // is not reached). QEMU asks once for a page that two of its threads wait for.
+    let more = of_kernel + asked / 50;
+    ensure!(asked >= 100 && majors.abs_diff(asked) <= more, "{summary:#}");
     let share = fault_share(&summary, "userfault")?;
     ensure!(share >= 0.5, "userfaults are {share} of the time of its faults");
     Ok(())
