@@ -146,7 +146,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     let folder = Folder::create(&out(&args)?, owner)?;
     let of_user = OfUser { owner, descriptors };
     if !args.quiet && std::io::stderr().is_terminal() {
-        say("overcommit: loading eBPF programs; this takes a second or two");
+        say("overcommit: loading eBPF programs; this takes about a second");
     }
     let begun = begin(&args, selection, vms, of_user, &mut waiter).await;
     let (session, host, mut load) = match begun.inspect_err(|_| folder.discard())? {
@@ -174,8 +174,13 @@ async fn record(args: Args) -> Result<ExitCode> {
         slow_faults: args.slow_faults.is_some(),
     };
     let progress = Progress::new(!args.quiet, args.duration);
-    let mut taker =
-        Taker { writer, progress, is_quiet: args.quiet, has_said_unserved: false, ends_told: 0 };
+    let mut taker = Taker {
+        writer,
+        progress,
+        is_quiet: args.quiet,
+        has_said_unserved: false,
+        ends_told: [0; 2],
+    };
     // What the load does while it shuts down is none of the recording's.
     let take = |run: &Run, told: Told<'_>| taker.take(run, told);
     let end = follow(&until, &mut session, &mut waiter, &mut load, take).await;
@@ -206,10 +211,11 @@ struct Taker {
     progress: Progress,
     is_quiet: bool,
     has_said_unserved: bool,
-    ends_told: usize,
+    /// VMs whose end was told of: of those that ran well, and of those that were lost.
+    ends_told: [usize; 2],
 }
 
-/// VMs whose end is told of, one by one.
+/// VMs of either kind whose end is told of, one by one.
 const ENDS_TOLD: usize = 100;
 
 impl Taker {
@@ -227,11 +233,13 @@ impl Taker {
             Told::SlowFaults(faults) => self.writer.write_slow_faults(run, faults),
             Told::Ended(vm) => {
                 let vm = &run.vms[vm];
-                if self.ends_told < ENDS_TOLD && (!self.is_quiet || vm.was_lost()) {
-                    self.ends_told += 1;
+                let told = &mut self.ends_told[usize::from(vm.was_lost())];
+                if *told < ENDS_TOLD && (!self.is_quiet || vm.was_lost()) {
+                    *told += 1;
+                    let is_last = *told == ENDS_TOLD;
                     self.say(&ended(run, vm));
-                    if self.ends_told == ENDS_TOLD {
-                        self.say("more VMs may end; only the report will name them");
+                    if is_last {
+                        self.say("the ends of further VMs like this one are not shown here; see the report");
                     }
                 }
                 Ok(())

@@ -30,7 +30,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// By its number, with the bytes that follow `struct btf_type` for each member and in all.
+    /// By its number, with the bytes that follow `struct btf_type` for each member, and once.
     fn of(number: u32) -> Option<(Self, usize, usize)> {
         Some(match number {
             1 | 14 | 17 => (Self::Other, 0, 4),

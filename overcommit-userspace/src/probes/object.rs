@@ -155,7 +155,7 @@ fn refused(error: EbpfError, sizes: Sizes) -> anyhow::Error {
     };
     if io_error.raw_os_error() == Some(Errno::ENOMEM as i32) {
         return anyhow!(
-            "no memory for the eBPF map {name}: the maps take {} MiB; raise the limit of the memory \
+            "no memory for the eBPF map {name}: the maps take more than {} MiB; raise the limit of the memory \
              cgroup that overcommit runs in, if it has one",
             sizes.bytes() >> 20
         );

@@ -25,8 +25,8 @@ impl Ended {
         self.lately[0].push((place, is_of_user));
     }
 
-    /// An interval is over. Above the number that is kept, VMs of users who log in go first: they
-    /// can start as many as they like. Then those that were not lost, then the shortest.
+    /// An interval is over. Above the number that is kept, VMs of users who log in are left out
+    /// first: they can start as many as they like. Then those that were not lost, then the shortest.
     pub(super) fn next_interval(&mut self, run: &[RunVm]) {
         let [latest, before] = &mut self.lately;
         self.long_ago.extend(before.drain(..));
@@ -40,6 +40,13 @@ impl Ended {
         });
         by_worth.truncate(by_worth.len().saturating_sub(ENDED_VMS_KEPT));
         self.spare = by_worth.into_iter().rev().map(|(place, _)| place).collect();
+    }
+
+    /// Whether so many VMs of users who log in have ended lately that no more of theirs may begin:
+    /// the rows of an interval are still to be written.
+    pub(super) fn are_many_of_users(&self) -> bool {
+        let of_users = self.lately.iter().flatten().filter(|(_, is_of_user)| *is_of_user);
+        of_users.count() >= ENDED_VMS_KEPT
     }
 
     /// The place of a VM that is left out from now on, if one is to be.
@@ -93,6 +100,22 @@ mod tests {
         let mut ended = above(vec![lost, lived(2)], &[]);
         let left_out = left_out(&mut ended);
         assert!(left_out.len() == 2 && left_out[0] == 1 && !left_out.contains(&0), "{left_out:?}");
+    }
+
+    #[test]
+    fn users_wait_where_many_of_theirs_ended_in_one_interval() {
+        let mut ended = Ended::default();
+        for place in 0..ENDED_VMS_KEPT {
+            assert!(!ended.are_many_of_users());
+            ended.add(2 * place, true);
+            ended.add(2 * place + 1, false);
+        }
+        assert!(ended.are_many_of_users());
+        let run = vec![lived(1); 2 * ENDED_VMS_KEPT];
+        ended.next_interval(&run);
+        assert!(ended.are_many_of_users(), "that interval has not been forgotten yet");
+        ended.next_interval(&run);
+        assert!(!ended.are_many_of_users());
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Sampler {
         }
     }
 
-    /// Every VM that has been recorded, the ended ones too, in the order of the recording.
+    /// The VMs of the recording, those that ended and are kept too, each at its place there.
     pub fn vms(&self) -> &[Vm] {
         self.roster.vms()
     }

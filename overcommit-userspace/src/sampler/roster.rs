@@ -100,7 +100,7 @@ impl Roster {
         self.discovery.command(pid)
     }
 
-    /// All VMs so far, in the order in which they were found.
+    /// The VMs of the recording, each at its place there.
     pub fn vms(&self) -> &[Vm] {
         &self.vms
     }
@@ -139,7 +139,7 @@ impl Roster {
         let mut given = Vec::new();
         for vm in found {
             let user = self.discovery.login_user(&vm);
-            if self.selection.pids.contains(&vm.id.pid) || self.slots.may_have(user, free) {
+            if self.selection.pids.contains(&vm.id.pid) || self.may_have(user, free) {
                 free = free.saturating_sub(1);
                 self.slots.add(vm.id, user);
                 given.push(vm);
@@ -148,6 +148,12 @@ impl Roster {
             }
         }
         Ok(given)
+    }
+
+    /// Whether a VM may have one of the slots that are free.
+    fn may_have(&self, user: Option<u32>, free: usize) -> bool {
+        let has_to_wait = user.is_some() && self.ended.are_many_of_users();
+        !has_to_wait && self.slots.may_have(user, free)
     }
 
     /// Remembers a VM without a slot. Of those that are gone only the number is kept once they are
@@ -183,7 +189,7 @@ impl Roster {
             return None;
         }
         let user = if runs { self.discovery.login_user(&vm) } else { Some(GONE) };
-        if !self.slots.may_have(user, free) {
+        if !self.may_have(user, free) {
             self.refuse(vm, user);
             return None;
         }

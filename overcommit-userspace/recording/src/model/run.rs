@@ -350,7 +350,7 @@ pub struct NotCounted {
     /// Names of some of them.
     #[serde(default)]
     pub unserved: Vec<String>,
-    /// VMs that were recorded and ended, and of which no more than this number is kept.
+    /// VMs that were recorded, ended and are not kept: this number is all that is left of them.
     #[serde(default)]
     pub vms_left_out: u64,
 }

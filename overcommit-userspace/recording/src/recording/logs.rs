@@ -75,6 +75,12 @@ impl Logs {
         Self { folder: folder.clone(), logs, open: Vec::new() }
     }
 
+    /// Whether a VM's log is not there any more.
+    pub(super) fn is_gone(&self, vm: usize) -> bool {
+        let log = &self.logs[vm];
+        log.file.is_none() && !self.folder.has(&log.name)
+    }
+
     /// The next line of a VM's log that is a metric's; `None` at its end, or at a torn one.
     ///
     /// # Errors

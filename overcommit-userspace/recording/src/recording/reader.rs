@@ -164,6 +164,7 @@ impl Recording {
 /// The files of a recording, read in step.
 struct Files<'a> {
     run: &'a Run,
+    is_recording: bool,
     /// `None` in recordings of a version before there was such a file.
     host: Option<Rows<'a, HostInterval>>,
     vms: Rows<'a, VmInterval>,
@@ -186,6 +187,7 @@ impl<'a> Files<'a> {
         };
         Ok(Self {
             run,
+            is_recording: recording.is_recording,
             host: folder.has(HOST).then(host).transpose()?,
             vms: Rows::open(folder, VMS, columns::vms(), members, VmInterval::default, limit)?,
             metrics: Rows::open(
@@ -221,6 +223,13 @@ impl<'a> Files<'a> {
             let mut of_vms = None;
             while let Some(row) = self.vms.take(number)? {
                 of_vms = of_vms.or(Some(row.place));
+                // The recorder left it out after run.json was read.
+                if self.is_recording && self.logs.is_gone(row.of.vm) {
+                    for _ in 0..row.metrics {
+                        self.metrics.take(number)?;
+                    }
+                    continue;
+                }
                 match self.vm(row.of, row.metrics, number, &mut lines)? {
                     None => return Ok(None),
                     Some(vm) => interval.vms.push(vm),

@@ -33,7 +33,8 @@ struct LatencyLog {
     vm_id: String,
     /// The VM's folder.
     folder: String,
-    /// `None` when the VM has ended.
+    /// `None` when the VM has ended: in one interval more may have come and gone than there may
+    /// be open files.
     file: Option<File>,
 }
 
@@ -106,8 +107,9 @@ impl Writer {
         self.evictions.write(run, place, &interval.evictions)?;
         self.intervals.write(run, place, interval.metrics())?;
         self.write_run(run)?;
-        // Not before: run.json named them.
-        left_out.iter().try_for_each(|folder| self.folder.remove_vm(folder))
+        // Only now: the run.json before this one named them. One that stays is no reason to end a recording.
+        left_out.iter().for_each(|folder| drop(self.folder.remove_vm(folder)));
+        Ok(())
     }
 
     /// A line for each metric in the VM's own log, which is closed when the VM has ended.
@@ -118,13 +120,13 @@ impl Writer {
             lines.extend(hlog::line(offset_ns, length_ns, &metric.name, &metric.latencies)?);
         }
         let log = &mut self.latency_logs[vm.vm];
-        if let Some(file) = &mut log.file {
-            let failed = || format!("cannot write {}", logs::name_in(&log.folder));
-            file.write_all(&lines).with_context(failed)?;
-        }
-        if run.vms[vm.vm].ended_us.is_some() {
-            log.file = None;
-        }
+        let name = logs::name_in(&log.folder);
+        let mut file = match log.file.take() {
+            Some(file) => file,
+            None => self.folder.append(&name)?,
+        };
+        file.write_all(&lines).with_context(|| format!("cannot write {name}"))?;
+        log.file = run.vms[vm.vm].ended_us.is_none().then_some(file);
         Ok(())
     }
 
@@ -151,7 +153,7 @@ impl Writer {
         let head = hlog::header(run.clocks.start.realtime_ns / 1_000)?;
         file.write_all(&head).with_context(|| format!("cannot write {name}"))?;
         let (vm_id, folder) = (vm.vm_id.clone(), vm.folder.clone());
-        Ok(LatencyLog { vm_id, folder, file: Some(file) })
+        Ok(LatencyLog { vm_id, folder, file: vm.ended_us.is_none().then_some(file) })
     }
 
     /// Adds slow faults.
@@ -218,6 +220,7 @@ mod tests {
         let has = |folder: &Folder, name: &str| folder.path().join("vms").join(name).exists();
         write(&mut run, 0);
         assert!(has(&folder, "first"));
+        let running = Recording { is_recording: true, ..Recording::open(&folder).unwrap() };
         run.vms[0] = vm("second");
         run.not_counted.vms_left_out = 1;
         write(&mut run, 1);
@@ -230,6 +233,15 @@ mod tests {
         };
         recording.each(Span::WHOLE, EVERY, take).unwrap();
         assert_eq!(vms, [vec![], vec![1]]);
+        // Whoever had begun to read before reads the rest.
+        let mut intervals = 0;
+        let take = |interval: &Interval| {
+            intervals += 1;
+            assert!(interval.vms.is_empty());
+            Ok(())
+        };
+        running.each(Span::WHOLE, EVERY, take).unwrap();
+        assert_eq!(intervals, 1);
         // Nobody said that one was left out: then something is wrong.
         run.not_counted.vms_left_out = 0;
         writer.write_run(&run).unwrap();

@@ -127,15 +127,21 @@ impl Judging {
                     judged.push(case);
                 }
             }
-            if judged.len() == before {
-                judged.push(nobody(objective));
+            let left_out = run.not_counted.vms_left_out;
+            if left_out > 0 {
+                let why = format!(
+                    "{left_out} VMs that ended are not kept, and it may be for one of them"
+                );
+                judged.push(of_nobody(objective, why));
+            } else if judged.len() == before {
+                judged.push(of_nobody(objective, "no recorded VM matches".to_owned()));
             }
         }
         judged
     }
 }
 
-fn nobody(objective: &Objective) -> Judged {
+fn of_nobody(objective: &Objective, why: String) -> Judged {
     Judged {
         objective: objective.to_string(),
         vm_id: None,
@@ -144,7 +150,7 @@ fn nobody(objective: &Objective) -> Judged {
         value_ns: None,
         share: None,
         rate_per_s: None,
-        why: Some("no recorded VM matches".to_owned()),
+        why: Some(why),
         intervals: IntervalVerdicts::default(),
     }
 }
@@ -255,7 +261,7 @@ impl Case<'_> {
             vm: Some(self.vm.name.clone()),
             why: None,
             intervals: one_by_one.verdicts(of_faults),
-            ..nobody(objective)
+            ..of_nobody(objective, String::new())
         };
         let outcome = match &objective.bound {
             Bound::Share { of: Share::Cpu, limit } => {
@@ -315,6 +321,22 @@ impl Case<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::run::NotCounted;
+
+    #[test]
+    fn an_objective_is_not_held_for_vms_that_are_not_kept() {
+        let judging = Judging::new(vec!["db:fault.major:p99<2ms".parse().unwrap()]);
+        let judged = |vms_left_out| {
+            let not_counted = NotCounted { vms_left_out, ..NotCounted::default() };
+            let run = Run { not_counted, ..Run::default() };
+            let [judged] = &judging.judge(&run, &Totals::of(0))[..] else { panic!() };
+            (judged.verdict, judged.why.clone().unwrap())
+        };
+        let not_judged = |why: &str| (Verdict::NotJudged, why.to_owned());
+        assert_eq!(judged(0), not_judged("no recorded VM matches"));
+        let why = "3 VMs that ended are not kept, and it may be for one of them";
+        assert_eq!(judged(3), not_judged(why));
+    }
 
     #[test]
     fn intervals_are_counted_and_the_longest_stretch_told() {

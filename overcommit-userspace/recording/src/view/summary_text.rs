@@ -254,7 +254,9 @@ fn not_seen(text: &mut String, run: &Run, summary: &Summary, is_full: bool) {
     }
     let left_out = run.not_counted.vms_left_out;
     if left_out > 0 {
-        let why = format!("not kept: of VMs that ended, a recording keeps {ENDED_VMS_KEPT}");
+        let why = format!(
+            "recorded, but not kept: of VMs that ended, a recording keeps {ENDED_VMS_KEPT}"
+        );
         facts.push((vms(left_out as usize), why));
     }
     let skipped: u64 = run.not_counted.programs_skipped.values().sum();

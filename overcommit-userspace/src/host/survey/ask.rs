@@ -103,7 +103,9 @@ impl Ask {
         &mut self,
         targets: &[Target],
     ) -> BTreeMap<VmId, Result<Balloon, String>> {
-        self.silent.retain(|id, _| targets.iter().any(|target| target.vm.id == *id));
+        let runs = |id: &VmId| targets.iter().any(|target| target.vm.id == *id);
+        self.silent.retain(|id, _| runs(id));
+        self.turned.lock().retain(|id, _| runs(id));
         let mut found = BTreeMap::new();
         let mut asked = JoinSet::new();
         let mut held = Vec::new();
