@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn an_objective_is_not_held_for_vms_that_are_not_kept() {
-        let judging = Judging::new(vec!["db:fault.major:p99<2ms".parse().unwrap()]);
+        let judging = Judging::new(vec![Objective::parse("db:fault.major:p99<2ms").unwrap()]);
         let judged = |vms_left_out| {
             let not_counted = NotCounted { vms_left_out, ..NotCounted::default() };
             let run = Run { not_counted, ..Run::default() };
