@@ -57,6 +57,11 @@ impl Ended {
         Some(place)
     }
 
+    /// Whether one is to be.
+    pub(super) fn has_spare(&self) -> bool {
+        !self.spare.is_empty()
+    }
+
     /// How many were left out.
     pub(super) fn left_out(&self) -> u64 {
         self.left_out

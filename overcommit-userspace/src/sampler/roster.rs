@@ -10,7 +10,7 @@ use anyhow::Result;
 use overcommit_recording::model::clock::Clocks;
 use overcommit_recording::model::name::Name;
 use overcommit_recording::model::pattern::Pattern;
-use overcommit_recording::model::run::RunVm;
+use overcommit_recording::model::run::{RunVm, VMS_MAX};
 use overcommit_recording::model::vm::{Vm, VmId};
 use procfs::process::Process;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,9 @@ const STARTING_UP_NS: u64 = 10_000_000_000;
 
 /// VMs without a slot that are named.
 const NAMED: usize = 16;
+/// VMs of a recording, in whose intervals many come and go, from which on no more are taken up. At a
+/// time no more begin than there are slots, of which there are fewer.
+const VMS: usize = VMS_MAX / 2;
 /// VMs that ended or share another's memory and are remembered though they are gone.
 const DONE: usize = 4096;
 /// VMs without a slot that are remembered though they are gone.
@@ -153,7 +156,8 @@ impl Roster {
     /// Whether a VM may have one of the slots that are free.
     fn may_have(&self, user: Option<u32>, free: usize) -> bool {
         let has_to_wait = user.is_some() && self.ended.are_many_of_users();
-        !has_to_wait && self.slots.may_have(user, free)
+        let has_room = self.vms.len() < VMS || self.ended.has_spare();
+        has_room && !has_to_wait && self.slots.may_have(user, free)
     }
 
     /// Remembers a VM without a slot. Of those that are gone only the number is kept once they are

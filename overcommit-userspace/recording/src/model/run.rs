@@ -19,6 +19,9 @@ pub const SCHEMA: &str = "overcommit.run";
 /// See [`SCHEMA`].
 pub const MAJOR: u32 = 1;
 
+/// VMs of a recording at the most: what is read of one has a bound, and so has what is written.
+pub const VMS_MAX: usize = 10_000;
+
 /// VMs that ended and are kept in a recording, at the most.
 pub const ENDED_VMS_KEPT: usize = 500;
 

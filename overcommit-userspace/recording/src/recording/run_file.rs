@@ -1,8 +1,8 @@
 //! run.json: what was recorded, how, and how far the logs go.
 
-use crate::model::run::{MAJOR, Run, SCHEMA};
+use crate::model::run::{MAJOR, Run, SCHEMA, VMS_MAX};
 use crate::recording::folder::{Folder, RUN_FILE};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use std::fs;
 use std::io::ErrorKind;
@@ -34,7 +34,7 @@ fn parse(text: &str) -> Result<Run> {
     let version = header.schema.strip_prefix(SCHEMA).and_then(|rest| rest.strip_prefix('/'));
     let major = version.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
     match major {
-        Some(major) if major <= MAJOR => Ok(serde_json::from_str(text)?),
+        Some(major) if major <= MAJOR => bounded(serde_json::from_str(text)?),
         Some(_) => bail!(
             "it has the format {}; this version reads {SCHEMA}/{MAJOR} at most: \
                           use the overcommit that recorded it",
@@ -42,6 +42,13 @@ fn parse(text: &str) -> Result<Run> {
         ),
         None => bail!("its schema is {:?}, not {SCHEMA}/{MAJOR}", header.schema),
     }
+}
+
+/// One that a recorder can have written: nobody is to run out of memory over it.
+fn bounded(run: Run) -> Result<Run> {
+    let vms = run.vms.len();
+    ensure!(vms <= VMS_MAX, "it has {vms} VMs, and a recording has {VMS_MAX} at most");
+    Ok(run)
 }
 
 /// Whether the process that records still runs.
@@ -66,6 +73,7 @@ fn started(pid: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::run::RunVm;
 
     #[test]
     fn a_newer_format_is_refused_and_a_foreign_one_named() {
@@ -73,5 +81,12 @@ mod tests {
         assert!(refused(r#"{"schema":"overcommit.run/2"}"#).contains("use the overcommit that"));
         assert!(refused(r#"{"schema":"other/1"}"#).contains("not overcommit.run/1"));
         assert!(refused("{").contains("not a run.json"));
+    }
+
+    #[test]
+    fn there_is_a_bound_of_vms() {
+        let of = |vms| Run { vms: vec![RunVm::default(); vms], ..Run::default() };
+        assert!(bounded(of(VMS_MAX)).is_ok());
+        assert!(bounded(of(VMS_MAX + 1)).unwrap_err().to_string().contains("10000 at most"));
     }
 }
