@@ -8,6 +8,8 @@ pub mod layout;
 
 use anyhow::{Context, Result, anyhow};
 use overcommit_recording::model::vm::VmId;
+use procfs::sys::kernel::Version;
+use procfs::{CpuInfo, Current};
 use std::collections::HashMap;
 use std::fs;
 
@@ -25,6 +27,17 @@ pub const TICK_NS: u64 = 10_000_000;
 pub fn release() -> Result<String> {
     let path = "/proc/sys/kernel/osrelease";
     Ok(fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
+}
+
+/// Whether KVM tells of an exit only when it has let the host's interrupts in again. It does on AMD
+/// before Linux 6.12, which moved `kvm_exit` from `svm_handle_exit` to `svm_vcpu_run`
+/// (arch/x86/kvm/svm/svm.c).
+pub fn tells_exits_late() -> bool {
+    let vendor = CpuInfo::current().ok().and_then(|cpus| cpus.vendor_id(0).map(str::to_owned));
+    let is_amd =
+        vendor.is_some_and(|vendor| ["AuthenticAMD", "HygonGenuine"].contains(&vendor.as_str()));
+    let is_before = |kernel| kernel < Version::new(6, 12, 0);
+    is_amd && Version::current().is_ok_and(is_before)
 }
 
 /// The host's name.

@@ -11,6 +11,7 @@ use aya::programs::{
 };
 use aya::{Btf, Ebpf};
 use nix::errno::Errno;
+use procfs::{ConfigSetting, Current, KernelConfig};
 use serde::Serialize;
 use std::error::Error;
 use std::fs::{self, OpenOptions};
@@ -136,8 +137,8 @@ fn tracefs_refusal() -> Option<String> {
 
 /// How the kernel preempts kernel code, unless it does not.
 ///
-/// The mode in force stands in debugfs (`sched/preempt`, kernel/sched/debug.c); a
-/// locked-down kernel hides it, and then a kernel that can choose may have chosen.
+/// The mode in force stands in debugfs (`sched/preempt`, kernel/sched/debug.c). A locked-down
+/// kernel hides it, and lets nobody change what it began with.
 fn preemption() -> Option<String> {
     let debugfs = tracefs::mounted("debugfs").map(|root| root.join("sched/preempt"));
     let mode = debugfs.and_then(|path| fs::read_to_string(path).ok());
@@ -145,7 +146,35 @@ fn preemption() -> Option<String> {
         return ["full", "lazy"].contains(&mode).then(|| format!("preemption {mode}"));
     }
     let version = fs::read_to_string("/proc/sys/kernel/version").unwrap_or_default();
-    version.split(' ').find(|word| word.starts_with("PREEMPT")).map(str::to_owned)
+    let model = version.split_whitespace().find(|word| word.starts_with("PREEMPT"))?;
+    let mode = (model == "PREEMPT_DYNAMIC").then(|| {
+        let config = KernelConfig::current().map(|config| config.0).unwrap_or_default();
+        let is_set = |option: &str| config.get(option) == Some(&ConfigSetting::Yes);
+        mode_at_boot(&fs::read_to_string("/proc/cmdline").unwrap_or_default(), is_set)
+    });
+    match mode.flatten() {
+        Some("none" | "voluntary") => None,
+        Some(mode) => Some(format!("preemption {mode}")),
+        None => Some(model.to_owned()),
+    }
+}
+
+/// What a kernel that can choose begins with: what its command line says, else what it was built
+/// with (`setup_preempt_mode` and `preempt_dynamic_init`, kernel/sched/core.c, 6.1 to 6.18). `None`
+/// if neither can be told.
+fn mode_at_boot(command_line: &str, is_set: impl Fn(&str) -> bool) -> Option<&'static str> {
+    const MODES: [(&str, &str); 4] = [
+        ("none", "CONFIG_PREEMPT_NONE"),
+        ("voluntary", "CONFIG_PREEMPT_VOLUNTARY"),
+        ("lazy", "CONFIG_PREEMPT_LAZY"),
+        ("full", "CONFIG_PREEMPT"),
+    ];
+    // What is behind the dashes is for init.
+    let words = command_line.split_whitespace().take_while(|word| *word != "--");
+    let asked = words.filter_map(|word| word.strip_prefix("preempt="));
+    let asked = asked.filter_map(|mode| MODES.iter().find(|(name, _)| *name == mode)).last();
+    let built = || MODES.iter().find(|(_, option)| is_set(option));
+    asked.or_else(built).map(|(name, _)| *name)
 }
 
 fn trials(kernel: &Kernel) -> Result<Vec<Trial>> {
@@ -237,6 +266,9 @@ fn reason(kind: Kind, error: &anyhow::Error) -> String {
         Some(Errno::ENOENT) if is_breakpoint => {
             "this kernel has no kprobes (CONFIG_KPROBES)".into()
         }
+        Some(Errno::UnknownErrno) if raw_number(error) == Some(ENOTSUPP) => {
+            "ENOTSUPP: the kernel does not support it".to_owned()
+        }
         Some(errno) => format!("{errno:?}: {}", errno.desc()),
         None => format!("{error:#}").lines().next().unwrap_or_default().to_owned(),
     }
@@ -273,10 +305,39 @@ fn not_permitted() -> String {
     }
 }
 
+/// A number of the kernel's own (include/linux/errno.h), which gets out of eBPF all the same.
+const ENOTSUPP: i32 = 524;
+
 /// The error number at the bottom of a chain of errors.
 pub fn error_number(error: &anyhow::Error) -> Option<Errno> {
+    raw_number(error).map(Errno::from_raw)
+}
+
+fn raw_number(error: &anyhow::Error) -> Option<i32> {
     let number = |error: &(dyn Error + 'static)| {
         error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error)
     };
-    error.chain().find_map(number).map(Errno::from_raw)
+    error.chain().find_map(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_goes_before_what_the_kernel_was_built_with() {
+        let voluntary = |option: &str| option == "CONFIG_PREEMPT_VOLUNTARY";
+        let mode = |command_line| mode_at_boot(command_line, voluntary);
+        assert_eq!(mode("quiet preempt=none preempt=full"), Some("full"), "the last one counts");
+        assert_eq!(mode("preempt=lazy preempt=nonsense"), Some("lazy"));
+        assert_eq!(mode("quiet -- preempt=full"), Some("voluntary"));
+        assert_eq!(mode_at_boot("quiet", |option| option == "CONFIG_PREEMPT"), Some("full"));
+        assert_eq!(mode_at_boot("quiet", |_| false), None);
+    }
+
+    #[test]
+    fn an_error_of_the_kernels_own_has_its_name() {
+        let error = anyhow::Error::new(std::io::Error::from_raw_os_error(ENOTSUPP));
+        assert_eq!(reason(Kind::Fentry, &error), "ENOTSUPP: the kernel does not support it");
+    }
 }

@@ -18,8 +18,8 @@ pub mod slots;
 pub mod stacks;
 pub mod tracefs;
 
-use crate::kernel::Symbols;
 use crate::kernel::layout::{KernelLayout, VMLINUX_BTF};
+use crate::kernel::{self, Symbols};
 use crate::probes::sight::Sight;
 use anyhow::{Context, Result, ensure};
 use aya::{Btf, Ebpf};
@@ -92,6 +92,7 @@ pub struct Probes {
     cpus: SharedArray<Cpu>,
     groups: Groups,
     has_run_delay: bool,
+    is_exit_told_late: bool,
     /// Whether KVM takes faults of huge pages where no program sees them.
     hides_huge_faults: bool,
     /// Who has a slot.
@@ -183,6 +184,7 @@ impl Probes {
             cpus,
             groups,
             has_run_delay,
+            is_exit_told_late: kernel::tells_exits_late(),
             hides_huge_faults,
             slots,
         };
@@ -232,6 +234,7 @@ impl Probes {
             has_apf: self.kvm.has_apf(),
             absent: self.groups.absent().clone(),
             has_run_delay: self.has_run_delay,
+            is_exit_told_late: self.is_exit_told_late,
         }
     }
 

@@ -40,9 +40,9 @@ pub const NO_BACKEND: &str = "no backend is allowed by this kernel";
 /// Where the share comes from without exits.
 const SHARE_OF_FAULTS: &str =
     "from the vCPU threads' faults; empty for a VM whose vCPU threads are not known";
-/// What a window does not hold.
-const BEFORE_EXIT: &str = "on AMD before Linux 6.12: interrupts and preemption of the host \
-    between the exit itself and kvm_exit";
+/// What a window does not hold on an AMD CPU before Linux 6.12.
+const BEFORE_EXIT: &str =
+    "interrupts and preemption of the host between the exit itself and kvm_exit";
 /// Why nothing is seen of exits where the tracepoints are there.
 pub const SILENT: &str = "kvm_exit does not fire on this KVM";
 
@@ -61,6 +61,8 @@ pub struct Sight {
     pub absent: Absent,
     /// Whether the kernel tells how long threads wait for a CPU.
     pub has_run_delay: bool,
+    /// Whether it tells of an exit some time after it.
+    pub is_exit_told_late: bool,
 }
 
 impl Sight {
@@ -100,6 +102,7 @@ impl Sight {
             has_apf: false,
             absent: Group::ALL.map(|group| (group, reason.to_owned())).into(),
             has_run_delay: false,
+            is_exit_told_late: false,
         }
     }
 }
@@ -124,8 +127,10 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     };
     let exits = ["stall.memory", "exit", "idle"].map(|family| match &sight.exits_absent {
         Some(reason) => entry(family, Coverage::Absent, &[reason]),
-        None if family == "idle" => entry(family, Coverage::Full, &[]),
-        None => entry(family, Coverage::Full, &[BEFORE_EXIT]),
+        None if sight.is_exit_told_late && family != "idle" => {
+            entry(family, Coverage::Full, &[BEFORE_EXIT])
+        }
+        None => entry(family, Coverage::Full, &[]),
     });
     let apf = match &sight.exits_absent {
         Some(reason) => entry("apf", Coverage::Absent, &[reason]),

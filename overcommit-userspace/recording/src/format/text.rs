@@ -87,10 +87,17 @@ pub fn reason(error: &std::io::Error) -> String {
     without_numbers(&error.to_string())
 }
 
+/// `ENOTSUPP`, as libc has it: the number is the kernel's own (include/linux/errno.h), and gets out
+/// of eBPF all the same.
+const NOT_SUPPORTED: [&str; 2] = ["Unknown error 524", "No error information (os error 524)"];
+
 /// A message without the numbers of the system's errors, which are there in words.
 pub fn without_numbers(said: &str) -> String {
     const NUMBER: &str = " (os error ";
-    let mut parts = said.split(NUMBER);
+    let in_words = NOT_SUPPORTED.iter().fold(said.to_owned(), |said, number| {
+        said.replace(number, "the kernel does not support it (ENOTSUPP)")
+    });
+    let mut parts = in_words.split(NUMBER);
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |said, part| said + part.split_once(')').map_or("", |(_, rest)| rest))
 }
@@ -138,6 +145,8 @@ mod tests {
         let said = "a: Cannot allocate memory (os error 12); b: Too many (os error 24)";
         assert_eq!(without_numbers(said), "a: Cannot allocate memory; b: Too many");
         assert_eq!(without_numbers("nothing (of it)"), "nothing (of it)");
+        let said = without_numbers("fentry: Unknown error 524 (os error 524)");
+        assert_eq!(said, "fentry: the kernel does not support it (ENOTSUPP)");
         let missing = std::fs::File::open("/nonexistent").unwrap_err();
         assert_eq!(reason(&missing), "No such file or directory");
     }
