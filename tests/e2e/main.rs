@@ -17,6 +17,7 @@ mod input;
 mod libvirt;
 mod lifecycle;
 mod links;
+mod managers;
 mod memory;
 mod mishaps;
 mod objectives;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         libvirt::TESTS,
         lifecycle::TESTS,
         links::TESTS,
+        managers::TESTS,
         memory::TESTS,
         mishaps::TESTS,
         objectives::TESTS,
@@ -99,6 +101,9 @@ fn main() -> ExitCode {
 /// What this machine lacks for the test: one that needs KVM says so in its name, by which all of
 /// them can also be run.
 fn missing(name: &str) -> Option<String> {
+    if name == managers::LIBVIRT && !managers::libvirts_data().exists() {
+        return Some("libvirt's test data could not be fetched".to_owned());
+    }
     let needs_kvm = name.contains("kvm");
     let kvm = testbed::qemu::kvm_works();
     (needs_kvm && !kvm).then(|| "/dev/kvm cannot be opened".to_owned())

@@ -6,6 +6,7 @@ mod demo;
 mod docs;
 mod lab;
 mod last_test;
+mod managers;
 mod scenario;
 mod setup;
 mod test;

@@ -7,7 +7,7 @@ use crate::setup::{
     CARGO_DENY, TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly,
     require_root, show,
 };
-use crate::{build, lab};
+use crate::{build, lab, managers};
 use anyhow::{Context, Result, anyhow};
 use std::process::Command;
 use std::sync::Mutex;
@@ -186,6 +186,10 @@ fn set_up() -> Result<()> {
         let mut npm = Command::new("npm");
         npm.args(["install", "--no-fund", "--no-audit", "--prefix"]).arg(&node).arg(NODE_READER);
         quietly(&mut npm)?;
+    }
+    // Without it one test is skipped by name.
+    if let Err(error) = managers::libvirts_data() {
+        println!("without libvirt's test data: {error:#}");
     }
     Ok(())
 }

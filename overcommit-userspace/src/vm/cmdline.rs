@@ -5,8 +5,9 @@
 //! are separated by commas, a comma in a value is written twice, and the first
 //! pair may leave out its key (`opts_parse`, util/qemu-option.c).
 
+use crate::vm::memory_devices::MemoryDevices;
 use crate::vm::monitor::Monitors;
-use crate::vm::options::{pairs, sections, value};
+use crate::vm::options::{pairs, sections, size, value};
 use overcommit_recording::model::balloon::LARGEST;
 use overcommit_recording::model::vm::Monitor;
 
@@ -67,6 +68,9 @@ const WITHOUT_ARGUMENT: &[&[u8]] = &[
     b"xen-domid-restrict",
 ];
 
+/// The unit of `-m` without a suffix, as a power of two (`qemu_strtosz_MiB`).
+const MEBIBYTES: u32 = 20;
+
 /// Files of options that are read: managers give one.
 const CONFIG_FILES: usize = 2;
 
@@ -90,7 +94,7 @@ pub struct CommandLine {
     pub smbios_uuid: Option<Vec<u8>>,
     /// `-id`, which only Proxmox's QEMU has: its number for the VM.
     pub id: Option<Vec<u8>>,
-    /// `-m`, in bytes.
+    /// `-m` and what is plugged in beside it, in bytes.
     pub memory_bytes: Option<u64>,
     /// `-smp`: vCPUs present at the start.
     pub vcpus: Option<u32>,
@@ -116,6 +120,7 @@ impl CommandLine {
     ) -> Self {
         let mut line = Self::default();
         let mut monitors = Monitors::default();
+        let mut devices = MemoryDevices::default();
         let mut words = words.into_iter().skip(1).peekable();
         let mut files = 0;
         while let Some(word) = words.next() {
@@ -135,15 +140,19 @@ impl CommandLine {
             let Some(argument) = words.next_if(takes) else { continue };
             line.option(option, argument);
             monitors.option(option, argument);
+            devices.option(option, argument);
             if option == b"readconfig" && files < CONFIG_FILES {
                 files += 1;
                 for (option, argument) in sections(&config(argument).unwrap_or_default()) {
                     line.option(&option, &argument);
                     monitors.option(&option, &argument);
+                    devices.option(&option, &argument);
                 }
             }
         }
         line.monitors = monitors.found();
+        line.memory_bytes = line.memory_bytes.map(|bytes| bytes.saturating_add(devices.bytes()));
+        line.memory_bytes = line.memory_bytes.filter(|bytes| *bytes <= LARGEST);
         line
     }
 
@@ -163,8 +172,8 @@ impl CommandLine {
             b"smbios" => self.smbios(argument),
             b"xen-domid" => self.is_of_xen = true,
             b"m" => {
-                if let Some(size) = value(&pairs(argument, b"size"), b"size") {
-                    self.memory_bytes = mebibytes(&size).or(self.memory_bytes);
+                if let Some(text) = value(&pairs(argument, b"size"), b"size") {
+                    self.memory_bytes = size(&text, MEBIBYTES).or(self.memory_bytes);
                 }
             }
             b"smp" => self.vcpus = vcpus(&pairs(argument, b"cpus")).or(self.vcpus),
@@ -231,33 +240,6 @@ fn vcpus(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<u32> {
         let product = given.iter().try_fold(1u32, |product, n| product.checked_mul(*n));
         product.filter(|_| !given.is_empty()).filter(|cpus| *cpus > 0)
     })
-}
-
-/// A size as `qemu_strtosz_MiB` reads it: MiB unless it has a suffix, decimal
-/// fractions allowed. In bytes.
-fn mebibytes(text: &[u8]) -> Option<u64> {
-    let text = str::from_utf8(text).ok()?;
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (amount, suffix) = text.split_at(digits);
-    let shift = match suffix {
-        "B" | "b" => 0,
-        "K" | "k" => 10,
-        "" | "M" | "m" => 20,
-        "G" | "g" => 30,
-        "T" | "t" => 40,
-        "P" | "p" => 50,
-        "E" | "e" => 60,
-        _ => return None,
-    };
-    let unit = 1u64.checked_shl(shift)?;
-    let bytes = match amount.split_once('.') {
-        None => amount.parse::<u64>().ok()?.checked_mul(unit),
-        Some(_) => {
-            let bytes = amount.parse::<f64>().ok()? * unit as f64;
-            (bytes.is_finite() && bytes < u64::MAX as f64).then_some(bytes as u64)
-        }
-    };
-    bytes.filter(|bytes| *bytes <= LARGEST)
 }
 
 #[cfg(test)]

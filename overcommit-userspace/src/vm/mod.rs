@@ -4,6 +4,7 @@ pub mod cmdline;
 mod config_file;
 pub mod discovery;
 pub mod memory;
+mod memory_devices;
 pub mod monitor;
 mod options;
 pub mod owner;

@@ -1,5 +1,7 @@
 //! Options of QEMU: `key=value` pairs, and the sections of a file that `-readconfig` names.
 
+use overcommit_recording::model::balloon::LARGEST;
+
 /// Splits `key=value,…`. The first pair without `=` has the implied key; a later
 /// one is a switch: `key` is `on`, `nokey` is `off` (`get_opt_name_value`).
 pub(super) fn pairs(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -36,6 +38,34 @@ fn split_at_commas(argument: &[u8]) -> Vec<Vec<u8>> {
 pub(super) fn value(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<Vec<u8>> {
     let found = pairs.iter().rev().find(|(k, v)| k == key && !v.is_empty());
     found.map(|(_, v)| v.clone())
+}
+
+/// A size as `qemu_strtosz` reads it: decimal fractions allowed, of the unit that its suffix says,
+/// else of that power of two. In bytes.
+pub(super) fn size(text: &[u8], unit: u32) -> Option<u64> {
+    let text = str::from_utf8(text).ok()?;
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (amount, suffix) = text.split_at(digits);
+    let shift = match suffix {
+        "" => unit,
+        "B" | "b" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        "P" | "p" => 50,
+        "E" | "e" => 60,
+        _ => return None,
+    };
+    let unit = 1u64.checked_shl(shift)?;
+    let bytes = match amount.split_once('.') {
+        None => amount.parse::<u64>().ok()?.checked_mul(unit),
+        Some(_) => {
+            let bytes = amount.parse::<f64>().ok()? * unit as f64;
+            (bytes.is_finite() && bytes < u64::MAX as f64).then_some(bytes as u64)
+        }
+    };
+    bytes.filter(|bytes| *bytes <= LARGEST)
 }
 
 /// The options of a file for `-readconfig`, each with its argument as a command line would have it.

@@ -286,7 +286,7 @@ impl Apt {
 pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The system's own mirror of each archive.
-fn mirrors() -> Result<BTreeMap<String, String>> {
+pub(crate) fn mirrors() -> Result<BTreeMap<String, String>> {
     let mut targets = Command::new("apt-get");
     let text = testbed::run(targets.args(["indextargets", "--format", "$(REPO_URI)"]))?;
     let archive = |uri: &str| uri.trim_end_matches('/').rsplit('/').next().map(str::to_owned);

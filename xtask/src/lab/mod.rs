@@ -2,7 +2,7 @@
 //! exits, in an emulated host with Debian's kernels.
 
 mod image;
-mod kernels;
+pub(crate) mod kernels;
 mod machine;
 
 use crate::build;
@@ -314,7 +314,6 @@ fn lab_command(args: &Args, binary: &Path) -> String {
     format!("{keep}exec {binary} --color=never --test-threads=1 {filter}\n")
 }
 
-/// Outside target/: `cargo clean` costs no download.
 /// The kernel of a series, fetched and unpacked once; and whether its packages are not proven.
 fn image(series: Series) -> Result<(Image, bool)> {
     let cache = cache()?;
@@ -327,7 +326,8 @@ fn image(series: Series) -> Result<(Image, bool)> {
     Ok((image::unpack(&packages, &cache)?, packages.unproven))
 }
 
-fn cache() -> Result<PathBuf> {
+/// Where what was fetched is kept: outside target/, `cargo clean` costs no download.
+pub(crate) fn cache() -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));

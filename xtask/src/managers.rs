@@ -1,0 +1,49 @@
+//! Test data of managers of VMs: fetched, and never part of this project, for libvirt's is under
+//! the LGPL.
+
+use crate::lab::{self, kernels};
+use crate::setup::{Tool, install, quietly};
+use anyhow::{Context, Result};
+use std::fs;
+use std::process::Command;
+use testbed::target;
+
+/// Debian's source of libvirt, with its checksum.
+const LIBVIRT: (&str, &str) = (
+    "pool/main/libv/libvirt/libvirt_11.3.0.orig.tar.xz",
+    "6bcb0c42c4580436fea262ced56f68a6afe20f7390b1bea2116718cc034a0283",
+);
+const XZ: Tool = Tool { program: "xz", package: "xz-utils" };
+/// apt's own way to fetch a file by its checksum.
+const FETCH: &str = "/usr/lib/apt/apt-helper";
+
+/// Puts libvirt's command lines and domains below `target/managers/libvirt`.
+///
+/// # Errors
+/// They are not in the cache and cannot be fetched, or not be unpacked.
+pub(crate) fn libvirts_data() -> Result<()> {
+    let folder = target().join("managers/libvirt");
+    if folder.exists() {
+        return Ok(());
+    }
+    install(&[XZ])?;
+    let (place, sha256) = LIBVIRT;
+    let cache = lab::cache()?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let archive = cache.join(place.rsplit('/').next().unwrap_or(place));
+    if !archive.exists() {
+        let mirrors = kernels::mirrors()?;
+        let mirror = mirrors.get("debian").context("this system has no Debian mirror")?;
+        let mut fetch = Command::new(FETCH);
+        fetch.args(["download-file", &format!("{}/{place}", mirror.trim_end_matches('/'))]);
+        quietly(fetch.arg(&archive).arg(format!("SHA256:{sha256}")))?;
+    }
+    let unfinished = target().join("managers/unfinished");
+    let _ = fs::remove_dir_all(&unfinished);
+    fs::create_dir_all(&unfinished)?;
+    let mut unpack = Command::new("tar");
+    unpack.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(&unfinished);
+    unpack.args(["--strip-components=1", "--wildcards"]);
+    quietly(unpack.args(["*/tests/qemuxmlconfdata/*.args", "*/tests/qemuxmlconfdata/*.xml"]))?;
+    fs::rename(&unfinished, &folder).with_context(|| format!("cannot make {}", folder.display()))
+}
