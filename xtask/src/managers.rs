@@ -22,21 +22,26 @@ const FETCH: &str = "/usr/lib/apt/apt-helper";
 /// # Errors
 /// They are not in the cache and cannot be fetched, or not be unpacked.
 pub(crate) fn libvirts_data() -> Result<()> {
+    let (place, sha256) = LIBVIRT;
+    let name = place.rsplit('/').next().unwrap_or(place);
     let folder = target().join("managers/libvirt");
-    if folder.exists() {
+    // What was unpacked there says of which archive it is.
+    let of = target().join("managers").join(name);
+    if folder.exists() && of.exists() {
         return Ok(());
     }
     install(&[XZ])?;
-    let (place, sha256) = LIBVIRT;
     let cache = lab::cache()?;
     fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let archive = cache.join(place.rsplit('/').next().unwrap_or(place));
+    let archive = cache.join(name);
     if !archive.exists() {
         let mirrors = kernels::mirrors()?;
         let mirror = mirrors.get("debian").context("this system has no Debian mirror")?;
         let mut fetch = Command::new(FETCH);
         fetch.args(["download-file", &format!("{}/{place}", mirror.trim_end_matches('/'))]);
-        quietly(fetch.arg(&archive).arg(format!("SHA256:{sha256}")))?;
+        let part = archive.with_extension("part");
+        quietly(fetch.arg(&part).arg(format!("SHA256:{sha256}")))?;
+        fs::rename(&part, &archive)?;
     }
     let unfinished = target().join("managers/unfinished");
     let _ = fs::remove_dir_all(&unfinished);
@@ -45,5 +50,8 @@ pub(crate) fn libvirts_data() -> Result<()> {
     unpack.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(&unfinished);
     unpack.args(["--strip-components=1", "--wildcards"]);
     quietly(unpack.args(["*/tests/qemuxmlconfdata/*.args", "*/tests/qemuxmlconfdata/*.xml"]))?;
-    fs::rename(&unfinished, &folder).with_context(|| format!("cannot make {}", folder.display()))
+    let _ = fs::remove_dir_all(&folder);
+    fs::rename(&unfinished, &folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(fs::write(of, "")?)
 }

@@ -187,7 +187,7 @@ fn set_up() -> Result<()> {
         npm.args(["install", "--no-fund", "--no-audit", "--prefix"]).arg(&node).arg(NODE_READER);
         quietly(&mut npm)?;
     }
-    // Without it one test is skipped by name.
+    // Without it one test is skipped by name, and the run fails without --allow-skips.
     if let Err(error) = managers::libvirts_data() {
         println!("without libvirt's test data: {error:#}");
     }

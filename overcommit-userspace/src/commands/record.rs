@@ -239,7 +239,10 @@ impl Taker {
                     let is_last = *told == ENDS_TOLD;
                     self.say(&ended(run, vm));
                     if is_last {
-                        self.say("the ends of further VMs like this one are not shown here; see the report");
+                        let how = if vm.was_lost() { "were lost" } else { "ran well" };
+                        self.say(&format!(
+                            "the ends of further VMs that {how} are not shown here; see the report"
+                        ));
                     }
                 }
                 Ok(())

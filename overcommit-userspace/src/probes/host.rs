@@ -11,6 +11,7 @@ use aya::programs::{
 };
 use aya::{Btf, Ebpf};
 use nix::errno::Errno;
+use procfs::sys::kernel::Version;
 use procfs::{ConfigSetting, Current, KernelConfig};
 use serde::Serialize;
 use std::error::Error;
@@ -137,8 +138,8 @@ fn tracefs_refusal() -> Option<String> {
 
 /// How the kernel preempts kernel code, unless it does not.
 ///
-/// The mode in force stands in debugfs (`sched/preempt`, kernel/sched/debug.c). A locked-down
-/// kernel hides it, and lets nobody change what it began with.
+/// The mode in force stands in debugfs (`sched/preempt`, kernel/sched/debug.c). A kernel that is
+/// locked down hides it, and lets nobody change what it began with.
 fn preemption() -> Option<String> {
     let debugfs = tracefs::mounted("debugfs").map(|root| root.join("sched/preempt"));
     let mode = debugfs.and_then(|path| fs::read_to_string(path).ok());
@@ -147,10 +148,14 @@ fn preemption() -> Option<String> {
     }
     let version = fs::read_to_string("/proc/sys/kernel/version").unwrap_or_default();
     let model = version.split_whitespace().find(|word| word.starts_with("PREEMPT"))?;
-    let mode = (model == "PREEMPT_DYNAMIC").then(|| {
+    let is_as_it_began = model == "PREEMPT_DYNAMIC" && lockdown().is_some();
+    let mode = is_as_it_began.then(|| {
         let config = KernelConfig::current().map(|config| config.0).unwrap_or_default();
         let is_set = |option: &str| config.get(option) == Some(&ConfigSetting::Yes);
-        mode_at_boot(&fs::read_to_string("/proc/cmdline").unwrap_or_default(), is_set)
+        // As from then on for each CPU that can preempt lazily: x86 and arm64 among them.
+        let is_lazy = Version::current().is_ok_and(|kernel| kernel >= Version::new(7, 0, 0));
+        let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        mode_at_boot(&command_line, is_set, is_lazy)
     });
     match mode.flatten() {
         Some("none" | "voluntary") => None,
@@ -160,9 +165,14 @@ fn preemption() -> Option<String> {
 }
 
 /// What a kernel that can choose begins with: what its command line says, else what it was built
-/// with (`setup_preempt_mode` and `preempt_dynamic_init`, kernel/sched/core.c, 6.1 to 6.18). `None`
-/// if neither can be told.
-fn mode_at_boot(command_line: &str, is_set: impl Fn(&str) -> bool) -> Option<&'static str> {
+/// with (`setup_preempt_mode` and `preempt_dynamic_init`, kernel/sched/core.c, 6.1 to 6.18). One that
+/// knows lazy and full alone ignores the others (`sched_dynamic_mode`). `None` if neither can be
+/// told.
+fn mode_at_boot(
+    command_line: &str,
+    is_set: impl Fn(&str) -> bool,
+    is_lazy: bool,
+) -> Option<&'static str> {
     const MODES: [(&str, &str); 4] = [
         ("none", "CONFIG_PREEMPT_NONE"),
         ("voluntary", "CONFIG_PREEMPT_VOLUNTARY"),
@@ -172,7 +182,8 @@ fn mode_at_boot(command_line: &str, is_set: impl Fn(&str) -> bool) -> Option<&'s
     // What is behind the dashes is for init.
     let words = command_line.split_whitespace().take_while(|word| *word != "--");
     let asked = words.filter_map(|word| word.strip_prefix("preempt="));
-    let asked = asked.filter_map(|mode| MODES.iter().find(|(name, _)| *name == mode)).last();
+    let known = if is_lazy { &MODES[2..] } else { &MODES[..] };
+    let asked = asked.filter_map(|mode| known.iter().find(|(name, _)| *name == mode)).last();
     let built = || MODES.iter().find(|(_, option)| is_set(option));
     asked.or_else(built).map(|(name, _)| *name)
 }
@@ -294,12 +305,9 @@ fn not_permitted() -> String {
     if !missing.is_empty() {
         return format!("{} is missing", missing.join(" and "));
     }
-    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-    match lockdown.split(['[', ']']).nth(1) {
-        Some(mode) if mode != "none" => {
-            format!("EPERM: the kernel is locked down ({mode}), as with Secure Boot")
-        }
-        _ => "refused (EPERM) although no capability is missing: a seccomp filter, a security \
+    match lockdown() {
+        Some(mode) => format!("EPERM: the kernel is locked down ({mode}), as with Secure Boot"),
+        None => "refused (EPERM) although no capability is missing: a seccomp filter, a security \
               module or a restricted kernel; try a distribution's kernel"
             .to_owned(),
     }
@@ -307,6 +315,13 @@ fn not_permitted() -> String {
 
 /// A number of the kernel's own (include/linux/errno.h), which gets out of eBPF all the same.
 const ENOTSUPP: i32 = 524;
+
+/// How the kernel is locked down, if it is.
+fn lockdown() -> Option<String> {
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    let mode = text.split(['[', ']']).nth(1)?;
+    (mode != "none").then(|| mode.to_owned())
+}
 
 /// The error number at the bottom of a chain of errors.
 pub fn error_number(error: &anyhow::Error) -> Option<Errno> {
@@ -327,12 +342,15 @@ mod tests {
     #[test]
     fn the_command_line_goes_before_what_the_kernel_was_built_with() {
         let voluntary = |option: &str| option == "CONFIG_PREEMPT_VOLUNTARY";
-        let mode = |command_line| mode_at_boot(command_line, voluntary);
+        let mode = |command_line| mode_at_boot(command_line, voluntary, false);
         assert_eq!(mode("quiet preempt=none preempt=full"), Some("full"), "the last one counts");
         assert_eq!(mode("preempt=lazy preempt=nonsense"), Some("lazy"));
         assert_eq!(mode("quiet -- preempt=full"), Some("voluntary"));
-        assert_eq!(mode_at_boot("quiet", |option| option == "CONFIG_PREEMPT"), Some("full"));
-        assert_eq!(mode_at_boot("quiet", |_| false), None);
+        assert_eq!(mode_at_boot("quiet", |option| option == "CONFIG_PREEMPT", false), Some("full"));
+        assert_eq!(mode_at_boot("quiet", |_| false, false), None);
+        let lazy = |option: &str| option == "CONFIG_PREEMPT_LAZY";
+        assert_eq!(mode_at_boot("preempt=none", lazy, true), Some("lazy"), "it is refused");
+        assert_eq!(mode_at_boot("preempt=none", |_| false, true), None);
     }
 
     #[test]

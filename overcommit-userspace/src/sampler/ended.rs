@@ -4,6 +4,9 @@
 use overcommit_recording::model::run::{ENDED_VMS_KEPT, RunVm};
 use std::collections::BTreeMap;
 
+/// VMs of users who log in that may end in two intervals, before no more of theirs are taken up.
+const OF_USERS: usize = 2_500;
+
 /// Whether a VM is one of a user who logs in.
 type IsOfUser = bool;
 
@@ -46,7 +49,7 @@ impl Ended {
     /// the rows of an interval are still to be written.
     pub(super) fn are_many_of_users(&self) -> bool {
         let of_users = self.lately.iter().flatten().filter(|(_, is_of_user)| *is_of_user);
-        of_users.count() >= ENDED_VMS_KEPT
+        of_users.count() >= OF_USERS
     }
 
     /// The place of a VM that is left out from now on, if one is to be.
@@ -57,9 +60,9 @@ impl Ended {
         Some(place)
     }
 
-    /// Whether one is to be.
-    pub(super) fn has_spare(&self) -> bool {
-        !self.spare.is_empty()
+    /// How many are to be.
+    pub(super) fn spare(&self) -> usize {
+        self.spare.len()
     }
 
     /// How many were left out.
@@ -110,13 +113,13 @@ mod tests {
     #[test]
     fn users_wait_where_many_of_theirs_ended_in_one_interval() {
         let mut ended = Ended::default();
-        for place in 0..ENDED_VMS_KEPT {
+        for place in 0..OF_USERS {
             assert!(!ended.are_many_of_users());
             ended.add(2 * place, true);
             ended.add(2 * place + 1, false);
         }
         assert!(ended.are_many_of_users());
-        let run = vec![lived(1); 2 * ENDED_VMS_KEPT];
+        let run = vec![lived(1); 2 * OF_USERS];
         ended.next_interval(&run);
         assert!(ended.are_many_of_users(), "that interval has not been forgotten yet");
         ended.next_interval(&run);

@@ -20,8 +20,8 @@ const STARTING_UP_NS: u64 = 10_000_000_000;
 
 /// VMs without a slot that are named.
 const NAMED: usize = 16;
-/// VMs of a recording, in whose intervals many come and go, from which on no more are taken up. At a
-/// time no more begin than there are slots, of which there are fewer.
+/// From so many VMs in a recording on, no more are taken up until some can be left out. So many come
+/// and go in one interval alone.
 const VMS: usize = VMS_MAX / 2;
 /// VMs that ended or share another's memory and are remembered though they are gone.
 const DONE: usize = 4096;
@@ -50,6 +50,12 @@ impl Selection {
     pub fn is_open(&self) -> bool {
         self.pids.is_empty() || !self.patterns.is_empty()
     }
+}
+
+/// Whether a VM of that user may have one of the slots that are free.
+fn may_have(slots: &Slots, ended: &Ended, user: Option<u32>, free: usize) -> bool {
+    let has_to_wait = user.is_some() && ended.are_many_of_users();
+    !has_to_wait && slots.may_have(user, free)
 }
 
 /// Finds VMs and remembers them.
@@ -120,11 +126,12 @@ impl Roster {
 
     /// VMs that are meant, run now, are not recorded yet and may have one of the free slots.
     pub(super) fn new_vms(&mut self, mut free: usize) -> Result<Vec<Vm>> {
-        let (slots, done, unserved) = (&self.slots, &self.done, &self.unserved);
+        let mut room = self.room();
+        let (slots, ended, done, unserved) = (&self.slots, &self.ended, &self.done, &self.unserved);
         // Looked at again when it could have one.
         let waits = |id| {
             let user = unserved.get(&id).map(|(_, user)| *user);
-            user.is_some_and(|user| free == 0 || !slots.may_have(user, free))
+            user.is_some_and(|user| free == 0 || room == 0 || !may_have(slots, ended, user, free))
         };
         let is_known = |id| slots.has(id) || done.contains(&id) || waits(id);
         let mut found = Vec::new();
@@ -142,8 +149,10 @@ impl Roster {
         let mut given = Vec::new();
         for vm in found {
             let user = self.discovery.login_user(&vm);
-            if self.selection.pids.contains(&vm.id.pid) || self.may_have(user, free) {
-                free = free.saturating_sub(1);
+            let is_asked_for = self.selection.pids.contains(&vm.id.pid);
+            let may_have = || may_have(&self.slots, &self.ended, user, free);
+            if is_asked_for || (room > 0 && may_have()) {
+                (free, room) = (free.saturating_sub(1), room.saturating_sub(1));
                 self.slots.add(vm.id, user);
                 given.push(vm);
             } else {
@@ -153,16 +162,17 @@ impl Roster {
         Ok(given)
     }
 
-    /// Whether a VM may have one of the slots that are free.
-    fn may_have(&self, user: Option<u32>, free: usize) -> bool {
-        let has_to_wait = user.is_some() && self.ended.are_many_of_users();
-        let has_room = self.vms.len() < VMS || self.ended.has_spare();
-        has_room && !has_to_wait && self.slots.may_have(user, free)
+    /// How many VMs may still be taken up.
+    fn room(&self) -> usize {
+        (VMS + self.ended.spare()).saturating_sub(self.vms.len())
     }
 
     /// Remembers a VM without a slot. Of those that are gone only the number is kept once they are
     /// many.
     fn refuse(&mut self, vm: Vm, user: Option<u32>) {
+        if self.unserved.contains_key(&vm.id) {
+            return;
+        }
         if self.unserved.len() >= UNSERVED {
             let before = self.unserved.len();
             self.unserved.retain(|id, _| self.discovery.id(id.pid) == Some(*id));
@@ -193,7 +203,7 @@ impl Roster {
             return None;
         }
         let user = if runs { self.discovery.login_user(&vm) } else { Some(GONE) };
-        if !self.may_have(user, free) {
+        if self.room() == 0 || !may_have(&self.slots, &self.ended, user, free) {
             self.refuse(vm, user);
             return None;
         }

@@ -38,8 +38,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
-/// VMs that can be recorded at a time beyond twice those that run at the start.
+/// VMs that can be recorded at a time, beyond those that run at the start and a quarter of them.
 const SPARE_VMS: u32 = 64;
+/// VMs that can be recorded at a time, whatever runs.
+const SLOTS_MAX: u32 = 4096;
 /// Threads that can fault in VMs at a time.
 const THREADS: u32 = 16_384;
 /// Ring buffer of slow faults: more than a second of a host that swaps hard.
@@ -62,7 +64,7 @@ impl Session {
     /// The kernel refuses something, or /proc cannot be read.
     pub fn attach(kernel: &Kernel, decision: Decision, roster: Roster, want: Want) -> Result<Self> {
         let sizes = Sizes {
-            vms: want.running_vms.saturating_mul(2).saturating_add(SPARE_VMS).min(4096),
+            vms: slots(want.running_vms),
             threads: THREADS,
             cpus: kernel::possible_cpus()?,
             slow_bytes: if want.slow_faults.is_some() { SLOW_BYTES } else { 4096 },
@@ -139,6 +141,13 @@ impl Session {
         self.run.host_state.kills_unreadable = unreadable;
         Ok(RunningSession { session: self, host, last: start, open, oom_kills, ended: Vec::new() })
     }
+}
+
+/// Places for VMs: for those that run, and for some that start. Each takes a MiB of the host's memory
+/// from the beginning.
+const fn slots(running: u32) -> u32 {
+    let all = running.saturating_add(running / 4).saturating_add(SPARE_VMS);
+    if all < SLOTS_MAX { all } else { SLOTS_MAX }
 }
 
 /// What is known of a recording before it begins.

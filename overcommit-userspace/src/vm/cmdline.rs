@@ -9,7 +9,7 @@ use crate::vm::memory_devices::MemoryDevices;
 use crate::vm::monitor::Monitors;
 use crate::vm::options::{pairs, sections, size, value};
 use overcommit_recording::model::balloon::LARGEST;
-use overcommit_recording::model::vm::Monitor;
+use overcommit_recording::model::vm::{Monitor, Plugged};
 
 /// Options that take no argument, over all versions since QEMU 2.0
 /// (qemu-options.hx, those without `HAS_ARG`). All others take one.
@@ -71,6 +71,9 @@ const WITHOUT_ARGUMENT: &[&[u8]] = &[
 /// The unit of `-m` without a suffix, as a power of two (`qemu_strtosz_MiB`).
 const MEBIBYTES: u32 = 20;
 
+/// Bytes of an argument of which words are kept.
+const ARGUMENT_MAX: usize = 1024;
+
 /// Files of options that are read: managers give one.
 const CONFIG_FILES: usize = 2;
 
@@ -96,6 +99,8 @@ pub struct CommandLine {
     pub id: Option<Vec<u8>>,
     /// `-m` and what is plugged in beside it, in bytes.
     pub memory_bytes: Option<u64>,
+    /// What of that is plugged in.
+    pub plugged: Plugged,
     /// `-smp`: vCPUs present at the start.
     pub vcpus: Option<u32>,
     /// `-accel`, `-enable-kvm`, `-machine accel=`: the first choice.
@@ -151,8 +156,10 @@ impl CommandLine {
             }
         }
         line.monitors = monitors.found();
-        line.memory_bytes = line.memory_bytes.map(|bytes| bytes.saturating_add(devices.bytes()));
-        line.memory_bytes = line.memory_bytes.filter(|bytes| *bytes <= LARGEST);
+        line.plugged = devices.plugged();
+        let Plugged { dimms, virtio_mem, .. } = line.plugged;
+        let all = |base: u64| base.checked_add(dimms)?.checked_add(virtio_mem);
+        line.memory_bytes = line.memory_bytes.and_then(all).filter(|bytes| *bytes <= LARGEST);
         line
     }
 
@@ -167,8 +174,8 @@ impl CommandLine {
     fn option(&mut self, option: &[u8], argument: &[u8]) {
         match option {
             b"name" => self.name(argument),
-            b"uuid" => self.uuid = Some(argument.to_ascii_lowercase()),
-            b"id" => self.id = Some(argument.to_vec()),
+            b"uuid" => self.uuid = Some(bounded(argument).to_ascii_lowercase()),
+            b"id" => self.id = Some(bounded(argument).to_vec()),
             b"smbios" => self.smbios(argument),
             b"xen-domid" => self.is_of_xen = true,
             b"m" => {
@@ -180,10 +187,10 @@ impl CommandLine {
             // The first -accel that works is used; the process's own file
             // descriptors tell which one that was.
             b"accel" if self.accelerator.is_none() => {
-                self.accelerator = value(&pairs(argument, b"accel"), b"accel");
+                self.accelerator = value(&pairs(bounded(argument), b"accel"), b"accel");
             }
             b"machine" | b"M" => {
-                let pairs = pairs(argument, b"type");
+                let pairs = pairs(bounded(argument), b"type");
                 self.machine = value(&pairs, b"type").or(self.machine.take());
                 if let Some(accelerators) = value(&pairs, b"accel") {
                     let first = accelerators.split(|byte| *byte == b':').next();
@@ -196,7 +203,7 @@ impl CommandLine {
 
     /// Type 1 is the system's information, with its uuid.
     fn smbios(&mut self, argument: &[u8]) {
-        let pairs = pairs(argument, b"file");
+        let pairs = pairs(bounded(argument), b"file");
         if value(&pairs, b"type").as_deref() == Some(b"1") {
             let uuid = value(&pairs, b"uuid").map(|uuid| uuid.to_ascii_lowercase());
             self.smbios_uuid = uuid.or(self.smbios_uuid.take());
@@ -204,7 +211,7 @@ impl CommandLine {
     }
 
     fn name(&mut self, argument: &[u8]) {
-        for (key, value) in pairs(argument, b"guest") {
+        for (key, value) in pairs(bounded(argument), b"guest") {
             match key.as_slice() {
                 b"guest" => self.guest = Some(value),
                 b"process" => self.process = Some(value),
@@ -215,6 +222,11 @@ impl CommandLine {
             }
         }
     }
+}
+
+/// As much of an argument as is kept of it: anybody may write anything there.
+fn bounded(argument: &[u8]) -> &[u8] {
+    &argument[..argument.len().min(ARGUMENT_MAX)]
 }
 
 fn number(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<u32> {

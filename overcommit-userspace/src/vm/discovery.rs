@@ -209,6 +209,7 @@ fn describe(
         // One for each descriptor, whatever the command line says, or a file that it names.
         vcpus: (kvm.vcpus > 0).then_some(kvm.vcpus).or(line.vcpus).or(emulator.then_some(1)),
         memory_bytes: line.memory_bytes,
+        plugged: line.plugged,
         mapping: memory::mapping(process),
         accelerator,
         cgroup: cgroup(process),

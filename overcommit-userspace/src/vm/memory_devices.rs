@@ -2,15 +2,19 @@
 //! `-object memory-backend-…` that it names.
 
 use crate::vm::options::{pairs, size, value};
+use overcommit_recording::model::vm::Plugged;
 use std::collections::HashMap;
 
-/// What the command line says of it. Persistent memory (nvdimm, virtio-pmem) is no RAM.
+/// What the command line says of it. Persistent memory (nvdimm, virtio-pmem) is no RAM, and counts
+/// for nothing but its size.
 #[derive(Debug, Default)]
 pub(super) struct MemoryDevices {
     /// Bytes of each backend, by its id.
     backends: HashMap<Vec<u8>, u64>,
     /// Backends of DIMMs, each of which is there as a whole.
     dimms: Vec<Vec<u8>>,
+    /// Backends of all devices.
+    all: Vec<Vec<u8>>,
     /// Bytes of virtio-mem that the guest was asked to take.
     requested: u64,
 }
@@ -31,6 +35,7 @@ impl MemoryDevices {
             }
             b"device" => {
                 let of = properties(argument, b"driver");
+                self.all.extend(value(&of, b"memdev"));
                 match value(&of, b"driver") {
                     Some(driver) if driver == b"pc-dimm" => {
                         self.dimms.extend(value(&of, b"memdev"));
@@ -46,10 +51,16 @@ impl MemoryDevices {
         }
     }
 
-    /// All of it, in bytes.
-    pub(super) fn bytes(&self) -> u64 {
-        let dimms = self.dimms.iter().filter_map(|backend| self.backends.get(backend));
-        dimms.fold(self.requested, |sum, bytes| sum.saturating_add(*bytes))
+    /// What is plugged in.
+    pub(super) fn plugged(&self) -> Plugged {
+        let sizes = |of: &[Vec<u8>]| -> Vec<u64> {
+            of.iter().filter_map(|backend| self.backends.get(backend)).copied().collect()
+        };
+        Plugged {
+            dimms: sizes(&self.dimms).into_iter().fold(0, u64::saturating_add),
+            virtio_mem: self.requested,
+            largest: sizes(&self.all).into_iter().max().unwrap_or(0),
+        }
     }
 }
 
@@ -71,10 +82,10 @@ fn properties(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
 mod tests {
     use super::*;
 
-    fn plugged(options: &[(&str, &str)]) -> u64 {
+    fn plugged(options: &[(&str, &str)]) -> Plugged {
         let mut devices = MemoryDevices::default();
         options.iter().for_each(|(name, of)| devices.option(name.as_bytes(), of.as_bytes()));
-        devices.bytes()
+        devices.plugged()
     }
 
     #[test]
@@ -83,18 +94,19 @@ mod tests {
             ("object", r#"{"qom-type":"memory-backend-ram","id":"mem0","size":536870912}"#),
             ("device", r#"{"driver":"pc-dimm","memdev":"mem0","id":"dimm0"}"#),
         ];
-        assert_eq!(plugged(&dimm), 512 << 20);
+        let of = |dimms, virtio_mem, largest| Plugged { dimms, virtio_mem, largest };
+        assert_eq!(plugged(&dimm), of(512 << 20, 0, 512 << 20));
         let pairs = [
             ("device", "pc-dimm,id=dimm0,memdev=mem0"),
             ("object", "memory-backend-memfd,id=mem0,size=1G,share=on"),
         ];
-        assert_eq!(plugged(&pairs), 1 << 30);
+        assert_eq!(plugged(&pairs), of(1 << 30, 0, 1 << 30));
         let virtio = [
             ("object", "memory-backend-ram,id=vmem0,size=8G"),
             ("device", "virtio-mem-pci,memdev=vmem0,requested-size=2G"),
             ("device", r#"{"driver":"virtio-mem-pci","memdev":"vmem1","requested-size":1048576}"#),
         ];
-        assert_eq!(plugged(&virtio), (2 << 30) + (1 << 20));
+        assert_eq!(plugged(&virtio), of(0, (2 << 30) + (1 << 20), 8 << 30));
     }
 
     #[test]
@@ -108,6 +120,6 @@ mod tests {
             ("device", "{"),
             ("device", "virtio-mem-pci,requested-size=all"),
         ];
-        assert_eq!(plugged(&none), 0);
+        assert_eq!(plugged(&none), Plugged { largest: 4 << 30, ..Plugged::default() });
     }
 }

@@ -40,8 +40,8 @@ pub(super) fn value(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<Vec<u8>>
     found.map(|(_, v)| v.clone())
 }
 
-/// A size as `qemu_strtosz` reads it: decimal fractions allowed, of the unit that its suffix says,
-/// else of that power of two. In bytes.
+/// A size as `qemu_strtosz` reads it, but for hexadecimal ones: fractions allowed, of the unit that
+/// its suffix says, else of that power of two. In bytes.
 pub(super) fn size(text: &[u8], unit: u32) -> Option<u64> {
     let text = str::from_utf8(text).ok()?;
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

@@ -120,8 +120,10 @@ pub struct Vm {
     pub executable: String,
     /// vCPUs at the start.
     pub vcpus: Option<u32>,
-    /// Memory configured, in bytes.
+    /// Memory configured, what is plugged in included, in bytes.
     pub memory_bytes: Option<u64>,
+    /// What of it is plugged in.
+    pub plugged: Plugged,
     /// Where the guest's memory is.
     pub mapping: Option<Mapping>,
     /// `kvm`, `tcg`, …
@@ -130,6 +132,17 @@ pub struct Vm {
     pub cgroup: Option<String>,
     /// Where QEMU can be asked.
     pub monitors: Vec<Monitor>,
+}
+
+/// Memory of a VM beside what it began with, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plugged {
+    /// DIMMs, each of which is there as a whole.
+    pub dimms: u64,
+    /// virtio-mem, as far as the guest was asked to take it.
+    pub virtio_mem: u64,
+    /// The largest device, persistent memory included, with what of it is not there.
+    pub largest: u64,
 }
 
 impl Vm {
@@ -149,6 +162,7 @@ impl Vm {
             executable: "qemu".to_owned(),
             vcpus: None,
             memory_bytes: None,
+            plugged: Plugged::default(),
             mapping: None,
             accelerator: None,
             cgroup: None,
@@ -161,10 +175,13 @@ impl Vm {
     /// a machine has no less below its hole for devices (`pc_memory_init`, hw/i386/pc.c, by
     /// `max-ram-below-4g`, of which QEMU warns if it is less).
     pub fn guest_address(&self, address: u64) -> Option<u64> {
-        let mapping = self.mapping.filter(|map| Some(map.end - map.start) == self.memory_bytes)?;
+        let base = self.memory_bytes?.checked_sub(self.plugged.dimms + self.plugged.virtio_mem)?;
+        // The largest mapping is not what is plugged in.
+        let is_base = |map: &Mapping| map.end - map.start == base && self.plugged.largest < base;
+        let mapping = self.mapping.filter(is_base)?;
         let offset = address.checked_sub(mapping.start)?;
         let is_x86 = cfg!(target_arch = "x86_64") && self.executable.starts_with("qemu-system-x86");
-        (is_x86 && offset < FLAT.min(self.memory_bytes?)).then_some(offset)
+        (is_x86 && offset < FLAT.min(base)).then_some(offset)
     }
 
     /// What backs the guest's memory.
@@ -189,5 +206,23 @@ pub(crate) mod tests {
             cgroup: Some("/vms/a".to_owned()),
             ..Vm::gone(VmId { pid: 42, start_ticks: 4711 })
         }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_is_plugged_in_is_not_taken_for_what_the_vm_began_with() {
+        let gib = |count: u64| count << 30;
+        let mapping = Mapping { backing: Backing::Anonymous, start: 0x1000, end: 0x1000 + gib(4) };
+        let address = |all, plugged| {
+            let mapping = Some(mapping);
+            let vm = Vm { memory_bytes: Some(gib(all)), plugged, mapping, ..vm("web") };
+            vm.guest_address(0x1010)
+        };
+        let dimm = |size| Plugged { dimms: gib(size), largest: gib(size), virtio_mem: 0 };
+        assert_eq!(address(4, Plugged::default()), Some(0x10));
+        assert_eq!(address(6, dimm(2)), Some(0x10));
+        assert_eq!(address(8, dimm(4)), None, "the mapping may be the DIMM's");
+        let virtio_mem = Plugged { virtio_mem: gib(2), largest: gib(4), dimms: 0 };
+        assert_eq!(address(4, virtio_mem), None, "that is not what it began with");
     }
 }

@@ -226,7 +226,9 @@ impl<'a> Files<'a> {
                 // The recorder left it out after run.json was read.
                 if self.is_recording && self.logs.is_gone(row.of.vm) {
                     for _ in 0..row.metrics {
-                        self.metrics.take(number)?;
+                        if self.metrics.take(number)?.is_none() {
+                            break;
+                        }
                     }
                     continue;
                 }

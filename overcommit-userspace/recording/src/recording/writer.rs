@@ -33,8 +33,7 @@ struct LatencyLog {
     vm_id: String,
     /// The VM's folder.
     folder: String,
-    /// `None` when the VM has ended: in one interval more may have come and gone than there may
-    /// be open files.
+    /// `None` once the VM has ended: more may come and go in one interval than files can be open.
     file: Option<File>,
 }
 

@@ -130,7 +130,7 @@ impl Judging {
             let left_out = run.not_counted.vms_left_out;
             if left_out > 0 {
                 let why = format!(
-                    "{left_out} VMs that ended are not kept, and it may be for one of them"
+                    "{left_out} of the VMs that ended are not kept; the objective may be for one of them"
                 );
                 judged.push(of_nobody(objective, why));
             } else if judged.len() == before {
@@ -334,7 +334,7 @@ mod tests {
         };
         let not_judged = |why: &str| (Verdict::NotJudged, why.to_owned());
         assert_eq!(judged(0), not_judged("no recorded VM matches"));
-        let why = "3 VMs that ended are not kept, and it may be for one of them";
+        let why = "3 of the VMs that ended are not kept; the objective may be for one of them";
         assert_eq!(judged(3), not_judged(why));
     }
 

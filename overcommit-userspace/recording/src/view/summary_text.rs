@@ -249,7 +249,9 @@ fn not_seen(text: &mut String, run: &Run, summary: &Summary, is_full: bool) {
     if without_slot > 0 {
         let names = run.not_counted.unserved.join(", ");
         let names = if names.is_empty() { names } else { format!(" ({names})") };
-        let why = "not recorded: no slot was free, or its user had reached the limit".to_owned();
+        let why =
+            "not recorded: no slot was free, its user had reached the limit, or too many had ended"
+                .to_owned();
         facts.push((vms(without_slot as usize) + &names, why));
     }
     let left_out = run.not_counted.vms_left_out;

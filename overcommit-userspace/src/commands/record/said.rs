@@ -40,8 +40,8 @@ pub(super) fn unserved(run: &Run) -> String {
     let names = run.not_counted.unserved.join(", ");
     let names = if names.is_empty() { names } else { format!(" ({names})") };
     format!(
-        "not every VM is recorded{names}: no slot was free, or its user had reached the limit; the \
-         report counts them"
+        "not every VM is recorded{names}: no slot was free, its user had reached the limit, or too \
+         many had ended; the report counts them"
     )
 }
 

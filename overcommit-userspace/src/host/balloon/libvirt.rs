@@ -101,12 +101,12 @@ fn balloon(figures: &BTreeMap<&str, u64>) -> Option<Balloon> {
     })
 }
 
-/// What a balloon took, of a VM that was started with that much memory beside memory devices.
+/// What a balloon took, of a VM that has that much memory beside virtio-mem and NVDIMMs.
 /// libvirt's maximum has those in full (`virDomainDefPostParseMemory`), and its current of
 /// virtio-mem what is plugged in and of an NVDIMM nothing (`qemuProcessHandleBalloonChange`).
 ///
 /// # Errors
-/// It has memory devices, so that the difference of the two is no balloon.
+/// It has such devices, so that the difference of the two is no balloon.
 pub fn told_apart(balloon: Balloon, base: Option<u64>) -> Result<Balloon, String> {
     match balloon.configured.zip(base) {
         Some((configured, base)) if configured > base => {

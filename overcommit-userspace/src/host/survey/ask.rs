@@ -176,7 +176,9 @@ impl Ask {
                 why => format!("whoever started it holds its monitor; {why}"),
             };
             let balloon = domain.copied().ok_or_else(why);
-            found.insert(vm.id, balloon.and_then(|it| libvirt::told_apart(it, vm.memory_bytes)));
+            // Its maximum has virtio-mem in full, whatever of it is there.
+            let base = vm.memory_bytes.map(|all| all.saturating_sub(vm.plugged.virtio_mem));
+            found.insert(vm.id, balloon.and_then(|it| libvirt::told_apart(it, base)));
         }
     }
 
