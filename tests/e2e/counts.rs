@@ -8,7 +8,9 @@ use std::process::Command;
 use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
-use testbed::results::{Killed, StandIn, figure, json, lost, only_vm, rows, vm, within_a_percent};
+use testbed::results::{
+    Killed, StandIn, faults_agree, figure, json, lost, only_vm, rows, vm, within_a_percent,
+};
 use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, as_child, await_some};
 
@@ -65,11 +67,7 @@ fn counts_agree(accel: &str) -> Result<()> {
 
     for (name, index) in [("squeezed", 0), ("calm", 1)] {
         let vm = vm(&folder, name)?;
-        for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
-            let kernel = after[index][kind] - before[index][kind];
-            let counted = figure(&vm, metric, "count")?;
-            within_a_percent(&format!("{accel} {name} {metric}"), counted, kernel, lost(&vm))?;
-        }
+        faults_agree(&format!("{accel} {name}"), &vm, before[index], after[index])?;
         ensure!(vm["metrics"][0]["coverage"] == "full", "{name} is not fully covered: {vm:#}");
     }
     let majors = |name| vm(&folder, name).and_then(|vm| figure(&vm, "fault.major", "count"));

@@ -3,11 +3,10 @@
 use crate::Tests;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use std::path::Path;
 use std::time::{Duration, Instant};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{figure, lost, rows, vm, within_a_percent};
+use testbed::results::{faults_agree, rows, vm};
 use testbed::squeeze::Squeeze;
 use testbed::{PATIENCE, await_some};
 
@@ -23,23 +22,6 @@ const MAJORS: u64 = 1_000;
 /// MiB in which the whole VM has room.
 const ROOM: u64 = 512;
 
-fn await_majors(guest: &Vm) -> Result<()> {
-    let before = guest.faults()?[1];
-    await_some("major faults", PATIENCE, || {
-        Ok((guest.faults()?[1] >= before + MAJORS).then_some(()))
-    })
-}
-
-/// What was counted is what the kernel counted.
-fn nothing_is_lost(folder: &Path, before: [u64; 2], after: [u64; 2]) -> Result<()> {
-    let summary = vm(folder, "moved")?;
-    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
-        let counted = figure(&summary, metric, "count")?;
-        within_a_percent(metric, counted, after[kind] - before[kind], lost(&summary))?;
-    }
-    Ok(())
-}
-
 fn stood_still() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let squeeze = Squeeze::new()?;
@@ -47,16 +29,16 @@ fn stood_still() -> Result<()> {
     let recording = Recording::start(&dir.path().join("run"), [""; 0])?;
     let before = guest.faults()?;
     guest.resume()?;
-    await_majors(&guest)?;
+    guest.await_majors(MAJORS)?;
     recording.signal(Signal::SIGSTOP)?;
     let since = Instant::now();
-    await_majors(&guest)?;
+    guest.await_majors(MAJORS)?;
     await_some("some intervals", PATIENCE, || Ok((since.elapsed() >= STILL).then_some(())))?;
     recording.signal(Signal::SIGCONT)?;
-    await_majors(&guest)?;
+    guest.await_majors(MAJORS)?;
     guest.stop()?;
     let folder = recording.end()?;
-    nothing_is_lost(&folder, before, guest.faults()?)?;
+    faults_agree("moved", &vm(&folder, "moved")?, before, guest.faults()?)?;
     let intervals = rows(&folder, "host.csv")?;
     let delayed: Vec<f64> = intervals
         .iter()
@@ -77,7 +59,7 @@ fn switched_off() -> Result<()> {
     let recording = Recording::start(&folder, [""; 0])?;
     let before = guest.faults()?;
     guest.resume()?;
-    await_majors(&guest)?;
+    guest.await_majors(MAJORS)?;
     squeeze.cgroup.limit(ROOM)?;
     squeeze.swap_off()?;
     await_some("the end of its pressure", PATIENCE, || {
@@ -87,5 +69,5 @@ fn switched_off() -> Result<()> {
     })?;
     guest.stop()?;
     let folder = recording.end()?;
-    nothing_is_lost(&folder, before, guest.faults()?)
+    faults_agree("moved", &vm(&folder, "moved")?, before, guest.faults()?)
 }

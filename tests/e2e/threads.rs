@@ -8,7 +8,6 @@ use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, only_vm};
 use testbed::swap::ZramSwap;
-use testbed::{PATIENCE, await_some};
 
 pub(crate) const TESTS: Tests = &[
     ("stall_share_by_thread_names", || stall_share(true)),
@@ -52,14 +51,9 @@ fn record(vm: &mut Vm, work: impl FnOnce(&mut Vm) -> Result<()>) -> Result<(Valu
     Ok((only_vm(&folder)?, json(&folder, "run.json")?))
 }
 
-fn await_majors(vm: &Vm) -> Result<()> {
-    let before = vm.faults()?[1];
-    await_some("major faults", PATIENCE, || Ok((vm.faults()?[1] >= before + MAJORS).then_some(())))
-}
-
 fn stall_share(debug_threads: bool) -> Result<()> {
     squeezed(debug_threads.then_some("tcg"), debug_threads, |vm| {
-        let (walking, run) = record(vm, |vm| await_majors(vm))?;
+        let (walking, run) = record(vm, |vm| vm.await_majors(MAJORS))?;
         // How busy the machine is says nothing of who is a vCPU.
         let of = |figure: &str| walking["stall"][figure].as_f64().context("the share is empty");
         let share = of("waited_ns")? / of("vcpu_ns")?;
@@ -90,7 +84,7 @@ fn stall_share(debug_threads: bool) -> Result<()> {
 
 fn unknown_vcpus() -> Result<()> {
     squeezed(Some("tcg"), false, |vm| {
-        let (walking, run) = record(vm, |vm| await_majors(vm))?;
+        let (walking, run) = record(vm, |vm| vm.await_majors(MAJORS))?;
         ensure!(figure(&walking, "fault.major", "count")? >= MAJORS / 2);
         ensure!(walking["stall"].is_null(), "a share of unknown vCPUs: {walking:#}");
         ensure!(run["vms"][0]["vcpus_known_by"].is_null(), "{run:#}");

@@ -10,7 +10,7 @@ use std::path::Path;
 use testbed::host::counter;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{fault_share, figure, json, lost, only_vm, within_a_percent};
+use testbed::results::{fault_share, faults_agree, figure, json, lost, only_vm, within_a_percent};
 use testbed::squeeze::Squeeze;
 use testbed::{PATIENCE, await_some};
 
@@ -100,12 +100,7 @@ fn counts_agree(dir: &Path, backend: &str, shared: bool) -> Result<()> {
         ensure!(summary["stall_time"].is_null(), "split without its faults: {summary:#}");
         return is_partial(&summary);
     }
-    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
-        let counted = figure(&summary, metric, "count")?;
-        let kernel = after.faults[kind] - before.faults[kind];
-        let what = format!("{backend} {metric}");
-        within_a_percent(&what, counted, kernel, lost(&summary))?;
-    }
+    faults_agree(backend, &summary, before.faults, after.faults)?;
     swapins_agree(&summary, after.swapins - before.swapins)?;
     add_up(&summary)?;
     let swapped = figure(&summary, "backing.swap", "count")?;

@@ -10,7 +10,7 @@ use std::time::Instant;
 use testbed::host::{read, write};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{figure, lost, rows, vm, within_a_percent};
+use testbed::results::{faults_agree, figure, lost, rows, vm};
 use testbed::squeeze::Squeeze;
 use testbed::undo::Undo;
 use testbed::{PATIENCE, await_some, run};
@@ -93,10 +93,7 @@ fn clock_steps(dir: &Path) -> Result<()> {
     let folder = recording.end()?;
     let after = guest.faults()?;
     let summary = vm(&folder, "moved")?;
-    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
-        let counted = figure(&summary, metric, "count")?;
-        within_a_percent(metric, counted, after[kind] - before[kind], lost(&summary))?;
-    }
+    faults_agree("moved", &summary, before, after)?;
     let intervals = rows(&folder, "host.csv")?;
     let lengths = intervals.iter().map(|row| Ok(row["length_s"].parse::<f64>()?));
     let lengths = lengths.collect::<Result<Vec<f64>>>()?;
@@ -115,25 +112,16 @@ fn cpu_hotplug(dir: &Path) -> Result<()> {
     let _online = Undo::script("CPU 1", &format!("echo 1 > {SWITCH}"))?;
     let recording = Recording::start(&dir.join("run"), [""; 0])?;
     let before = guest.faults()?;
-    let await_majors = |guest: &Vm| {
-        let before = guest.faults()?[1];
-        await_some("major faults", PATIENCE, || {
-            Ok((guest.faults()?[1] >= before + MAJORS).then_some(()))
-        })
-    };
     guest.resume()?;
     for switch in ["1", "0", "1"] {
         write(SWITCH, switch)?;
-        await_majors(&guest)?;
+        guest.await_majors(MAJORS)?;
     }
     guest.stop()?;
     let folder = recording.end()?;
     let after = guest.faults()?;
     let summary = vm(&folder, "moved")?;
-    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
-        let counted = figure(&summary, metric, "count")?;
-        within_a_percent(metric, counted, after[kind] - before[kind], lost(&summary))?;
-    }
+    faults_agree("moved", &summary, before, after)?;
     let stalls = figure(&summary, "stall.memory", "count")?;
     println!("{stalls} stalls, not counted {}", summary["not_counted"]);
     ensure!(lost(&summary) * 100 <= stalls, "{}", summary["not_counted"]);

@@ -36,21 +36,15 @@ fn pause_and_device(dir: &Path) -> Result<()> {
     let mut device = Vm::start(&device)?;
     let mut squeezed = Vm::start(&Config { stopped: true, ..squeeze.config("squeezed") })?;
     let recording = Recording::start(&dir.join("run"), [""; 0])?;
-    let await_majors = |vm: &Vm, count: u64| {
-        let before = vm.faults()?[1];
-        await_some("major faults", PATIENCE, || {
-            Ok((vm.faults()?[1] >= before + count).then_some(()))
-        })
-    };
     device.resume()?;
     device.await_passes(1)?;
     device.stop()?;
     squeezed.resume()?;
-    await_majors(&squeezed, MAJORS)?;
+    squeezed.await_majors(MAJORS)?;
     squeezed.stop()?;
     std::thread::sleep(PAUSE);
     squeezed.resume()?;
-    await_majors(&squeezed, MAJORS)?;
+    squeezed.await_majors(MAJORS)?;
     let folder = recording.end()?;
     pause_is_no_stall(&folder)?;
     device_is_no_stall(&folder)

@@ -228,6 +228,17 @@ impl Vm {
         Ok([stat_field(self.pid(), 10)?, stat_field(self.pid(), 12)?])
     }
 
+    /// Waits for so many major faults more.
+    ///
+    /// # Errors
+    /// They do not come.
+    pub fn await_majors(&self, count: u64) -> Result<()> {
+        let before = self.faults()?[1];
+        await_some("major faults", PATIENCE, || {
+            Ok((self.faults()?[1] >= before + count).then_some(()))
+        })
+    }
+
     /// Stops the vCPUs.
     ///
     /// # Errors

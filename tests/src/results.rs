@@ -153,6 +153,20 @@ pub fn within_a_percent(what: &str, counted: u64, kernel: u64, lost: u64) -> Res
     Ok(())
 }
 
+/// Fails unless a VM's faults are within 1 % of what the kernel counted, minor and major; `what` is
+/// said before them.
+///
+/// # Errors
+/// They are further apart, or not there.
+pub fn faults_agree(what: &str, vm: &Value, before: [u64; 2], after: [u64; 2]) -> Result<()> {
+    for (metric, kind) in [("fault.minor", 0), ("fault.major", 1)] {
+        let counted = figure(vm, metric, "count")?;
+        let what = format!("{what} {metric}");
+        within_a_percent(&what, counted, after[kind] - before[kind], lost(vm))?;
+    }
+    Ok(())
+}
+
 /// A process that ends with the test.
 pub struct Killed(pub Child);
 

@@ -6,8 +6,7 @@ use std::collections::HashMap;
 
 /// `BTF_MAGIC`, as this machine stores it: the running kernel's BTF has its byte order.
 const MAGIC: u16 = 0xeb9f;
-/// Bytes of `struct btf_header` that are looked at, and of `struct btf_type`.
-const HEADER: usize = 24;
+/// Bytes of `struct btf_type`.
 const TYPE: usize = 12;
 
 /// A kind of type, of those that are looked up or passed through (`BTF_KIND_*`).
@@ -76,6 +75,8 @@ struct Type<'a> {
     name: &'a [u8],
     /// One slice for each member.
     members: std::slice::ChunksExact<'a, u8>,
+    /// Where the next type begins.
+    end: usize,
 }
 
 impl<'a> Btf<'a> {
@@ -92,14 +93,14 @@ impl<'a> Btf<'a> {
             bytes.get(start..).and_then(|rest| rest.get(..length as usize)).context("it is cut off")
         };
         let types = part(header(8)?, header(12)?)?;
-        let strings = part(header(16)?, header(HEADER - 4)?)?;
+        let strings = part(header(16)?, header(20)?)?;
         let mut btf = Self { types, strings, starts: vec![types.len()], by_name: HashMap::new() };
         let mut at = 0;
         while at < types.len() {
             btf.starts.push(at);
             let number = btf.starts.len() as u32 - 1;
             let one = btf.read(number).with_context(|| format!("type {number}"))?;
-            at += TYPE + size_behind(word(types, at + 4).unwrap_or(0));
+            at = one.end;
             if matches!(one.kind, Kind::Struct | Kind::Enum | Kind::Function) {
                 btf.by_name.entry((one.kind, one.name)).or_insert(number);
             }
@@ -112,15 +113,17 @@ impl<'a> Btf<'a> {
         let types = self.types;
         let field = |place| word(types, start + place).context("it is cut off");
         let (name, info, other) = (field(0)?, field(4)?, field(8)?);
-        let (kind, each, _) = Kind::of(info >> 24 & 0x1f)
+        let (kind, each, once) = Kind::of(info >> 24 & 0x1f)
             .with_context(|| format!("its kind is {}, which is not known", info >> 24 & 0x1f))?;
-        let behind = types.get(start + TYPE..).and_then(|rest| rest.get(..size_behind(info)));
+        let end = start + TYPE + each * (info & 0xffff) as usize + once;
+        let behind = types.get(start + TYPE..end).context("it is cut off")?;
         Ok(Type {
             kind,
             has_bits: info >> 31 == 1,
             other,
             name: self.string(name),
-            members: behind.context("it is cut off")?.chunks_exact(each.max(1)),
+            members: behind.chunks_exact(each.max(1)),
+            end,
         })
     }
 
@@ -199,12 +202,6 @@ impl<'a> Btf<'a> {
         let is_prototype = prototype.kind == Kind::Prototype;
         Some(self.read(prototype.other).ok().filter(|_| is_prototype)?.name)
     }
-}
-
-/// Bytes behind `struct btf_type`, by its `info`.
-fn size_behind(info: u32) -> usize {
-    let (_, each, all) = Kind::of(info >> 24 & 0x1f).unwrap_or((Kind::Other, 0, 0));
-    each * (info & 0xffff) as usize + all
 }
 
 fn word(bytes: &[u8], place: usize) -> Option<u32> {
