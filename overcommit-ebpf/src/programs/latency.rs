@@ -25,10 +25,9 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
         return;
     };
     close(thread, latency);
-    if let Some(histogram) = backing::histogram_of(vm, slot, thread, metric) {
-        record(vm, histogram, latency);
-    }
-    parts::close(vm, thread, now);
+    let is_counted = backing::histogram_of(vm, slot, thread, metric)
+        .is_some_and(|histogram| record(vm, histogram, latency));
+    parts::close(is_counted.then_some(vm), thread, now);
     let taker = if get(&thread.id) >> 32 != get(&vm.tgid) {
         Taker::Outside
     } else if get(&thread.is_vcpu) != 0 {
@@ -36,7 +35,9 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
     } else {
         Taker::VmThread
     };
-    add(&vm.taken_by[taker as usize], 1);
+    if is_counted {
+        add(&vm.taken_by[taker as usize], 1);
+    }
     if latency >= SLOW_NS.load() && has_room(vm, now) {
         send(vm, slot, metric, thread, now, latency);
     }
@@ -52,12 +53,12 @@ fn close(thread: &Thread, latency: u64) {
     add(&thread.sequence, 1);
 }
 
-/// Counts a latency of a VM.
+/// Counts a latency of a VM; whether there was memory for it.
 #[inline(always)]
-pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) {
-    let Some(bucket) = chunks::bucket(histogram, latency) else {
+pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) -> bool {
+    let Some(bucket) = chunks::bucket(vm, histogram, latency) else {
         lose(vm, Loss::BucketsFull);
-        return;
+        return false;
     };
     add(&histogram.sum_ns, latency);
     let mut max = get(&histogram.max_ns);
@@ -73,6 +74,7 @@ pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) {
         add(&histogram.over_range, 1);
     }
     add(bucket, 1);
+    true
 }
 
 /// Whether one more slow fault of the VM may be sent in this second.
