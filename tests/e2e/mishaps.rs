@@ -84,7 +84,6 @@ fn out_of_memory() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("run");
     let cgroup = MemoryCgroup::new("recorder")?;
-    cgroup.without_swap()?;
     cgroup.limit(TOGETHER)?;
     let _guest = Vm::start(&Config::new("guest", 16))?;
     let mut recording = Recording::start(&folder, ["--interval", "100ms"])?;

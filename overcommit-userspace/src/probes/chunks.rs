@@ -85,9 +85,8 @@ impl Chunks {
         }
         // Where no more can be made, no VM is to have what all others need.
         let is_all = self.refused.is_some() || self.blocks.len() as u32 >= self.sizes.blocks();
-        let are_few = is_all && self.left() <= enough;
         if let Some(stock) = self.stock.get(0) {
-            stock.most.store(if are_few { MOST_OF_VM } else { u64::MAX }, SeqCst);
+            stock.most.store(if is_all { MOST_OF_VM } else { u64::MAX }, SeqCst);
         }
         Ok(())
     }

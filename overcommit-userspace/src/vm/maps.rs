@@ -55,9 +55,6 @@ const SYSTEM_V: &str = " /SYSV";
 const KEY: usize = 8;
 
 fn mend(line: &mut Vec<u8>) {
-    if !line.contains(&b'/') && line.is_ascii() {
-        return;
-    }
     let text = String::from_utf8_lossy(line);
     let is_name = |(at, _): (usize, &str)| {
         let key = text.as_bytes()[at + SYSTEM_V.len()..].get(..KEY);
