@@ -57,10 +57,9 @@ pub(crate) fn cargo_ebpf(command: &str) -> Result<Command> {
     // The target has no ready-made core library; building one is not stable yet.
     cargo.env("RUSTC_BOOTSTRAP", "1");
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
-    // Version 3 brings 32-bit arithmetic and atomic compare-and-exchange. Maps of maps are described
-    // by BTF, which is made of the debug information.
-    let flags = ["-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f");
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("{flags}\x1f{}", without_paths()?));
+    // Maps of maps are described by BTF, which is made of the debug information. Version 3 brings 32-bit arithmetic and atomic compare-and-exchange.
+    let flags = "-C debuginfo=2 -C target-cpu=v3 -C link-arg=--btf";
+    cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", flags);
     Ok(cargo)
 }
 
