@@ -9,8 +9,8 @@ use core::sync::atomic::Ordering::Relaxed;
 ///
 /// The kernel adds to `sum_ns`, then `max_ns`, then the bucket; the loader takes
 /// them in the other direction, so whatever it counts has its sum and maximum
-/// already there. The buckets lie in chunks, of which a program takes one for the first
-/// latency of a doubling: those of a kind rarely fill more than a third.
+/// already there. The buckets lie in chunks, which it takes when it first needs them: latencies
+/// of a kind rarely fill more than a third.
 #[repr(C)]
 pub struct Histogram {
     /// Sum of the latencies, in nanoseconds.
@@ -45,8 +45,6 @@ pub struct Stock {
     pub free: AtomicU64,
     /// How many are few.
     pub low: AtomicU64,
-    /// How many one VM may have.
-    pub most: AtomicU64,
 }
 
 impl Histogram {
@@ -56,8 +54,9 @@ impl Histogram {
         numbers.enumerate().filter_map(|(place, number)| Some((place, number? as u32)))
     }
 
-    /// Empties it, but for what is in its chunks.
+    /// Empties it, without its chunks.
     pub fn clear(&self) {
+        zero(&self.chunks);
         zero(&[&self.sum_ns, &self.max_ns, &self.over_range]);
     }
 }
@@ -102,13 +101,13 @@ pub fn fault_of_key(key: u32) -> Option<(FaultBacking, bool)> {
     Some((*backing, number & 1 != 0))
 }
 
-/// Histograms that a host has for each busy VM beside those of [`Metric`](crate::layout::Metric):
-/// one rarely has more than a dozen reasons of exits and half a dozen kinds of faults, and takes
-/// them from one pool.
+/// Histograms that a host has for each busy VM beside those of [`Metric`](crate::layout::Metric): one rarely has
+/// more than a dozen reasons of exits and half a dozen kinds of faults, and takes them
+/// from one pool.
 pub const POOLED_PER_VM: u32 = 24;
 
-/// The same for each slot: a process that is a VM by its name alone rarely takes more.
-pub const POOLED_AT_LEAST: u32 = 8;
+/// The same for each slot: a process that is a VM by its name takes no more.
+pub const POOLED_AT_LEAST: u32 = 4;
 
 const _: () = {
     assert!(size_of::<Histogram>() == 24 + 8 * CHUNKS);

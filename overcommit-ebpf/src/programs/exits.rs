@@ -205,13 +205,12 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     count(&window.user_total_ns, user);
     count(&window.paused_total_ns, paused);
     if is_memory {
-        let is_counted = histogram(slot, Metric::StallMemory)
-            .is_some_and(|histogram| record(vm, histogram, kernel));
+        if let Some(histogram) = histogram(slot, Metric::StallMemory) {
+            record(vm, histogram, kernel);
+        }
         count(&window.stalls, 1);
         count(&window.stalls_inverted, u64::from(kernel < within));
-        if is_counted {
-            split(vm, window, kernel.saturating_sub(within), user + paused == 0);
-        }
+        split(vm, window, kernel.saturating_sub(within), user + paused == 0);
     }
     if reason & APF != 0 {
         count(&window.stall_halted_ns, kernel);
@@ -226,9 +225,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     let device = reason & (MEMORY | MMIO) == MEMORY | MMIO;
     let key = if device { exit_key(0, REASON_MMIO) } else { reason as u32 };
     match pool::place(slot, key).and_then(pool::histogram) {
-        Some(histogram) => {
-            record(vm, histogram, active);
-        }
+        Some(histogram) => record(vm, histogram, active),
         None => lose(vm, Loss::ExitsFull),
     }
 }

@@ -25,9 +25,10 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
         return;
     };
     close(thread, latency);
-    let is_counted = backing::histogram_of(vm, slot, thread, metric)
-        .is_some_and(|histogram| record(vm, histogram, latency));
-    parts::close(is_counted.then_some(vm), thread, now);
+    if let Some(histogram) = backing::histogram_of(vm, slot, thread, metric) {
+        record(vm, histogram, latency);
+    }
+    parts::close(vm, thread, now);
     let taker = if get(&thread.id) >> 32 != get(&vm.tgid) {
         Taker::Outside
     } else if get(&thread.is_vcpu) != 0 {
@@ -35,9 +36,7 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
     } else {
         Taker::VmThread
     };
-    if is_counted {
-        add(&vm.taken_by[taker as usize], 1);
-    }
+    add(&vm.taken_by[taker as usize], 1);
     if latency >= SLOW_NS.load() && has_room(vm, now) {
         send(vm, slot, metric, thread, now, latency);
     }
@@ -53,12 +52,12 @@ fn close(thread: &Thread, latency: u64) {
     add(&thread.sequence, 1);
 }
 
-/// Counts a latency of a VM; whether there was memory for it.
+/// Counts a latency of a VM.
 #[inline(always)]
-pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) -> bool {
-    let Some(bucket) = chunks::bucket(vm, histogram, latency) else {
+pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) {
+    let Some(bucket) = chunks::bucket(histogram, latency) else {
         lose(vm, Loss::BucketsFull);
-        return false;
+        return;
     };
     add(&histogram.sum_ns, latency);
     let mut max = get(&histogram.max_ns);
@@ -74,7 +73,6 @@ pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) -> bool {
         add(&histogram.over_range, 1);
     }
     add(bucket, 1);
-    true
 }
 
 /// Whether one more slow fault of the VM may be sent in this second.

@@ -1,6 +1,8 @@
 //! The maps. Sizes marked "loader" are set when the object is loaded.
 
 use crate::atomic::add;
+use core::ptr;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
@@ -8,7 +10,6 @@ use aya_ebpf::btf_maps::ArrayOfMaps;
 use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, Queue, RingBuf, StackTrace};
-use core::ptr;
 use overcommit_ebpf::layout::{
     BLOCK_CHUNKS, Chunk, Cpu, Evicted, Eviction, EvictionKey, FolioOffsets, Histogram,
     KernelOffsets, KvmFields, Loss, Metric, SWAP_DEVICES_MAX, Stock, SwapDevice, Thread, Vm, Word,
@@ -75,8 +76,8 @@ pub(crate) static VMS: Array<Vm> = Array::with_max_entries(1 /* loader */, BPF_F
 pub(crate) static HISTOGRAMS: Array<Histogram> =
     Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
-/// What a block is, spelled for the loader, which reads it off the type: an array of chunks. The types
-/// of its key and value are left out. Blocks that are made later have none, and on Linux 6.1 all have
+/// What a block is, spelled for the loader, which reads it off the type: an array of chunks. Those of
+/// its key and value are left out. Blocks that are made later have none, and up to Linux 6.2 all have
 /// to agree in that (`bpf_map_meta_equal`, kernel/bpf/map_in_map.c, by `timer_off`).
 #[repr(C)]
 pub(crate) struct Block {
@@ -150,7 +151,7 @@ pub(crate) static THREADS: Array<Thread> =
 #[map]
 pub(crate) static CPUS: Array<Cpu> = Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
-/// VMs that start and end, and chunks that run low.
+/// VMs that start and end.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 

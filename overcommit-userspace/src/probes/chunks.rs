@@ -8,17 +8,12 @@ use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, MapData, Queue};
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use overcommit_ebpf::layout::{BLOCK_CHUNKS, Chunk, Stock};
-use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// Free chunks from which on more are made, whatever runs.
 const FEW: u64 = 256;
 /// The same for each VM.
 const FEW_OF_VM: u64 = 4;
-/// Chunks that a VM may have where they cannot become more.
-const MOST_OF_VM: u64 = 256;
-/// Time after which the kernel is asked again for memory that it did not have.
-const AGAIN: Duration = Duration::from_secs(1);
 /// Chunks that a VM takes in its first moment.
 const OF_NEW_VM: u64 = 32;
 
@@ -27,8 +22,6 @@ pub struct Chunks {
     blocks: Vec<SharedArray<Chunk>>,
     outer: ArrayOfMaps<MapData>,
     sizes: Sizes,
-    /// When the kernel had no memory for more, since the last time that it had.
-    refused: Option<Instant>,
     free: Queue<MapData, u32>,
     stock: SharedArray<Stock>,
 }
@@ -45,7 +38,6 @@ impl Chunks {
             blocks: Vec::new(),
             outer: ArrayOfMaps::try_from(take("BLOCKS")?)?,
             sizes,
-            refused: None,
             free: Queue::try_from(take("FREE_CHUNKS")?)?,
             stock: SharedArray::open(ebpf, "STOCK", 1)?,
         })
@@ -68,25 +60,13 @@ impl Chunks {
         if let Some(stock) = self.stock.get(0) {
             stock.low.store(low, SeqCst);
         }
-        if self.refused.is_some_and(|then| then.elapsed() < AGAIN) {
-            return Ok(());
-        }
-        self.refused = None;
-        let enough = low + low / 2 + OF_NEW_VM * new as u64;
+        let enough = low + OF_NEW_VM * new as u64;
         while self.left() <= enough && (self.blocks.len() as u32) < self.sizes.blocks() {
             match self.add_block() {
                 Err(error) if self.blocks.is_empty() => return Err(error),
-                Err(_) => {
-                    self.refused = Some(Instant::now());
-                    break;
-                }
+                Err(_) => break,
                 Ok(()) => {}
             }
-        }
-        // Where no more can be made, no VM is to have what all others need.
-        let is_all = self.refused.is_some() || self.blocks.len() as u32 >= self.sizes.blocks();
-        if let Some(stock) = self.stock.get(0) {
-            stock.most.store(if is_all { MOST_OF_VM } else { u64::MAX }, SeqCst);
         }
         Ok(())
     }
@@ -98,7 +78,7 @@ impl Chunks {
 
     /// How many are free. The programs take one before they say so.
     pub fn left(&self) -> u64 {
-        self.stock.get(0).map_or(0, |stock| stock.free.load(SeqCst))
+        self.stock.get(0).map_or(0, |stock| stock.free.load(Relaxed))
     }
 
     fn add_block(&mut self) -> Result<()> {
@@ -111,7 +91,7 @@ impl Chunks {
             BPF_F_MMAPABLE,
         );
         let block = MapData::create(block, "BLOCK", None);
-        let block = block.map_err(|error| object::refused(error.into()))?;
+        let block = block.map_err(|error| object::refused(error.into(), self.sizes))?;
         let chunks = SharedArray::map(&block, BLOCK_CHUNKS as usize)
             .context("cannot map a block of histograms")?;
         self.outer.set(number, &block, 0).context("the kernel refuses a block of histograms")?;
@@ -135,10 +115,6 @@ impl Chunks {
         if let Some(stock) = self.stock.get(0) {
             stock.free.fetch_add(1, SeqCst);
         }
-        let pushed = self.free.push(number, 0);
-        if let (Err(_), Some(stock)) = (&pushed, self.stock.get(0)) {
-            stock.free.fetch_sub(1, SeqCst);
-        }
-        pushed.context("cannot fill the list of free chunks")
+        self.free.push(number, 0).context("cannot fill the list of free chunks")
     }
 }

@@ -8,15 +8,15 @@ use aya::maps::MapError;
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 use overcommit_ebpf::layout::{
-    ATTEMPTS, BLOCK_CHUNKS, DROPPING, EVICTED, EVICTIONS_PER_VM, Metric, POOLED_AT_LEAST,
-    POOLED_PER_VM, STACKS, WRITTEN,
+    ATTEMPTS, BLOCK_CHUNKS, Chunk, DROPPING, EVICTED, EVICTIONS_PER_VM, Histogram, Metric,
+    POOLED_AT_LEAST, POOLED_PER_VM, STACKS, Thread, WRITTEN,
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
 
-/// Chunks for each VM that may be busy: ten in each of two dozen histograms. Where most VMs of a
-/// host have fewer, the others may have more.
+/// Chunks for each VM that may be busy: ten in each of two dozen histograms. Where all hosts' VMs
+/// but a few have less, those may have more.
 const CHUNKS_PER_VM: u32 = 256;
 /// Blocks of chunks beyond those.
 const SPARE_BLOCKS: u32 = 64;
@@ -102,6 +102,13 @@ impl Sizes {
     pub const fn blocks(self) -> u32 {
         (self.busy_vms * CHUNKS_PER_VM).div_ceil(BLOCK_CHUNKS) + SPARE_BLOCKS
     }
+
+    /// Bytes of the largest maps, which the kernel charges to the memory cgroup of this process.
+    const fn bytes(self) -> usize {
+        self.histograms() as usize * size_of::<Histogram>()
+            + BLOCK_CHUNKS as usize * size_of::<Chunk>()
+            + self.threads as usize * size_of::<Thread>()
+    }
 }
 
 /// Creates the maps and readies the programs for loading.
@@ -160,25 +167,23 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("STACKS", sizes.stacks())
         .map_max_entries("EVICTED", sizes.evicted())
         .load(OBJECT)
-        .map_err(refused)
+        .map_err(|error| refused(error, sizes))
 }
 
 /// The deepest stack that the kernel takes, and the depth of `STACKS`, which it refuses if
 /// that is deeper (`stack_map_alloc`, kernel/bpf/stackmap.c).
 const STACK_DEPTH: (&str, u32) = ("/proc/sys/kernel/perf_event_max_stack", 127);
 
-/// MiB that a recording of few VMs takes at the most, which is when it begins.
-const NEEDED: u32 = 64;
-
 /// What the kernel refuses, why, and what to set where that is known.
-pub(super) fn refused(error: EbpfError) -> anyhow::Error {
+pub(super) fn refused(error: EbpfError, sizes: Sizes) -> anyhow::Error {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
         return anyhow::Error::new(error).context("the kernel refuses the eBPF programs");
     };
     if io_error.raw_os_error() == Some(Errno::ENOMEM as i32) {
         return anyhow!(
-            "no memory for the eBPF map {name}: overcommit takes {NEEDED} MiB, and more where many VMs \
-             run; raise the limit of the memory cgroup that it runs in, if it has one"
+            "no memory for the eBPF map {name}: the maps take more than {} MiB; raise the limit of the memory \
+             cgroup that overcommit runs in, if it has one",
+            sizes.bytes() >> 20
         );
     }
     let (setting, depth) = STACK_DEPTH;

@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// Processes asked for in one walk, of the 1,024 for which `WANTED` has room: they all begin to
 /// count at once, and take chunks.
-const WANTED_AT_ONCE: usize = 128;
+const WANTED_AT_ONCE: usize = 64;
 
 /// Slots of VMs and threads, and the maps by which the programs find them.
 pub struct Slots {
@@ -257,12 +257,9 @@ impl Slots {
         }
         for (index, _) in self.histograms_of(slot, &held) {
             if let Some(histogram) = self.histograms.get(index) {
+                let chunks: Vec<u32> = histogram.chunks().map(|(_, number)| number).collect();
                 histogram.clear();
-                for place in &histogram.chunks {
-                    if let Some(number) = place.swap(0, SeqCst).checked_sub(1) {
-                        self.chunks.give_back(number as u32)?;
-                    }
-                }
+                chunks.into_iter().try_for_each(|number| self.chunks.give_back(number))?;
             }
         }
         for (place, key) in held.pooled {

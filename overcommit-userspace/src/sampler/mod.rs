@@ -32,7 +32,7 @@ use tracked::{Tracked, faults};
 const REAP_EVERY: u32 = 10;
 
 /// Time after which no program can still be using a slot that was closed.
-const QUIET_NS: u64 = 300_000_000;
+const QUIET_NS: u64 = 100_000_000;
 
 /// The kernel's own counts of minor and major faults.
 pub type FaultCounts = [u64; Metric::FAULTS.len()];
@@ -104,8 +104,7 @@ impl Sampler {
     /// Looks for VMs, vCPU threads and CPUs that came or went.
     ///
     /// # Errors
-    /// /proc cannot be listed, the kernel refuses the probes of a new CPU, or there is no memory for
-    /// histograms.
+    /// /proc cannot be listed, or the kernel refuses the probes of a new CPU.
     pub fn rescan(&mut self, run: &mut Vec<RunVm>, now: &Clocks) -> Result<()> {
         self.probes.follow_host()?;
         self.probes.slots.forget_swap_devices();
@@ -149,7 +148,7 @@ impl Sampler {
         if self.scans.is_multiple_of(REAP_EVERY) {
             self.reap_threads()?;
         }
-        self.make_room()
+        Ok(())
     }
 
     /// Takes up a VM that the exec tracepoint has given a slot.

@@ -48,7 +48,7 @@ const SLOTS_MAX: u32 = 4096;
 /// Threads of a VM that fault in its memory beside its vCPUs.
 const BESIDE_VCPUS: usize = 16;
 /// Threads that can fault in VMs at a time, beyond those of the VMs that run at the start.
-const SPARE_THREADS: u32 = 16_384;
+const SPARE_THREADS: u32 = 8_192;
 /// The same, whatever runs.
 const THREADS_MAX: u32 = 65_536;
 /// Ring buffer of slow faults: more than a second of a host that swaps hard.
@@ -110,11 +110,12 @@ impl Session {
             match event.kind {
                 LifecycleKind::Started => self.sampler.started(event, &mut self.run.vms, &now),
                 LifecycleKind::NoSlot => self.sampler.missed(event.pid),
+                LifecycleKind::FewChunks => self.sampler.make_room()?,
                 // The drain sees it in the slot.
-                LifecycleKind::Ended | LifecycleKind::FewChunks => {}
+                LifecycleKind::Ended => {}
             }
         }
-        self.sampler.make_room()
+        Ok(())
     }
 
     /// Looks for what was not announced.
@@ -152,7 +153,8 @@ impl Session {
     }
 }
 
-/// Places for VMs: for those that run, and for some that start.
+/// Places for VMs: for those that run, and for some that start. Each takes a MiB of the host's memory
+/// from the beginning.
 fn slots(running: usize, spare: u32) -> u32 {
     let running = u32::try_from(running).unwrap_or(u32::MAX);
     running.saturating_add(running / 4).saturating_add(spare).min(SLOTS_MAX)

@@ -72,8 +72,7 @@ impl Room {
     pub fn for_vms(vms: &[Vm], user: impl Fn(&Vm) -> Option<u32>) -> Self {
         let mut by_user: HashMap<u32, usize> = HashMap::new();
         let mut room = Self::default();
-        let (real, named): (Vec<&Vm>, Vec<&Vm>) = vms.iter().partition(|vm| is_real(vm));
-        for vm in real.into_iter().chain(named) {
+        for vm in vms {
             if let Some(user) = user(vm) {
                 let count = by_user.entry(user).or_default();
                 *count += 1;
@@ -84,9 +83,7 @@ impl Room {
             room.vms += 1;
             if is_real(vm) {
                 room.real += 1;
-                // What a command line says, it may say of a process that does nothing.
-                let vcpus = vm.vcpus.filter(|_| uses_kvm(vm)).unwrap_or(1);
-                room.vcpus += (vcpus as usize).min(VCPUS);
+                room.vcpus += vm.vcpus.map_or(1, |vcpus| (vcpus as usize).min(VCPUS));
             }
         }
         room
@@ -96,11 +93,7 @@ impl Room {
 /// Whether a process is a VM by more than what it is called: it uses KVM, or has memory like one.
 pub fn is_real(vm: &Vm) -> bool {
     let has_memory = |memory: Mapping| memory.end - memory.start >= SMALLEST;
-    uses_kvm(vm) || vm.mapping.is_some_and(has_memory)
-}
-
-fn uses_kvm(vm: &Vm) -> bool {
-    vm.accelerator.as_deref() == Some("kvm")
+    vm.accelerator.as_deref() == Some("kvm") || vm.mapping.is_some_and(has_memory)
 }
 
 /// Which of the VMs that have a slot are whose.
@@ -205,8 +198,7 @@ mod tests {
             Vm { accelerator: Some("kvm".to_owned()), vcpus: Some(8), ..Vm::gone(id(2)) };
         let memory = |end| Some(Mapping { backing: Backing::Anonymous, start: 4096, end });
         let small = Vm { mapping: memory(SMALLEST), ..Vm::gone(id(3)) };
-        let mapping = memory(SMALLEST + 4096);
-        let large = Vm { mapping, vcpus: Some(64), ..Vm::gone(id(4)) };
+        let large = Vm { mapping: memory(SMALLEST + 4096), ..Vm::gone(id(4)) };
         let room = Room::for_vms(&[named, with_kvm, small, large], |_| None);
         assert_eq!(room, Room { vms: 4, real: 2, vcpus: 9 });
     }

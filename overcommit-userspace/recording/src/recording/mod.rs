@@ -9,6 +9,8 @@ pub mod folder;
 mod golden;
 mod lines;
 mod logs;
+#[cfg(test)]
+mod mutated;
 pub mod owner;
 pub mod reader;
 mod rows;
