@@ -127,7 +127,7 @@ fn attach_in_a_storm(_dir: &Path) -> Result<()> {
     for round in 0..ATTACHES {
         let backend = FUNCTION_BACKENDS[round % 2];
         let (mut probes, _rings) = Probes::attach(&kernel, backend, &[], sizes)?;
-        probes.adopt(&[pid], 0)?;
+        probes.adopt(&[pid])?;
         let slot = probes.slots.find(pid, started).context("the VM has no slot")?;
         let vm = probes.slots.vms.get(slot as usize).context("no slot")?;
         let faults = || vm.taken_by.iter().map(|count| count.load(Relaxed)).sum::<u64>();

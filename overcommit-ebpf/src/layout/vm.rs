@@ -112,4 +112,4 @@ impl Vm {
     }
 }
 
-const _: () = assert!(size_of::<Vm>() == 864);
+const _: () = assert!(size_of::<Vm>() == 856);

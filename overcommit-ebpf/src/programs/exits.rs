@@ -132,7 +132,7 @@ pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
     let window = &thread.window;
     let slot = get(&thread.vm) as u32;
     let Some(vm) = VMS.get(slot) else { return 0 };
-    count_wait_for_cpu(vm, slot, window);
+    count_wait_for_cpu(slot, window);
     if get(&thread.since_ns) != 0 {
         goes_on(thread, false);
     }
@@ -159,7 +159,7 @@ pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
 /// What the vCPU waited for a CPU since its last entry: KVM tells its guest the same
 /// number as steal (`record_steal_time`, arch/x86/kvm/x86.c).
 #[inline(always)]
-fn count_wait_for_cpu(vm: &Vm, slot: u32, window: &Window) {
+fn count_wait_for_cpu(slot: u32, window: &Window) {
     let delay = current_run_delay();
     let before = get(&window.run_delay_ns);
     set(&window.run_delay_ns, delay);
@@ -167,7 +167,7 @@ fn count_wait_for_cpu(vm: &Vm, slot: u32, window: &Window) {
         && delay > before
         && let Some(histogram) = histogram(slot, Metric::Runq)
     {
-        record(vm, histogram, delay - before);
+        record(histogram, delay - before);
     }
 }
 
@@ -206,7 +206,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     count(&window.paused_total_ns, paused);
     if is_memory {
         if let Some(histogram) = histogram(slot, Metric::StallMemory) {
-            record(vm, histogram, kernel);
+            record(histogram, kernel);
         }
         count(&window.stalls, 1);
         count(&window.stalls_inverted, u64::from(kernel < within));
@@ -217,7 +217,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     } else if reason & HALT != 0 {
         count(&window.idle_total_ns, active);
         if let Some(histogram) = histogram(slot, Metric::Idle) {
-            record(vm, histogram, active);
+            record(histogram, active);
         }
     } else {
         count(&window.kernel_total_ns, kernel);
@@ -225,7 +225,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     let device = reason & (MEMORY | MMIO) == MEMORY | MMIO;
     let key = if device { exit_key(0, REASON_MMIO) } else { reason as u32 };
     match pool::place(slot, key).and_then(pool::histogram) {
-        Some(histogram) => record(vm, histogram, active),
+        Some(histogram) => record(histogram, active),
         None => lose(vm, Loss::ExitsFull),
     }
 }
@@ -323,7 +323,7 @@ pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
     match now.checked_sub(since) {
         Some(latency) => {
             if let Some(histogram) = histogram(get(&thread.vm) as u32, Metric::Apf) {
-                record(vm, histogram, latency);
+                record(histogram, latency);
             }
         }
         None => lose(vm, Loss::ClockBehind),

@@ -1,8 +1,9 @@
 //! What has been measured goes into the VM's histograms.
 
 use crate::atomic::{add, get, replace, set};
+use crate::backing;
 use crate::maps::{SLOW, SLOW_NS, lose};
-use crate::{backing, chunks, parts};
+use crate::parts;
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use overcommit_ebpf::bucket;
@@ -26,7 +27,7 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
     };
     close(thread, latency);
     if let Some(histogram) = backing::histogram_of(vm, slot, thread, metric) {
-        record(vm, histogram, latency);
+        record(histogram, latency);
     }
     parts::close(vm, thread, now);
     let taker = if get(&thread.id) >> 32 != get(&vm.tgid) {
@@ -52,13 +53,8 @@ fn close(thread: &Thread, latency: u64) {
     add(&thread.sequence, 1);
 }
 
-/// Counts a latency of a VM.
 #[inline(always)]
-pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) {
-    let Some(bucket) = chunks::bucket(histogram, latency) else {
-        lose(vm, Loss::BucketsFull);
-        return;
-    };
+pub(crate) fn record(histogram: &Histogram, latency: u64) {
     add(&histogram.sum_ns, latency);
     let mut max = get(&histogram.max_ns);
     let mut tries = 0;
@@ -72,7 +68,9 @@ pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) {
     if latency > bucket::MAX_NS {
         add(&histogram.over_range, 1);
     }
-    add(bucket, 1);
+    if let Some(bucket) = histogram.buckets.get(bucket::index(latency)) {
+        add(bucket, 1);
+    }
 }
 
 /// Whether one more slow fault of the VM may be sent in this second.

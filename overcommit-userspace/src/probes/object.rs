@@ -8,26 +8,17 @@ use aya::maps::MapError;
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 use overcommit_ebpf::layout::{
-    ATTEMPTS, BLOCK_CHUNKS, Chunk, DROPPING, EVICTED, EVICTIONS_PER_VM, Histogram, Metric,
-    POOLED_AT_LEAST, POOLED_PER_VM, STACKS, Thread, WRITTEN,
+    EVICTED, EVICTIONS_PER_VM, Histogram, Metric, POOLED_PER_VM, STACKS, Thread,
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
-
-/// Chunks for each VM that may be busy: ten in each of two dozen histograms. Where all hosts' VMs
-/// but a few have less, those may have more.
-const CHUNKS_PER_VM: u32 = 256;
-/// Blocks of chunks beyond those.
-const SPARE_BLOCKS: u32 = 64;
 
 /// How large the maps are, and what the programs do beside counting.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     /// VMs at a time.
     pub vms: u32,
-    /// Those among them that may be busy: of others little comes.
-    pub busy_vms: u32,
     /// Threads of VMs that fault, at a time.
     pub threads: u32,
     /// CPUs that the kernel can have.
@@ -50,7 +41,6 @@ impl Sizes {
     /// The least, for trying what the kernel allows.
     pub const TRIAL: Self = Self {
         vms: 1,
-        busy_vms: 1,
         threads: 1,
         cpus: 1,
         slow_bytes: 4096,
@@ -63,12 +53,12 @@ impl Sizes {
 
     /// Entries of the eviction matrix.
     pub const fn evictions(self) -> u32 {
-        self.busy_vms * EVICTIONS_PER_VM + self.vms
+        self.vms * EVICTIONS_PER_VM
     }
 
     /// Histograms that not every VM needs.
     pub const fn pooled(self) -> u32 {
-        self.busy_vms * POOLED_PER_VM + self.vms * POOLED_AT_LEAST
+        self.vms * POOLED_PER_VM
     }
 
     /// Where they begin among all histograms.
@@ -88,25 +78,14 @@ impl Sizes {
         if self.stacks() > 1 && can_tell { EVICTED } else { 1 }
     }
 
-    /// Entries of a map that only programs on the kernel's functions fill.
-    const fn by_functions(self, entries: u32) -> u32 {
-        if self.hooks_calls { entries } else { 1 }
-    }
-
     /// All histograms.
     pub const fn histograms(self) -> u32 {
         self.pool_at() + self.pooled()
     }
 
-    /// Blocks of chunks that there can be: a quarter of a MiB for a busy VM.
-    pub const fn blocks(self) -> u32 {
-        (self.busy_vms * CHUNKS_PER_VM).div_ceil(BLOCK_CHUNKS) + SPARE_BLOCKS
-    }
-
     /// Bytes of the largest maps, which the kernel charges to the memory cgroup of this process.
     const fn bytes(self) -> usize {
         self.histograms() as usize * size_of::<Histogram>()
-            + BLOCK_CHUNKS as usize * size_of::<Chunk>()
             + self.threads as usize * size_of::<Thread>()
     }
 }
@@ -150,12 +129,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("FREE_EVICTIONS", sizes.evictions())
         .map_max_entries("FREE_VMS", sizes.vms)
         .map_max_entries("VMS", sizes.vms)
-        .map_max_entries("WRITTEN", sizes.by_functions(WRITTEN))
-        .map_max_entries("DROPPING", sizes.by_functions(DROPPING))
-        .map_max_entries("ATTEMPTS", sizes.by_functions(ATTEMPTS))
         .map_max_entries("HISTOGRAMS", sizes.histograms())
-        .map_max_entries("BLOCKS", sizes.blocks())
-        .map_max_entries("FREE_CHUNKS", sizes.blocks() * BLOCK_CHUNKS)
         .map_max_entries("POOLED", sizes.pooled())
         .map_max_entries("POOL_OWNERS", sizes.pooled())
         .map_max_entries("FREE_POOLED", sizes.pooled())
@@ -175,7 +149,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
 const STACK_DEPTH: (&str, u32) = ("/proc/sys/kernel/perf_event_max_stack", 127);
 
 /// What the kernel refuses, why, and what to set where that is known.
-pub(super) fn refused(error: EbpfError, sizes: Sizes) -> anyhow::Error {
+fn refused(error: EbpfError, sizes: Sizes) -> anyhow::Error {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
         return anyhow::Error::new(error).context("the kernel refuses the eBPF programs");
     };

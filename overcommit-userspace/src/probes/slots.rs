@@ -1,7 +1,6 @@
 //! The table of VMs and threads that the programs look into: who has a slot.
 
 use crate::kernel::{TICK_NS, exit_reasons};
-use crate::probes::chunks::Chunks;
 use crate::probes::evictions::EvictionTable;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
@@ -18,9 +17,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-/// Processes asked for in one walk, of the 1,024 for which `WANTED` has room: they all begin to
-/// count at once, and take chunks.
-const WANTED_AT_ONCE: usize = 64;
+/// Processes asked for in one walk: the size of `WANTED`.
+const WANTED_AT_ONCE: usize = 1024;
 
 /// Slots of VMs and threads, and the maps by which the programs find them.
 pub struct Slots {
@@ -28,8 +26,6 @@ pub struct Slots {
     pub vms: SharedArray<Vm>,
     /// Slot × metrics + metric → latencies.
     pub histograms: SharedArray<Histogram>,
-    /// Where their buckets are.
-    pub chunks: Chunks,
     /// Threads that have faulted.
     pub threads: SharedArray<Thread>,
     threads_used: usize,
@@ -113,7 +109,6 @@ impl Slots {
         Ok(Self {
             vms: SharedArray::open(ebpf, "VMS", vms)?,
             histograms: SharedArray::open(ebpf, "HISTOGRAMS", sizes.histograms())?,
-            chunks: Chunks::open(ebpf, sizes)?,
             threads: SharedArray::open(ebpf, "THREADS", threads)?,
             threads_used: 0,
             mms: HashMap::try_from(take(ebpf, "MMS")?)?,
@@ -133,17 +128,16 @@ impl Slots {
         })
     }
 
-    /// Asks for a slot for each of these processes, beside the VMs that are recorded already, and
-    /// has the kernel's own list of tasks walked.
+    /// Asks for a slot for each of these processes and has the kernel's own list
+    /// of tasks walked once.
     ///
     /// A process that is gone, or that shares its memory with a VM that has a
     /// slot, gets none.
     ///
     /// # Errors
-    /// The walk fails, or there is no memory for a single histogram.
-    pub fn adopt(&mut self, ebpf: &mut Ebpf, pids: &[i32], recorded: usize) -> Result<()> {
-        for (done, pids) in pids.chunks(WANTED_AT_ONCE).enumerate() {
-            self.chunks.top_up(recorded + done * WANTED_AT_ONCE, pids.len())?;
+    /// The walk fails.
+    pub fn adopt(&mut self, ebpf: &mut Ebpf, pids: &[i32]) -> Result<()> {
+        for pids in pids.chunks(WANTED_AT_ONCE) {
             for pid in pids {
                 self.wanted.insert(pid.cast_unsigned(), 0, 0).context("cannot ask for a slot")?;
             }
@@ -257,9 +251,7 @@ impl Slots {
         }
         for (index, _) in self.histograms_of(slot, &held) {
             if let Some(histogram) = self.histograms.get(index) {
-                let chunks: Vec<u32> = histogram.chunks().map(|(_, number)| number).collect();
                 histogram.clear();
-                chunks.into_iter().try_for_each(|number| self.chunks.give_back(number))?;
             }
         }
         for (place, key) in held.pooled {

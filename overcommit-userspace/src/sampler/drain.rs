@@ -43,7 +43,6 @@ impl Sampler {
     /// The kernel refuses to take back the slot of a VM that has ended.
     pub fn drain(&mut self, run: &mut Run, now: &Clocks) -> Result<Vec<(VmInterval, ForHost)>> {
         self.free_slots(now)?;
-        self.make_room()?;
         self.probes.slots.see_new_threads();
         self.evictions = self.take_evictions()?;
         let host = HostView {

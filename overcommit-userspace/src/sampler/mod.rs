@@ -114,7 +114,7 @@ impl Sampler {
         let new = self.roster.new_vms(self.free_now())?;
         if !new.is_empty() {
             let pids: Vec<i32> = new.iter().map(|vm| vm.id.pid).collect();
-            self.probes.adopt(&pids, self.tracked.len())?;
+            self.probes.adopt(&pids)?;
         }
         let full =
             self.tracked.len() + self.closing.len() + new.len() > self.probes.slots.vms.len();
@@ -172,14 +172,6 @@ impl Sampler {
                 self.closing.push((event.slot, now.monotonic_ns));
             }
         }
-    }
-
-    /// Makes room for what the VMs' histograms may take next.
-    ///
-    /// # Errors
-    /// There is no memory for a single one.
-    pub fn make_room(&mut self) -> Result<()> {
-        self.probes.slots.chunks.top_up(self.tracked.len(), 0)
     }
 
     /// A VM looked for a slot at its start and found none.
