@@ -4,6 +4,7 @@
 mod build;
 mod demo;
 mod docs;
+mod fuzz;
 mod lab;
 mod last_test;
 mod managers;
@@ -32,6 +33,8 @@ enum Command {
     Demo(demo::Args),
     /// Write the documents that are made from the code
     Docs,
+    /// Look for data that make a reader of others' data fail
+    Fuzz(fuzz::Args),
     /// Run the tests on other kernels, in an emulated host
     Lab(lab::Args),
     /// Show a failure of the field on real VMs
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Docs => docs::run(),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Lab(args) => lab::run(&args),
         Command::Scenario(args) => scenario::run(&args),
         Command::Simulate { times } => test::simulate(times),

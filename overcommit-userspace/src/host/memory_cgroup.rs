@@ -3,7 +3,7 @@
 use crate::host::counters;
 use crate::host::counters::{counter_of, stalled_us};
 use crate::host::memory_use::{is_shared_memory, status};
-use crate::vm::Discovery;
+use crate::vm::{Discovery, maps};
 use anyhow::{Context, Result};
 use overcommit_recording::model::balloon::LARGEST;
 use overcommit_recording::model::vm::Vm;
@@ -271,7 +271,7 @@ fn shared_memory(proc: &Path, pid: i32) -> Objects {
         return Objects::new();
     };
     let mounts = process.mountinfo().map(|mounts| mounts.0).unwrap_or_default();
-    let maps = process.maps().map(|maps| maps.0).unwrap_or_default().into_iter();
+    let maps = maps::read(&process, "maps").map(|maps| maps.0).unwrap_or_default().into_iter();
     let shared = maps.filter(|map| is_shared_memory(map, &mounts));
     shared.map(|map| (map.dev.0, map.dev.1, map.inode)).collect()
 }

@@ -1,6 +1,7 @@
 //! How much memory does each VM hold, and what takes memory beside them? Each page
 //! counted once.
 
+use crate::vm::maps;
 use crate::vm::memory::{figure, is_in, ram};
 use anyhow::{Context, Result, ensure};
 use overcommit_recording::model::memory::Compressed;
@@ -44,7 +45,7 @@ impl ProcessMemory {
     pub fn read(proc: &Path, pid: i32) -> Result<Self> {
         let dir = proc.join(pid.to_string());
         let process = Process::new_with_root(dir.clone())?;
-        let maps = process.smaps()?;
+        let maps = maps::read(&process, "smaps")?;
         // So it is while a process starts or ends.
         ensure!(maps.iter().next().is_some(), "process {pid} has no memory");
         let mounts =

@@ -72,10 +72,12 @@ impl OomKills {
         }
     }
 
+    /// Takes a record of the log.
+    ///
     /// The kernel kills for one shortage at a time (`oom_lock`, mm/oom_kill.c): whom it chose, then
     /// who was killed, then, if a group dies with that one, its others. Whom it chose may be left
     /// out of the log if there was much of that (`oom_rs`).
-    fn note(&mut self, record: &str) {
+    pub fn note(&mut self, record: &str) {
         let Some((_, message)) = record.split_once(';') else { return };
         if message.starts_with(CHOSEN) {
             self.chosen = chosen(message);

@@ -1,5 +1,6 @@
 //! What backs a guest's memory.
 
+use crate::vm::maps;
 use crate::vm::regions::{AddressRange, normalized};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use overcommit_recording::model::vm::Backing;
@@ -17,7 +18,7 @@ const SMALLEST_BESIDE: u64 = 128 << 20;
 ///
 /// Reads /proc/PID/maps; `None` where that cannot be read or is too small yet.
 pub fn mapping(process: &Process) -> Option<Mapping> {
-    let maps = process.maps().ok()?;
+    let maps = maps::read(process, "maps").ok()?;
     let size = |map: &MemoryMap| map.address.1 - map.address.0;
     let largest = maps.iter().filter(|map| is_memory(map)).max_by_key(|map| size(map))?;
     if size(largest) < SMALLEST {

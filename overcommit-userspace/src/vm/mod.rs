@@ -3,6 +3,7 @@
 pub mod cmdline;
 mod config_file;
 pub mod discovery;
+pub mod maps;
 pub mod memory;
 mod memory_devices;
 pub mod monitor;

@@ -421,7 +421,7 @@ fn record_run(path: &Path, mut run: Run) -> Folder {
 }
 
 /// What is written now.
-pub(super) fn golden() -> PathBuf {
+fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/now")
 }
 
@@ -442,7 +442,7 @@ fn hold(golden: &Path, name: &str, content: &[u8]) {
     assert_eq!(text(content), text(&expected), "{name} is not as in {}", path.display());
 }
 
-pub(super) const FILES: [&str; 11] = [
+const FILES: [&str; 11] = [
     "run.json",
     "host.csv",
     "vms.csv",
@@ -457,10 +457,10 @@ pub(super) const FILES: [&str; 11] = [
 ];
 
 /// Those of them that are made of the others, in the recording's folder.
-pub(super) const SUMMARIES: [&str; 2] = ["summary.json", "summary.csv"];
+const SUMMARIES: [&str; 2] = ["summary.json", "summary.csv"];
 
 /// Copies a recording without them.
-pub(super) fn copy(golden: &Path, to: &Path) {
+fn copy(golden: &Path, to: &Path) {
     for name in FILES.iter().filter(|name| !SUMMARIES.contains(*name)) {
         let to = to.join(name);
         fs::create_dir_all(to.parent().unwrap()).unwrap();

@@ -9,8 +9,6 @@ pub mod folder;
 mod golden;
 mod lines;
 mod logs;
-#[cfg(test)]
-mod mutated;
 pub mod owner;
 pub mod reader;
 mod rows;

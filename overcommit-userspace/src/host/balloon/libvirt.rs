@@ -63,7 +63,8 @@ fn question(uuids: &[Uuid]) -> String {
     uuids.iter().map(ask).collect::<String>() + "echo"
 }
 
-fn parse(text: &str) -> BTreeMap<Uuid, Balloon> {
+/// The balloons in what virsh prints.
+pub fn parse(text: &str) -> BTreeMap<Uuid, Balloon> {
     let mut figures = BTreeMap::<_, BTreeMap<_, _>>::new();
     let mut domain = None;
     for line in text.lines().map(str::trim) {

@@ -60,6 +60,15 @@ pub async fn look(
     })
 }
 
+/// Asks whoever is at the other end of a stream; whether reports were turned on or off stands beside
+/// the answer.
+///
+/// # Errors
+/// It does not speak QMP, or answers something else.
+pub async fn converse(stream: UnixStream, polling: GuestPolling) -> Result<(Balloon, bool)> {
+    Monitor::greet(stream).await?.balloon(polling).await
+}
+
 /// The first that greets; the others are left.
 async fn first(sockets: Vec<Socket>, pid: i32) -> Result<(Monitor, Socket)> {
     let mut asked = JoinSet::new();
@@ -89,6 +98,10 @@ impl Monitor {
         let listens = stream.peer_cred()?.pid();
         let who = listens.map_or("another process".to_owned(), |pid| format!("process {pid}"));
         ensure!(listens == Some(pid), "{who} listens there, not {pid}");
+        Self::greet(stream).await
+    }
+
+    async fn greet(stream: UnixStream) -> Result<Self> {
         let mut monitor = Self(BufReader::new(stream.take(ANSWER_MAX)));
         let greeting = monitor.line().await?;
         ensure!(greeting.get("QMP").is_some(), "it does not greet as QMP does");
@@ -228,49 +241,62 @@ fn guest_memory(stats: &Value) -> Option<GuestMemory> {
 mod tests {
     use super::*;
     use std::io::{BufRead, Write};
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream as Stream};
     use std::time::Instant;
 
     const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
 
-    /// Asks a monitor that greets so and then answers one line after the other.
-    fn answers(greeting: &'static [u8], lines: &'static [&str]) -> Result<(Balloon, bool)> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("qmp");
-        let listener = UnixListener::bind(&path).unwrap();
-        let monitor = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut requests = std::io::BufReader::new(stream.try_clone().unwrap());
-            if stream.write_all(greeting).is_err() {
+    /// Greets so, and then answers one line after the other.
+    fn serve(mut stream: Stream, greeting: &[u8], lines: &[&str]) {
+        let mut requests = std::io::BufReader::new(stream.try_clone().unwrap());
+        if stream.write_all(greeting).is_err() {
+            return;
+        }
+        for line in lines {
+            let mut request = String::new();
+            if requests.read_line(&mut request).unwrap_or(0) == 0 {
                 return;
             }
-            for line in lines {
-                let mut request = String::new();
-                if requests.read_line(&mut request).unwrap_or(0) == 0 {
-                    return;
-                }
-                if writeln!(stream, "{line}").is_err() {
-                    return;
-                }
+            if writeln!(stream, "{line}").is_err() {
+                return;
             }
-            // Open until the other side leaves.
-            let _ = std::io::copy(&mut requests, &mut std::io::sink());
-        });
-        let pid = std::process::id().cast_signed();
-        let looked = block_on(look(vec![Socket::Given(path)], pid, GuestPolling::TurnOn));
+        }
+        // Open until the other side leaves.
+        let _ = std::io::copy(&mut requests, &mut std::io::sink());
+    }
+
+    /// What such a monitor says, however long it takes.
+    fn answers(greeting: &'static [u8], lines: &'static [&str]) -> Result<(Balloon, bool)> {
+        let (ours, theirs) = Stream::pair().unwrap();
+        let monitor = std::thread::spawn(move || serve(theirs, greeting, lines));
+        ours.set_nonblocking(true).unwrap();
+        let answer =
+            block_on(async { converse(UnixStream::from_std(ours)?, GuestPolling::TurnOn).await });
         monitor.join().unwrap();
-        looked.map(|(balloon, turned)| (balloon, turned.is_some()))
+        answer
+    }
+
+    fn error(greeting: &'static [u8], lines: &'static [&str]) -> String {
+        format!("{:#}", answers(greeting, lines).unwrap_err())
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
     }
 
-    fn refusal(greeting: &'static [u8], lines: &'static [&str]) -> String {
+    /// Why one that greets so, and falls silent after its answers, is left in time.
+    fn left(greeting: &'static [u8], lines: &'static [&str]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let accepted = move || serve(listener.accept().unwrap().0, greeting, lines);
+        let monitor = std::thread::spawn(accepted);
         let start = Instant::now();
-        let error = format!("{:#}", answers(greeting, lines).unwrap_err());
+        let pid = std::process::id().cast_signed();
+        let looked = block_on(look(vec![Socket::Given(path)], pid, GuestPolling::TurnOn));
         assert!(start.elapsed() < 4 * PATIENCE, "{:?}", start.elapsed());
-        error
+        monitor.join().unwrap();
+        format!("{:#}", looked.unwrap_err())
     }
 
     /// An answer is one line.
@@ -324,7 +350,7 @@ mod tests {
             r#"{"return": {"base-memory": 1000}}"#,
             r#"{"return": {"actual": 1001}}"#,
         ];
-        assert!(refusal(greeting, larger).contains("larger than its memory"));
+        assert!(error(greeting, larger).contains("larger than its memory"));
     }
 
     #[test]
@@ -341,12 +367,12 @@ mod tests {
 
     #[test]
     fn what_does_not_speak_qmp_is_left_in_time() {
-        assert!(refusal(b"", &[]).contains("in use"), "mute");
-        assert!(refusal(b"hello\n", &[]).contains("does not speak QMP"), "garbage");
-        assert!(refusal(b"{}\n", &[]).contains("does not greet"), "another protocol");
-        assert!(refusal(&[b'x'; 2 << 20], &[]).contains("without an end"), "endless");
+        assert!(left(b"", &[]).contains("in use"), "mute");
+        assert!(error(b"hello\n", &[]).contains("does not speak QMP"), "garbage");
+        assert!(error(b"{}\n", &[]).contains("does not greet"), "another protocol");
+        assert!(error(&[b'x'; 2 << 20], &[]).contains("without an end"), "endless");
         let never = &[r#"{"return": {}}"#];
-        assert!(refusal(b"{\"QMP\": {}}\n", never).contains("in use"), "hung");
+        assert!(left(b"{\"QMP\": {}}\n", never).contains("in use"), "hung");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! sees what QEMU touches itself, so a guest under TCG; and it makes reclaim forget
 //! which pages were in use.
 
+use crate::vm::maps;
 use crate::vm::memory::{figure, is_in, ram};
 use anyhow::{Context, Result};
 use procfs::process::Process;
@@ -21,7 +22,7 @@ pub fn clear(proc: &Path, pid: i32) -> Result<()> {
 /// # Errors
 /// The VM is gone.
 pub fn look(proc: &Path, pid: i32) -> Result<u64> {
-    let maps = Process::new_with_root(proc.join(pid.to_string()))?.smaps()?;
+    let maps = maps::read(&Process::new_with_root(proc.join(pid.to_string()))?, "smaps")?;
     let ram = ram(maps.iter());
     let of_guest = maps.iter().filter(|map| is_in(map, &ram));
     Ok(of_guest.map(|map| figure(map, "Referenced")).sum())
