@@ -29,13 +29,19 @@ const READ: [&str; 8] = [
     "vms/web%2C%20%2201%22/latency.hlog",
 ];
 
-/// Seeds of [`files`].
+/// In the first byte of the data: the recording was cut off.
+const CUT_OFF: u8 = 0x80;
+
+/// Seeds of [`files`]: each file, of a whole recording and of one that was cut off.
 pub(crate) fn golden() -> Result<Vec<Vec<u8>>> {
-    let seed = |(number, name): (usize, &&str)| {
+    let mut seeds = Vec::new();
+    for (number, name) in READ.iter().enumerate() {
         let content = fs::read(Path::new(GOLDEN).join(name))?;
-        Ok([vec![number as u8], content].concat())
-    };
-    READ.iter().enumerate().map(seed).collect()
+        for how in [0, CUT_OFF] {
+            seeds.push([&[number as u8 | how], &content[..]].concat());
+        }
+    }
+    Ok(seeds)
 }
 
 /// Seeds of [`histogram`].
@@ -73,8 +79,8 @@ thread_local! {
     static COPY: RefCell<Option<Copy>> = const { RefCell::new(None) };
 }
 
-/// A recording with another content of one file: the first byte says of which, and in its highest
-/// bit whether the recording is one that was cut off.
+/// A recording with another content of one file: the first byte says of which, and with [`CUT_OFF`]
+/// whether the recording is one that was cut off.
 pub(crate) fn files(data: &[u8]) {
     let Some((which, content)) = data.split_first() else { return };
     COPY.with_borrow_mut(|copy| {
@@ -82,10 +88,10 @@ pub(crate) fn files(data: &[u8]) {
             *copy = Copy::new().ok();
         }
         let Some(copy) = copy else { return };
-        let number = usize::from(which & 0x7f) % READ.len();
+        let number = usize::from(which & !CUT_OFF) % READ.len();
         let path = copy.path(READ[number]);
         if fs::write(&path, content).is_ok() {
-            if which & 0x80 != 0 && number != 0 {
+            if which & CUT_OFF != 0 && number != 0 {
                 cut_off(copy);
             }
             read(&copy.path(""));
