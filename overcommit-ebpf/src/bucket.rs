@@ -10,6 +10,8 @@ pub const MAX_NS: u64 = (1 << 37) - 1;
 pub const SIGNIFICANT_DIGITS: u8 = 2;
 /// Number of buckets.
 pub const BUCKETS: usize = 3968;
+/// Buckets of one doubling.
+pub const DOUBLING: usize = 1 << HALF_BITS;
 
 /// log2 of the buckets a doubling: values below `2 << HALF_BITS` are exact.
 const HALF_BITS: u32 = 7;

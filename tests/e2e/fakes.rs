@@ -3,11 +3,18 @@
 use crate::Tests;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use overcommit::kernel::possible_cpus;
+use overcommit::probes::decide::Backend;
+use overcommit::probes::object::Sizes;
+use overcommit::probes::slots::{Kind, Slots};
+use overcommit::probes::{Kernel, Probes};
+use overcommit_ebpf::layout::{LifecycleKind, Loss, Metric};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering::SeqCst;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{json, rows, run, vm};
@@ -16,14 +23,15 @@ use testbed::{PATIENCE, as_child, await_some};
 pub(crate) const TESTS: Tests = &[
     ("fakes_hide_no_vm_and_take_little_memory", fakes),
     ("vms_that_come_and_go_without_end_are_kept_to_a_bound", without_end),
+    ("latencies_without_memory_are_lost_by_name", no_chunks),
 ];
 
 /// More than there are slots for VMs to come.
 const FAKES: usize = 300;
 /// A user who logs in.
 const USER: u32 = 1234;
-/// What the recorder may hold, in KiB: a slot takes a MiB, and there were two for each fake.
-const HELD_KIB: u64 = 400 << 10;
+/// What the recorder may hold, in KiB.
+const HELD_KIB: u64 = 80 << 10;
 
 /// VMs that ended and are kept.
 const KEPT: usize = 500;
@@ -35,11 +43,15 @@ impl Fakes {
         let program = program(dir)?;
         let mut fakes = Self(Vec::new());
         for _ in 0..FAKES {
-            let mut fake = Command::new(&program);
-            fake.arg("600").uid(USER).current_dir("/").stdin(Stdio::null());
-            fakes.0.push(as_child(&mut fake, Signal::SIGKILL).spawn()?);
+            fakes.add(Command::new(&program).uid(USER))?;
         }
         Ok(fakes)
+    }
+
+    fn add(&mut self, program: &mut Command) -> Result<()> {
+        program.arg("600").current_dir("/").stdin(Stdio::null());
+        self.0.push(as_child(program, Signal::SIGKILL).spawn()?);
+        Ok(())
     }
 }
 
@@ -124,4 +136,68 @@ fn without_end() -> Result<()> {
     ensure!(report.contains("not kept"), "{report}");
     vm(&folder, "victim")?;
     Ok(())
+}
+
+/// The loader is told before it comes to that; what it makes then is used, and taken back from VMs
+/// that are gone.
+fn no_chunks() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let program = program(dir.path())?;
+    let sizes = Sizes {
+        vms: FAKES as u32,
+        threads: 4 * FAKES as u32,
+        cpus: possible_cpus()?,
+        follow_exec: true,
+        ..Sizes::TRIAL
+    };
+    let (mut probes, mut rings) = Probes::attach(&Kernel::read()?, Backend::Perf, &[], sizes)?;
+    probes.slots.chunks.top_up(0, 0)?;
+    let mut fakes = Fakes(Vec::new());
+    while losses(&probes.slots) == 0 {
+        ensure!(fakes.0.len() < FAKES - 1, "{} chunks are left", probes.slots.chunks.left());
+        fakes.add(&mut Command::new(&program))?;
+    }
+    let mut told = rings.events.by_ref().map(|event| event.kind);
+    ensure!(told.any(|kind| kind == LifecycleKind::FewChunks), "nobody was told");
+    probes.slots.chunks.top_up(fakes.0.len(), 0)?;
+    let (slot, lost) = (fakes.0.len(), losses(&probes.slots));
+    fakes.add(&mut Command::new(&program))?;
+    await_some("faults of one more", PATIENCE, || {
+        Ok((counted(&probes.slots, slot as u32).1 > 0).then_some(()))
+    })?;
+    drop(fakes);
+    let used = 0..=slot as u32;
+    ensure!(losses(&probes.slots) == lost, "there are chunks, and latencies are lost");
+    for slot in used.clone() {
+        let (counted, taken) = counted(&probes.slots, slot);
+        ensure!(counted == taken, "slot {slot}: {counted} of {taken}");
+    }
+    used.into_iter().try_for_each(|slot| {
+        probes.slots.close(slot);
+        probes.slots.free(slot)
+    })?;
+    let (left, made) = (probes.slots.chunks.left(), probes.slots.chunks.made());
+    ensure!(left == made, "{left} of {made} chunks are free in the end");
+    Ok(())
+}
+
+/// Latencies of all VMs that found no chunk.
+fn losses(slots: &Slots) -> u64 {
+    slots.vms.iter().map(|vm| vm.lost[Loss::BucketsFull as usize].load(SeqCst)).sum()
+}
+
+/// Faults in the histograms of a slot, and faults that it took.
+fn counted(slots: &Slots, slot: u32) -> (u64, u64) {
+    let held = slots.holdings().remove(&slot).unwrap_or_default();
+    let mut counted = 0;
+    for (index, kind) in slots.histograms_of(slot, &held) {
+        if matches!(kind, Kind::Own(Metric::FaultMinor | Metric::FaultMajor)) {
+            let chunks = slots.histograms.get(index).into_iter().flat_map(|one| one.chunks());
+            let chunks = chunks.filter_map(|(_, number)| slots.chunks.get(number));
+            let buckets = chunks.flat_map(|chunk| &chunk.buckets);
+            counted += buckets.map(|bucket| bucket.load(SeqCst)).sum::<u64>();
+        }
+    }
+    let taken = slots.vms.get(slot as usize).into_iter().flat_map(|vm| &vm.taken_by);
+    (counted, taken.map(|count| count.load(SeqCst)).sum())
 }

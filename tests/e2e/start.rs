@@ -17,8 +17,8 @@ pub(crate) const TESTS: Tests = &[
 ];
 
 /// MiB in which the maps have no room, and in which everything has.
-const TOO_LITTLE: u64 = 48;
-const ENOUGH: u64 = 160;
+const TOO_LITTLE: u64 = 44;
+const ENOUGH: u64 = 64;
 
 /// System calls of a start, how each may fail, words of which one says so, and at how many of its
 /// calls that is tried.

@@ -64,7 +64,7 @@ impl Swapped {
         let cgroup = MemoryCgroup::new("lab")?;
         let config = Config { cgroup: Some(&cgroup), guest, ..Config::new("swapped", WALK) };
         let mut vm = Vm::start(&config)?;
-        vm.await_passes(1)?;
+        vm.await_boot()?;
         vm.stop()?;
         let limit = if guest == Guest::Linux { LINUX_LIMIT } else { LIMIT };
         // The kernel says that it found too little when it did not find all of it.

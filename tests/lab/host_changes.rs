@@ -4,7 +4,7 @@ use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 use testbed::host::{read, write};
@@ -19,6 +19,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = vec![
         ("kvm_comes_late".to_owned(), Box::new(kvm_late)),
         ("clock_steps_take_nothing".to_owned(), Box::new(clock_steps)),
+        ("memory_goes_and_comes".to_owned(), Box::new(memory_hotplug)),
     ];
     if Path::new(SWITCH).exists() {
         scenarios.push(("cpu_goes_and_comes".to_owned(), Box::new(cpu_hotplug)));
@@ -101,6 +102,45 @@ fn clock_steps(dir: &Path) -> Result<()> {
     ensure!(lengths.iter().all(|length| (0.0..60.0).contains(length)), "{lengths:?}");
     ensure!(lengths.iter().sum::<f64>() >= elapsed, "{lengths:?} of {elapsed} s");
     Ok(())
+}
+
+/// Where blocks of the host's memory are switched off and on.
+const BLOCKS: &str = "/sys/devices/system/memory";
+
+fn memory_hotplug(dir: &Path) -> Result<()> {
+    let folder = dir.join("run");
+    let squeeze = Squeeze::new()?;
+    let mut guest = Vm::start(&Config { stopped: true, ..squeeze.config("moved") })?;
+    let recording = Recording::start(&folder, [""; 0])?;
+    let before = guest.faults()?;
+    guest.resume()?;
+    guest.await_majors(MAJORS)?;
+    let sizes = || -> Result<Vec<u64>> {
+        let rows = rows(&folder, "host.csv")?;
+        rows.iter().map(|row| Ok(row["memory_total_bytes"].parse()?)).collect()
+    };
+    let whole = sizes()?.last().copied().context("no interval")?;
+    let mut blocks: Vec<PathBuf> =
+        glob::glob(&format!("{BLOCKS}/memory[0-9]*"))?.collect::<Result<_, _>>()?;
+    blocks.sort();
+    // What the kernel itself uses cannot be moved away.
+    let gone = blocks.iter().rev().find(|block| write(block.join("state"), "offline").is_ok());
+    let gone = gone.context("no block of memory can be switched off")?;
+    let script = format!("echo online > {}/state", gone.display());
+    let back = Undo::script("memory", &script)?;
+    let await_size = |is_it: &dyn Fn(u64) -> bool| {
+        await_some("a change of memory", PATIENCE, || {
+            Ok(sizes()?.last().is_some_and(|size| is_it(*size)).then_some(()))
+        })
+    };
+    await_size(&|size| size < whole)?;
+    guest.await_majors(MAJORS)?;
+    drop(back);
+    await_size(&|size| size == whole)?;
+    guest.await_majors(MAJORS)?;
+    guest.stop()?;
+    let folder = recording.end()?;
+    faults_agree("moved", &vm(&folder, "moved")?, before, guest.faults()?)
 }
 
 /// Majors before the CPU goes, while it is away, and after.

@@ -10,8 +10,10 @@ use overcommit_recording::model::coverage::Coverage;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use testbed::host::read;
-use testbed::qemu::{Vm, stat_field};
+use testbed::qemu::{Config, Vm, stat_field};
 use testbed::record::Recording;
 use testbed::results::{run, self_tested};
 use testbed::squeeze::Squeeze;
@@ -24,6 +26,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         let left = move |dir: &Path| nothing_is_left(dir, backend);
         scenarios.push((format!("nothing_is_left_{backend}"), Box::new(left)));
     }
+    scenarios.push(("kills_leave_nothing".to_owned(), Box::new(killed_at_any_moment)));
     scenarios.push(("attach_in_a_storm".to_owned(), Box::new(attach_in_a_storm)));
     scenarios.push(("missing_functions".to_owned(), Box::new(missing_functions)));
     scenarios.push(("check_tells_the_truth".to_owned(), Box::new(check)));
@@ -81,6 +84,51 @@ fn nothing_is_left(dir: &Path, backend: &str) -> Result<()> {
     await_as_before(before, "end of all programs after kill -9 and the next start")
 }
 
+/// Recorders that are killed, unless `OVERCOMMIT_LAB_KILLS` says how many.
+const KILLS: u32 = 4;
+
+/// The moments are spread over a start and a second of recording, each in the largest gap that those
+/// before it have left.
+fn killed_at_any_moment(dir: &Path) -> Result<()> {
+    let kills = std::env::var("OVERCOMMIT_LAB_KILLS").ok().and_then(|kills| kills.parse().ok());
+    let kills: u32 = kills.unwrap_or(KILLS);
+    let before = loaded()?;
+    let _guest = Vm::start(&Config::new("guest", 4))?;
+    let (mut loading, mut counting, mut readable) = (0, 0, 0);
+    for backend in crate::FUNCTION_BACKENDS {
+        let start = Instant::now();
+        Recording::start(&dir.join(backend), ["--backend", backend])?.end()?;
+        let length = start.elapsed() + Duration::from_secs(1);
+        for number in 0..kills / 2 {
+            let folder = dir.join(format!("{backend}-{number}"));
+            let mut recording = Recording::begin(&folder, ["--backend", backend])?;
+            let golden_ratio = (5_f64.sqrt() - 1.0) / 2.0;
+            sleep(length.mul_f64((f64::from(number) * golden_ratio).fract()));
+            loading += usize::from(loaded()?[0] > before[0]);
+            recording.signal(Signal::SIGKILL)?;
+            recording.wait()?;
+            await_some("end of its programs and maps", PATIENCE, || {
+                Ok((loaded()?[..3] == before[..3]).then_some(()))
+            })
+            .with_context(|| format!("{backend}, kill {number}"))?;
+            counting += usize::from(folder.with_extension("ready").exists());
+            if folder.join("run.json").exists() {
+                let path = folder.to_string_lossy().into_owned();
+                let report = run(["report", &path])?;
+                ensure!(matches!(report.status.code(), Some(0 | 4)), "{report:?}");
+                readable += 1;
+            }
+        }
+    }
+    println!(
+        "{kills} recorders killed, {loading} of them with programs loaded, {counting} while they \
+         recorded; {readable} recordings could be read"
+    );
+    ensure!(loading > 0, "none had loaded a program");
+    Recording::start(&dir.join("next"), ["--backend", "kprobe"])?.end()?;
+    await_as_before(before, "end of all programs after the next start")
+}
+
 /// A function that the kernel does not have costs its own metric alone.
 fn missing_functions(_dir: &Path) -> Result<()> {
     let kernel = Kernel::read()?;
@@ -117,7 +165,7 @@ fn attach_in_a_storm(_dir: &Path) -> Result<()> {
     let pid = storm.pid().cast_signed();
     let started = stat_field(storm.pid(), 22)?;
     let kernel = Kernel::read()?;
-    let sizes = Sizes { vms: 4, threads: 256, cpus: 4, ..Sizes::TRIAL };
+    let sizes = Sizes { vms: 4, threads: 256, cpus: 4, hooks_calls: true, ..Sizes::TRIAL };
     // Else it takes the CPU from the one who comes and goes.
     let threads = format!("/proc/{pid}/task");
     for thread in std::fs::read_dir(threads)? {
@@ -127,7 +175,7 @@ fn attach_in_a_storm(_dir: &Path) -> Result<()> {
     for round in 0..ATTACHES {
         let backend = FUNCTION_BACKENDS[round % 2];
         let (mut probes, _rings) = Probes::attach(&kernel, backend, &[], sizes)?;
-        probes.adopt(&[pid])?;
+        probes.adopt(&[pid], 0)?;
         let slot = probes.slots.find(pid, started).context("the VM has no slot")?;
         let vm = probes.slots.vms.get(slot as usize).context("no slot")?;
         let faults = || vm.taken_by.iter().map(|count| count.load(Relaxed)).sum::<u64>();

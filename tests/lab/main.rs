@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use testbed::attempt::attempt;
-use testbed::qemu::{Config, IN_FIRMWARE, Vm};
+use testbed::qemu::{Config, IN_BOOT, IN_FIRMWARE, Vm};
 use testbed::undo;
 
 /// A scenario by name; it is given a folder for its recordings.
@@ -111,8 +111,11 @@ fn trial((name, run): Scenario) -> Trial {
         let outcome = attempt(&label, || {
             let mut outcome = in_a_folder(&label, &run);
             // A vCPU that hangs before our guest begins is the emulation's, and once enough.
-            if outcome.as_ref().is_err_and(|error| format!("{error:#}").contains(IN_FIRMWARE)) {
-                println!("again: {IN_FIRMWARE}");
+            let failure = outcome.as_ref().err().map(|error| format!("{error:#}"));
+            let hang =
+                |text: String| [IN_FIRMWARE, IN_BOOT].into_iter().find(|why| text.contains(why));
+            if let Some(why) = failure.and_then(hang) {
+                println!("again: {why}");
                 outcome = in_a_folder(&label, &run);
             }
             if outcome.is_err() {

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 33] = [
+const ON_SOME: [(&str, &[&str]); 35] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -37,6 +37,8 @@ const ON_SOME: [(&str, &[&str]); 33] = [
     ("kvm_comes_late", &["6.12"]),
     ("working_set_scattered", &["7.x"]),
     ("killed_recorder_leaves_no_damon", &["7.x"]),
+    ("kills_leave_nothing", &["6.1"]),
+    ("memory_goes_and_comes", &["6.1"]),
     ("attach_in_a_storm", &["7.x"]),
     ("evictions", &["7.x"]),
     ("kswapd_works_for_who_allocates", &["7.x"]),

@@ -20,6 +20,14 @@ use std::time::{Duration, Instant};
 /// emulated host happens now and then.
 pub const IN_FIRMWARE: &str = "the guest is still in its firmware";
 
+/// How [`Vm::await_boot`] begins where it comes to nothing. The emulated processor hands a Linux guest
+/// an interrupt inside its handler now and then, and the guest waits for itself: in its
+/// `native_queued_spin_lock_slowpath` for a lock of `async_pf_sleepers` (arch/x86/kernel/kvm.c).
+pub const IN_BOOT: &str = "the guest did not boot";
+
+/// Time in which a guest boots and walks its memory once.
+const BOOT: Duration = Duration::from_secs(30);
+
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
 
@@ -283,6 +291,15 @@ impl Vm {
             Ok((self.passes()? >= passes).then_some(()))
         });
         self.explain(come)
+    }
+
+    /// Waits until the guest has booted and walked its memory once.
+    ///
+    /// # Errors
+    /// It does not come so far.
+    pub fn await_boot(&mut self) -> Result<()> {
+        let come = await_some("pass of the guest", BOOT, || Ok((self.passes()? > 0).then_some(())));
+        self.explain(come).context(IN_BOOT)
     }
 
     /// Adds to an error what the VM does.

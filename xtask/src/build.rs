@@ -20,13 +20,26 @@ pub(crate) fn ebpf() -> Result<()> {
     let built = target().join("ebpf").join(EBPF_TARGET).join("release").join(PROGRAMS);
     let object = target().join(format!("{PROGRAMS}.o"));
     let failed = || format!("cannot copy {}", built.display());
-    let new = fs::read(&built).with_context(failed)?;
+    let new = with_names_for_btf(fs::read(&built).with_context(failed)?);
     // Left alone if it is the same, so that nothing is built again.
     if fs::read(&object).ok().as_ref() != Some(&new) {
         fs::write(&object, new).with_context(failed)?;
         println!("built {}", object.display());
     }
     Ok(())
+}
+
+/// The object with names that BTF may have. The linker leaves those of unions as Rust spells them,
+/// which the kernel refuses (`btf_union_check_meta`, kernel/bpf/btf.c); ours are of one kind.
+fn with_names_for_btf(mut object: Vec<u8>) -> Vec<u8> {
+    const UNION: &[u8] = b"\0MaybeUninit<";
+    let starts: Vec<usize> =
+        (0..object.len()).filter(|at| object[*at..].starts_with(UNION)).collect();
+    for at in starts {
+        let name = object[at + 1..].iter_mut().take_while(|byte| **byte != 0);
+        name.filter(|byte| !byte.is_ascii_alphanumeric()).for_each(|byte| *byte = b'_');
+    }
+    object
 }
 
 /// A cargo command on the eBPF programs.
@@ -44,9 +57,10 @@ pub(crate) fn cargo_ebpf(command: &str) -> Result<Command> {
     // The target has no ready-made core library; building one is not stable yet.
     cargo.env("RUSTC_BOOTSTRAP", "1");
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
-    // Version 3 brings 32-bit arithmetic and atomic compare-and-exchange.
-    let flags = "-C debuginfo=2 -C target-cpu=v3";
-    cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_RUSTFLAGS", flags);
+    // Version 3 brings 32-bit arithmetic and atomic compare-and-exchange. Maps of maps are described
+    // by BTF, which is made of the debug information.
+    let flags = ["-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("{flags}\x1f{}", without_paths()?));
     Ok(cargo)
 }
 

@@ -22,7 +22,7 @@ pub struct EvictionKey {
 /// In [`EvictionKey::victim`]: memory that is no VM's, or of a VM that shares its cgroup.
 pub const NOBODY: u32 = u32::MAX;
 
-/// Entries of the eviction matrix that a host has for each slot.
+/// Entries of the eviction matrix that a host has for each busy VM, beside one for each slot.
 pub const EVICTIONS_PER_VM: u32 = 16;
 
 /// On whose behalf reclaim runs.
@@ -66,6 +66,12 @@ pub struct Evicted {
     /// Its pages, which have the entries that follow.
     pub pages: u64,
 }
+
+/// Folios that were handed to swap and are not dropped yet.
+pub const WRITTEN: u32 = 1 << 16;
+
+/// Threads that drop a folio at the same time.
+pub const DROPPING: u32 = 1 << 12;
 
 /// Folios whose aggressors are remembered.
 pub const EVICTED: u32 = 1 << 18;

@@ -1,14 +1,16 @@
 //! Latencies, and the pool of histograms that not every VM needs.
 
-use crate::bucket::BUCKETS;
+use crate::bucket::{BUCKETS, DOUBLING};
 use crate::layout::{FaultBacking, zero};
 use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 
 /// The latencies of one VM and metric.
 ///
 /// The kernel adds to `sum_ns`, then `max_ns`, then the bucket; the loader takes
 /// them in the other direction, so whatever it counts has its sum and maximum
-/// already there.
+/// already there. The buckets lie in chunks, of which a program takes one for the first
+/// latency of a doubling: those of a kind rarely fill more than a third.
 #[repr(C)]
 pub struct Histogram {
     /// Sum of the latencies, in nanoseconds.
@@ -17,17 +19,53 @@ pub struct Histogram {
     pub max_ns: AtomicU64,
     /// How many exceeded [`crate::bucket::MAX_NS`]; they count in the last bucket too.
     pub over_range: AtomicU64,
-    /// Keeps the buckets at a multiple of 32 bytes.
-    pub reserved: AtomicU64,
-    /// Count of each bucket, see [`crate::bucket`].
-    pub buckets: [AtomicU64; BUCKETS],
+    /// Numbers of its chunks, plus 1, in the order of the buckets; 0 where no latency was.
+    pub chunks: [AtomicU64; CHUNKS],
+}
+
+/// Places for the chunks of a histogram: a power of two, so that the verifier sees what a mask
+/// leaves. The last stays free.
+pub const CHUNKS: usize = (BUCKETS / DOUBLING).next_power_of_two();
+
+/// The buckets of one doubling of the latency, see [`crate::bucket`]; of the first chunk those
+/// below.
+#[repr(C)]
+pub struct Chunk {
+    /// Count of each.
+    pub buckets: [AtomicU64; DOUBLING],
+}
+
+/// Chunks that the loader makes at a time: a MiB.
+pub const BLOCK_CHUNKS: u32 = 1024;
+
+/// Chunks that no histogram has. The loader makes more when it is told that they run low.
+#[repr(C)]
+pub struct Stock {
+    /// How many.
+    pub free: AtomicU64,
+    /// How many are few.
+    pub low: AtomicU64,
+    /// How many one VM may have.
+    pub most: AtomicU64,
 }
 
 impl Histogram {
+    /// Its chunks, with their places among [`CHUNKS`].
+    pub fn chunks(&self) -> impl Iterator<Item = (usize, u32)> {
+        let numbers = self.chunks.iter().map(|number| number.load(Relaxed).checked_sub(1));
+        numbers.enumerate().filter_map(|(place, number)| Some((place, number? as u32)))
+    }
+
+    /// Empties it, but for what is in its chunks.
+    pub fn clear(&self) {
+        zero(&[&self.sum_ns, &self.max_ns, &self.over_range]);
+    }
+}
+
+impl Chunk {
     /// Empties it.
     pub fn clear(&self) {
         zero(&self.buckets);
-        zero(&[&self.sum_ns, &self.max_ns, &self.over_range]);
     }
 }
 
@@ -64,9 +102,15 @@ pub fn fault_of_key(key: u32) -> Option<(FaultBacking, bool)> {
     Some((*backing, number & 1 != 0))
 }
 
-/// Histograms that a host has for each slot beside those of [`Metric`]: a VM rarely has
-/// more than a dozen reasons of exits and half a dozen kinds of faults, and takes them
-/// from one pool.
+/// Histograms that a host has for each busy VM beside those of [`Metric`](crate::layout::Metric):
+/// one rarely has more than a dozen reasons of exits and half a dozen kinds of faults, and takes
+/// them from one pool.
 pub const POOLED_PER_VM: u32 = 24;
 
-const _: () = assert!(size_of::<Histogram>() == 32 + 8 * BUCKETS);
+/// The same for each slot: a process that is a VM by its name alone rarely takes more.
+pub const POOLED_AT_LEAST: u32 = 8;
+
+const _: () = {
+    assert!(size_of::<Histogram>() == 24 + 8 * CHUNKS);
+    assert!(size_of::<Chunk>() * BLOCK_CHUNKS as usize == 1 << 20);
+};

@@ -91,6 +91,8 @@ named! {
         /// A slow fault came after [`SLOW_PER_SECOND`] others of the VM in its second. It is in
         /// the histogram.
         SlowLimited = 15 => "slow_limited",
+        /// A latency, while there was no memory for its bucket: it is in no histogram.
+        BucketsFull = 16 => "buckets_full",
     }
 }
 

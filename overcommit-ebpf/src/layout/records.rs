@@ -28,10 +28,15 @@ pub enum LifecycleKind {
     Ended = 2,
     /// It looks like a hypervisor and there was no free slot.
     NoSlot = 3,
+    /// Of no VM: few chunks of histograms are left.
+    FewChunks = 4,
 }
 
 /// Slow faults of a VM that are sent one by one in a second, unless every fault is.
 pub const SLOW_PER_SECOND: u64 = 1_000;
+
+/// Reads of KVM's attempts that did not wait, of pages for which nobody has waited yet.
+pub const ATTEMPTS: u32 = 1 << 14;
 
 /// Stacks that are kept.
 pub const STACKS: u32 = 1024;

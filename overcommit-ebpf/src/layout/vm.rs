@@ -61,6 +61,8 @@ pub struct Vm {
     pub slow_second: AtomicU64,
     /// Slow faults in it.
     pub slow_in_second: AtomicU64,
+    /// Chunks of its histograms.
+    pub chunks: AtomicU64,
     /// Places in the pool, plus 1, of the histograms of its faults: of minor ones and major
     /// ones of each [`FaultBacking`]; 0 while there was none.
     pub fault_places: [AtomicU64; FaultBacking::HISTOGRAMS],
@@ -105,11 +107,11 @@ impl Vm {
         zero(&self.parts_ns);
         zero(&self.stall_ns);
         zero(&self.fault_places);
-        zero(&[&self.slow_second, &self.slow_in_second]);
+        zero(&[&self.slow_second, &self.slow_in_second, &self.chunks]);
         let swapin = &self.swapin;
         zero(&[&swapin.from_cache, &swapin.from_zswap, &swapin.without_fault]);
         zero(&swapin.from_device);
     }
 }
 
-const _: () = assert!(size_of::<Vm>() == 856);
+const _: () = assert!(size_of::<Vm>() == 872);

@@ -14,6 +14,14 @@ pub(crate) fn add(counter: &AtomicU64, n: u64) {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter.as_ptr(), n) };
 }
 
+/// Takes one away; gives how many there were. Of a relaxed addition LLVM makes the instruction that
+/// gives nothing back, though the result is used.
+#[inline(always)]
+pub(crate) fn take_one(counter: &AtomicU64) -> u64 {
+    // SAFETY: as in `add`.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter.as_ptr(), u64::MAX) }
+}
+
 /// Stores `new` if the value is still `old`; gives the value that was there
 /// otherwise.
 #[inline(always)]

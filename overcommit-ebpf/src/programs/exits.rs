@@ -132,7 +132,7 @@ pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
     let window = &thread.window;
     let slot = get(&thread.vm) as u32;
     let Some(vm) = VMS.get(slot) else { return 0 };
-    count_wait_for_cpu(slot, window);
+    count_wait_for_cpu(vm, slot, window);
     if get(&thread.since_ns) != 0 {
         goes_on(thread, false);
     }
@@ -159,7 +159,7 @@ pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
 /// What the vCPU waited for a CPU since its last entry: KVM tells its guest the same
 /// number as steal (`record_steal_time`, arch/x86/kvm/x86.c).
 #[inline(always)]
-fn count_wait_for_cpu(slot: u32, window: &Window) {
+fn count_wait_for_cpu(vm: &Vm, slot: u32, window: &Window) {
     let delay = current_run_delay();
     let before = get(&window.run_delay_ns);
     set(&window.run_delay_ns, delay);
@@ -167,7 +167,7 @@ fn count_wait_for_cpu(slot: u32, window: &Window) {
         && delay > before
         && let Some(histogram) = histogram(slot, Metric::Runq)
     {
-        record(histogram, delay - before);
+        record(vm, histogram, delay - before);
     }
 }
 
@@ -205,19 +205,20 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     count(&window.user_total_ns, user);
     count(&window.paused_total_ns, paused);
     if is_memory {
-        if let Some(histogram) = histogram(slot, Metric::StallMemory) {
-            record(histogram, kernel);
-        }
+        let is_counted = histogram(slot, Metric::StallMemory)
+            .is_some_and(|histogram| record(vm, histogram, kernel));
         count(&window.stalls, 1);
         count(&window.stalls_inverted, u64::from(kernel < within));
-        split(vm, window, kernel.saturating_sub(within), user + paused == 0);
+        if is_counted {
+            split(vm, window, kernel.saturating_sub(within), user + paused == 0);
+        }
     }
     if reason & APF != 0 {
         count(&window.stall_halted_ns, kernel);
     } else if reason & HALT != 0 {
         count(&window.idle_total_ns, active);
         if let Some(histogram) = histogram(slot, Metric::Idle) {
-            record(histogram, active);
+            record(vm, histogram, active);
         }
     } else {
         count(&window.kernel_total_ns, kernel);
@@ -225,7 +226,9 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     let device = reason & (MEMORY | MMIO) == MEMORY | MMIO;
     let key = if device { exit_key(0, REASON_MMIO) } else { reason as u32 };
     match pool::place(slot, key).and_then(pool::histogram) {
-        Some(histogram) => record(histogram, active),
+        Some(histogram) => {
+            record(vm, histogram, active);
+        }
         None => lose(vm, Loss::ExitsFull),
     }
 }
@@ -323,7 +326,7 @@ pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
     match now.checked_sub(since) {
         Some(latency) => {
             if let Some(histogram) = histogram(get(&thread.vm) as u32, Metric::Apf) {
-                record(histogram, latency);
+                record(vm, histogram, latency);
             }
         }
         None => lose(vm, Loss::ClockBehind),

@@ -5,7 +5,7 @@
 use crate::atomic::{get, set};
 use crate::kernel::{Kernel, current_mm};
 use crate::latency::record;
-use crate::maps::{MMS, OFFSETS, histogram};
+use crate::maps::{MMS, OFFSETS, VMS, histogram};
 use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
@@ -68,8 +68,8 @@ fn end() {
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     // SAFETY: entries are only read and written as whole words.
-    let slot = unsafe { MMS.get(current_mm()) };
-    if let Some(histogram) = slot.and_then(|slot| histogram(*slot, Metric::MemoryHigh)) {
-        record(histogram, now.saturating_sub(since));
+    let Some(slot) = (unsafe { MMS.get(current_mm()) }) else { return };
+    if let (Some(vm), Some(histogram)) = (VMS.get(*slot), histogram(*slot, Metric::MemoryHigh)) {
+        record(vm, histogram, now.saturating_sub(since));
     }
 }

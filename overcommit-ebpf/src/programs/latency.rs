@@ -1,9 +1,8 @@
 //! What has been measured goes into the VM's histograms.
 
 use crate::atomic::{add, get, replace, set};
-use crate::backing;
 use crate::maps::{SLOW, SLOW_NS, lose};
-use crate::parts;
+use crate::{backing, chunks, parts};
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use overcommit_ebpf::bucket;
@@ -26,10 +25,9 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
         return;
     };
     close(thread, latency);
-    if let Some(histogram) = backing::histogram_of(vm, slot, thread, metric) {
-        record(histogram, latency);
-    }
-    parts::close(vm, thread, now);
+    let is_counted = backing::histogram_of(vm, slot, thread, metric)
+        .is_some_and(|histogram| record(vm, histogram, latency));
+    parts::close(is_counted.then_some(vm), thread, now);
     let taker = if get(&thread.id) >> 32 != get(&vm.tgid) {
         Taker::Outside
     } else if get(&thread.is_vcpu) != 0 {
@@ -37,7 +35,9 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
     } else {
         Taker::VmThread
     };
-    add(&vm.taken_by[taker as usize], 1);
+    if is_counted {
+        add(&vm.taken_by[taker as usize], 1);
+    }
     if latency >= SLOW_NS.load() && has_room(vm, now) {
         send(vm, slot, metric, thread, now, latency);
     }
@@ -53,8 +53,13 @@ fn close(thread: &Thread, latency: u64) {
     add(&thread.sequence, 1);
 }
 
+/// Counts a latency of a VM; whether there was memory for it.
 #[inline(always)]
-pub(crate) fn record(histogram: &Histogram, latency: u64) {
+pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) -> bool {
+    let Some(bucket) = chunks::bucket(vm, histogram, latency) else {
+        lose(vm, Loss::BucketsFull);
+        return false;
+    };
     add(&histogram.sum_ns, latency);
     let mut max = get(&histogram.max_ns);
     let mut tries = 0;
@@ -68,9 +73,8 @@ pub(crate) fn record(histogram: &Histogram, latency: u64) {
     if latency > bucket::MAX_NS {
         add(&histogram.over_range, 1);
     }
-    if let Some(bucket) = histogram.buckets.get(bucket::index(latency)) {
-        add(bucket, 1);
-    }
+    add(bucket, 1);
+    true
 }
 
 /// Whether one more slow fault of the VM may be sent in this second.

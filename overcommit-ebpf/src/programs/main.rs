@@ -6,8 +6,8 @@
 //! `locks` and `sleeps` at what else threads wait for, and `parts` splits the fault's time
 //! among all those; `high` follows those who are held back after a fault, `discards` what a VM gives back, `exits` follows a vCPU out of
 //! its guest and back;
-//! `latency` counts it, in histograms of the VM's own or of the `pool`, `threads` remembers
-//! it meanwhile. `vms` keeps the table of VMs in step with processes, `maps` says what lies
+//! `latency` counts it, in histograms of the VM's own or of the `pool`, whose buckets lie in
+//! `chunks`, `threads` remembers it meanwhile. `vms` keeps the table of VMs in step with processes, `maps` says what lies
 //! where.
 
 #![no_std]
@@ -18,6 +18,7 @@
 mod atomic;
 mod backing;
 mod calls;
+mod chunks;
 mod discards;
 mod evictions;
 mod exits;

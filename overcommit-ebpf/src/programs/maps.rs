@@ -2,12 +2,16 @@
 
 use crate::atomic::add;
 use aya_ebpf::Global;
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::macros::map;
+use aya_ebpf::btf_maps::ArrayOfMaps;
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, Queue, RingBuf, StackTrace};
+use core::ptr;
 use overcommit_ebpf::layout::{
-    Cpu, Evicted, Eviction, EvictionKey, FolioOffsets, Histogram, KernelOffsets, KvmFields, Loss,
-    Metric, SWAP_DEVICES_MAX, SwapDevice, Thread, Vm, Word,
+    BLOCK_CHUNKS, Chunk, Cpu, Evicted, Eviction, EvictionKey, FolioOffsets, Histogram,
+    KernelOffsets, KvmFields, Loss, Metric, SWAP_DEVICES_MAX, Stock, SwapDevice, Thread, Vm, Word,
 };
 
 /// `mm_struct` address → slot. The filter of every fault on the host.
@@ -39,12 +43,14 @@ pub(crate) static FREE_EVICTIONS: Queue<u32> = Queue::with_max_entries(1 /* load
 /// Address of a folio that was handed to swap, until it is dropped. What is never
 /// dropped makes way for what comes.
 #[map]
-pub(crate) static WRITTEN: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 16, 0);
+pub(crate) static WRITTEN: LruHashMap<u64, u8> =
+    LruHashMap::with_max_entries(1 /* loader */, 0);
 
 /// Thread id → the folio that it is about to drop: its address, then its entry of
 /// [`EVICTIONS`] (upper half) and its pages, then its swap entry if it has one.
 #[map]
-pub(crate) static DROPPING: LruHashMap<u32, [u64; 3]> = LruHashMap::with_max_entries(1 << 12, 0);
+pub(crate) static DROPPING: LruHashMap<u32, [u64; 3]> =
+    LruHashMap::with_max_entries(1 /* loader */, 0);
 
 /// Swap entry → the folio that got it last, and its pages the entries that follow. What
 /// was evicted longest ago makes way for what comes.
@@ -69,6 +75,30 @@ pub(crate) static VMS: Array<Vm> = Array::with_max_entries(1 /* loader */, BPF_F
 pub(crate) static HISTOGRAMS: Array<Histogram> =
     Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
+/// What a block is, spelled for the loader, which reads it off the type: an array of chunks. The types
+/// of its key and value are left out. Blocks that are made later have none, and on Linux 6.1 all have
+/// to agree in that (`bpf_map_meta_equal`, kernel/bpf/map_in_map.c, by `timer_off`).
+#[repr(C)]
+pub(crate) struct Block {
+    r#type: *const [i32; BPF_MAP_TYPE_ARRAY as usize],
+    key_size: *const [i32; size_of::<u32>()],
+    value_size: *const [i32; size_of::<Chunk>()],
+    max_entries: *const [i32; BLOCK_CHUNKS as usize],
+    map_flags: *const [i32; BPF_F_MMAPABLE as usize],
+}
+
+/// Number of a chunk / [`BLOCK_CHUNKS`] → the block that it is in, once the loader has made it.
+#[btf_map]
+pub(crate) static BLOCKS: ArrayOfMaps<Block, 1 /* loader */> = ArrayOfMaps::new();
+
+/// Chunks that no histogram has.
+#[map]
+pub(crate) static FREE_CHUNKS: Queue<u32> = Queue::with_max_entries(1 /* loader */, 0);
+
+/// How many those are; one entry.
+#[map]
+pub(crate) static STOCK: Array<Stock> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// Slot (upper half) and [`exit_key`](overcommit_ebpf::layout::exit_key) or
 /// [`fault_key`](overcommit_ebpf::layout::fault_key) → its place in the pool.
 #[map]
@@ -91,7 +121,8 @@ pub(crate) static APFS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_3
 /// Address of an `mm_struct` and number of a page in it → how a call that did not wait began to
 /// read that page. What nobody waits for makes way for what comes.
 #[map]
-pub(crate) static ATTEMPTS: LruHashMap<[u64; 2], u64> = LruHashMap::with_max_entries(16_384, 0);
+pub(crate) static ATTEMPTS: LruHashMap<[u64; 2], u64> =
+    LruHashMap::with_max_entries(1 /* loader */, 0);
 
 /// Swap devices by number.
 #[map]
@@ -119,7 +150,7 @@ pub(crate) static THREADS: Array<Thread> =
 #[map]
 pub(crate) static CPUS: Array<Cpu> = Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
-/// VMs that start and end.
+/// VMs that start and end, and chunks that run low.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 
@@ -192,6 +223,20 @@ pub(crate) static POOL_AT: Global<u32> = Global::new(0);
 /// Whether a newly executed hypervisor gets a slot at once.
 #[unsafe(no_mangle)]
 pub(crate) static FOLLOW_EXEC: Global<u8> = Global::new(0);
+
+/// The chunk of that number.
+#[inline(always)]
+pub(crate) fn chunk(number: u32) -> Option<&'static Chunk> {
+    let block = BLOCKS.get(number / BLOCK_CHUNKS)?;
+    let key = number % BLOCK_CHUNKS;
+    // SAFETY: the helper takes what the lookup in a map of maps gives for a map, and gives an
+    // element, which stays for the life of the map.
+    unsafe {
+        let chunk =
+            bpf_map_lookup_elem(ptr::from_ref(block).cast_mut().cast(), ptr::from_ref(&key).cast());
+        chunk.cast::<Chunk>().as_ref()
+    }
+}
 
 /// Counts what could not be measured.
 #[inline(always)]

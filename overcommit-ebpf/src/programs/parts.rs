@@ -59,9 +59,9 @@ pub(crate) fn leave(thread: &Thread, part: Part) {
 
 /// The fault has completed; counts its parts.
 #[inline(always)]
-pub(crate) fn close(vm: &Vm, thread: &Thread, now: u64) {
+pub(crate) fn close(vm: Option<&Vm>, thread: &Thread, now: u64) {
     turn(thread, now);
-    hand_on(thread, Some(vm));
+    hand_on(thread, vm);
 }
 
 /// The call came back without waiting for its page: what it did belongs to the window that it was
@@ -79,7 +79,7 @@ pub(crate) fn close_attempt(thread: &Thread, now: u64) {
     }
 }
 
-/// Adds the parts to the VM's, where it was a fault, and to those of the window that the thread is
+/// Adds the parts to the VM's, where it was a fault that counts, and to those of the window that the thread is
 /// in.
 #[inline(always)]
 fn hand_on(thread: &Thread, vm: Option<&Vm>) {

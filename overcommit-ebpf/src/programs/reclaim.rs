@@ -6,7 +6,7 @@
 use crate::atomic::{get, set};
 use crate::kernel::current_mm;
 use crate::latency::record;
-use crate::maps::{MMS, histogram};
+use crate::maps::{MMS, VMS, histogram};
 use crate::parts;
 use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -60,8 +60,8 @@ fn end() {
     if since == 0 || now < since {
         return;
     }
-    if let Some(histogram) = histogram(slot, Metric::Reclaim) {
-        record(histogram, now - since);
+    if let (Some(vm), Some(histogram)) = (VMS.get(slot), histogram(slot, Metric::Reclaim)) {
+        record(vm, histogram, now - since);
     }
 }
 

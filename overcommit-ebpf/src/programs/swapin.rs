@@ -221,7 +221,7 @@ pub(crate) fn finish(thread: &Thread) {
     let since = get(&thread.swapin_since_ns);
     let latency = get(&thread.swapin_until_ns).saturating_sub(since);
     if let Some(histogram) = histogram(slot, Metric::Swapin) {
-        record(histogram, latency);
+        record(vm, histogram, latency);
     }
     let number = (swapin & (SWAP_DEVICES_MAX as u64 - 1)) as usize;
     if swapin & ZSWAP != 0 {

@@ -211,7 +211,7 @@ fn end(tgid: u32, exit_code: u64) {
 }
 
 #[inline(always)]
-fn announce(kind: LifecycleKind, vm: u32, tgid: u32) {
+pub(crate) fn announce(kind: LifecycleKind, vm: u32, tgid: u32) {
     // A full buffer loses nothing: the loader rescans every second.
     if let Some(mut entry) = EVENTS.reserve::<Lifecycle>(0) {
         entry.write(Lifecycle { kind: kind as u32, vm, tgid, reserved: 0 });

@@ -21,6 +21,7 @@ use crate::session::wait::{Waiter, Woken};
 use crate::session::{Session, Want};
 use crate::terminal::{print, say};
 use crate::vm::Discovery;
+use crate::vm::owner::Room;
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -139,8 +140,8 @@ async fn record(args: Args) -> Result<ExitCode> {
         let there = folder.as_os_str().is_empty() || folder.is_dir();
         ensure!(there, "--ready-file: there is no folder {}", folder.display());
     }
-    let vms = match find(&args, &selection, &mut waiter).await? {
-        Ok(vms) => vms,
+    let room = match find(&args, &selection, &mut waiter).await? {
+        Ok(room) => room,
         Err(code) => return Ok(code),
     };
     let folder = Folder::create(&out(&args)?, owner)?;
@@ -148,7 +149,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     if !args.quiet && std::io::stderr().is_terminal() {
         say("overcommit: loading eBPF programs; this takes about a second");
     }
-    let begun = begin(&args, selection, vms, of_user, &mut waiter).await;
+    let begun = begin(&args, selection, room, of_user, &mut waiter).await;
     let (session, host, mut load) = match begun.inspect_err(|_| folder.discard())? {
         Ok(begun) => begun,
         Err(code) => {
@@ -316,14 +317,14 @@ struct OfUser {
 async fn begin(
     args: &Args,
     selection: Selection,
-    vms: usize,
+    room: Room,
     of_user: OfUser,
     waiter: &mut Waiter,
 ) -> Result<Result<(Session, HostOptions, Option<Load>), ExitCode>> {
     let kernel = Kernel::read().context("no backend works here")?;
     args.host.require_working_set(kernel.layout.mglru_sees_guests)?;
     let decision = choose(&kernel, args.backend)?;
-    let mut want = Want::new(&selection, vms);
+    let mut want = Want::new(&selection, room);
     (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
     want.causes = args.causes;
     want.without.clone_from(&args.without);

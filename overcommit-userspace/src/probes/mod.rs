@@ -1,6 +1,7 @@
 //! Which hooks can this kernel give, and attach them: probe the host, decide,
 //! attach.
 
+pub mod chunks;
 pub mod decide;
 pub mod discards;
 pub mod evictions;
@@ -194,9 +195,9 @@ impl Probes {
     /// Asks for slots, see [`Slots::adopt`].
     ///
     /// # Errors
-    /// The walk over the kernel's tasks fails.
-    pub fn adopt(&mut self, pids: &[i32]) -> Result<()> {
-        self.slots.adopt(&mut self.ebpf, pids)
+    /// As there.
+    pub fn adopt(&mut self, pids: &[i32], recorded: usize) -> Result<()> {
+        self.slots.adopt(&mut self.ebpf, pids, recorded)
     }
 
     /// From now on counts what VMs give back of their memory, see [`Discards`].

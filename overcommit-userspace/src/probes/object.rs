@@ -8,17 +8,26 @@ use aya::maps::MapError;
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 use overcommit_ebpf::layout::{
-    EVICTED, EVICTIONS_PER_VM, Histogram, Metric, POOLED_PER_VM, STACKS, Thread,
+    ATTEMPTS, BLOCK_CHUNKS, DROPPING, EVICTED, EVICTIONS_PER_VM, Metric, POOLED_AT_LEAST,
+    POOLED_PER_VM, STACKS, WRITTEN,
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
+
+/// Chunks for each VM that may be busy: ten in each of two dozen histograms. Where most VMs of a
+/// host have fewer, the others may have more.
+const CHUNKS_PER_VM: u32 = 256;
+/// Blocks of chunks beyond those.
+const SPARE_BLOCKS: u32 = 64;
 
 /// How large the maps are, and what the programs do beside counting.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     /// VMs at a time.
     pub vms: u32,
+    /// Those among them that may be busy: of others little comes.
+    pub busy_vms: u32,
     /// Threads of VMs that fault, at a time.
     pub threads: u32,
     /// CPUs that the kernel can have.
@@ -41,6 +50,7 @@ impl Sizes {
     /// The least, for trying what the kernel allows.
     pub const TRIAL: Self = Self {
         vms: 1,
+        busy_vms: 1,
         threads: 1,
         cpus: 1,
         slow_bytes: 4096,
@@ -53,12 +63,12 @@ impl Sizes {
 
     /// Entries of the eviction matrix.
     pub const fn evictions(self) -> u32 {
-        self.vms * EVICTIONS_PER_VM
+        self.busy_vms * EVICTIONS_PER_VM + self.vms
     }
 
     /// Histograms that not every VM needs.
     pub const fn pooled(self) -> u32 {
-        self.vms * POOLED_PER_VM
+        self.busy_vms * POOLED_PER_VM + self.vms * POOLED_AT_LEAST
     }
 
     /// Where they begin among all histograms.
@@ -78,15 +88,19 @@ impl Sizes {
         if self.stacks() > 1 && can_tell { EVICTED } else { 1 }
     }
 
+    /// Entries of a map that only programs on the kernel's functions fill.
+    const fn by_functions(self, entries: u32) -> u32 {
+        if self.hooks_calls { entries } else { 1 }
+    }
+
     /// All histograms.
     pub const fn histograms(self) -> u32 {
         self.pool_at() + self.pooled()
     }
 
-    /// Bytes of the largest maps, which the kernel charges to the memory cgroup of this process.
-    const fn bytes(self) -> usize {
-        self.histograms() as usize * size_of::<Histogram>()
-            + self.threads as usize * size_of::<Thread>()
+    /// Blocks of chunks that there can be: a quarter of a MiB for a busy VM.
+    pub const fn blocks(self) -> u32 {
+        (self.busy_vms * CHUNKS_PER_VM).div_ceil(BLOCK_CHUNKS) + SPARE_BLOCKS
     }
 }
 
@@ -129,7 +143,12 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("FREE_EVICTIONS", sizes.evictions())
         .map_max_entries("FREE_VMS", sizes.vms)
         .map_max_entries("VMS", sizes.vms)
+        .map_max_entries("WRITTEN", sizes.by_functions(WRITTEN))
+        .map_max_entries("DROPPING", sizes.by_functions(DROPPING))
+        .map_max_entries("ATTEMPTS", sizes.by_functions(ATTEMPTS))
         .map_max_entries("HISTOGRAMS", sizes.histograms())
+        .map_max_entries("BLOCKS", sizes.blocks())
+        .map_max_entries("FREE_CHUNKS", sizes.blocks() * BLOCK_CHUNKS)
         .map_max_entries("POOLED", sizes.pooled())
         .map_max_entries("POOL_OWNERS", sizes.pooled())
         .map_max_entries("FREE_POOLED", sizes.pooled())
@@ -141,23 +160,25 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("STACKS", sizes.stacks())
         .map_max_entries("EVICTED", sizes.evicted())
         .load(OBJECT)
-        .map_err(|error| refused(error, sizes))
+        .map_err(refused)
 }
 
 /// The deepest stack that the kernel takes, and the depth of `STACKS`, which it refuses if
 /// that is deeper (`stack_map_alloc`, kernel/bpf/stackmap.c).
 const STACK_DEPTH: (&str, u32) = ("/proc/sys/kernel/perf_event_max_stack", 127);
 
+/// MiB that a recording of few VMs takes at the most, which is when it begins.
+const NEEDED: u32 = 64;
+
 /// What the kernel refuses, why, and what to set where that is known.
-fn refused(error: EbpfError, sizes: Sizes) -> anyhow::Error {
+pub(super) fn refused(error: EbpfError) -> anyhow::Error {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
         return anyhow::Error::new(error).context("the kernel refuses the eBPF programs");
     };
     if io_error.raw_os_error() == Some(Errno::ENOMEM as i32) {
         return anyhow!(
-            "no memory for the eBPF map {name}: the maps take more than {} MiB; raise the limit of the memory \
-             cgroup that overcommit runs in, if it has one",
-            sizes.bytes() >> 20
+            "no memory for the eBPF map {name}: overcommit takes {NEEDED} MiB, and more where many VMs \
+             run; raise the limit of the memory cgroup that it runs in, if it has one"
         );
     }
     let (setting, depth) = STACK_DEPTH;

@@ -93,6 +93,7 @@ fn event(mut record: &[u8]) -> Option<Event> {
         kind if kind == LifecycleKind::Started as u32 => LifecycleKind::Started,
         kind if kind == LifecycleKind::Ended as u32 => LifecycleKind::Ended,
         kind if kind == LifecycleKind::NoSlot as u32 => LifecycleKind::NoSlot,
+        kind if kind == LifecycleKind::FewChunks as u32 => LifecycleKind::FewChunks,
         _ => return None,
     };
     Some(Event { kind, slot: record.get_u32_ne(), pid: record.get_u32_ne().cast_signed() })

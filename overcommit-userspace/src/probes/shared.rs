@@ -5,7 +5,9 @@ use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use memmap2::{MmapOptions, MmapRaw};
-use overcommit_ebpf::layout::{Cpu, Eviction, Histogram, KvmFields, SwapDevice, Thread, Vm, Word};
+use overcommit_ebpf::layout::{
+    Chunk, Cpu, Eviction, Histogram, KvmFields, Stock, SwapDevice, Thread, Vm, Word,
+};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -30,6 +32,10 @@ unsafe impl Shared for SwapDevice {}
 unsafe impl Shared for Word {}
 // SAFETY: as above.
 unsafe impl Shared for Eviction {}
+// SAFETY: as above.
+unsafe impl Shared for Chunk {}
+// SAFETY: as above.
+unsafe impl Shared for Stock {}
 
 /// An array map in this process's memory.
 pub struct SharedArray<T> {
@@ -50,7 +56,11 @@ impl<T: Shared> SharedArray<T> {
         Self::map(&map, len as usize).with_context(|| format!("cannot map the eBPF array {name}"))
     }
 
-    fn map(map: &MapData, len: usize) -> Result<Self> {
+    /// Maps an array map of so many elements.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn map(map: &MapData, len: usize) -> Result<Self> {
         let fd = map.fd().as_fd().as_raw_fd();
         let memory = MmapOptions::new().len(len * size_of::<T>()).map_raw(fd)?;
         Ok(Self { memory, len, elements: PhantomData })

@@ -1,6 +1,7 @@
 //! The table of VMs and threads that the programs look into: who has a slot.
 
 use crate::kernel::{TICK_NS, exit_reasons};
+use crate::probes::chunks::Chunks;
 use crate::probes::evictions::EvictionTable;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
@@ -17,8 +18,9 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-/// Processes asked for in one walk: the size of `WANTED`.
-const WANTED_AT_ONCE: usize = 1024;
+/// Processes asked for in one walk, of the 1,024 for which `WANTED` has room: they all begin to
+/// count at once, and take chunks.
+const WANTED_AT_ONCE: usize = 128;
 
 /// Slots of VMs and threads, and the maps by which the programs find them.
 pub struct Slots {
@@ -26,6 +28,8 @@ pub struct Slots {
     pub vms: SharedArray<Vm>,
     /// Slot × metrics + metric → latencies.
     pub histograms: SharedArray<Histogram>,
+    /// Where their buckets are.
+    pub chunks: Chunks,
     /// Threads that have faulted.
     pub threads: SharedArray<Thread>,
     threads_used: usize,
@@ -109,6 +113,7 @@ impl Slots {
         Ok(Self {
             vms: SharedArray::open(ebpf, "VMS", vms)?,
             histograms: SharedArray::open(ebpf, "HISTOGRAMS", sizes.histograms())?,
+            chunks: Chunks::open(ebpf, sizes)?,
             threads: SharedArray::open(ebpf, "THREADS", threads)?,
             threads_used: 0,
             mms: HashMap::try_from(take(ebpf, "MMS")?)?,
@@ -128,16 +133,17 @@ impl Slots {
         })
     }
 
-    /// Asks for a slot for each of these processes and has the kernel's own list
-    /// of tasks walked once.
+    /// Asks for a slot for each of these processes, beside the VMs that are recorded already, and
+    /// has the kernel's own list of tasks walked.
     ///
     /// A process that is gone, or that shares its memory with a VM that has a
     /// slot, gets none.
     ///
     /// # Errors
-    /// The walk fails.
-    pub fn adopt(&mut self, ebpf: &mut Ebpf, pids: &[i32]) -> Result<()> {
-        for pids in pids.chunks(WANTED_AT_ONCE) {
+    /// The walk fails, or there is no memory for a single histogram.
+    pub fn adopt(&mut self, ebpf: &mut Ebpf, pids: &[i32], recorded: usize) -> Result<()> {
+        for (done, pids) in pids.chunks(WANTED_AT_ONCE).enumerate() {
+            self.chunks.top_up(recorded + done * WANTED_AT_ONCE, pids.len())?;
             for pid in pids {
                 self.wanted.insert(pid.cast_unsigned(), 0, 0).context("cannot ask for a slot")?;
             }
@@ -252,6 +258,11 @@ impl Slots {
         for (index, _) in self.histograms_of(slot, &held) {
             if let Some(histogram) = self.histograms.get(index) {
                 histogram.clear();
+                for place in &histogram.chunks {
+                    if let Some(number) = place.swap(0, SeqCst).checked_sub(1) {
+                        self.chunks.give_back(number as u32)?;
+                    }
+                }
             }
         }
         for (place, key) in held.pooled {

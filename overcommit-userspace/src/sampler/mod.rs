@@ -32,7 +32,7 @@ use tracked::{Tracked, faults};
 const REAP_EVERY: u32 = 10;
 
 /// Time after which no program can still be using a slot that was closed.
-const QUIET_NS: u64 = 100_000_000;
+const QUIET_NS: u64 = 300_000_000;
 
 /// The kernel's own counts of minor and major faults.
 pub type FaultCounts = [u64; Metric::FAULTS.len()];
@@ -104,7 +104,8 @@ impl Sampler {
     /// Looks for VMs, vCPU threads and CPUs that came or went.
     ///
     /// # Errors
-    /// /proc cannot be listed, or the kernel refuses the probes of a new CPU.
+    /// /proc cannot be listed, the kernel refuses the probes of a new CPU, or there is no memory for
+    /// histograms.
     pub fn rescan(&mut self, run: &mut Vec<RunVm>, now: &Clocks) -> Result<()> {
         self.probes.follow_host()?;
         self.probes.slots.forget_swap_devices();
@@ -114,7 +115,7 @@ impl Sampler {
         let new = self.roster.new_vms(self.free_now())?;
         if !new.is_empty() {
             let pids: Vec<i32> = new.iter().map(|vm| vm.id.pid).collect();
-            self.probes.adopt(&pids)?;
+            self.probes.adopt(&pids, self.tracked.len())?;
         }
         let full =
             self.tracked.len() + self.closing.len() + new.len() > self.probes.slots.vms.len();
@@ -148,7 +149,7 @@ impl Sampler {
         if self.scans.is_multiple_of(REAP_EVERY) {
             self.reap_threads()?;
         }
-        Ok(())
+        self.make_room()
     }
 
     /// Takes up a VM that the exec tracepoint has given a slot.
@@ -172,6 +173,14 @@ impl Sampler {
                 self.closing.push((event.slot, now.monotonic_ns));
             }
         }
+    }
+
+    /// Makes room for what the VMs' histograms may take next.
+    ///
+    /// # Errors
+    /// There is no memory for a single one.
+    pub fn make_room(&mut self) -> Result<()> {
+        self.probes.slots.chunks.top_up(self.tracked.len(), 0)
     }
 
     /// A VM looked for a slot at its start and found none.

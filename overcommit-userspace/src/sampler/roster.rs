@@ -5,7 +5,7 @@ use crate::kernel::TICK_NS;
 use crate::sampler::FaultCounts;
 use crate::sampler::ended::Ended;
 use crate::vm::Discovery;
-use crate::vm::owner::{GONE, Slots};
+use crate::vm::owner::{GONE, Slots, is_real};
 use anyhow::Result;
 use overcommit_recording::model::clock::Clocks;
 use overcommit_recording::model::name::Name;
@@ -146,6 +146,8 @@ impl Roster {
             }
         }
         found.retain(|vm| self.selection.wants(vm));
+        // Where slots are few, what is a VM by its name alone comes last.
+        found.sort_by_key(|vm| !is_real(vm));
         let mut given = Vec::new();
         for vm in found {
             let user = self.discovery.login_user(&vm);

@@ -109,7 +109,8 @@ impl Tracked {
         let mut files = FileFaults::default();
         for (index, kind) in slots.histograms_of(self.slot, held) {
             let Some(histogram) = slots.histograms.get(index) else { continue };
-            let latencies = self.carries.entry(index).or_default().take(histogram);
+            let carry = self.carries.entry(index).or_default();
+            let latencies = carry.take(histogram, |number| slots.chunks.get(number));
             match kind {
                 Kind::Fault(FaultBacking::File, true) => files.read += latencies.count(),
                 Kind::Fault(FaultBacking::File, false) => files.cached += latencies.count(),

@@ -12,6 +12,7 @@ use crate::probes::decide::{Backend, Decision};
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::{Session, Want};
 use crate::vm::Discovery;
+use crate::vm::owner::Room;
 use anyhow::{Context, Result, bail};
 use faults::Made;
 use nix::sys::prctl::set_pdeathsig;
@@ -68,7 +69,7 @@ pub enum Unit {
 pub fn prove(kernel: &Kernel, backend: Backend) -> Result<Vec<Proof>> {
     let mut process = Faulting::start()?;
     let selection = Selection { patterns: Vec::new(), pids: vec![process.pid()] };
-    let want = Want::new(&selection, 1);
+    let want = Want::new(&selection, Room::ONE);
     let roster = Roster::new(Discovery::new("/proc"), selection);
     let decision = Decision { backend, refused: Vec::new() };
     let session = Session::attach(kernel, decision, roster, want)?;

@@ -20,6 +20,7 @@ use crate::probes::stacks::Stacks;
 use crate::probes::{Kernel, Probes, Rings};
 use crate::sampler::Sampler;
 use crate::sampler::roster::{Roster, Selection};
+use crate::vm::owner::Room;
 use anyhow::Result;
 use overcommit_ebpf::layout::{self, FaultBacking, LifecycleKind, Metric};
 use overcommit_recording::model::breakdown::Breakdown;
@@ -39,11 +40,17 @@ use std::path::Path;
 use std::time::Duration;
 
 /// VMs that can be recorded at a time, beyond those that run at the start and a quarter of them.
-const SPARE_VMS: u32 = 64;
+const SPARE_VMS: u32 = 256;
+/// The same of VMs by more than their name.
+const SPARE_BUSY: u32 = 128;
 /// VMs that can be recorded at a time, whatever runs.
 const SLOTS_MAX: u32 = 4096;
-/// Threads that can fault in VMs at a time.
-const THREADS: u32 = 16_384;
+/// Threads of a VM that fault in its memory beside its vCPUs.
+const BESIDE_VCPUS: usize = 16;
+/// Threads that can fault in VMs at a time, beyond those of the VMs that run at the start.
+const SPARE_THREADS: u32 = 16_384;
+/// The same, whatever runs.
+const THREADS_MAX: u32 = 65_536;
 /// Ring buffer of slow faults: more than a second of a host that swaps hard.
 const SLOW_BYTES: u32 = 16 << 20;
 
@@ -63,9 +70,11 @@ impl Session {
     /// # Errors
     /// The kernel refuses something, or /proc cannot be read.
     pub fn attach(kernel: &Kernel, decision: Decision, roster: Roster, want: Want) -> Result<Self> {
+        let vms = slots(want.room.vms, SPARE_VMS);
         let sizes = Sizes {
-            vms: slots(want.running_vms),
-            threads: THREADS,
+            vms,
+            busy_vms: slots(want.room.real, SPARE_BUSY).min(vms),
+            threads: threads(want.room),
             cpus: kernel::possible_cpus()?,
             slow_bytes: if want.slow_faults.is_some() { SLOW_BYTES } else { 4096 },
             slow_ns: want.slow_faults.map_or(u64::MAX, |least| least.as_nanos() as u64),
@@ -91,7 +100,7 @@ impl Session {
     /// Takes up what has been announced.
     ///
     /// # Errors
-    /// The clocks cannot be read.
+    /// The clocks cannot be read, or there is no memory for histograms.
     pub fn follow_events(&mut self) -> Result<()> {
         if let Some(log) = &mut self.log {
             log.print();
@@ -102,10 +111,10 @@ impl Session {
                 LifecycleKind::Started => self.sampler.started(event, &mut self.run.vms, &now),
                 LifecycleKind::NoSlot => self.sampler.missed(event.pid),
                 // The drain sees it in the slot.
-                LifecycleKind::Ended => {}
+                LifecycleKind::Ended | LifecycleKind::FewChunks => {}
             }
         }
-        Ok(())
+        self.sampler.make_room()
     }
 
     /// Looks for what was not announced.
@@ -143,11 +152,15 @@ impl Session {
     }
 }
 
-/// Places for VMs: for those that run, and for some that start. Each takes a MiB of the host's memory
-/// from the beginning.
-const fn slots(running: u32) -> u32 {
-    let all = running.saturating_add(running / 4).saturating_add(SPARE_VMS);
-    if all < SLOTS_MAX { all } else { SLOTS_MAX }
+/// Places for VMs: for those that run, and for some that start.
+fn slots(running: usize, spare: u32) -> u32 {
+    let running = u32::try_from(running).unwrap_or(u32::MAX);
+    running.saturating_add(running / 4).saturating_add(spare).min(SLOTS_MAX)
+}
+
+fn threads(room: Room) -> u32 {
+    let running = room.vcpus + room.real * BESIDE_VCPUS;
+    u32::try_from(running).unwrap_or(u32::MAX).saturating_add(SPARE_THREADS).min(THREADS_MAX)
 }
 
 /// What is known of a recording before it begins.
@@ -181,8 +194,8 @@ fn run(decision: &Decision) -> Result<Run> {
 /// What the user wants of the probes.
 #[derive(Clone, Debug)]
 pub struct Want {
-    /// VMs that run now.
-    pub running_vms: u32,
+    /// For which VMs there is to be room from the start.
+    pub room: Room,
     /// `--slow-faults`
     pub slow_faults: Option<Duration>,
     /// `--causes`
@@ -197,10 +210,9 @@ pub struct Want {
 
 impl Want {
     /// For these VMs.
-    pub fn new(selection: &Selection, running_vms: usize) -> Self {
-        let running_vms = u32::try_from(running_vms).unwrap_or(u32::MAX);
+    pub fn new(selection: &Selection, room: Room) -> Self {
         Self {
-            running_vms,
+            room,
             slow_faults: None,
             causes: false,
             follow_exec: selection.is_open(),

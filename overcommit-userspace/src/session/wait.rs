@@ -26,7 +26,7 @@ pub enum Woken {
     Signal(SignalNumber),
     /// The command has ended.
     LoadEnded(ExitStatus),
-    /// A VM has started or ended.
+    /// A VM has started or ended, or histograms need memory.
     Event,
     /// It is time to scan /proc.
     Scan,

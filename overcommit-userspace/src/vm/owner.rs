@@ -1,7 +1,7 @@
 //! Whose VMs are they? Anybody may start a process that is called like a hypervisor, so what the
 //! VMs of one user can take from all others has a bound.
 
-use overcommit_recording::model::vm::{Vm, VmId};
+use overcommit_recording::model::vm::{Mapping, Vm, VmId};
 use procfs::process::Process;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -20,6 +20,10 @@ const ROOM: usize = 64;
 const SHARE: usize = 16;
 /// The user whom VMs count for that were gone before anybody could look whose they were.
 pub const GONE: u32 = u32::MAX;
+/// Memory that a VM has at the least, in bytes.
+const SMALLEST: u64 = 16 << 20;
+/// vCPUs that a VM can have at the most: `KVM_MAX_VCPUS` of x86 is 4,096, of Arm 512.
+const VCPUS: usize = 4096;
 /// Slots that are kept for others.
 const RESERVED: usize = 16;
 
@@ -49,17 +53,54 @@ fn is_of_manager(cgroup: &str) -> bool {
     OF_MANAGERS.iter().any(|place| cgroup.starts_with(place))
 }
 
-/// How many of these VMs there is to be room for.
-pub fn with_room(vms: &[Vm], user: impl Fn(&Vm) -> Option<u32>) -> usize {
-    let mut by_user: HashMap<u32, usize> = HashMap::new();
-    let mut of_services = 0;
-    for vm in vms {
-        match user(vm) {
-            Some(user) => *by_user.entry(user).or_default() += 1,
-            None => of_services += 1,
+/// What there is to be room for when a recording begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// VMs.
+    pub vms: usize,
+    /// Those among them that are VMs by more than their name.
+    pub real: usize,
+    /// Virtual CPUs of those.
+    pub vcpus: usize,
+}
+
+impl Room {
+    /// For one VM.
+    pub const ONE: Self = Self { vms: 1, real: 1, vcpus: 1 };
+
+    /// For these VMs: of one user, for some of them.
+    pub fn for_vms(vms: &[Vm], user: impl Fn(&Vm) -> Option<u32>) -> Self {
+        let mut by_user: HashMap<u32, usize> = HashMap::new();
+        let mut room = Self::default();
+        let (real, named): (Vec<&Vm>, Vec<&Vm>) = vms.iter().partition(|vm| is_real(vm));
+        for vm in real.into_iter().chain(named) {
+            if let Some(user) = user(vm) {
+                let count = by_user.entry(user).or_default();
+                *count += 1;
+                if *count > ROOM {
+                    continue;
+                }
+            }
+            room.vms += 1;
+            if is_real(vm) {
+                room.real += 1;
+                // What a command line says, it may say of a process that does nothing.
+                let vcpus = vm.vcpus.filter(|_| uses_kvm(vm)).unwrap_or(1);
+                room.vcpus += (vcpus as usize).min(VCPUS);
+            }
         }
+        room
     }
-    of_services + by_user.values().map(|count| (*count).min(ROOM)).sum::<usize>()
+}
+
+/// Whether a process is a VM by more than what it is called: it uses KVM, or has memory like one.
+pub fn is_real(vm: &Vm) -> bool {
+    let has_memory = |memory: Mapping| memory.end - memory.start >= SMALLEST;
+    uses_kvm(vm) || vm.mapping.is_some_and(has_memory)
+}
+
+fn uses_kvm(vm: &Vm) -> bool {
+    vm.accelerator.as_deref() == Some("kvm")
 }
 
 /// Which of the VMs that have a slot are whose.
@@ -99,6 +140,7 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use overcommit_recording::model::vm::Backing;
 
     fn id(pid: i32) -> VmId {
         VmId { pid, start_ticks: 1 }
@@ -150,8 +192,22 @@ mod tests {
     #[test]
     fn room_for_a_user_has_a_bound() {
         let vms: Vec<Vm> = (0..500).map(|pid| Vm::gone(id(pid))).collect();
-        assert_eq!(with_room(&vms, |_| None), 500);
-        assert_eq!(with_room(&vms, |_| Some(1000)), ROOM);
-        assert_eq!(with_room(&vms, |vm| (vm.id.pid < 400).then_some(1000)), ROOM + 100);
+        let count = |user: fn(&Vm) -> Option<u32>| Room::for_vms(&vms, user).vms;
+        assert_eq!(count(|_| None), 500);
+        assert_eq!(count(|_| Some(1000)), ROOM);
+        assert_eq!(count(|vm| (vm.id.pid < 400).then_some(1000)), ROOM + 100);
+    }
+
+    #[test]
+    fn a_name_makes_no_vm() {
+        let named = Vm { vcpus: Some(255), ..Vm::gone(id(1)) };
+        let with_kvm =
+            Vm { accelerator: Some("kvm".to_owned()), vcpus: Some(8), ..Vm::gone(id(2)) };
+        let memory = |end| Some(Mapping { backing: Backing::Anonymous, start: 4096, end });
+        let small = Vm { mapping: memory(SMALLEST), ..Vm::gone(id(3)) };
+        let mapping = memory(SMALLEST + 4096);
+        let large = Vm { mapping, vcpus: Some(64), ..Vm::gone(id(4)) };
+        let room = Room::for_vms(&[named, with_kvm, small, large], |_| None);
+        assert_eq!(room, Room { vms: 4, real: 2, vcpus: 9 });
     }
 }

@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Keep the recordings of scenarios in target/lab
     #[arg(long)]
     keep: bool,
+    /// How many recorders the scenario kills_leave_nothing kills
+    #[arg(long)]
+    kills: Option<u32>,
     /// Whether it is a part of `test`: only how scenarios end is printed, and some run on some kernels
     /// alone
     #[arg(skip)]
@@ -118,6 +121,7 @@ impl Labs {
             kernel: Choice::All,
             scenario: None,
             keep: false,
+            kills: None,
             within_test: true,
             again,
         })
@@ -309,9 +313,11 @@ fn quote(text: &str) -> String {
 /// What the lab's shell runs.
 fn lab_command(args: &Args, binary: &Path) -> String {
     let keep = if args.keep { "export OVERCOMMIT_LAB_KEEP=/run/results\n" } else { "" };
+    let kills = args.kills.map(|kills| format!("export OVERCOMMIT_LAB_KILLS={kills}\n"));
+    let kills = kills.unwrap_or_default();
     let filter = args.scenario.as_deref().map(quote).unwrap_or_default();
     let binary = quote(&binary.display().to_string());
-    format!("{keep}exec {binary} --color=never --test-threads=1 {filter}\n")
+    format!("{keep}{kills}exec {binary} --color=never --test-threads=1 {filter}\n")
 }
 
 /// The kernel of a series, fetched and unpacked once; and whether its packages are not proven.

@@ -7,7 +7,7 @@ use crate::sampler::roster::Selection;
 use crate::session::wait::{self, Waiter, Woken};
 use crate::terminal::say;
 use crate::vm::Discovery;
-use crate::vm::owner::with_room;
+use crate::vm::owner::Room;
 use anyhow::{Context, Result, bail, ensure};
 use overcommit_recording::format::text::readable;
 use overcommit_recording::model::pattern::Pattern;
@@ -44,7 +44,7 @@ pub(super) async fn find(
     args: &Args,
     selection: &Selection,
     waiter: &mut Waiter,
-) -> Result<Result<usize, ExitCode>> {
+) -> Result<Result<Room, ExitCode>> {
     let start = Instant::now();
     let mut discovery = Discovery::new("/proc");
     let (mut told, mut waited) = (false, None::<Instant>);
@@ -85,7 +85,7 @@ pub(super) async fn find(
         }
         told = true;
         if exact.is_empty() {
-            return Ok(Ok(with_room(&vms, |vm| discovery.login_user(vm))));
+            return Ok(Ok(Room::for_vms(&vms, |vm| discovery.login_user(vm))));
         }
         if let (Some(pattern), Some(Some(limit))) = (exact.first(), args.wait)
             && start.elapsed() >= limit
