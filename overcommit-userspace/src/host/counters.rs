@@ -28,6 +28,9 @@ pub struct HostCounters {
     pub fully_stalled_us: Option<u64>,
     /// Processes that were killed for want of memory.
     pub oom_kills: Option<u64>,
+    /// Mappings of transparent huge pages that were split (`__split_huge_pmd_locked`,
+    /// mm/huge_memory.c); `None` where the kernel has no such pages.
+    pub huge_mappings_split: Option<u64>,
     /// CPU time waited for I/O, and all CPU time, in ticks.
     pub io_wait: (u64, u64),
     /// Memory now.
@@ -61,6 +64,7 @@ impl HostCounters {
             stalled_us: psi.as_ref().map(|psi| psi.some.total),
             fully_stalled_us: psi.as_ref().map(|psi| psi.full.total),
             oom_kills: counter_of(&vmstat)("oom_kill"),
+            huge_mappings_split: counter_of(&vmstat)("thp_split_pmd"),
             io_wait: (cpus.iowait.unwrap_or(0), all_ticks(&cpus)),
             memory: Memory {
                 total: memory.mem_total,

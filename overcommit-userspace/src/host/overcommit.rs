@@ -42,7 +42,9 @@ pub fn of(
 ) -> Overcommit {
     let small_pages = || vms.iter().filter(|vm| !vm.is_hugetlb);
     let physical = host.total.saturating_sub(host.hugetlb_pools);
-    let in_use = host.available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
+    // ZFS gives it back as the page cache does, but MemAvailable does not have it.
+    let available = host.available.map(|bytes| bytes.saturating_add(host.zfs_arc_shrinkable));
+    let in_use = available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
     // Of the same VMs as the working sets: what the others hold beside their huge pages is
     // needed as well.
     let resident = total(small_pages().map(|vm| vm.freed));
@@ -56,7 +58,7 @@ pub fn of(
         configured: small_pages().map(|vm| vm.configured).collect::<Option<Vec<_>>>().map(total),
         physical,
         in_use,
-        capacity: host.available.map(|available| available.saturating_add(resident)),
+        capacity: available.map(|available| available.saturating_add(resident)),
         working_sets,
         can_grow: can_grow(small_pages()),
     };
@@ -183,6 +185,17 @@ mod tests {
         let roomy = host(64, 50);
         let state = super::of(&roomy, &vms, swap, BalloonState::Normal).state;
         assert_eq!(state, OvercommitState::Approaching);
+    }
+
+    #[test]
+    fn what_zfs_caches_is_not_in_use() {
+        let vms = [vm(16, 4), vm(16, 4)];
+        let full = host(64, 2);
+        assert_eq!(of(&full, &vms).state, OvercommitState::Approaching);
+        let cached = HostMemory { zfs_arc: 34 * GIB, zfs_arc_shrinkable: 30 * GIB, ..full };
+        let sum = of(&cached, &vms);
+        assert_eq!((sum.state, sum.capacity), (OvercommitState::Safe, Some(40 * GIB)));
+        assert_eq!(sum.in_use, Some(0.5));
     }
 
     #[test]

@@ -217,6 +217,7 @@ fn pressure(now: &HostCounters, before: &HostCounters, length_ns: u64) -> HostPr
         some_ns: more(|counters| counters.stalled_us).map(|us| us * 1_000),
         full_ns: more(|counters| counters.fully_stalled_us).map(|us| us * 1_000),
         oom_kills: more(|counters| counters.oom_kills),
+        huge_mappings_split: more(|counters| counters.huge_mappings_split),
         reclaimed_ns: Some(if now.reclaims > before.reclaims { length_ns } else { 0 }),
     }
 }

@@ -39,6 +39,10 @@ pub struct HostMemory {
     pub hugetlb_pools: u64,
     /// What KSM has merged.
     pub ksm_saved: u64,
+    /// What ZFS caches (its ARC), which is not in [`Self::available`].
+    pub zfs_arc: u64,
+    /// What of that it gives back when memory is short.
+    pub zfs_arc_shrinkable: u64,
     /// Compressed memory as swap: what it takes, and what it holds.
     pub zram: Compressed,
     /// Compressed memory before swap: what it takes, and what it holds.
@@ -214,6 +218,9 @@ pub struct HostPressure {
     /// Processes that were killed because memory ran out, the host's or a cgroup's (`oom_kill` in
     /// vmstat).
     pub oom_kills: Option<u64>,
+    /// Mappings of transparent huge pages that were split into small ones (`thp_split_pmd` in
+    /// vmstat).
+    pub huge_mappings_split: Option<u64>,
     /// Time in which the host itself reclaimed, by kswapd or because an allocation had to, in
     /// nanoseconds: between two looks that differ, all of it. What cgroups reclaim at their own
     /// limits is none of it.
@@ -231,6 +238,7 @@ impl HostPressure {
             some_ns: sum(self.some_ns, next.some_ns),
             full_ns: sum(self.full_ns, next.full_ns),
             oom_kills: sum(self.oom_kills, next.oom_kills),
+            huge_mappings_split: sum(self.huge_mappings_split, next.huge_mappings_split),
             reclaimed_ns: sum(self.reclaimed_ns, next.reclaimed_ns),
         }
     }

@@ -329,6 +329,7 @@ fn host(number: u64) -> HostInterval {
             some_ns: Some(400_000_000),
             full_ns: Some(300_000_000),
             oom_kills: Some(1),
+            huge_mappings_split: Some(7),
             reclaimed_ns: Some(750_000_000),
         },
         memory: Some(HostMemory {
@@ -336,6 +337,8 @@ fn host(number: u64) -> HostInterval {
             available: Some(10 * GIB),
             hugetlb_pools: 1,
             ksm_saved: 2,
+            zfs_arc: 8,
+            zfs_arc_shrinkable: 7,
             zram: Compressed { taken: 3, held: 4 },
             zswap: Compressed { taken: 5, held: 6 },
         }),

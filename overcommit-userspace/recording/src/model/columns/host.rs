@@ -77,6 +77,14 @@ pub fn host() -> Vec<Column<HostInterval>> {
             "Time in which the host itself reclaimed memory, not only cgroups at their limits, \
              since it was last looked at: once per second",
             pressure.reclaimed_ns),
+        one!(HostInterval: "huge_mappings_split", Count,
+            "Mappings of transparent huge pages, of any process, that were split into small ones",
+            pressure.huge_mappings_split),
+        one!(HostInterval: "zfs_arc_bytes", Bytes, "What ZFS caches (its ARC)",
+            memory => zfs_arc),
+        one!(HostInterval: "zfs_arc_shrinkable_bytes", Bytes,
+            "What ZFS gives back of that when memory is short; MemAvailable does not have it",
+            memory => zfs_arc_shrinkable),
     ]);
     columns
 }
@@ -193,7 +201,9 @@ fn beside() -> Vec<Column<HostInterval>> {
     vec![
         one!(HostInterval: "hugetlb_pools_bytes", Bytes, "Pools of huge pages, used or not",
             memory => hugetlb_pools),
-        one!(HostInterval: "ksm_saved_bytes", Bytes, "What KSM has merged", memory => ksm_saved),
+        one!(HostInterval: "ksm_saved_bytes", Bytes,
+            "What KSM has merged: as much as it takes again if the VMs write to all of it",
+            memory => ksm_saved),
         one!(HostInterval: "zram_bytes", Bytes, "RAM that zram takes", memory => zram.taken),
         one!(HostInterval: "zram_holds_bytes", Bytes, "What that was before it was compressed",
             memory => zram.held),
