@@ -2,6 +2,7 @@
 
 use crate::Tests;
 use anyhow::{Context, Result, ensure};
+use aya::maps::{Map, MapData, loaded_maps};
 use nix::sys::signal::Signal;
 use overcommit::kernel::possible_cpus;
 use overcommit::probes::decide::Backend;
@@ -24,6 +25,7 @@ pub(crate) const TESTS: Tests = &[
     ("fakes_hide_no_vm_and_take_little_memory", fakes),
     ("vms_that_come_and_go_without_end_are_kept_to_a_bound", without_end),
     ("latencies_without_memory_are_lost_by_name", no_chunks),
+    ("a_list_that_was_empty_is_left_alone_for_a_while", empty_list),
 ];
 
 /// More than there are slots for VMs to come.
@@ -153,21 +155,24 @@ fn no_chunks() -> Result<()> {
     let (mut probes, mut rings) = Probes::attach(&Kernel::read()?, Backend::Perf, &[], sizes)?;
     probes.slots.chunks.top_up(0, 0)?;
     let mut fakes = Fakes(Vec::new());
-    while losses(&probes.slots) == 0 {
+    while losses(&probes.slots, Loss::BucketsFull) == 0 {
         ensure!(fakes.0.len() < FAKES - 1, "{} chunks are left", probes.slots.chunks.left());
         fakes.add(&mut Command::new(&program))?;
     }
     let mut told = rings.events.by_ref().map(|event| event.kind);
     ensure!(told.any(|kind| kind == LifecycleKind::FewChunks), "nobody was told");
     probes.slots.chunks.top_up(fakes.0.len(), 0)?;
-    let (slot, lost) = (fakes.0.len(), losses(&probes.slots));
+    let (slot, lost) = (fakes.0.len(), losses(&probes.slots, Loss::BucketsFull));
     fakes.add(&mut Command::new(&program))?;
     await_some("faults of one more", PATIENCE, || {
         Ok((counted(&probes.slots, slot as u32).1 > 0).then_some(()))
     })?;
     drop(fakes);
     let used = 0..=slot as u32;
-    ensure!(losses(&probes.slots) == lost, "there are chunks, and latencies are lost");
+    ensure!(
+        losses(&probes.slots, Loss::BucketsFull) == lost,
+        "there are chunks, and latencies are lost"
+    );
     for slot in used.clone() {
         let (counted, taken) = counted(&probes.slots, slot);
         ensure!(counted == taken, "slot {slot}: {counted} of {taken}");
@@ -181,9 +186,41 @@ fn no_chunks() -> Result<()> {
     Ok(())
 }
 
-/// Latencies of all VMs that found no chunk.
-fn losses(slots: &Slots) -> u64 {
-    slots.vms.iter().map(|vm| vm.lost[Loss::BucketsFull as usize].load(SeqCst)).sum()
+/// Its lock is one for the whole host, and would be taken for each fault.
+fn empty_list() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let program = dir.path().join("qemu-system-x86_64");
+    fs::copy("/bin/dd", &program)?;
+    let sizes =
+        Sizes { vms: 8, threads: 2, cpus: possible_cpus()?, follow_exec: true, ..Sizes::TRIAL };
+    let (probes, _rings) = Probes::attach(&Kernel::read()?, Backend::Perf, &[], sizes)?;
+    let lost = || losses(&probes.slots, Loss::ThreadsFull);
+    let map = loaded_maps().flatten().find(|map| map.name() == b"EMPTY_UNTIL");
+    let map = MapData::from_id(map.context("no map EMPTY_UNTIL")?.id())?;
+    let mut until = aya::maps::Array::<_, u64>::try_from(Map::Array(map))?;
+    // One whose faults find an entry, or not; entries are not given back here.
+    let touch = || {
+        let arguments = ["if=/dev/zero", "of=/dev/null", "bs=64K", "count=1", "status=none"];
+        testbed::run(Command::new(&program).args(arguments))
+    };
+    touch()?;
+    ensure!(lost() == 0, "there is an entry, and {} faults are lost", lost());
+    until.set(0, u64::MAX, 0)?;
+    touch()?;
+    let without_a_look = lost();
+    ensure!(without_a_look > 0, "the list was looked at");
+    until.set(0, 0, 0)?;
+    touch()?;
+    ensure!(lost() == without_a_look, "an entry is free, and was not taken");
+    touch()?;
+    ensure!(lost() > without_a_look, "no entry is left, and nothing is lost");
+    ensure!(until.get(&0, 0)? > 0, "the list was empty, and is looked at for each fault");
+    Ok(())
+}
+
+/// Latencies of all VMs that were lost for that cause.
+fn losses(slots: &Slots, loss: Loss) -> u64 {
+    slots.vms.iter().map(|vm| vm.lost[loss as usize].load(SeqCst)).sum()
 }
 
 /// Faults in the histograms of a slot, and faults that it took.

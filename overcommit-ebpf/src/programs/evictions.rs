@@ -2,10 +2,11 @@
 //! is on a disk already.
 
 use crate::atomic::{add, get, set};
+use crate::free::{self, FreeList};
 use crate::kernel::{Kernel, current_mm};
 use crate::maps::{
-    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, FOLIO_OFFSETS, FREE_EVICTIONS, MMS,
-    SEES_DROPS, TAKES_AGGRESSORS, VMS, WRITTEN, lose,
+    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, FOLIO_OFFSETS, MMS, SEES_DROPS,
+    TAKES_AGGRESSORS, VMS, WRITTEN, lose,
 };
 use crate::threads::known_thread;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -216,7 +217,7 @@ fn entry(victim: u32) -> Option<u32> {
     if let Some(index) = unsafe { EVICTION_INDEX.get(key) } {
         return Some(*index);
     }
-    let Ok(Some(index)) = FREE_EVICTIONS.pop() else {
+    let Some(index) = free::take(FreeList::Evictions) else {
         if let Some(vm) = VMS.get(if victim == NOBODY { by } else { victim }) {
             lose(vm, Loss::EvictionsFull);
         }
@@ -224,7 +225,7 @@ fn entry(victim: u32) -> Option<u32> {
     };
     // Another CPU may have been first.
     if EVICTION_INDEX.insert(key, index, u64::from(BPF_NOEXIST)).is_err() {
-        let _ = FREE_EVICTIONS.push(index, 0);
+        free::give_back(FreeList::Evictions, index);
         // SAFETY: as above.
         return unsafe { EVICTION_INDEX.get(key) }.copied();
     }

@@ -7,7 +7,7 @@
 //! among all those; `high` follows those who are held back after a fault, `discards` what a VM gives back, `exits` follows a vCPU out of
 //! its guest and back;
 //! `latency` counts it, in histograms of the VM's own or of the `pool`, whose buckets lie in
-//! `chunks`, `threads` remembers it meanwhile. `vms` keeps the table of VMs in step with processes, `maps` says what lies
+//! `chunks`, `threads` remembers it meanwhile. `free` hands out what those take. `vms` keeps the table of VMs in step with processes, `maps` says what lies
 //! where.
 
 #![no_std]
@@ -22,6 +22,7 @@ mod chunks;
 mod discards;
 mod evictions;
 mod exits;
+mod free;
 mod high;
 mod kernel;
 mod latency;

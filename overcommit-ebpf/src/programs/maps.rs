@@ -1,6 +1,7 @@
 //! The maps. Sizes marked "loader" are set when the object is loaded.
 
 use crate::atomic::add;
+use crate::free::LISTS;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
@@ -140,6 +141,11 @@ pub(crate) static TIDS: HashMap<u32, u32> = HashMap::with_max_entries(1 /* loade
 /// Entries of [`THREADS`] that no thread has.
 #[map]
 pub(crate) static FREE_THREADS: Queue<u32> = Queue::with_max_entries(1 /* loader */, 0);
+
+/// [`FreeList`](crate::free::FreeList) → `CLOCK_MONOTONIC` until which it is not looked at, because it
+/// was empty.
+#[map]
+pub(crate) static EMPTY_UNTIL: Array<Word> = Array::with_max_entries(LISTS, 0);
 
 /// Threads that have faulted in a VM's memory.
 #[map]

@@ -2,7 +2,8 @@
 //! its kind takes a free one.
 
 use crate::atomic::set;
-use crate::maps::{FREE_POOLED, HISTOGRAMS, POOL_AT, POOL_OWNERS, POOLED};
+use crate::free::{self, FreeList};
+use crate::maps::{HISTOGRAMS, POOL_AT, POOL_OWNERS, POOLED};
 use aya_ebpf::bindings::BPF_NOEXIST;
 use overcommit_ebpf::layout::Histogram;
 
@@ -14,10 +15,10 @@ pub(crate) fn place(slot: u32, key: u32) -> Option<u32> {
     if let Some(place) = unsafe { POOLED.get(key) } {
         return Some(*place);
     }
-    let place = FREE_POOLED.pop().ok()??;
+    let place = free::take(FreeList::Pool)?;
     // Another thread of the VM may have been faster.
     if POOLED.insert(key, place, u64::from(BPF_NOEXIST)).is_err() {
-        let _ = FREE_POOLED.push(place, 0);
+        free::give_back(FreeList::Pool, place);
         // SAFETY: as above.
         return unsafe { POOLED.get(key) }.copied();
     }

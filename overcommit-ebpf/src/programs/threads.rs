@@ -1,8 +1,9 @@
 //! The entry of the current thread, which holds the fault that it is in.
 
 use crate::atomic::{get, set};
+use crate::free::{self, FreeList};
 use crate::kernel::in_kvm_run;
-use crate::maps::{CPUS, FREE_THREADS, THREADS, TIDS};
+use crate::maps::{CPUS, THREADS, TIDS};
 use crate::parts;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use overcommit_ebpf::layout::{HotProgram, Part, Thread};
@@ -21,15 +22,14 @@ pub(crate) fn thread_entry(slot: u32) -> Option<&'static Thread> {
     if let Some(thread) = known_thread() {
         return Some(thread);
     }
-    let index = FREE_THREADS.pop().ok()??;
+    let index = free::take(FreeList::Threads)?;
     let id = bpf_get_current_pid_tgid();
     let thread = THREADS.get(index)?;
     set(&thread.id, id);
     set(&thread.vm, u64::from(slot));
     if TIDS.insert(id as u32, index, 0).is_err() {
         set(&thread.id, 0);
-        // The entry goes back to where it came from, so there is room for it.
-        let _ = FREE_THREADS.push(index, 0);
+        free::give_back(FreeList::Threads, index);
         return None;
     }
     Some(thread)
