@@ -72,7 +72,7 @@ const WITHOUT_ARGUMENT: &[&[u8]] = &[
 const MEBIBYTES: u32 = 20;
 
 /// Bytes of an argument of which words are kept.
-const ARGUMENT_MAX: usize = 1024;
+pub(super) const ARGUMENT_MAX: usize = 1024;
 
 /// Files of options that are read: managers give one.
 const CONFIG_FILES: usize = 2;
@@ -97,6 +97,8 @@ pub struct CommandLine {
     pub smbios_uuid: Option<Vec<u8>>,
     /// `-id`, which only Proxmox's QEMU has: its number for the VM.
     pub id: Option<Vec<u8>>,
+    /// The socket through which a micro VM is told what to do.
+    pub api_socket: Option<Vec<u8>>,
     /// `-m` and what is plugged in beside it, in bytes.
     pub memory_bytes: Option<u64>,
     /// What of that is plugged in.

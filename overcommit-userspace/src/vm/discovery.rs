@@ -5,6 +5,7 @@
 
 use crate::vm::cmdline::CommandLine;
 use crate::vm::config_file;
+use crate::vm::micro_vm::{MicroVm, name_of_socket};
 use crate::vm::{memory, owner};
 use anyhow::{Context, Result};
 use overcommit_recording::model::name::{Name, escape};
@@ -188,10 +189,13 @@ fn describe(
         _ if !emulator && line.id.is_some() => {
             (Name::new(line.id.clone().unwrap_or_default()), NamedBy::Id)
         }
-        _ => {
-            let kind = if emulator { "qemu" } else { executable.as_str() };
-            (Name::new(format!("{kind}-{}", stat.pid)), NamedBy::Pid)
-        }
+        _ => match line.api_socket.as_deref().and_then(name_of_socket) {
+            Some(name) => (Name::new(name), NamedBy::Socket),
+            None => {
+                let kind = if emulator { "qemu" } else { executable.as_str() };
+                (Name::new(format!("{kind}-{}", stat.pid)), NamedBy::Pid)
+            }
+        },
     };
     let declared = line.accelerator.filter(|accelerator| accelerator != b"kvm");
     let accelerator = match (kvm.is_held, declared) {
@@ -260,10 +264,11 @@ impl KvmHeld {
     }
 }
 
-/// The command line of a system emulator, or of Firecracker, whose name is its `--id`; others do
-/// not speak QEMU's. `None` if it has none yet.
+/// The command line of a system emulator, of Firecracker, whose name is its `--id`, or of another
+/// micro VM. `None` if it has none yet.
 fn command_line(process: &Process, folder: &Path, executable: &str) -> Option<CommandLine> {
-    if !is_system_emulator(executable) && executable != "firecracker" {
+    let micro_vm = MicroVm::of(executable);
+    if !is_system_emulator(executable) && executable != "firecracker" && micro_vm.is_none() {
         return Some(CommandLine::default());
     }
     let mut bytes = Vec::new();
@@ -278,8 +283,12 @@ fn command_line(process: &Process, folder: &Path, executable: &str) -> Option<Co
         return None;
     }
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+    let words = bytes.split(|byte| *byte == 0);
     let read = |path: &[u8]| config_file::read(folder, path);
-    Some(CommandLine::parse(bytes.split(|byte| *byte == 0), read))
+    Some(match micro_vm {
+        Some(micro_vm) => micro_vm.parse(words),
+        None => CommandLine::parse(words, read),
+    })
 }
 
 /// Whether a process that showed no arguments may get some: while it executes a file the
@@ -369,10 +378,14 @@ mod tests {
             process(root, 7, "/opt/qemu-system-x86_64", b"q\0-readconfig\0/etc/none\0", &vcpus);
             process(root, 8, "/firecracker", b"/firecracker\0--id\0ab-1\0", &vcpus);
             process(root, 9, "/usr/bin/qemu-system-i386", b"q\0-xen-domid\x0031\0", &[]);
+            let cloud = b"ch\0--memory\0size=1G\0--api-socket\0path=/run/web.sock\0";
+            process(root, 10, "/opt/cloud-hypervisor-static", cloud, &vcpus);
         });
         let found: Vec<_> = vms.iter().map(|vm| (vm.name.to_string(), vm.vcpus)).collect();
-        assert_eq!(found, [("qemu-7".to_owned(), Some(2)), ("ab-1".to_owned(), Some(2))]);
+        let names = ["qemu-7", "ab-1", "web"].map(|name| (name.to_owned(), Some(2)));
+        assert_eq!(found, names);
         assert_eq!((vms[1].named_by, vms[1].proxmox_id.as_deref()), (NamedBy::Id, None));
+        assert_eq!((vms[2].named_by, vms[2].memory_bytes), (NamedBy::Socket, Some(1 << 30)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod discovery;
 pub mod maps;
 pub mod memory;
 mod memory_devices;
+pub mod micro_vm;
 pub mod monitor;
 mod options;
 pub mod owner;

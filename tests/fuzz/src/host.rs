@@ -8,6 +8,7 @@ use overcommit::host::oom::OomKills;
 use overcommit::kernel::btf::Btf;
 use overcommit::vm::Discovery;
 use overcommit::vm::cmdline::CommandLine;
+use overcommit::vm::micro_vm::{MicroVm, name_of_socket};
 use overcommit_recording::model::vm::Vm;
 use std::cell::RefCell;
 use std::fs;
@@ -23,8 +24,14 @@ const AT_ONCE: usize = 1 << 16;
 
 /// Words of a command line, each ended by NUL; the same as a file that it names.
 pub(crate) fn command_line(data: &[u8]) {
+    let words = || data.split(|byte| *byte == 0);
     let config = |_: &[u8]| String::from_utf8(data.to_vec()).ok();
-    let _ = CommandLine::parse(data.split(|byte| *byte == 0), config);
+    let _ = CommandLine::parse(words(), config);
+    for micro_vm in [MicroVm::CloudHypervisor, MicroVm::Crosvm] {
+        if let Some(socket) = micro_vm.parse(words()).api_socket {
+            let _ = name_of_socket(&socket);
+        }
+    }
 }
 
 thread_local! {

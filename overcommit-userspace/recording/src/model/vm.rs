@@ -28,8 +28,10 @@ pub enum NamedBy {
     Guest,
     /// QEMU's `-name process=`.
     Process,
-    /// Firecracker's `--id`.
+    /// Firecracker's `--id`, or crosvm's `--name`.
     Id,
+    /// The API socket of Cloud Hypervisor or crosvm.
+    Socket,
     /// Nothing: executable and PID.
     #[default]
     Pid,
@@ -44,7 +46,8 @@ impl NamedBy {
         match self {
             Self::Guest => "-name guest=",
             Self::Process => "-name process=",
-            Self::Id => "--id",
+            Self::Id => "--id or --name",
+            Self::Socket => "its API socket",
             Self::Pid => "PID (no name given)",
             Self::Other => "in a way that this version does not know",
         }
