@@ -195,8 +195,10 @@ fn empty_list() -> Result<()> {
         Sizes { vms: 8, threads: 2, cpus: possible_cpus()?, follow_exec: true, ..Sizes::TRIAL };
     let (probes, _rings) = Probes::attach(&Kernel::read()?, Backend::Perf, &[], sizes)?;
     let lost = || losses(&probes.slots, Loss::ThreadsFull);
-    let map = loaded_maps().flatten().find(|map| map.name() == b"EMPTY_UNTIL");
-    let map = MapData::from_id(map.context("no map EMPTY_UNTIL")?.id())?;
+    // The last of that name: others may be a running recorder's.
+    let maps = loaded_maps().flatten().filter(|map| map.name() == b"EMPTY_UNTIL");
+    let map = maps.map(|map| map.id()).max().context("no map EMPTY_UNTIL")?;
+    let map = MapData::from_id(map)?;
     let mut until = aya::maps::Array::<_, u64>::try_from(Map::Array(map))?;
     // One whose faults find an entry, or not; entries are not given back here.
     let touch = || {

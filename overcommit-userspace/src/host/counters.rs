@@ -1,6 +1,7 @@
 //! What the kernel counts for the whole host.
 
 use crate::host::memory_use::number;
+use crate::host::zfs::Arc;
 use anyhow::{Context, Result};
 use overcommit_recording::model::swap::Memory;
 use procfs::prelude::{FromRead, FromReadSI};
@@ -35,6 +36,8 @@ pub struct HostCounters {
     pub io_wait: (u64, u64),
     /// Memory now.
     pub memory: Memory,
+    /// What ZFS gives back of its cache, in bytes.
+    pub zfs_evictable: u64,
 }
 
 impl HostCounters {
@@ -55,6 +58,7 @@ impl HostCounters {
         let stat = KernelStats::from_file(proc.join("stat"), &LocalSystemInfo);
         let memory = Meminfo::from_file(proc.join("meminfo")).with_context(|| failed("meminfo"))?;
         let psi = MemoryPressure::from_file(proc.join("pressure/memory")).ok();
+        let used = memory.mem_total.saturating_sub(memory.mem_available.unwrap_or(0));
         let cpus = stat.with_context(|| failed("stat"))?.total;
         Ok(Self {
             swapped_in: swapped_in(&counter_of(&vmstat)).with_context(|| failed("vmstat"))?,
@@ -72,7 +76,13 @@ impl HostCounters {
                 swap_total: memory.swap_total,
                 swap_free: memory.swap_free,
             },
+            zfs_evictable: Arc::read(proc, used).evictable,
         })
+    }
+
+    /// What is available, and what ZFS gives back of its cache, in bytes.
+    pub fn available(&self) -> Option<u64> {
+        Some(self.memory.available?.saturating_add(self.zfs_evictable))
     }
 }
 

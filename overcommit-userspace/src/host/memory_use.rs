@@ -1,6 +1,7 @@
 //! How much memory does each VM hold, and what takes memory beside them? Each page
 //! counted once.
 
+use crate::host::zfs::Arc;
 use crate::vm::maps;
 use crate::vm::memory::{figure, is_in, ram};
 use anyhow::{Context, Result, ensure};
@@ -194,7 +195,8 @@ pub fn host(proc: &Path, sys: &Path, page_size: u64) -> Result<HostMemory> {
     let memory = memory.with_context(|| format!("cannot read {}", path.display()))?;
     // Before Linux 4.20 only the pool of the default size is told.
     let pool = memory.hugepages_total.unwrap_or(0) * memory.hugepagesize.unwrap_or(0);
-    let (zfs_arc, zfs_arc_shrinkable) = zfs_arc(proc);
+    let used = memory.mem_total.saturating_sub(memory.mem_available.unwrap_or(0));
+    let arc = Arc::read(proc, used);
     let merged = ["pages_sharing", "ksm_zero_pages"]
         .map(|name| number(&sys.join("kernel/mm/ksm").join(name)).unwrap_or(0));
     Ok(HostMemory {
@@ -202,26 +204,14 @@ pub fn host(proc: &Path, sys: &Path, page_size: u64) -> Result<HostMemory> {
         available: memory.mem_available,
         hugetlb_pools: memory.hugetlb.unwrap_or(pool),
         ksm_saved: merged.iter().sum::<u64>() * page_size,
-        zfs_arc,
-        zfs_arc_shrinkable,
+        zfs_arc: arc.size,
+        zfs_arc_evictable: arc.evictable,
         zram: zram(sys),
         zswap: Compressed {
             taken: memory.z_swap.unwrap_or(0),
             held: memory.z_swapped.unwrap_or(0),
         },
     })
-}
-
-/// What ZFS caches, and what of it is above the least that it keeps: lines of name, type and figure
-/// after a head of two lines. Nothing where there is no ZFS.
-fn zfs_arc(proc: &Path) -> (u64, u64) {
-    let text = fs::read_to_string(proc.join("spl/kstat/zfs/arcstats")).unwrap_or_default();
-    let figure = |name: &str| -> Option<u64> {
-        let row = text.lines().find(|line| line.split_whitespace().next() == Some(name))?;
-        row.split_whitespace().last()?.parse().ok()
-    };
-    let (size, least) = (figure("size").unwrap_or(0), figure("c_min"));
-    (size, least.map_or(0, |least| size.saturating_sub(least)))
 }
 
 pub(super) fn number(path: &Path) -> Option<u64> {
@@ -366,12 +356,7 @@ mod tests {
             fs::create_dir_all(sys.join("block").join(name)).unwrap();
             fs::write(sys.join("block").join(name).join("mm_stat"), figures).unwrap();
         }
-        let arc = proc.join("spl/kstat/zfs");
-        fs::create_dir_all(&arc).unwrap();
-        let text = "9 1 0x01 147 39984 5 9\nname type data\nc 4 900\nc_min 4 300\nsize 4 1000\n";
-        fs::write(arc.join("arcstats"), text).unwrap();
         let memory = host(&proc, &sys, 4096).unwrap();
-        assert_eq!((memory.zfs_arc, memory.zfs_arc_shrinkable), (1_000, 700));
         assert_eq!((memory.hugetlb_pools, memory.ksm_saved), (4 * MIB, 409_600));
         assert_eq!(memory.zram, Compressed { taken: 8193, held: 4097 });
         assert_eq!(memory.zswap, Compressed { taken: 10 << 10, held: 30 << 10 });

@@ -3,7 +3,8 @@
 //! `counters` and `memory_cgroup` read what the kernel counts, `swap_state` decides,
 //! `watch` brings both together with what the probes see, once a second. `survey` looks
 //! at what takes longer: `balloon`, `memory_use`, `working_set`; `overcommit` adds up, for
-//! the nodes of a VM that is bound to some in `numa`. `inventory` is what `check` says of it.
+//! the nodes of a VM that is bound to some in `numa`; `zfs` is a cache that the kernel does not call
+//! available. `inventory` is what `check` says of it.
 
 pub mod balloon;
 pub mod counters;
@@ -19,6 +20,7 @@ pub mod swap_state;
 pub mod watch;
 mod watched_vm;
 pub mod working_set;
+mod zfs;
 
 pub use picture::Host;
 

@@ -42,8 +42,7 @@ pub fn of(
 ) -> Overcommit {
     let small_pages = || vms.iter().filter(|vm| !vm.is_hugetlb);
     let physical = host.total.saturating_sub(host.hugetlb_pools);
-    // ZFS gives it back as the page cache does, but MemAvailable does not have it.
-    let available = host.available.map(|bytes| bytes.saturating_add(host.zfs_arc_shrinkable));
+    let available = host.available_with_cache();
     let in_use = available.map(|available| 1.0 - available as f64 / physical.max(1) as f64);
     // Of the same VMs as the working sets: what the others hold beside their huge pages is
     // needed as well.
@@ -192,7 +191,7 @@ mod tests {
         let vms = [vm(16, 4), vm(16, 4)];
         let full = host(64, 2);
         assert_eq!(of(&full, &vms).state, OvercommitState::Approaching);
-        let cached = HostMemory { zfs_arc: 34 * GIB, zfs_arc_shrinkable: 30 * GIB, ..full };
+        let cached = HostMemory { zfs_arc: 34 * GIB, zfs_arc_evictable: 30 * GIB, ..full };
         let sum = of(&cached, &vms);
         assert_eq!((sum.state, sum.capacity), (OvercommitState::Safe, Some(40 * GIB)));
         assert_eq!(sum.in_use, Some(0.5));

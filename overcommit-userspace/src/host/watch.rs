@@ -8,7 +8,7 @@ use crate::host::watched_vm::{Shared, WatchedVm, stalled};
 use crate::kernel;
 use overcommit_recording::model::interval::VmInterval;
 use overcommit_recording::model::memory::HostPressure;
-use overcommit_recording::model::swap::{HostSwap, Memory, Rates, SwapSources, SwapState, VmSwap};
+use overcommit_recording::model::swap::{HostSwap, Rates, SwapSources, SwapState, VmSwap};
 use overcommit_recording::model::vm::Vm;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -86,7 +86,7 @@ impl Watch {
         let counters = HostCounters::read(&self.proc, &self.sys);
         self.unreadable = counters.as_ref().err().map(|error| format!("{error:#}"));
         let counters = counters.ok();
-        let available = counters.as_ref().and_then(|now| share_available(now.memory));
+        let available = counters.as_ref().and_then(share_available);
         let shared = Shared { length_ns, available, is_first, page_size: self.page_size };
         for (index, vm) in &mut self.vms {
             if self.looks.is_multiple_of(CHECK_EVERY) || !vm.is_checked {
@@ -113,7 +113,7 @@ impl Watch {
         let swap_state = rates.map_or(SwapState::Unknown, |rates| {
             self.states.advance(self.without_limits(rates, reclaims), least)
         });
-        let least_available = memory.and_then(|memory| memory.available);
+        let least_available = counters.as_ref().and_then(HostCounters::available);
         self.now = HostSwap {
             state: swap_state,
             times: Default::default(),
@@ -200,8 +200,8 @@ impl Watch {
     }
 }
 
-fn share_available(memory: Memory) -> Option<f64> {
-    memory.available.map(|available| available as f64 / memory.total as f64)
+fn share_available(now: &HostCounters) -> Option<f64> {
+    now.available().map(|available| available as f64 / now.memory.total as f64)
 }
 
 /// What part of all CPU time was waited for I/O, by two sums each; either falls when a CPU goes

@@ -87,8 +87,6 @@ pub struct HostFigures {
     pub physical_bytes: Option<u64>,
     /// MemAvailable, at the least of the whole time.
     pub least_available_bytes: Option<u64>,
-    /// What ZFS could have given back then.
-    pub zfs_arc_shrinkable_bytes: Option<u64>,
     /// What the VMs could have.
     pub capacity_bytes: Option<u64>,
     /// What they use.
@@ -109,7 +107,6 @@ impl HostFigures {
             configured_bytes: sum.configured,
             physical_bytes: Some(sum.physical),
             least_available_bytes: None,
-            zfs_arc_shrinkable_bytes: None,
             capacity_bytes: sum.capacity,
             working_sets_bytes: sum.working_sets,
             headroom_bytes: sum.headroom(),

@@ -42,11 +42,18 @@ pub struct HostMemory {
     /// What ZFS caches (its ARC), which is not in [`Self::available`].
     pub zfs_arc: u64,
     /// What of that it gives back when memory is short.
-    pub zfs_arc_shrinkable: u64,
+    pub zfs_arc_evictable: u64,
     /// Compressed memory as swap: what it takes, and what it holds.
     pub zram: Compressed,
     /// Compressed memory before swap: what it takes, and what it holds.
     pub zswap: Compressed,
+}
+
+impl HostMemory {
+    /// What is available, and what ZFS gives back of its cache.
+    pub fn available_with_cache(&self) -> Option<u64> {
+        Some(self.available?.saturating_add(self.zfs_arc_evictable))
+    }
 }
 
 /// See [`HostMemory`].

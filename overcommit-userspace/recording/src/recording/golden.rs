@@ -338,7 +338,7 @@ fn host(number: u64) -> HostInterval {
             hugetlb_pools: 1,
             ksm_saved: 2,
             zfs_arc: 8,
-            zfs_arc_shrinkable: 7,
+            zfs_arc_evictable: 7,
             zram: Compressed { taken: 3, held: 4 },
             zswap: Compressed { taken: 5, held: 6 },
         }),

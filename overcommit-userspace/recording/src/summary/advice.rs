@@ -6,9 +6,6 @@ use crate::model::run::EndedBy;
 use crate::summary::SummaryVm;
 use crate::summary::cause::{Cause, starved};
 
-/// Part of the host's memory from which on a cache of ZFS is worth a word.
-const MUCH_ARC: f64 = 0.05;
-
 /// Advice is rounded up to this.
 const STEP: u64 = 16 << 20;
 
@@ -47,7 +44,10 @@ pub(super) fn words(
             "the memory.high of its cgroup".to_owned(),
             format!("raise memory.high{}, or give the guest less memory", to(above_limit(memory))),
         ),
-        Cause::HostShort => short(host, &available("down to")),
+        Cause::HostShort => (
+            format!("the host is short of memory{}", available("down to")),
+            "move a VM to another host, or add memory".to_owned(),
+        ),
         Cause::OtherVm => (
             format!("the VM {by} took its pages{}", how_many(vm)),
             format!(
@@ -119,20 +119,6 @@ pub(super) fn words(
     (why, advice)
 }
 
-/// Of a host that is short of memory, which may still be in ZFS's cache.
-fn short(host: &HostFigures, available: &str) -> (String, String) {
-    let why = format!("the host is short of memory{available}");
-    let move_on = "move a VM to another host, or add memory";
-    let is_much = |arc: &u64| *arc as f64 >= MUCH_ARC * host.physical_bytes.unwrap_or(0) as f64;
-    match host.zfs_arc_shrinkable_bytes.filter(is_much) {
-        Some(arc) => (
-            format!("{why}, while ZFS's cache could have given back {}", readable_bytes(arc)),
-            format!("lower the limit of ZFS's cache (zfs_arc_max), {move_on}"),
-        ),
-        None => (why, move_on.to_owned()),
-    }
-}
-
 /// The limit that would do. What a VM wanted that was killed is not known.
 fn raise(vm: &SummaryVm) -> String {
     let (memory, limit) = (&vm.memory, vm.memory.cgroup_limit_bytes);
@@ -173,26 +159,4 @@ fn how_many(vm: &SummaryVm) -> String {
         let bytes = readable_bytes((bytes as f64 * by.share) as u64);
         format!(" ({bytes}, {} of what was taken)", percent(by.share))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_cache_of_zfs_is_named_where_the_host_is_short() {
-        let host = |arc_mib: u64| HostFigures {
-            physical_bytes: Some(64 << 30),
-            zfs_arc_shrinkable_bytes: Some(arc_mib << 20),
-            ..HostFigures::default()
-        };
-        let (why, advice) = short(&host(30 << 10), " (down to 1.0 GiB available)");
-        assert_eq!(
-            why,
-            "the host is short of memory (down to 1.0 GiB available), while ZFS's cache could \
-             have given back 30.0 GiB"
-        );
-        assert!(advice.starts_with("lower the limit of ZFS's cache (zfs_arc_max), move a VM"));
-        assert_eq!(short(&host(100), "").0, "the host is short of memory");
-    }
 }

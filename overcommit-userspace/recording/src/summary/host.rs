@@ -105,15 +105,11 @@ impl HostTotals {
         // Earlier versions looked once per interval.
         let at_end = host.swap.memory.and_then(|memory| memory.available);
         let available = host.swap.least_available.or(at_end);
-        let before = self.memory.least_available_bytes;
-        let least = before.into_iter().chain(available).min();
-        let arc = host.memory.map(|memory| memory.zfs_arc_shrinkable).filter(|bytes| *bytes > 0);
-        let arc = if least == before { self.memory.zfs_arc_shrinkable_bytes } else { arc };
+        let least = self.memory.least_available_bytes.into_iter().chain(available).min();
         if let Some(memory) = HostFigures::of(host) {
             self.memory = memory;
         }
         self.memory.least_available_bytes = least;
-        self.memory.zfs_arc_shrinkable_bytes = arc;
         let is_measured = interval.is_measured();
         let left = host.overcommit.and_then(|sum| sum.headroom());
         if let Some(left) = left.filter(|_| is_measured || !self.is_measured) {

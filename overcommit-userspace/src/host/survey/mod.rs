@@ -236,7 +236,7 @@ impl Surveyor {
         let held = |vm: Vm| Some((memory.get(&vm.id).copied()?, vm));
         let others = others.into_iter().filter_map(held).map(|(memory, vm)| (vm, memory)).collect();
         let host = memory_use::host(&self.proc, &self.sys, self.page_size).ok();
-        let available = host.and_then(|host| host.available);
+        let available = host.and_then(|host| host.available_with_cache());
         let numa = Numa::read(&self.proc, &self.sys, available, &all);
         shared.note(memory, |vm, memory| vm.memory = Some(memory));
         let mut state = shared.lock();

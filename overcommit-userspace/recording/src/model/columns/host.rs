@@ -49,7 +49,7 @@ pub fn host() -> Vec<Column<HostInterval>> {
     columns.push(one!(HostInterval: "allocated_pages_per_s", PerSecond,
         "Pages that anybody was given", swap.allocated));
     columns.push(one!(HostInterval: "memory_least_available_bytes", Bytes,
-        "MemAvailable at the look at which it was least", swap.least_available));
+        "MemAvailable, and what ZFS gives back of its cache, at the look at which that was least", swap.least_available));
     columns.extend(state_times::<SwapState, _>("swap"));
     columns.push(delayed());
     columns.extend(state_times::<BalloonState, _>("balloon"));
@@ -82,9 +82,9 @@ pub fn host() -> Vec<Column<HostInterval>> {
             pressure.huge_mappings_split),
         one!(HostInterval: "zfs_arc_bytes", Bytes, "What ZFS caches (its ARC)",
             memory => zfs_arc),
-        one!(HostInterval: "zfs_arc_shrinkable_bytes", Bytes,
+        one!(HostInterval: "zfs_arc_evictable_bytes", Bytes,
             "What ZFS gives back of that when memory is short; MemAvailable does not have it",
-            memory => zfs_arc_shrinkable),
+            memory => zfs_arc_evictable),
     ]);
     columns
 }
