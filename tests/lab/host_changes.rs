@@ -10,7 +10,7 @@ use std::time::Instant;
 use testbed::host::{read, write};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{faults_agree, figure, lost, rows, vm};
+use testbed::results::{figure, lost, rows, vm};
 use testbed::squeeze::Squeeze;
 use testbed::undo::Undo;
 use testbed::{PATIENCE, await_some, run};
@@ -75,10 +75,9 @@ const STEPS: [i64; 3] = [1, -2, 1];
 fn clock_steps(dir: &Path) -> Result<()> {
     let folder = dir.join("run");
     let squeeze = Squeeze::new()?;
-    let mut guest = Vm::start(&Config { stopped: true, ..squeeze.config("moved") })?;
-    let recording = Recording::start(&folder, [""; 0])?;
-    let (before, start) = (guest.faults()?, Instant::now());
-    guest.resume()?;
+    let mut vm = squeeze.recorded(&folder)?;
+    let start = Instant::now();
+    vm.guest.resume()?;
     for hours in STEPS {
         let steps = || {
             let run: serde_json::Value = serde_json::from_str(&read(folder.join("run.json"))?)?;
@@ -89,12 +88,9 @@ fn clock_steps(dir: &Path) -> Result<()> {
         clock_settime(ClockId::CLOCK_REALTIME, now + TimeSpec::new(hours * 3_600, 0))?;
         await_some("the step", PATIENCE, || Ok((steps()? > seen).then_some(())))?;
     }
-    guest.stop()?;
+    vm.guest.stop()?;
     let elapsed = start.elapsed().as_secs_f64();
-    let folder = recording.end()?;
-    let after = guest.faults()?;
-    let summary = vm(&folder, "moved")?;
-    faults_agree("moved", &summary, before, after)?;
+    let (folder, _) = vm.end()?;
     let intervals = rows(&folder, "host.csv")?;
     let lengths = intervals.iter().map(|row| Ok(row["length_s"].parse::<f64>()?));
     let lengths = lengths.collect::<Result<Vec<f64>>>()?;
@@ -110,11 +106,9 @@ const BLOCKS: &str = "/sys/devices/system/memory";
 fn memory_hotplug(dir: &Path) -> Result<()> {
     let folder = dir.join("run");
     let squeeze = Squeeze::new()?;
-    let mut guest = Vm::start(&Config { stopped: true, ..squeeze.config("moved") })?;
-    let recording = Recording::start(&folder, [""; 0])?;
-    let before = guest.faults()?;
-    guest.resume()?;
-    guest.await_majors(MAJORS)?;
+    let mut vm = squeeze.recorded(&folder)?;
+    vm.guest.resume()?;
+    vm.guest.await_majors(MAJORS)?;
     let sizes = || -> Result<Vec<u64>> {
         let rows = rows(&folder, "host.csv")?;
         rows.iter().map(|row| Ok(row["memory_total_bytes"].parse()?)).collect()
@@ -134,13 +128,11 @@ fn memory_hotplug(dir: &Path) -> Result<()> {
         })
     };
     await_size(&|size| size < whole)?;
-    guest.await_majors(MAJORS)?;
+    vm.guest.await_majors(MAJORS)?;
     drop(back);
     await_size(&|size| size == whole)?;
-    guest.await_majors(MAJORS)?;
-    guest.stop()?;
-    let folder = recording.end()?;
-    faults_agree("moved", &vm(&folder, "moved")?, before, guest.faults()?)
+    vm.guest.await_majors(MAJORS)?;
+    vm.end().map(drop)
 }
 
 /// Majors before the CPU goes, while it is away, and after.
@@ -148,20 +140,14 @@ const MAJORS: u64 = 1_000;
 
 fn cpu_hotplug(dir: &Path) -> Result<()> {
     let squeeze = Squeeze::new()?;
-    let mut guest = Vm::start(&Config { stopped: true, ..squeeze.config("moved") })?;
     let _online = Undo::script("CPU 1", &format!("echo 1 > {SWITCH}"))?;
-    let recording = Recording::start(&dir.join("run"), [""; 0])?;
-    let before = guest.faults()?;
-    guest.resume()?;
+    let mut vm = squeeze.recorded(&dir.join("run"))?;
+    vm.guest.resume()?;
     for switch in ["1", "0", "1"] {
         write(SWITCH, switch)?;
-        guest.await_majors(MAJORS)?;
+        vm.guest.await_majors(MAJORS)?;
     }
-    guest.stop()?;
-    let folder = recording.end()?;
-    let after = guest.faults()?;
-    let summary = vm(&folder, "moved")?;
-    faults_agree("moved", &summary, before, after)?;
+    let (_, summary) = vm.end()?;
     let stalls = figure(&summary, "stall.memory", "count")?;
     println!("{stalls} stalls, not counted {}", summary["not_counted"]);
     ensure!(lost(&summary) * 100 <= stalls, "{}", summary["not_counted"]);

@@ -85,7 +85,7 @@ pub struct HostFigures {
     pub configured_bytes: Option<u64>,
     /// Without huge pages of the pool.
     pub physical_bytes: Option<u64>,
-    /// MemAvailable, at the least of the whole time.
+    /// MemAvailable, and what ZFS gives back of its cache, at the least of the whole time.
     pub least_available_bytes: Option<u64>,
     /// What the VMs could have.
     pub capacity_bytes: Option<u64>,

@@ -111,7 +111,7 @@ pub struct HostSwap {
     pub rates: Option<Rates>,
     /// At the last look.
     pub memory: Option<Memory>,
-    /// MemAvailable at the look at which it was least, in bytes.
+    /// MemAvailable, and what ZFS gives back of its cache, at the look at which that was least, in bytes.
     pub least_available: Option<u64>,
     /// Pages that anybody was given, a second, over the time of the rates.
     pub allocated: Option<f64>,

@@ -49,7 +49,8 @@ pub fn host() -> Vec<Column<HostInterval>> {
     columns.push(one!(HostInterval: "allocated_pages_per_s", PerSecond,
         "Pages that anybody was given", swap.allocated));
     columns.push(one!(HostInterval: "memory_least_available_bytes", Bytes,
-        "MemAvailable, and what ZFS gives back of its cache, at the look at which that was least", swap.least_available));
+        "MemAvailable, and what ZFS gives back of its cache, at the look at which that was least",
+        swap.least_available));
     columns.extend(state_times::<SwapState, _>("swap"));
     columns.push(delayed());
     columns.extend(state_times::<BalloonState, _>("balloon"));
