@@ -1,6 +1,7 @@
 //! Who takes pages of whom?
 
 use crate::Tests;
+use crate::fakes::empty_until;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
@@ -14,6 +15,7 @@ use testbed::{PATIENCE, await_some};
 pub(crate) const TESTS: Tests = &[
     ("a_growing_vm_is_named_as_the_aggressor_of_an_idle_one_kvm", idle_victim),
     ("a_busy_victim_takes_its_own_part_kvm", busy_victim),
+    ("pages_taken_while_the_matrix_is_full_are_taken_by_others_kvm", full_matrix),
 ];
 
 /// MiB of the VM that is there first, of the one that grows, and of both together.
@@ -41,13 +43,15 @@ fn so_far(folder: &Path, victim: &str, aggressor: &str) -> Result<u64> {
 }
 
 /// Two VMs in sibling cgroups below one limit: the first idles until the other has taken that many
-/// pages of it. If it is to take some `itself` too, it then walks on alone, in a limit of its own.
+/// pages of it. If it is to take some `itself` too, it then walks on alone, in a limit of its own. If so
+/// wished, no entry of the matrix is free.
 fn taken(
     folder: &Path,
     first: &str,
     growing: &str,
     pages: u64,
     itself: Option<u64>,
+    fills_matrix: bool,
 ) -> Result<Taken> {
     let _settings = [Setting::small_pages()?, Setting::no_readahead()?];
     let parent = MemoryCgroup::new("matrix")?;
@@ -65,10 +69,14 @@ fn taken(
     let recording = Recording::start(folder, ["--interval", "500ms"])?;
     // By then the cgroups are known.
     await_cgroups(folder, [first, growing], PATIENCE)?;
+    if fills_matrix {
+        empty_until()?.set(FREE_EVICTIONS, u64::MAX, 0)?;
+    }
     let before = swapped_out()?;
     parent.limit(LIMIT)?;
     other.resume()?;
     let reach = |aggressor: &str, pages: u64| {
+        let aggressor = if fills_matrix { "others" } else { aggressor };
         await_some(&format!("evictions by {aggressor}"), PATIENCE, || {
             Ok((so_far(folder, first, aggressor)? >= pages).then_some(()))
         })
@@ -88,6 +96,9 @@ fn taken(
         all.iter().map(|row| Ok(row["written_pages"].parse::<u64>()?)).sum::<Result<_>>()?;
     Ok(Taken { first: vm(folder, first)?, growing: vm(folder, growing)?, written, kernel })
 }
+
+/// The list of the free entries of the matrix, among those that may be empty.
+const FREE_EVICTIONS: u32 = 2;
 
 /// The share that an aggressor has of what was taken of a VM.
 fn share(victim: &Value, aggressor: &str) -> f64 {
@@ -124,7 +135,7 @@ fn idle_victim() -> Result<()> {
     let dir = tempfile::tempdir()?;
     for (idle, growing) in [("calm", "greedy"), ("greedy", "calm")] {
         let folder = dir.path().join(idle);
-        let taken = taken(&folder, idle, growing, 10_000, None)?;
+        let taken = taken(&folder, idle, growing, 10_000, None, false)?;
         taken.check(&folder)?;
         let seen = share(&taken.first, growing);
         ensure!(seen >= 0.9, "{growing} took {seen:.3} of {idle}'s evictions");
@@ -145,7 +156,7 @@ fn idle_victim() -> Result<()> {
 fn busy_victim() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let folder = dir.path().join("run");
-    let taken = taken(&folder, "busy", "growing", 16_000, Some(5_000))?;
+    let taken = taken(&folder, "busy", "growing", 16_000, Some(5_000), false)?;
     taken.check(&folder)?;
     let by = taken.first["evictions"]["by"].as_array().into_iter().flatten();
     let (own, others): (Vec<&Value>, Vec<&Value>) = by.partition(|by| by["is_itself"] == true);
@@ -153,5 +164,21 @@ fn busy_victim() -> Result<()> {
     ensure!(others.iter().any(|by| by["name"] == "growing"), "{others:#?}");
     let seen = share(&taken.first, "busy") + share(&taken.first, "growing");
     ensure!(seen >= 0.9, "{seen:.3} of its evictions are by the two");
+    Ok(())
+}
+
+/// No page is lost, what a VM takes of nobody's keeps its name, and the loss is named.
+fn full_matrix() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("run");
+    let taken = taken(&folder, "calm", "greedy", 10_000, None, true)?;
+    taken.check(&folder)?;
+    let by = &taken.first["evictions"]["by"];
+    let all = by.as_array().into_iter().flatten();
+    ensure!(all.count() == 1 && by[0]["name"] == "others" && by[0]["class"] == "other", "{by}");
+    let rows = rows(&folder, "vms.csv")?;
+    let lost = rows.iter().filter(|row| row["vm"] == "calm").map(|row| &row["lost_evictions_full"]);
+    let lost: u64 = lost.map(|lost| Ok(lost.parse::<u64>()?)).sum::<Result<_>>()?;
+    ensure!(lost >= 10_000, "{lost}");
     Ok(())
 }

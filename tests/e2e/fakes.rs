@@ -2,7 +2,7 @@
 
 use crate::Tests;
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Map, MapData, loaded_maps};
+use aya::maps::{Array, Map, MapData, loaded_maps};
 use nix::sys::signal::Signal;
 use overcommit::kernel::possible_cpus;
 use overcommit::probes::decide::Backend;
@@ -195,11 +195,7 @@ fn empty_list() -> Result<()> {
         Sizes { vms: 8, threads: 2, cpus: possible_cpus()?, follow_exec: true, ..Sizes::TRIAL };
     let (probes, _rings) = Probes::attach(&Kernel::read()?, Backend::Perf, &[], sizes)?;
     let lost = || losses(&probes.slots, Loss::ThreadsFull);
-    // The last of that name: others may be a running recorder's.
-    let maps = loaded_maps().flatten().filter(|map| map.name() == b"EMPTY_UNTIL");
-    let map = maps.map(|map| map.id()).max().context("no map EMPTY_UNTIL")?;
-    let map = MapData::from_id(map)?;
-    let mut until = aya::maps::Array::<_, u64>::try_from(Map::Array(map))?;
+    let mut until = empty_until()?;
     // One whose faults find an entry, or not; entries are not given back here.
     let touch = || {
         let arguments = ["if=/dev/zero", "of=/dev/null", "bs=64K", "count=1", "status=none"];
@@ -218,6 +214,13 @@ fn empty_list() -> Result<()> {
     ensure!(lost() > without_a_look, "no entry is left, and nothing is lost");
     ensure!(until.get(&0, 0)? > 0, "the list was empty, and is looked at for each fault");
     Ok(())
+}
+
+/// Until when each list is not looked at, of the recorder that was started last.
+pub(crate) fn empty_until() -> Result<Array<MapData, u64>> {
+    let maps = loaded_maps().flatten().filter(|map| map.name() == b"EMPTY_UNTIL");
+    let map = maps.map(|map| map.id()).max().context("no map EMPTY_UNTIL")?;
+    Ok(Array::try_from(Map::Array(MapData::from_id(map)?))?)
 }
 
 /// Latencies of all VMs that were lost for that cause.

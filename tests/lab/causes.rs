@@ -2,13 +2,13 @@
 
 use crate::{FUNCTION_BACKENDS, Scenario};
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{StandIn, fault_share, figure, rows, skipped, vm};
+use testbed::results::{StandIn, fault_share, figure, json, rows, skipped, vm};
 use testbed::squeeze::Squeeze;
 use testbed::swap::{DiskSwap, ZramSwap};
 use testbed::{PATIENCE, await_some};
@@ -35,13 +35,18 @@ const MOST: f64 = 0.7;
 
 /// What a stand-in costs, and the rows of its slow faults.
 fn stands_in(dir: &Path, work: [&str; 2], backend: &str) -> Result<(Value, Vec<Row>, u64)> {
+    let (folder, name) = recorded(&dir.join("run"), work, &["--backend", backend])?;
+    Ok((vm(&folder, &name)?, rows(&folder, "slow-faults.csv")?, skipped(&folder, |_| true)?))
+}
+
+/// A recording of a stand-in with its name.
+fn recorded(dir: &Path, work: [&str; 2], options: &[&str]) -> Result<(PathBuf, String)> {
     let mut stand_in = StandIn::start(work)?;
     let name = format!("stand-in-{}", stand_in.pid());
-    let options = ["--vm", &name, "--backend", backend, "--slow-faults", "50ms"];
-    let recording = Recording::start(&dir.join("run"), options)?;
+    let always = ["--vm", &name, "--slow-faults", "50ms"];
+    let recording = Recording::start(dir, always.into_iter().chain(options.iter().copied()))?;
     stand_in.work()?;
-    let folder = recording.end()?;
-    Ok((vm(&folder, &name)?, rows(&folder, "slow-faults.csv")?, skipped(&folder, |_| true)?))
+    Ok((recording.end()?, name))
 }
 
 fn dominates(vm: &Value, part: &str) -> Result<()> {
@@ -50,10 +55,20 @@ fn dominates(vm: &Value, part: &str) -> Result<()> {
     Ok(())
 }
 
-/// Also where the kernel takes the lock before `handle_mm_fault` (6.1).
+/// Also where the kernel takes the lock before `handle_mm_fault` (6.1), and where the function in which
+/// a reader waits for it cannot be hooked.
 fn lock(dir: &Path, backend: &str) -> Result<()> {
-    let (vm, _, _) = stands_in(dir, ["locked", "300"], backend)?;
-    dominates(&vm, "lock")
+    let without = ["--backend", backend, "--without", "rwsem_down_read_slowpath"];
+    let hooked = FUNCTION_BACKENDS.map(|backend| (backend, vec!["--backend", backend]));
+    for (name, options) in hooked.into_iter().chain([("tracepoints", without.to_vec())]) {
+        let (folder, stand_in) = recorded(&dir.join(name), ["locked", "300"], &options)?;
+        let run = json(&folder, "run.json")?;
+        let hooks = run["backend"]["hooks"].as_array().into_iter().flatten();
+        let hooked = hooks.filter(|hook| hook["purpose"] == "lock" && hook["missing"].is_null());
+        ensure!((hooked.count() == 0) == (name == "tracepoints"), "{name}: {}", run["backend"]);
+        dominates(&vm(&folder, &stand_in)?, "lock").context(name)?;
+    }
+    Ok(())
 }
 
 fn userfault(dir: &Path, backend: &str) -> Result<()> {
@@ -92,7 +107,7 @@ fn read_back(dir: &Path, size: u64, options: &[&str]) -> Result<(PathBuf, Value)
     // Some of it cannot be taken, which is said as an error.
     let _ = cgroup.reclaim(cgroup.charged()? >> 20);
     let recording = Recording::start(&dir.join("run"), options)?;
-    let read = json!({ "val": 2 << 20, "size": size, "filename": "/dev/null" });
+    let read = serde_json::json!({ "val": 2 << 20, "size": size, "filename": "/dev/null" });
     guest.execute("pmemsave", read)?;
     let folder = recording.end()?;
     let vm = vm(&folder, "read")?;

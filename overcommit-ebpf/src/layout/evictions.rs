@@ -22,8 +22,13 @@ pub struct EvictionKey {
 /// In [`EvictionKey::victim`]: memory that is no VM's, or of a VM that shares its cgroup.
 pub const NOBODY: u32 = u32::MAX;
 
-/// Entries of the eviction matrix that a host has for each busy VM, beside one for each slot.
+/// Entries of the eviction matrix that a host has for each busy VM, beside one for each slot. Whoever
+/// needs one takes it.
 pub const EVICTIONS_PER_VM: u32 = 16;
+
+/// Entries that each slot has of its own, behind those: what was taken of the VM while the others were
+/// in use, and what the VM took of [`NOBODY`].
+pub const OWN_EVICTIONS: u32 = 2;
 
 /// On whose behalf reclaim runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,11 +40,13 @@ pub enum AggressorKind {
     Process = 1,
     /// A thread of the kernel.
     Kernel = 2,
+    /// Anybody, while every entry was in use.
+    Others = 3,
 }
 
 impl AggressorKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Vm, Self::Process, Self::Kernel];
+    pub const ALL: [Self; 4] = [Self::Vm, Self::Process, Self::Kernel, Self::Others];
 }
 
 /// Who evicted a page, in a word that is not 0: the kind, and a process's id, or that of a

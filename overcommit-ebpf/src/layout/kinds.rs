@@ -84,7 +84,8 @@ named! {
         ApfUnfinished = 11 => "apf_unfinished",
         /// One was reported ready whose beginning was not seen.
         ApfWithoutStart = 12 => "apf_without_start",
-        /// A page was taken away, and every entry of the eviction matrix was in use.
+        /// Pages were taken away, and every entry of the eviction matrix was in use: they are counted,
+        /// by whom is not known.
         EvictionsFull = 13 => "evictions_full",
         /// A fault, while every histogram of the pool was taken: it is in `fault.*` and in no `backing.*`.
         BackingFull = 14 => "backing_full",

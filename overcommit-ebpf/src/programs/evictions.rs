@@ -5,8 +5,8 @@ use crate::atomic::{add, get, set};
 use crate::free::{self, FreeList};
 use crate::kernel::{Kernel, current_mm};
 use crate::maps::{
-    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, FOLIO_OFFSETS, MMS, SEES_DROPS,
-    TAKES_AGGRESSORS, VMS, WRITTEN, lose,
+    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, EVICTIONS_AT, FOLIO_OFFSETS, MMS,
+    SEES_DROPS, TAKES_AGGRESSORS, VMS, WRITTEN, lose,
 };
 use crate::threads::known_thread;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -16,7 +16,7 @@ use aya_ebpf::programs::{
     FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
 };
 use overcommit_ebpf::layout::{
-    AggressorKind, Evicted, Eviction, EvictionKey, Loss, NOBODY, pack_aggressor,
+    AggressorKind, Evicted, Eviction, EvictionKey, Loss, NOBODY, OWN_EVICTIONS, pack_aggressor,
 };
 
 /// Bits of `folio::memcg_data` that are no address: `__MEMCG_DATA_*`,
@@ -209,19 +209,18 @@ fn aggressor() -> (AggressorKind, u32) {
 #[inline(always)]
 fn entry(victim: u32) -> Option<u32> {
     let (kind, by) = aggressor();
-    if victim == NOBODY && kind != AggressorKind::Vm {
-        return None;
-    }
     let key = EvictionKey { victim, kind: kind as u32, by, reserved: 0 };
+    if victim == NOBODY {
+        return if kind == AggressorKind::Vm { own(by, 1, key) } else { None };
+    }
     // SAFETY: entries are only read and written as whole words.
     if let Some(index) = unsafe { EVICTION_INDEX.get(key) } {
         return Some(*index);
     }
     let Some(index) = free::take(FreeList::Evictions) else {
-        if let Some(vm) = VMS.get(if victim == NOBODY { by } else { victim }) {
-            lose(vm, Loss::EvictionsFull);
-        }
-        return None;
+        lose(VMS.get(victim)?, Loss::EvictionsFull);
+        let key = EvictionKey { kind: AggressorKind::Others as u32, by: 0, ..key };
+        return own(victim, 0, key);
     };
     // Another CPU may have been first.
     if EVICTION_INDEX.insert(key, index, u64::from(BPF_NOEXIST)).is_err() {
@@ -230,6 +229,17 @@ fn entry(victim: u32) -> Option<u32> {
         return unsafe { EVICTION_INDEX.get(key) }.copied();
     }
     mark(EVICTIONS.get(index)?, key);
+    Some(index)
+}
+
+/// One of the entries that a slot has of its own.
+#[inline(always)]
+fn own(slot: u32, place: u32, key: EvictionKey) -> Option<u32> {
+    let index = EVICTIONS_AT.load() + slot * OWN_EVICTIONS + place;
+    let eviction = EVICTIONS.get(index)?;
+    if get(&eviction.by) == 0 {
+        mark(eviction, key);
+    }
     Some(index)
 }
 

@@ -334,6 +334,19 @@ pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
     0
 }
 
+/// A worker has brought the page of an asynchronous fault (`async_pf_execute`, virt/kvm/async_pf.c).
+/// Where it waited and then found the page there, it does not call again, and goes on with something
+/// else.
+#[tracepoint]
+pub(crate) fn kvm_apf_completed(_ctx: TracePointContext) -> u32 {
+    if let Some(thread) = known_thread()
+        && get(&thread.since_ns) != 0
+    {
+        goes_on(thread, false);
+    }
+    0
+}
+
 #[inline(always)]
 fn apf_key(token: u32) -> u64 {
     bpf_get_current_pid_tgid() << 32 | u64::from(token)

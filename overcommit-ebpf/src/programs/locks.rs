@@ -1,6 +1,8 @@
 //! Waits for the lock of a VM's address space, `mmap_lock`: faults take it for reading
-//! where the area's own lock does not do, and get_user_pages takes it always. Only waits
-//! are seen (`contention_begin` and `contention_end`, kernel/locking/rwsem.c, 5.19 on).
+//! where the area's own lock does not do, and get_user_pages takes it always. Only waits are
+//! seen: by `rwsem_down_read_slowpath` (kernel/locking/rwsem.c, 5.11 on) where functions can be hooked,
+//! which no other kind of lock comes to; else by `contention_begin` and `contention_end` (5.19 on),
+//! at which the programs run for each lock of the host that is waited for, while it is held.
 //! A wait before the fault counts if the thread can only be about to fault; a fault within
 //! a system call cannot be told from the call's own use of the lock.
 
@@ -10,8 +12,10 @@ use crate::maps::{BEGINS_AT_CALL, MMS, OFFSETS, VMS};
 use crate::parts;
 use crate::threads::{known_thread, thread_entry, waited_before};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::macros::raw_tracepoint;
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint};
+use aya_ebpf::programs::{
+    FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
+};
 use overcommit_ebpf::layout::{Part, Thread};
 
 /// `LCB_F_READ`, and `LCB_F_RT` that comes with it where locks are of PREEMPT_RT
@@ -19,39 +23,74 @@ use overcommit_ebpf::layout::{Part, Thread};
 const READ: u32 = 2;
 const RT: u32 = 8;
 
+#[fentry]
+pub(crate) fn fentry_lock(ctx: FEntryContext) -> i32 {
+    begin(ctx.arg(0));
+    0
+}
+
+#[kprobe]
+pub(crate) fn kprobe_lock(ctx: ProbeContext) -> u32 {
+    begin(ctx.arg(0).unwrap_or(0));
+    0
+}
+
+#[fexit]
+pub(crate) fn fexit_lock(_ctx: FExitContext) -> i32 {
+    end(None);
+    0
+}
+
+#[kretprobe]
+pub(crate) fn kretprobe_lock(_ctx: RetProbeContext) -> u32 {
+    end(None);
+    0
+}
+
 #[raw_tracepoint(tracepoint = "contention_begin")]
 pub(crate) fn lock_wait_begin(ctx: RawTracePointContext) -> i32 {
-    if ctx.arg::<u32>(1) & !RT != READ {
-        return 0;
-    }
-    if let Some(thread) = known_thread()
-        && get(&thread.since_ns) != 0
-    {
-        if is_lock_of(thread, ctx.arg(0)) {
-            parts::enter(thread, Part::Lock);
-        }
-    } else if BEGINS_AT_CALL.load() != 0 {
-        waits_before(memory_of(ctx.arg(0)));
+    if ctx.arg::<u32>(1) & !RT == READ {
+        begin(ctx.arg(0));
     }
     0
 }
 
 #[raw_tracepoint(tracepoint = "contention_end")]
 pub(crate) fn lock_wait_end(ctx: RawTracePointContext) -> i32 {
-    let Some(thread) = known_thread() else { return 0 };
+    end(Some(ctx.arg(0)));
+    0
+}
+
+/// The current thread begins to wait for a lock.
+#[inline(always)]
+fn begin(lock: u64) {
+    if let Some(thread) = known_thread()
+        && get(&thread.since_ns) != 0
+    {
+        if is_lock_of(thread, lock) {
+            parts::enter(thread, Part::Lock);
+        }
+    } else if BEGINS_AT_CALL.load() != 0 {
+        waits_before(memory_of(lock));
+    }
+}
+
+/// It waits no longer; `lock` is given where others than those that [`begin`] is told of end here too,
+/// such as that of a run queue on the way. One waits for no second lock of its kind meanwhile.
+#[inline(always)]
+fn end(lock: Option<u64>) {
+    let Some(thread) = known_thread() else { return };
     if get(&thread.since_ns) != 0 {
-        if is_lock_of(thread, ctx.arg(0)) {
+        if lock.is_none_or(|lock| is_lock_of(thread, lock)) {
             parts::leave(thread, Part::Lock);
         }
-        return 0;
+        return;
     }
     let since = get(&thread.lock_since_ns);
-    // Other locks are waited for on the way, such as that of a run queue.
-    if since != 0 && memory_of(ctx.arg(0)) == get(&thread.lock_mm) {
+    if since != 0 && lock.is_none_or(|lock| memory_of(lock) == get(&thread.lock_mm)) {
         // SAFETY: the helper has no precondition.
         has_waited(thread, since, unsafe { bpf_ktime_get_ns() });
     }
-    0
 }
 
 /// Adds to what the thread waits for the lock before its next fault, which takes it more

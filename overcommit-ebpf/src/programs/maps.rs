@@ -222,6 +222,10 @@ pub(crate) static ZSWAP_LOADED: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static SEES_DROPS: Global<u8> = Global::new(0);
 
+/// Where the entries of each slot's own begin in [`EVICTIONS`].
+#[unsafe(no_mangle)]
+pub(crate) static EVICTIONS_AT: Global<u32> = Global::new(0);
+
 /// Where the pool begins in [`HISTOGRAMS`].
 #[unsafe(no_mangle)]
 pub(crate) static POOL_AT: Global<u32> = Global::new(0);

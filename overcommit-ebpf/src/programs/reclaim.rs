@@ -1,7 +1,8 @@
 //! Time that threads spend in taking memory away from others, or from themselves, because
 //! they need some and nobody has freed it in time: direct reclaim where the host runs
-//! short, memory cgroup reclaim at a limit (`try_to_free_pages` and
-//! `try_to_free_mem_cgroup_pages`, mm/vmscan.c, 6.1 to 7.3). One never runs within another.
+//! short, memory cgroup reclaim at a limit, and that of their own node where another would have some
+//! (`try_to_free_pages`, `try_to_free_mem_cgroup_pages` and `__node_reclaim`, mm/vmscan.c, 6.1 to
+//! 7.3). One never runs within another.
 
 use crate::atomic::{get, set};
 use crate::kernel::current_mm;
@@ -34,6 +35,18 @@ pub(crate) fn memcg_reclaim_begin(_ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "mm_vmscan_memcg_reclaim_end")]
 pub(crate) fn memcg_reclaim_end(_ctx: RawTracePointContext) -> i32 {
+    end();
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_node_reclaim_begin")]
+pub(crate) fn node_reclaim_begin(_ctx: RawTracePointContext) -> i32 {
+    begin();
+    0
+}
+
+#[raw_tracepoint(tracepoint = "mm_vmscan_node_reclaim_end")]
+pub(crate) fn node_reclaim_end(_ctx: RawTracePointContext) -> i32 {
     end();
     0
 }

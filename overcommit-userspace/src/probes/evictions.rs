@@ -26,6 +26,8 @@ pub struct Taken {
 /// The matrix, and how its entries are found and given back.
 pub struct EvictionTable {
     entries: SharedArray<Eviction>,
+    /// Those of them that whoever needs one takes; the others are each of one slot.
+    shared: usize,
     looks: Vec<Look>,
     index: HashMap<MapData, [u32; 4], u32>,
     free: Queue<MapData, u32>,
@@ -46,16 +48,17 @@ impl EvictionTable {
     /// # Errors
     /// The kernel refuses to map or fill one of them.
     pub fn open(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
-        let len = sizes.evictions();
+        let (shared, len) = (sizes.shared_evictions(), sizes.evictions());
         let mut take =
             |name| ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"));
         let index = HashMap::try_from(take("EVICTION_INDEX")?)?;
         let mut free = Queue::try_from(take("FREE_EVICTIONS")?)?;
-        for entry in 0..len {
+        for entry in 0..shared {
             free.push(entry, 0).context("cannot fill the list of free evictions")?;
         }
         let entries = SharedArray::open(ebpf, "EVICTIONS", len)?;
-        Ok(Self { entries, looks: vec![Look::default(); len as usize], index, free })
+        let looks = vec![Look::default(); len as usize];
+        Ok(Self { entries, shared: shared as usize, looks, index, free })
     }
 
     /// What was taken since the last look.
@@ -72,6 +75,8 @@ impl EvictionTable {
             if grown != EvictionCounts::default() {
                 look.idle = 0;
                 taken.push(Taken { key, thread: thread(entry), counts: grown });
+            } else if place >= self.shared {
+                // Its slot keeps it.
             } else if look.is_closed {
                 // A look ago it could not be found any more, so nobody adds to it now.
                 give_back(&mut self.free, place, entry, look)?;
@@ -94,9 +99,15 @@ impl EvictionTable {
         for (place, (entry, look)) in self.entries.iter().zip(&mut self.looks).enumerate() {
             let Some(key) = entry.key() else { continue };
             let is_vm = key.kind == AggressorKind::Vm as u32;
-            if key.victim == slot || (is_vm && key.by == slot) {
+            if key.victim != slot && !(is_vm && key.by == slot) {
+                continue;
+            }
+            if place < self.shared {
                 let _ = self.index.remove(&words(key));
                 give_back(&mut self.free, place, entry, look)?;
+            } else {
+                *look = Look::default();
+                entry.clear();
             }
         }
         Ok(())

@@ -47,12 +47,14 @@ pub enum Purpose {
     Userfault,
     /// Holding back those whose cgroup is above its `memory.high`.
     High,
+    /// Waits of those who only read for a lock that can sleep, such as the mmap lock.
+    Lock,
 }
 
 impl Purpose {
     /// Every hook, in the order in which they are attached: what marks a fault before
     /// what opens it.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Zswap,
         Self::SwapRead,
         Self::SharedSwap,
@@ -61,6 +63,7 @@ impl Purpose {
         Self::Numa,
         Self::Userfault,
         Self::High,
+        Self::Lock,
         Self::Fault,
         Self::Drop,
     ];
@@ -78,13 +81,14 @@ impl Purpose {
             Self::Numa => "numa",
             Self::Userfault => "userfault",
             Self::High => "high",
+            Self::Lock => "lock",
         }
     }
 
     /// The functions that do it, the newest name first: mm/memory.c, mm/shmem.c,
     /// mm/page_io.c (`swap_readpage` until 6.4), mm/zswap.c (mm/frontswap.c until 6.5),
     /// mm/vmscan.c, kernel/sched/fair.c, fs/userfaultfd.c, mm/memcontrol.c (with
-    /// underscores from 7.x on).
+    /// underscores from 7.x on), kernel/locking/rwsem.c.
     pub const fn functions(self) -> &'static [&'static str] {
         match self {
             Self::Fault => &["handle_mm_fault"],
@@ -97,6 +101,7 @@ impl Purpose {
             Self::Numa => &["task_numa_fault"],
             Self::Userfault => &["handle_userfault"],
             Self::High => &["__mem_cgroup_handle_over_high", "mem_cgroup_handle_over_high"],
+            Self::Lock => &["rwsem_down_read_slowpath"],
         }
     }
 
@@ -220,6 +225,11 @@ impl FunctionHooks {
             missing: hook.missing.clone(),
         };
         self.hooks.iter().map(state).collect()
+    }
+
+    /// Whether there is a hook for that.
+    pub fn has(&self, purpose: Purpose) -> bool {
+        self.hooks.iter().any(|hook| hook.purpose == purpose && hook.found.is_some())
     }
 
     /// Calls that each program missed.

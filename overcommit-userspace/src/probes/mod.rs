@@ -26,7 +26,7 @@ use anyhow::{Context, Result, ensure};
 use aya::{Btf, Ebpf};
 use decide::Backend;
 use discards::Discards;
-use functions::{FunctionHooks, Way};
+use functions::{FunctionHooks, Purpose, Way};
 use kvm::KvmTracepoints;
 use log::ProgramLog;
 use object::Sizes;
@@ -113,6 +113,10 @@ impl Source {
             Self::Perf(events) => events.follow_cpus(),
         }
     }
+
+    fn has(&self, purpose: Purpose) -> bool {
+        matches!(self, Self::Functions(hooks) if hooks.has(purpose))
+    }
 }
 
 /// What the programs send one by one.
@@ -169,7 +173,7 @@ impl Probes {
         };
         raw::attach(&mut ebpf, LIFECYCLE)?;
         source.attach(&mut ebpf)?;
-        groups.attach(&mut ebpf);
+        groups.attach(&mut ebpf, |group| group != Group::Locks || !source.has(Purpose::Lock));
         let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
         kvm.follow();
         let has_run_delay = kernel.layout.has_run_delay;

@@ -8,8 +8,8 @@ use aya::maps::MapError;
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 use overcommit_ebpf::layout::{
-    ATTEMPTS, BLOCK_CHUNKS, DROPPING, EVICTED, EVICTIONS_PER_VM, Metric, POOLED_AT_LEAST,
-    POOLED_PER_VM, STACKS, WRITTEN,
+    ATTEMPTS, BLOCK_CHUNKS, DROPPING, EVICTED, EVICTIONS_PER_VM, Metric, OWN_EVICTIONS,
+    POOLED_AT_LEAST, POOLED_PER_VM, STACKS, WRITTEN,
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
@@ -61,9 +61,14 @@ impl Sizes {
         verbose: false,
     };
 
-    /// Entries of the eviction matrix.
-    pub const fn evictions(self) -> u32 {
+    /// Entries of the eviction matrix that whoever needs one takes; those of each slot's own follow.
+    pub const fn shared_evictions(self) -> u32 {
         self.busy_vms * EVICTIONS_PER_VM + self.vms
+    }
+
+    /// All of them.
+    pub const fn evictions(self) -> u32 {
+        self.shared_evictions() + self.vms * OWN_EVICTIONS
     }
 
     /// Histograms that not every VM needs.
@@ -133,14 +138,15 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("BEGINS_AT_CALL", &u8::from(sizes.hooks_calls), true)
         .override_global("TAKES_AGGRESSORS", &u8::from(sizes.evicted() > 1), true)
         .override_global("TAKES_STACKS", &u8::from(sizes.stacks() > 1), true)
+        .override_global("EVICTIONS_AT", &sizes.shared_evictions(), true)
         .override_global("POOL_AT", &sizes.pool_at(), true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .map_max_entries("MMS", sizes.vms)
         .map_max_entries("TGIDS", sizes.vms)
         .map_max_entries("CGROUPS", sizes.vms)
-        .map_max_entries("EVICTION_INDEX", sizes.evictions())
+        .map_max_entries("EVICTION_INDEX", sizes.shared_evictions())
         .map_max_entries("EVICTIONS", sizes.evictions())
-        .map_max_entries("FREE_EVICTIONS", sizes.evictions())
+        .map_max_entries("FREE_EVICTIONS", sizes.shared_evictions())
         .map_max_entries("FREE_VMS", sizes.vms)
         .map_max_entries("VMS", sizes.vms)
         .map_max_entries("WRITTEN", sizes.by_functions(WRITTEN))

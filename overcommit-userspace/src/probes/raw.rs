@@ -12,6 +12,8 @@ pub enum Group {
     Swapouts,
     /// Where threads reclaim themselves.
     Reclaim,
+    /// Where they do so on their own node first (`vm.zone_reclaim_mode`), on kernels with NUMA.
+    NodeReclaim,
     /// Where they compact.
     Compaction,
     /// Where they wait for locks.
@@ -22,8 +24,14 @@ pub enum Group {
 
 impl Group {
     /// Every group.
-    pub const ALL: [Self; 5] =
-        [Self::Swapouts, Self::Reclaim, Self::Compaction, Self::Locks, Self::Sleeps];
+    pub const ALL: [Self; 6] = [
+        Self::Swapouts,
+        Self::Reclaim,
+        Self::NodeReclaim,
+        Self::Compaction,
+        Self::Locks,
+        Self::Sleeps,
+    ];
 
     /// Each program beside its tracepoint; the ends first: whatever is seen to begin can
     /// end.
@@ -35,6 +43,10 @@ impl Group {
                 ("memcg_reclaim_end", "mm_vmscan_memcg_reclaim_end"),
                 ("direct_reclaim_begin", "mm_vmscan_direct_reclaim_begin"),
                 ("memcg_reclaim_begin", "mm_vmscan_memcg_reclaim_begin"),
+            ],
+            Self::NodeReclaim => &[
+                ("node_reclaim_end", "mm_vmscan_node_reclaim_end"),
+                ("node_reclaim_begin", "mm_vmscan_node_reclaim_begin"),
             ],
             Self::Compaction => &[
                 ("compaction_end", "mm_compaction_end"),
@@ -65,10 +77,10 @@ impl Groups {
         groups
     }
 
-    /// Attaches them.
-    pub fn attach(&mut self, ebpf: &mut Ebpf) {
+    /// Attaches those that are wanted.
+    pub fn attach(&mut self, ebpf: &mut Ebpf, is_wanted: impl Fn(Group) -> bool) {
         for group in Group::ALL {
-            if !self.0.contains_key(&group) {
+            if is_wanted(group) && !self.0.contains_key(&group) {
                 self.note(group, attach(ebpf, group.programs()));
             }
         }

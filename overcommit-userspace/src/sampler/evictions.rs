@@ -24,6 +24,7 @@ pub fn name(
                 None => of_process(pid, process(pid).unwrap_or(thread)),
             },
             AggressorKind::Kernel => of_kernel(pid, thread),
+            AggressorKind::Others => of_others(),
         };
         let victim = member(key.victim).map(|(member, _)| member);
         Some(Eviction { victim, aggressor, counts })
@@ -48,6 +49,11 @@ pub fn of_kernel(tid: i32, name: String) -> Aggressor {
         return Aggressor { class: AggressorClass::Kernel, id: String::new(), name };
     }
     Aggressor { class: AggressorClass::of_thread(&name), id: tid.to_string(), name }
+}
+
+/// Several, of whom none is known: the matrix was full.
+fn of_others() -> Aggressor {
+    Aggressor { class: AggressorClass::Other, id: String::new(), name: "others".to_owned() }
 }
 
 #[cfg(test)]
@@ -80,6 +86,7 @@ mod tests {
             taken(3, AggressorKind::Kernel, 60, "kswapd0"),
             taken(3, AggressorKind::Kernel, 61, "kdamond.0"),
             taken(3, AggressorKind::Kernel, 0, "kworker/u8:2"),
+            taken(3, AggressorKind::Others, 0, "CPU 0/KVM"),
             taken(NOBODY, AggressorKind::Vm, 3, "CPU 0/KVM"),
             taken(3, AggressorKind::Vm, 4, "a VM that is not recorded any more"),
         ];
@@ -93,7 +100,7 @@ mod tests {
             .iter()
             .map(|sample| (sample.victim, sample.aggressor.class, sample.aggressor.name.as_str()))
             .collect();
-        use AggressorClass::{Damon, Kernel, Kswapd, Process, Vm};
+        use AggressorClass::{Damon, Kernel, Kswapd, Other, Process, Vm};
         let expected = [
             (Some(0), Vm, "web"),
             (Some(0), Vm, "batch"),
@@ -102,6 +109,7 @@ mod tests {
             (Some(0), Kswapd, "kswapd0"),
             (Some(0), Damon, "kdamond.0"),
             (Some(0), Kernel, "kworker"),
+            (Some(0), Other, "others"),
             (None, Vm, "web"),
         ];
         assert_eq!(seen, expected);

@@ -207,6 +207,8 @@ impl Sampler {
                 Some(vm) => Some(of_vm(&vm)),
                 None => Some(of_process(pid, roster.process(pid)?)),
             },
+            // In the matrix alone.
+            AggressorKind::Others => None,
         }
     }
 

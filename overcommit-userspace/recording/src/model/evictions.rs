@@ -16,7 +16,7 @@ pub enum AggressorClass {
     Damon,
     /// Another thread of the kernel.
     Kernel,
-    /// What a later version knows.
+    /// Several of whom none is known, because the matrix was full; or what a later version knows.
     #[serde(other)]
     Other,
 }
