@@ -48,6 +48,22 @@ const FENTRY: &[&str] = &["6.1", "6.12"];
 /// Preempted lazily, where trampolines miss calls.
 const KPROBE: &[&str] = &["7.x"];
 
+/// Those for which the CPU matters, and which need no share and no slow disk: all that the lab with an
+/// Intel CPU runs.
+const ON_INTEL: [&str; 6] = [
+    "counts_fentry_anonymous",
+    "counts_kprobe_anonymous",
+    "counts_perf_anonymous",
+    "pause_and_device_are_no_stall",
+    "migration_is_no_stall",
+    "a_swapped_device_model_is_a_stall",
+];
+
+/// Those of `scenarios` that an Intel CPU is for.
+pub(crate) fn on_intel(scenarios: Vec<Scenario>) -> Vec<Scenario> {
+    scenarios.into_iter().filter(|(name, _)| ON_INTEL.contains(&name.as_str())).collect()
+}
+
 /// Those of `scenarios` that are this kernel's.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use testbed::host::{read, write};
 use testbed::undo::Undo;
 
@@ -46,13 +46,30 @@ impl Histogram {
     }
 }
 
-/// The kernel's own names of AMD's exits, out of the format of kvm_exit's record.
+/// Whether this is an Intel CPU.
+pub(crate) fn is_intel() -> bool {
+    Path::new("/sys/module/kvm_intel").exists()
+}
+
+/// The name of an exit for the guest's memory.
+pub(crate) fn memory_exit() -> &'static str {
+    if is_intel() { "exit.ept_violation" } else { "exit.npf" }
+}
+
+/// The kernel's own names of this CPU's exits, out of the format of kvm_exit's record, which has Intel's
+/// first.
 pub(crate) fn exit_names() -> Result<BTreeMap<u64, String>> {
     let format = read("/sys/kernel/tracing/events/kvm/kvm_exit/format")?;
-    let (_, table) = format.rsplit_once("__print_symbolic(").context("no names in the format")?;
+    let mut tables = format.split("__print_symbolic(").skip(1);
+    let table = if is_intel() { tables.next() } else { tables.last() };
+    let table = table.context("no names in the format")?;
     let entries = table.split('{').filter_map(|entry| entry.split_once('}')?.0.split_once(','));
     let entry = |(number, name): (&str, &str)| {
-        let number = u64::from_str_radix(number.trim().strip_prefix("0x")?, 16).ok()?;
+        let number = match number.trim().strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => number.trim().parse(),
+        };
+        let number = number.ok()?;
         Some((number, name.trim().trim_matches('"').to_lowercase()))
     };
     Ok(entries.filter_map(entry).collect())

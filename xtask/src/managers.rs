@@ -14,8 +14,6 @@ const LIBVIRT: (&str, &str) = (
     "6bcb0c42c4580436fea262ced56f68a6afe20f7390b1bea2116718cc034a0283",
 );
 const XZ: Tool = Tool { program: "xz", package: "xz-utils" };
-/// apt's own way to fetch a file by its checksum.
-const FETCH: &str = "/usr/lib/apt/apt-helper";
 
 /// Puts libvirt's command lines and domains below `target/managers/libvirt`.
 ///
@@ -31,18 +29,7 @@ pub(crate) fn libvirts_data() -> Result<()> {
         return Ok(());
     }
     install(&[XZ])?;
-    let cache = lab::cache()?;
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let archive = cache.join(name);
-    if !archive.exists() {
-        let mirrors = kernels::mirrors()?;
-        let mirror = mirrors.get("debian").context("this system has no Debian mirror")?;
-        let mut fetch = Command::new(FETCH);
-        fetch.args(["download-file", &format!("{}/{place}", mirror.trim_end_matches('/'))]);
-        let part = archive.with_extension("part");
-        quietly(fetch.arg(&part).arg(format!("SHA256:{sha256}")))?;
-        fs::rename(&part, &archive)?;
-    }
+    let archive = kernels::fetch_file(place, sha256, &lab::cache()?)?;
     let unfinished = target().join("managers/unfinished");
     let _ = fs::remove_dir_all(&unfinished);
     fs::create_dir_all(&unfinished)?;

@@ -9,27 +9,55 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use testbed::{payload, root};
 
-/// Loaded in the lab in this order, each with what it depends on; one that is
-/// built in, or that this kernel lacks, is left out.
-const MODULES: [&str; 12] = [
-    "virtio_pci",
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-    "virtio_blk",
-    "virtio_balloon",
-    "zram",
-    "lz4_compress",
-    "lzo_rle",
-    "lzo",
-    "zbud",
-    "kvm_amd",
-];
+/// Modules that a lab loads.
+pub(crate) struct ModuleSet {
+    /// Behind the name of the folder where they are unpacked.
+    suffix: &'static str,
+    /// In the order in which they are loaded, each with what it depends on; one that is built in, or
+    /// that this kernel lacks, is left out.
+    modules: &'static [&'static str],
+    /// Without these there is no lab.
+    needed: &'static [&'static str],
+}
+
+/// For what QEMU gives, and KVM on AMD.
+pub(crate) const AMD: ModuleSet = ModuleSet {
+    suffix: "",
+    modules: &[
+        "virtio_pci",
+        "9pnet_virtio",
+        "9p",
+        "overlay",
+        "virtio_blk",
+        "virtio_balloon",
+        "zram",
+        "lz4_compress",
+        "lzo_rle",
+        "lzo",
+        "zbud",
+        "kvm_amd",
+    ],
+    needed: &["9pnet_virtio", "9p", "zram", "kvm_amd"],
+};
+
+/// For what Bochs gives, and KVM on Intel.
+pub(crate) const INTEL: ModuleSet = ModuleSet {
+    suffix: "-intel",
+    modules: &[
+        "ata_piix",
+        "sd_mod",
+        "crc32c_generic",
+        "ext4",
+        "zram",
+        "lz4_compress",
+        "lzo_rle",
+        "lzo",
+        "kvm_intel",
+    ],
+    needed: &["ata_piix", "ext4", "zram", "kvm_intel"],
+};
 /// MiB that a Linux guest in the lab walks.
 const GUEST_WALK: u64 = 64;
-/// Without these there is no lab.
-const NEEDED: [&str; 4] = ["9pnet_virtio", "9p", "zram", "kvm_amd"];
-
 /// The mark of a whole folder: the modules that were looked for.
 const UNPACKED: &str = "unpacked";
 
@@ -47,19 +75,20 @@ pub(crate) struct Image {
 ///
 /// # Errors
 /// The packages hold no kernel, or lack a module.
-pub(crate) fn unpack(packages: &Packages, cache: &Path) -> Result<Image> {
+pub(crate) fn unpack(packages: &Packages, set: &ModuleSet, cache: &Path) -> Result<Image> {
     let name = packages.files.iter().filter_map(|file| file.file_stem()).next();
-    let name = name.context("a kernel of no packages")?;
+    let mut name = name.context("a kernel of no packages")?.to_owned();
+    name.push(set.suffix);
     let dir = cache.join("unpacked").join(name);
     // Another version of ours may have taken out others.
     let unpacked = fs::read_to_string(dir.join(UNPACKED)).unwrap_or_default();
-    if unpacked != MODULES.join(" ") {
+    if unpacked != set.modules.join(" ") {
         let tree = cache.join("unpacking");
         let _ = fs::remove_dir_all(&tree);
         for package in &packages.files {
             show(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&tree))?;
         }
-        let unpacked = pick(&tree, &dir);
+        let unpacked = pick(&tree, set, &dir);
         fs::remove_dir_all(&tree)?;
         unpacked?;
     }
@@ -70,7 +99,7 @@ pub(crate) fn unpack(packages: &Packages, cache: &Path) -> Result<Image> {
     })
 }
 
-fn pick(tree: &Path, dir: &Path) -> Result<()> {
+fn pick(tree: &Path, set: &ModuleSet, dir: &Path) -> Result<()> {
     let places = ["lib/modules", "usr/lib/modules"].map(|place| tree.join(place));
     let lib = places.into_iter().find(|place| place.exists()).context("no modules in it")?;
     let mut releases = fs::read_dir(&lib)?;
@@ -88,7 +117,7 @@ fn pick(tree: &Path, dir: &Path) -> Result<()> {
     }
     testbed::run(Command::new("depmod").arg("-b").arg(tree).arg(&release))?;
     let lib = lib.join(&release);
-    let order = load_order(&lib)?;
+    let order = load_order(&lib, set)?;
     let mut names = String::new();
     for module in &order {
         let file = Path::new(module).file_name().context("a module without a name")?;
@@ -99,24 +128,24 @@ fn pick(tree: &Path, dir: &Path) -> Result<()> {
     }
     fs::write(dir.join("modules/order"), names)?;
     fs::write(dir.join("release"), release)?;
-    Ok(fs::write(dir.join(UNPACKED), MODULES.join(" "))?)
+    Ok(fs::write(dir.join(UNPACKED), set.modules.join(" "))?)
 }
 
 /// Files of the modules, each after those that it needs.
-fn load_order(lib: &Path) -> Result<Vec<String>> {
+fn load_order(lib: &Path, set: &ModuleSet) -> Result<Vec<String>> {
     let dependencies = fs::read_to_string(lib.join("modules.dep"))?;
     // Not every release has the list.
     let builtin = fs::read_to_string(lib.join("modules.builtin")).unwrap_or_default();
     let mut order: Vec<String> = Vec::new();
-    for module in MODULES {
+    for module in set.modules {
         let is_it = |path: &str| {
             let file = path.rsplit('/').next().unwrap_or(path);
             let stem = file.split('.').next().unwrap_or(file);
-            stem.replace('-', "_") == module
+            stem.replace('-', "_") == *module
         };
         let line = dependencies.lines().find(|line| line.split(':').next().is_some_and(is_it));
         let Some((file, needs)) = line.and_then(|line| line.split_once(':')) else {
-            let there = builtin.lines().any(is_it) || !NEEDED.contains(&module);
+            let there = builtin.lines().any(is_it) || !set.needed.contains(module);
             ensure!(there, "this kernel has no module {module}");
             continue;
         };

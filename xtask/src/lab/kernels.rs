@@ -1,7 +1,7 @@
 //! The kernels of the lab: Debian's, in versions known by their checksums, kept in
 //! a cache so that the lab runs without a network.
 
-use crate::setup::show;
+use crate::setup::{quietly, show};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,9 @@ pub(crate) enum Series {
     /// Debian 13's backports
     #[value(name = "7.x")]
     Linux7,
+    /// Debian 13 on an Intel CPU, emulated by Bochs: some scenarios, and a few minutes each
+    #[value(name = "6.12-intel")]
+    Intel6_12,
 }
 
 /// A Debian package in the version that the tests are known to pass with.
@@ -31,8 +34,8 @@ struct Pinned {
 }
 
 impl Series {
-    /// Every kernel, oldest first.
-    pub(crate) const ALL: [Self; 3] = [Self::Linux6_1, Self::Linux6_12, Self::Linux7];
+    /// Every kernel on the emulated AMD CPU, oldest first: those that the tests run on.
+    pub(crate) const AMD: [Self; 3] = [Self::Linux6_1, Self::Linux6_12, Self::Linux7];
 
     /// As on the command line.
     pub(crate) const fn name(self) -> &'static str {
@@ -40,6 +43,7 @@ impl Series {
             Self::Linux6_1 => "6.1",
             Self::Linux6_12 => "6.12",
             Self::Linux7 => "7.x",
+            Self::Intel6_12 => "6.12-intel",
         }
     }
 
@@ -48,7 +52,7 @@ impl Series {
     pub(crate) const fn cpus(self) -> u32 {
         match self {
             Self::Linux6_12 => 2,
-            Self::Linux6_1 | Self::Linux7 => 1,
+            Self::Linux6_1 | Self::Linux7 | Self::Intel6_12 => 1,
         }
     }
 
@@ -58,7 +62,7 @@ impl Series {
     pub(crate) const fn arguments(self) -> &'static str {
         match self {
             Self::Linux7 => "nohz=off highres=off lapic=notscdeadline",
-            Self::Linux6_1 | Self::Linux6_12 => "",
+            Self::Linux6_1 | Self::Linux6_12 | Self::Intel6_12 => "",
         }
     }
 
@@ -75,11 +79,18 @@ impl Series {
         matches!(self, Self::Linux6_1)
     }
 
+    /// Whether its CPU is Intel's, which Bochs emulates.
+    pub(crate) const fn is_intel(self) -> bool {
+        matches!(self, Self::Intel6_12)
+    }
+
     /// Where it comes from: archive and suite.
     const fn suites(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Linux6_1 => &[("debian", "bookworm"), ("debian-security", "bookworm-security")],
-            Self::Linux6_12 => &[("debian", "trixie"), ("debian-security", "trixie-security")],
+            Self::Linux6_12 | Self::Intel6_12 => {
+                &[("debian", "trixie"), ("debian-security", "trixie-security")]
+            }
             Self::Linux7 => &[("debian", "trixie-backports")],
         }
     }
@@ -91,7 +102,7 @@ impl Series {
                 version: "6.1.192-2",
                 sha256: "a86e2049672f52354c4536a089203b6c82639420424d31c91cf31a181fd4d8f1",
             }],
-            Self::Linux6_12 => &[Pinned {
+            Self::Linux6_12 | Self::Intel6_12 => &[Pinned {
                 name: "linux-image-6.12.117+deb13-amd64",
                 version: "6.12.117-1",
                 sha256: "ca712d36790184f6ac125ce2b20ea4e2202ae6bb7817b7de268f1f0115ccda73",
@@ -153,6 +164,28 @@ pub(crate) fn fetch(series: Series, cache: &Path) -> Result<Packages> {
         verify(path, package.sha256)?;
     }
     Ok(Packages { files: pinned, unproven: false })
+}
+
+/// apt's own way to fetch a file by its checksum.
+const FETCH: &str = "/usr/lib/apt/apt-helper";
+
+/// A file of Debian's archive by its place there, from the cache or the mirror.
+///
+/// # Errors
+/// Neither has it, or its checksum is wrong.
+pub(crate) fn fetch_file(place: &str, sha256: &str, cache: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let file = cache.join(place.rsplit('/').next().unwrap_or(place));
+    if !file.exists() {
+        let mirrors = mirrors()?;
+        let mirror = mirrors.get("debian").context("this system has no Debian mirror")?;
+        let mut fetch = Command::new(FETCH);
+        fetch.args(["download-file", &format!("{}/{place}", mirror.trim_end_matches('/'))]);
+        let part = file.with_extension("part");
+        quietly(fetch.arg(&part).arg(format!("SHA256:{sha256}")))?;
+        fs::rename(&part, &file)?;
+    }
+    Ok(file)
 }
 
 /// apt's name of the file: it writes the epoch's colon, and only that, as %3a.

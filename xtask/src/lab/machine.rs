@@ -1,14 +1,12 @@
 //! Boots the lab and watches its console: one line ends it well, a panic, a lockup
 //! or the time limit ends it at once.
 
-use crate::lab::image::Image;
 use crate::last_test::unsteady_list;
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -23,9 +21,6 @@ const BOOT: Duration = Duration::from_secs(600);
 const STUCK: Duration = Duration::from_secs(1500);
 /// How the error begins of one that is stuck.
 pub(crate) const IS_STUCK: &str = "the lab gives no sign of life";
-/// What QEMU's monitor, behind the console, is asked: where its CPUs are, and which
-/// interrupts wait.
-const ASK: &[u8] = b"\x01cinfo registers -a\ninfo lapic\n";
 /// Its sign of life.
 const RUNS: &str = "lab: runs";
 /// Lines of the console that are shown of a lab that died.
@@ -41,41 +36,34 @@ const DEATH: [&str; 7] = [
     "detected stalls on CPUs",
 ];
 
-/// What a run needs.
+/// What is watched of a run.
 pub(crate) struct Run<'a> {
-    /// See [`emulator`].
-    pub(crate) emulator: &'a Path,
     /// Before each line of its console: others may run meanwhile.
     pub(crate) name: &'a str,
-    pub(crate) image: &'a Image,
-    pub(crate) initramfs: &'a Path,
-    /// Shared with the lab as /run/results; holds `command`.
-    pub(crate) results: &'a Path,
-    /// A raw file that the lab sees as /dev/vda: a slow disk.
-    pub(crate) disk: &'a Path,
-    /// Where QEMU complains.
+    /// Where the emulator complains.
     pub(crate) complaints: &'a Path,
     /// Where its console goes.
     pub(crate) console: &'a Path,
     /// Whether only how scenarios end is printed of it.
     pub(crate) brief: bool,
-    pub(crate) cpus: u32,
-    /// Their model.
-    pub(crate) cpu: &'static str,
-    /// More arguments of the kernel.
-    pub(crate) arguments: &'static str,
     /// From the first program to the end.
     pub(crate) limit: Duration,
+    /// What the emulator is told where the lab is stuck.
+    pub(crate) ask: &'a [u8],
 }
 
-/// Boots it, prints what its command prints, and gives the command's exit status.
+/// Starts the emulator, whose output is the lab's console, prints what the lab's command prints, and
+/// gives that command's exit status.
 ///
 /// # Errors
 /// It never boots, dies or takes too long; the last lines of its console are said.
-pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
-    let mut qemu = Running::start("the lab", &mut command(run)?, |child| Ok(child.kill()?))?;
-    let console = qemu.output.take().context("QEMU has no output")?;
-    let mut keyboard = qemu.input.take().context("QEMU has no input")?;
+pub(crate) fn run(mut emulator: Command, run: &Run<'_>) -> Result<i32> {
+    let complaints =
+        File::create(run.complaints).context("cannot write the emulator's complaints")?;
+    emulator.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(complaints);
+    let mut emulator = Running::start("the lab", &mut emulator, |child| Ok(child.kill()?))?;
+    let console = emulator.output.take().context("the emulator has no output")?;
+    let mut keyboard = emulator.input.take().context("the emulator has no input")?;
     let (sender, lines) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
@@ -87,35 +75,11 @@ pub(crate) fn run(run: &Run<'_>) -> Result<i32> {
     });
     let file = File::create(run.console).context("cannot write the lab's console")?;
     let mut console = Console { name: run.name, file, brief: run.brief, start: Instant::now() };
-    let status = watch(&mut console, &lines, run.limit, || Ok(keyboard.write_all(ASK)?));
+    let status = watch(&mut console, &lines, run.limit, || Ok(keyboard.write_all(run.ask)?));
     status.map_err(|error| match fs::read_to_string(run.complaints) {
-        Ok(said) if !said.is_empty() => anyhow!("{error:#}\nQEMU said: {}", said.trim()),
+        Ok(said) if !said.is_empty() => anyhow!("{error:#}\nthe emulator said: {}", said.trim()),
         _ => error,
     })
-}
-
-/// QEMU under another name: else overcommit, tried on this machine meanwhile, would take the
-/// emulated host for a VM. What QEMU loads it looks for beside the folder that it lies in.
-pub(crate) fn emulator() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path);
-    let qemu = dirs.map(|dir| dir.join(testbed::qemu::QEMU)).find(|file| file.is_file());
-    let qemu = qemu.with_context(|| format!("no {}", testbed::qemu::QEMU))?;
-    let prefix = qemu.parent().and_then(Path::parent).context("QEMU lies in no folder")?;
-    let place = testbed::target().join("emulator");
-    let copy = place.join("bin/emulated-host");
-    let modified = |path: &Path| path.metadata().and_then(|data| data.modified());
-    if modified(&copy).is_ok_and(|time| modified(&qemu).is_ok_and(|of_qemu| time >= of_qemu)) {
-        return Ok(copy);
-    }
-    let failed = || format!("cannot copy {} to {}", qemu.display(), copy.display());
-    let _ = fs::remove_dir_all(&place);
-    fs::create_dir_all(place.join("bin")).with_context(failed)?;
-    for beside in ["lib", "share"] {
-        symlink(prefix.join(beside), place.join(beside)).with_context(failed)?;
-    }
-    fs::copy(&qemu, &copy).with_context(failed)?;
-    Ok(copy)
 }
 
 /// What a lab says: all of it in a file, and printed in part or whole.
@@ -140,37 +104,6 @@ impl Console<'_> {
         }
         Ok(())
     }
-}
-
-fn command(run: &Run<'_>) -> Result<Command> {
-    let mut command = Command::new(run.emulator);
-    command.args(["-nodefaults", "-no-reboot", "-display", "none", "-vga", "none", "-m", "3072"]);
-    command.args(["-accel", "tcg,thread=single", "-cpu", run.cpu]);
-    // Virtual time: an instruction takes a nanosecond, whatever the machine does meanwhile.
-    // While all CPUs wait, time goes with the machine's, so that disks keep their speed.
-    command.args(["-icount", "shift=0,sleep=on"]);
-    // Its pages are not for the host's KSM, which tests look at.
-    command.args(["-machine", "mem-merge=off"]);
-    command.args(["-smp", &run.cpus.to_string()]);
-    command.arg("-kernel").arg(&run.image.kernel).arg("-initrd").arg(run.initramfs);
-    let arguments = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable";
-    command.arg("-append").arg(format!("{arguments} {}", run.arguments));
-    command.args(["-serial", "mon:stdio"]);
-    let share = |path: &Path, id: &str, more: &str| {
-        let path = path.display().to_string().replace(',', ",,");
-        format!("local,path={path},id={id},security_model=none,multidevs=remap{more}")
-    };
-    command.arg("-fsdev").arg(share(Path::new("/"), "root", ",readonly=on"));
-    command.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
-    command.arg("-fsdev").arg(share(run.results, "results", ""));
-    command.args(["-device", "virtio-9p-pci,fsdev=results,mount_tag=results"]);
-    let disk = run.disk.display().to_string().replace(',', ",,");
-    let slow = "format=raw,if=none,id=disk,cache=unsafe,throttling.iops-total=200";
-    command.arg("-drive").arg(format!("file={disk},{slow}"));
-    command.args(["-device", "virtio-blk-pci,drive=disk"]);
-    let complaints = File::create(run.complaints).context("cannot write QEMU's complaints")?;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(complaints);
-    Ok(command)
 }
 
 /// Follows the console to the end.

@@ -2,14 +2,17 @@
 //! exits, in an emulated host with Debian's kernels.
 
 mod image;
+mod intel;
 pub(crate) mod kernels;
 mod machine;
+mod qemu;
 
 use crate::build;
 use crate::setup::{TESTBED, Tool, give_to_user_behind_sudo, install, require_root};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use image::Image;
+use intel::Bochs;
 use kernels::Series;
 use machine::IS_STUCK;
 use std::fs;
@@ -18,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use testbed::attempt::STRICT;
-use testbed::{payload, qemu, root, target};
+use testbed::{payload, root, target};
 
 /// Time that one lab may take from its first program on, so that one that hangs ends.
 const LIMIT: Duration = Duration::from_secs(7200);
@@ -81,13 +84,17 @@ impl ValueEnum for Choice {
             Self::One(Series::Linux6_1),
             Self::One(Series::Linux6_12),
             Self::One(Series::Linux7),
+            Self::One(Series::Intel6_12),
             Self::All,
         ]
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
         match self {
-            Self::All => Some(clap::builder::PossibleValue::new("all")),
+            Self::All => {
+                let value = clap::builder::PossibleValue::new("all");
+                Some(value.help("Those of Debian on an AMD CPU"))
+            }
             Self::One(series) => series.to_possible_value(),
         }
     }
@@ -133,10 +140,15 @@ impl Labs {
         ensure!(keyring, "install the package debian-archive-keyring");
         payload::assemble()?;
         let binary = scenario_binary()?;
-        let chosen = |series: &Series| [Choice::All, Choice::One(*series)].contains(&args.kernel);
-        let parts = if args.scenario.is_none() { PARTS } else { 1 };
+        let chosen = match args.kernel {
+            Choice::All => Series::AMD.to_vec(),
+            Choice::One(series) => vec![series],
+        };
+        let is_intel = chosen.iter().any(|series| series.is_intel());
+        ensure!(!(is_intel && args.keep), "recordings of the Intel lab cannot be kept");
+        let parts = if args.scenario.is_none() && !is_intel { PARTS } else { 1 };
         // The newest first: it changes most.
-        let labs = Series::ALL.into_iter().rev().filter(chosen);
+        let labs = chosen.into_iter().rev();
         let labs = labs.flat_map(|series| (0..parts).map(move |part| (series, part)));
         labs.map(|(series, part)| prepare(series, (part, parts), args, &binary))
             .collect::<Result<_>>()
@@ -186,9 +198,17 @@ struct Lab {
     /// A folder of its own.
     work: PathBuf,
     initramfs: PathBuf,
-    emulator: PathBuf,
+    emulator: Emulator,
     /// Whether only how scenarios end is printed.
     brief: bool,
+}
+
+/// What emulates its host.
+enum Emulator {
+    /// QEMU, under another name.
+    Qemu(PathBuf),
+    /// See there.
+    Bochs(Bochs),
 }
 
 impl Lab {
@@ -216,23 +236,32 @@ impl Lab {
 
     fn run(&self) -> Result<()> {
         let disk = self.work.join("disk");
-        fs::File::create(&disk)?.set_len(DISK)?;
+        let (command, ask) = match &self.emulator {
+            Emulator::Qemu(emulator) => {
+                fs::File::create(&disk)?.set_len(DISK)?;
+                let host = qemu::Host {
+                    emulator,
+                    image: &self.image,
+                    initramfs: &self.initramfs,
+                    results: &self.work.join("results"),
+                    disk: &disk,
+                    cpus: self.series.cpus(),
+                    cpu: self.series.cpu(),
+                    arguments: self.series.arguments(),
+                };
+                (qemu::command(&host), qemu::ASK)
+            }
+            Emulator::Bochs(bochs) => (bochs.command(&disk)?, &[][..]),
+        };
         let run = machine::Run {
-            emulator: &self.emulator,
             name: &self.label,
-            image: &self.image,
-            initramfs: &self.initramfs,
-            results: &self.work.join("results"),
-            disk: &disk,
-            complaints: &self.work.join("qemu.log"),
+            complaints: &self.work.join("emulator.log"),
             console: &self.console(),
             brief: self.brief,
-            cpus: self.series.cpus(),
-            cpu: self.series.cpu(),
-            arguments: self.series.arguments(),
             limit: LIMIT,
+            ask,
         };
-        let status = machine::run(&run);
+        let status = machine::run(command, &run);
         // It may be gone.
         let _ = fs::remove_file(&disk);
         if status? != 0 {
@@ -276,7 +305,7 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
         }
     }
     // The last CPU: one that can be taken offline.
-    command += &format!("export {}={}\n", qemu::CPU, series.cpus() - 1);
+    command += &format!("export {}={}\n", testbed::qemu::CPU, series.cpus() - 1);
     command += &format!("export {}=1\n", payload::WORKS);
     command += &format!("export OVERCOMMIT_LAB_PART={}/{}\n", part.0, part.1);
     command += &format!("export OVERCOMMIT_LAB_KERNEL={}\n", series.name());
@@ -288,7 +317,11 @@ fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Resu
     }
     command += &lab_command(args, binary);
     fs::write(results.join("command"), command)?;
-    let emulator = machine::emulator()?;
+    let emulator = if series.is_intel() {
+        Emulator::Bochs(Bochs::prepare(&work, &image, &initramfs, binary)?)
+    } else {
+        Emulator::Qemu(qemu::emulator()?)
+    };
     Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief: args.within_test })
 }
 
@@ -329,7 +362,8 @@ fn image(series: Series) -> Result<(Image, bool)> {
     let lock = fs::File::create(cache.join("lock")).with_context(failed)?;
     lock.lock().with_context(failed)?;
     let packages = kernels::fetch(series, &cache)?;
-    Ok((image::unpack(&packages, &cache)?, packages.unproven))
+    let modules = if series.is_intel() { &image::INTEL } else { &image::AMD };
+    Ok((image::unpack(&packages, modules, &cache)?, packages.unproven))
 }
 
 /// Where what was fetched is kept: outside target/, `cargo clean` costs no download.

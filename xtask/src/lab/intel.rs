@@ -1,0 +1,285 @@
+//! The emulated host with an Intel CPU: Bochs, which has VMX with EPT. It shares no folder: its root is
+//! a disk with what the scenarios need, and its kernel comes from a CD.
+
+use crate::lab::image::Image;
+use crate::lab::kernels::fetch_file;
+use crate::setup::{Tool, install, install_packages, quietly, show};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use testbed::{overcommit, root, target};
+
+/// Debian's source of Bochs, with its checksum. Built for the console alone it is twice as fast as
+/// the package, and needs nothing of another release.
+const SOURCE: (&str, &str) = (
+    "pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz",
+    "78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b",
+);
+/// How it is built: with what the model of its CPU has.
+const CONFIGURED: [&str; 12] = [
+    "--with-nogui",
+    "--enable-x86-64",
+    "--enable-cpu-level=6",
+    "--enable-avx",
+    "--enable-evex",
+    "--enable-memtype",
+    "--enable-vmx=2",
+    "--enable-pci",
+    "--enable-long-phy-address",
+    "--enable-repeat-speedups",
+    "--enable-all-optimizations",
+    "--disable-docbook",
+];
+
+/// What it takes to build it, and to make its disks.
+const TOOLS: [Tool; 5] = [
+    Tool { program: "g++", package: "g++" },
+    Tool { program: "make", package: "make" },
+    Tool { program: "xz", package: "xz-utils" },
+    Tool { program: "xorriso", package: "xorriso" },
+    Tool { program: "mkfs.ext4", package: "e2fsprogs" },
+];
+/// What boots from the CD, with their packages.
+const LOADER: [(&str, &str); 2] = [
+    ("/usr/lib/ISOLINUX/isolinux.bin", "isolinux"),
+    ("/usr/lib/syslinux/modules/bios/ldlinux.c32", "syslinux-common"),
+];
+/// Firmware of the package seabios, which QEMU needs too.
+const FIRMWARE: &str = "/usr/share/seabios";
+
+/// Programs of the scenarios for which busybox does not do; its shell runs its own in place of others.
+const PROGRAMS: [&str; 10] = [
+    testbed::qemu::QEMU,
+    "sh",
+    "taskset",
+    "mkswap",
+    "swapon",
+    "swapoff",
+    "losetup",
+    "renice",
+    "fallocate",
+    "dmesg",
+];
+/// What QEMU loads, where it is.
+const QEMU_FILES: [&str; 6] = [
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/kvmvapic.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
+    "/usr/share/qemu/multiboot_dma.bin",
+    "/usr/share/qemu/linuxboot.bin",
+    "/usr/share/qemu/multiboot.bin",
+];
+/// MiB of the disk beside what lies on it.
+const SPARE: u64 = 256;
+
+/// The emulator, with the disks of one host.
+pub(crate) struct Bochs {
+    emulator: PathBuf,
+    disc: PathBuf,
+    root: PathBuf,
+    work: PathBuf,
+}
+
+impl Bochs {
+    /// Builds it once, and makes the disks; `work` holds `results/command`.
+    ///
+    /// # Errors
+    /// Something cannot be had, or built.
+    pub(crate) fn prepare(
+        work: &Path,
+        image: &Image,
+        initramfs: &Path,
+        scenarios: &Path,
+    ) -> Result<Self> {
+        install(&TOOLS)?;
+        let missing = LOADER.iter().filter(|(file, _)| !Path::new(file).exists());
+        let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
+        if !missing.is_empty() {
+            install_packages(&missing)?;
+        }
+        Ok(Self {
+            emulator: emulator()?,
+            disc: disc(work, image, initramfs)?,
+            root: root_disk(work, scenarios)?,
+            work: work.to_owned(),
+        })
+    }
+
+    /// The command that boots it, with a copy of its root at `disk`. One instruction of its takes 4 ns
+    /// of its own time; while it waits time leaps.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub(crate) fn command(&self, disk: &Path) -> Result<Command> {
+        testbed::run(Command::new("cp").arg("--sparse=always").arg(&self.root).arg(disk))?;
+        let (disk, disc) = (disk.display(), self.disc.display());
+        let log = self.work.join("bochs.log");
+        let text = format!(
+            "display_library: nogui\n\
+             config_interface: textconfig\n\
+             megs: 1536\n\
+             cpu: model=corei7_haswell_4770, count=1, ips=250000000, reset_on_triple_fault=0, \
+             ignore_bad_msrs=1\n\
+             clock: sync=none, time0=local, rtc_sync=0\n\
+             romimage: file={FIRMWARE}/bios.bin\n\
+             vgaromimage: file={FIRMWARE}/vgabios-stdvga.bin\n\
+             pci: enabled=1, chipset=i440fx\n\
+             ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
+             ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15\n\
+             ata0-master: type=disk, path=\"{disk}\", mode=flat\n\
+             ata1-master: type=cdrom, path=\"{disc}\", status=inserted\n\
+             boot: cdrom\n\
+             com1: enabled=1, mode=file, dev=/dev/stdout\n\
+             log: \"{}\"\n\
+             panic: action=fatal\n\
+             error: action=report\n\
+             info: action=ignore\n\
+             debug: action=ignore\n",
+            log.display()
+        );
+        let file = self.work.join("bochsrc");
+        fs::write(&file, text)?;
+        let mut command = Command::new(&self.emulator);
+        command.arg("-q").arg("-f").arg(file);
+        Ok(command)
+    }
+}
+
+/// Bochs, built in the cache once.
+fn emulator() -> Result<PathBuf> {
+    let cache = super::cache()?;
+    let place = cache.join("bochs-3.0");
+    let built = place.join("bochs");
+    if built.exists() {
+        return Ok(built);
+    }
+    let (file, sha256) = SOURCE;
+    let archive = fetch_file(file, sha256, &cache)?;
+    println!("building Bochs, which takes two minutes");
+    let sources = cache.join("bochs-building");
+    let _ = fs::remove_dir_all(&sources);
+    fs::create_dir_all(&sources)?;
+    let mut unpack = Command::new("tar");
+    unpack.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(&sources);
+    quietly(unpack.arg("--strip-components=1"))?;
+    quietly(Command::new("./configure").args(CONFIGURED).current_dir(&sources))?;
+    let jobs = format!("-j{}", std::thread::available_parallelism()?);
+    quietly(Command::new("make").arg(jobs).arg("bochs").current_dir(&sources))?;
+    fs::create_dir_all(&place)?;
+    fs::rename(sources.join("bochs"), &built).context("Bochs was not built")?;
+    fs::remove_dir_all(&sources)?;
+    Ok(built)
+}
+
+/// A CD that boots the kernel; its file.
+fn disc(work: &Path, image: &Image, initramfs: &Path) -> Result<PathBuf> {
+    let tree = work.join("disc");
+    let folder = tree.join("isolinux");
+    fs::create_dir_all(&folder)?;
+    for (file, _) in LOADER {
+        let name = Path::new(file).file_name().context("a loader without a name")?;
+        fs::copy(file, folder.join(name)).with_context(|| format!("cannot copy {file}"))?;
+    }
+    fs::copy(&image.kernel, folder.join("vmlinuz"))?;
+    fs::copy(initramfs, folder.join("initrd"))?;
+    // SeaBIOS tells of QEMU's slots for PCI devices, by which the kernel takes Bochs' devices away.
+    let arguments = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable acpiphp.disable=1 lab.disk";
+    let lines =
+        "default linux\nprompt 0\ntimeout 1\nlabel linux\n kernel vmlinuz\n append initrd=initrd";
+    fs::write(folder.join("isolinux.cfg"), format!("{lines} {arguments}\n"))?;
+    let file = work.join("disc.iso");
+    let mut xorriso = Command::new("xorriso");
+    xorriso.args(["-as", "mkisofs", "-quiet", "-o"]).arg(&file);
+    xorriso.args("-b isolinux/isolinux.bin -c isolinux/boot.cat -no-emul-boot".split(' '));
+    show(xorriso.args(["-boot-load-size", "4", "-boot-info-table"]).arg(&tree))?;
+    fs::remove_dir_all(tree)?;
+    Ok(file)
+}
+
+/// A disk with what the scenarios need, each at the place where it lies here; its file.
+fn root_disk(work: &Path, scenarios: &Path) -> Result<PathBuf> {
+    let tree = work.join("root");
+    let _ = fs::remove_dir_all(&tree);
+    for dir in ["bin", "sbin", "lib", "lib64"] {
+        fs::create_dir_all(tree.join("usr").join(dir))?;
+        symlink(format!("usr/{dir}"), tree.join(dir))?;
+    }
+    for dir in ["proc", "sys", "dev", "run", "tmp", "etc", "var/tmp", "root"] {
+        fs::create_dir_all(tree.join(dir))?;
+    }
+    busybox(&tree)?;
+    for name in PROGRAMS {
+        put_program(&tree, &find(name)?)?;
+    }
+    for program in [overcommit(), scenarios.to_owned(), stand_in(scenarios)] {
+        put_program(&tree, &program)?;
+    }
+    for file in QEMU_FILES.map(Path::new).into_iter().filter(|file| file.exists()) {
+        put(&tree, file)?;
+    }
+    // By which the scenarios know the project.
+    put(&tree, &root().join("overcommit-ebpf/Cargo.toml"))?;
+    for guest in glob::glob(&format!("{}/*.elf", target().display()))?.flatten() {
+        put(&tree, &guest)?;
+    }
+    fs::create_dir_all(tree.join("results"))?;
+    fs::copy(work.join("results/command"), tree.join("results/command"))?;
+    let size =
+        testbed::run(Command::new("du").args(["--summarize", "--block-size=1M"]).arg(&tree))?;
+    let size = size.split_whitespace().next().and_then(|size| size.parse::<u64>().ok());
+    let file = work.join("root.img");
+    fs::File::create(&file)?.set_len((size.context("du gives no size")? + SPARE) << 20)?;
+    let mut make = Command::new("mkfs.ext4");
+    quietly(make.args(["-q", "-E", "lazy_itable_init=0", "-d"]).arg(&tree).arg(&file))?;
+    fs::remove_dir_all(&tree)?;
+    Ok(file)
+}
+
+/// Beside the scenarios, see [`testbed::results::stand_in`].
+fn stand_in(scenarios: &Path) -> PathBuf {
+    scenarios.ancestors().nth(2).unwrap_or(Path::new("")).join("stand-in")
+}
+
+/// A link for each program that busybox has.
+fn busybox(tree: &Path) -> Result<()> {
+    let busybox = find("busybox")?;
+    fs::copy(&busybox, tree.join("usr/bin/busybox"))?;
+    for name in testbed::run(Command::new(&busybox).arg("--list"))?.lines() {
+        if name != "busybox" {
+            symlink("busybox", tree.join("usr/bin").join(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn find(name: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let found = dirs.map(|dir| dir.join(name)).find(|file| file.is_file());
+    found.with_context(|| format!("no {name}"))
+}
+
+/// Puts a program there, with the libraries that it loads.
+fn put_program(tree: &Path, program: &Path) -> Result<()> {
+    put(tree, program)?;
+    let libraries = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+    // It fails on a static one.
+    let libraries = String::from_utf8_lossy(&libraries.stdout).into_owned();
+    let paths = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+    paths.map(Path::new).try_for_each(|library| put(tree, library))
+}
+
+/// Puts a file where it lies here, links followed.
+fn put(tree: &Path, file: &Path) -> Result<()> {
+    ensure!(file.is_absolute(), "{} has no place of its own", file.display());
+    let copy = tree.join(file.strip_prefix("/")?);
+    if let Some(dir) = copy.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    // Of busybox perhaps.
+    let _ = fs::remove_file(&copy);
+    fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
+    Ok(())
+}
