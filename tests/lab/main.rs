@@ -7,6 +7,7 @@ mod costs;
 mod counts;
 mod evictions;
 mod host_changes;
+mod kernel;
 mod kswapd;
 mod lifecycle;
 mod spread;
@@ -67,6 +68,7 @@ fn trials() -> Result<Vec<Trial>> {
         kswapd::scenarios(),
         causes::scenarios(),
         costs::scenarios(),
+        kernel::scenarios(),
     ];
     let mut scenarios: Vec<Scenario> = scenarios.into_iter().flatten().collect();
     if std::env::var_os("OVERCOMMIT_LAB_SPREAD").is_some() {

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 35] = [
+const ON_SOME: [(&str, &[&str]); 36] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -43,6 +43,8 @@ const ON_SOME: [(&str, &[&str]); 35] = [
     ("evictions", &["7.x"]),
     ("kswapd_works_for_who_allocates", &["7.x"]),
     ("costs", &["7.x"]),
+    // For the documents alone.
+    ("kernel_summary", &[]),
 ];
 const FENTRY: &[&str] = &["6.1", "6.12"];
 /// Preempted lazily, where trampolines miss calls.
@@ -50,13 +52,14 @@ const KPROBE: &[&str] = &["7.x"];
 
 /// Those for which the CPU matters, and which need no share and no slow disk: all that the lab with an
 /// Intel CPU runs.
-const ON_INTEL: [&str; 6] = [
+const ON_INTEL: [&str; 7] = [
     "counts_fentry_anonymous",
     "counts_kprobe_anonymous",
     "counts_perf_anonymous",
     "pause_and_device_are_no_stall",
     "migration_is_no_stall",
     "a_swapped_device_model_is_a_stall",
+    "kernel_summary",
 ];
 
 /// Those of `scenarios` that an Intel CPU is for.

@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod docs;
 mod fuzz;
+mod kernels;
 mod lab;
 mod last_test;
 mod managers;
@@ -35,6 +36,8 @@ enum Command {
     Docs,
     /// Look for data that make a reader of others' data fail
     Fuzz(fuzz::Args),
+    /// Boot every kernel of the lab and write what is seen there to docs/kernels.md
+    Kernels,
     /// Run the tests on other kernels, in an emulated host
     Lab(lab::Args),
     /// Show a failure of the field on real VMs
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Docs => docs::run(),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Kernels => kernels::run(),
         Command::Lab(args) => lab::run(&args),
         Command::Scenario(args) => scenario::run(&args),
         Command::Simulate { times } => test::simulate(times),

@@ -18,6 +18,12 @@ pub(crate) enum Series {
     /// Debian 13
     #[value(name = "6.12")]
     Linux6_12,
+    /// Debian 13's backports of 2025
+    #[value(name = "6.16")]
+    Linux6_16,
+    /// The same of 2026: a kernel with long-term support
+    #[value(name = "6.18")]
+    Linux6_18,
     /// Debian 13's backports
     #[value(name = "7.x")]
     Linux7,
@@ -34,14 +40,26 @@ struct Pinned {
 }
 
 impl Series {
-    /// Every kernel on the emulated AMD CPU, oldest first: those that the tests run on.
-    pub(crate) const AMD: [Self; 3] = [Self::Linux6_1, Self::Linux6_12, Self::Linux7];
+    /// Those that the tests run on, oldest first.
+    pub(crate) const TESTED: [Self; 3] = [Self::Linux6_1, Self::Linux6_12, Self::Linux7];
+
+    /// Every one, as docs/kernels.md has them.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Linux6_1,
+        Self::Linux6_12,
+        Self::Intel6_12,
+        Self::Linux6_16,
+        Self::Linux6_18,
+        Self::Linux7,
+    ];
 
     /// As on the command line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Linux6_1 => "6.1",
             Self::Linux6_12 => "6.12",
+            Self::Linux6_16 => "6.16",
+            Self::Linux6_18 => "6.18",
             Self::Linux7 => "7.x",
             Self::Intel6_12 => "6.12-intel",
         }
@@ -52,7 +70,7 @@ impl Series {
     pub(crate) const fn cpus(self) -> u32 {
         match self {
             Self::Linux6_12 => 2,
-            Self::Linux6_1 | Self::Linux7 | Self::Intel6_12 => 1,
+            _ => 1,
         }
     }
 
@@ -62,7 +80,7 @@ impl Series {
     pub(crate) const fn arguments(self) -> &'static str {
         match self {
             Self::Linux7 => "nohz=off highres=off lapic=notscdeadline",
-            Self::Linux6_1 | Self::Linux6_12 | Self::Intel6_12 => "",
+            _ => "",
         }
     }
 
@@ -91,7 +109,7 @@ impl Series {
             Self::Linux6_12 | Self::Intel6_12 => {
                 &[("debian", "trixie"), ("debian-security", "trixie-security")]
             }
-            Self::Linux7 => &[("debian", "trixie-backports")],
+            Self::Linux6_16 | Self::Linux6_18 | Self::Linux7 => &[("debian", "trixie-backports")],
         }
     }
 
@@ -106,6 +124,16 @@ impl Series {
                 name: "linux-image-6.12.117+deb13-amd64",
                 version: "6.12.117-1",
                 sha256: "ca712d36790184f6ac125ce2b20ea4e2202ae6bb7817b7de268f1f0115ccda73",
+            }],
+            Self::Linux6_16 => &[Pinned {
+                name: "linux-image-6.16.12+deb13-amd64",
+                version: "6.16.12-1~bpo13+1",
+                sha256: "a54583c502202b9ec1709d6dc952870cd32eb92b29a32756f0fd240b514ed1f2",
+            }],
+            Self::Linux6_18 => &[Pinned {
+                name: "linux-image-6.18.15+deb13-amd64",
+                version: "6.18.15-1~bpo13+1",
+                sha256: "d38a7af6260782a47cd615ad717347a528b45f076245b4deabb3f1ecf8459186",
             }],
             Self::Linux7 => &[
                 Pinned {

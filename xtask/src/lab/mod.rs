@@ -1,6 +1,7 @@
 //! `cargo xtask lab`: the tests that need kernels with function hooks and real KVM
 //! exits, in an emulated host with Debian's kernels.
 
+mod boot;
 mod image;
 mod intel;
 pub(crate) mod kernels;
@@ -9,22 +10,17 @@ mod qemu;
 
 use crate::build;
 use crate::setup::{TESTBED, Tool, give_to_user_behind_sudo, install, require_root};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use boot::Lab;
 use clap::ValueEnum;
 use image::Image;
-use intel::Bochs;
 use kernels::Series;
-use machine::IS_STUCK;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use testbed::attempt::STRICT;
 use testbed::{payload, root, target};
 
-/// Time that one lab may take from its first program on, so that one that hangs ends.
-const LIMIT: Duration = Duration::from_secs(7200);
 /// Labs among which the scenarios of a kernel are divided, so that no CPU waits for the
 /// last kernel alone.
 const PARTS: u32 = 2;
@@ -35,8 +31,6 @@ const A_CPU: usize = 2;
 const AT_ONCE: usize = 4;
 /// CPUs for each lab that runs beside other tests, which a machine full of labs makes slow.
 const CPUS_BESIDE: usize = 1;
-/// Bytes of the slow disk.
-const DISK: u64 = 256 << 20;
 
 /// What the lab needs beside the testbed.
 const LAB: [Tool; 5] = [
@@ -83,8 +77,10 @@ impl ValueEnum for Choice {
         &[
             Self::One(Series::Linux6_1),
             Self::One(Series::Linux6_12),
-            Self::One(Series::Linux7),
             Self::One(Series::Intel6_12),
+            Self::One(Series::Linux6_16),
+            Self::One(Series::Linux6_18),
+            Self::One(Series::Linux7),
             Self::All,
         ]
     }
@@ -93,7 +89,7 @@ impl ValueEnum for Choice {
         match self {
             Self::All => {
                 let value = clap::builder::PossibleValue::new("all");
-                Some(value.help("Those of Debian on an AMD CPU"))
+                Some(value.help("6.1, 6.12 and 7.x, as in the tests"))
             }
             Self::One(series) => series.to_possible_value(),
         }
@@ -135,22 +131,44 @@ impl Labs {
     }
 
     fn prepare(args: &Args) -> Result<Self> {
+        let chosen = match args.kernel {
+            Choice::All => Series::TESTED.to_vec(),
+            Choice::One(series) => vec![series],
+        };
+        Self::of(&chosen, args)
+    }
+
+    /// One scenario on every kernel there is; the labs, and where each writes its console.
+    ///
+    /// # Errors
+    /// As [`Self::spread`].
+    pub(crate) fn everywhere(scenario: &str) -> Result<(Self, Vec<PathBuf>)> {
+        let args = Args {
+            kernel: Choice::All,
+            scenario: Some(scenario.to_owned()),
+            keep: false,
+            kills: None,
+            within_test: false,
+            again: true,
+        };
+        let labs = Self::of(&Series::ALL, &args)?;
+        let consoles = labs.0.iter().rev().map(Lab::console).collect();
+        Ok((labs, consoles))
+    }
+
+    fn of(chosen: &[Series], args: &Args) -> Result<Self> {
         install(&LAB)?;
         let keyring = Path::new(kernels::KEYRING).exists();
         ensure!(keyring, "install the package debian-archive-keyring");
         payload::assemble()?;
         let binary = scenario_binary()?;
-        let chosen = match args.kernel {
-            Choice::All => Series::AMD.to_vec(),
-            Choice::One(series) => vec![series],
-        };
         let is_intel = chosen.iter().any(|series| series.is_intel());
         ensure!(!(is_intel && args.keep), "recordings of the Intel lab cannot be kept");
         let parts = if args.scenario.is_none() && !is_intel { PARTS } else { 1 };
         // The newest first: it changes most.
-        let labs = chosen.into_iter().rev();
+        let labs = chosen.iter().copied().rev();
         let labs = labs.flat_map(|series| (0..parts).map(move |part| (series, part)));
-        labs.map(|(series, part)| prepare(series, (part, parts), args, &binary))
+        labs.map(|(series, part)| boot::prepare(series, (part, parts), args, &binary))
             .collect::<Result<_>>()
             .map(Self)
     }
@@ -188,143 +206,6 @@ impl Labs {
     }
 }
 
-/// A kernel with all that it needs to run the scenarios, or a part of them.
-struct Lab {
-    series: Series,
-    /// Before each line of its console: the series, with a letter for the part.
-    label: String,
-    image: Image,
-    unproven: bool,
-    /// A folder of its own.
-    work: PathBuf,
-    initramfs: PathBuf,
-    emulator: Emulator,
-    /// Whether only how scenarios end is printed.
-    brief: bool,
-}
-
-/// What emulates its host.
-enum Emulator {
-    /// QEMU, under another name.
-    Qemu(PathBuf),
-    /// See there.
-    Bochs(Bochs),
-}
-
-impl Lab {
-    /// Runs the scenarios and says how that ended; failures of an unproven kernel are
-    /// said alone.
-    fn passes(&self) -> bool {
-        let start = Instant::now();
-        let mut result = self.run();
-        // A lost timer interrupt, see `Series::arguments`; whatever is ours hangs twice.
-        if let Err(error) = &result
-            && format!("{error:#}").starts_with(IS_STUCK)
-        {
-            println!("{}: once more: {error:#}", self.label);
-            result = self.run();
-        }
-        let (release, time) = (&self.image.release, start.elapsed().as_secs());
-        let release = format!("{release} ({})", self.label);
-        let kernel = if self.unproven { "unproven kernel" } else { "kernel" };
-        match &result {
-            Ok(()) => println!("{kernel} {release}: passed in {time} s"),
-            Err(error) => println!("{kernel} {release}: {error:#}"),
-        }
-        result.is_ok() || self.unproven
-    }
-
-    fn run(&self) -> Result<()> {
-        let disk = self.work.join("disk");
-        let (command, ask) = match &self.emulator {
-            Emulator::Qemu(emulator) => {
-                fs::File::create(&disk)?.set_len(DISK)?;
-                let host = qemu::Host {
-                    emulator,
-                    image: &self.image,
-                    initramfs: &self.initramfs,
-                    results: &self.work.join("results"),
-                    disk: &disk,
-                    cpus: self.series.cpus(),
-                    cpu: self.series.cpu(),
-                    arguments: self.series.arguments(),
-                };
-                (qemu::command(&host), qemu::ASK)
-            }
-            Emulator::Bochs(bochs) => (bochs.command(&disk)?, &[][..]),
-        };
-        let run = machine::Run {
-            name: &self.label,
-            complaints: &self.work.join("emulator.log"),
-            console: &self.console(),
-            brief: self.brief,
-            limit: LIMIT,
-            ask,
-        };
-        let status = machine::run(command, &run);
-        // It may be gone.
-        let _ = fs::remove_file(&disk);
-        if status? != 0 {
-            if self.brief {
-                self.print_failures();
-            }
-            bail!("scenarios failed; all that it said is in {}", self.console().display());
-        }
-        Ok(())
-    }
-
-    fn console(&self) -> PathBuf {
-        self.work.join("console.log")
-    }
-
-    /// What the harness says of failures, at its end.
-    fn print_failures(&self) {
-        let text = fs::read_to_string(self.console()).unwrap_or_default();
-        let lines = text.lines().skip_while(|line| !line.ends_with(" failures:"));
-        lines.for_each(|line| println!("{:>5} | {line}", self.label));
-    }
-}
-
-fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Result<Lab> {
-    let (image, unproven) = image(series)?;
-    let letter = (part.1 > 1).then(|| char::from(b'a' + part.0 as u8));
-    let label = series.name().chars().chain(letter).collect::<String>();
-    let work = target().join("lab").join(&label);
-    let _ = fs::remove_dir_all(&work);
-    let results = work.join("results");
-    fs::create_dir_all(&results)?;
-    let initramfs = image::initramfs(&image, &work)?;
-    let mut command = String::new();
-    if series.runs_linux_guests() {
-        let files = [
-            (payload::LINUX_KERNEL, &image.kernel),
-            (payload::LINUX_INITRAMFS, &image::guest_initramfs(&work)?),
-        ];
-        for (variable, file) in files {
-            command += &format!("export {variable}={}\n", quote(&file.display().to_string()));
-        }
-    }
-    // The last CPU: one that can be taken offline.
-    command += &format!("export {}={}\n", testbed::qemu::CPU, series.cpus() - 1);
-    command += &format!("export {}=1\n", payload::WORKS);
-    command += &format!("export OVERCOMMIT_LAB_PART={}/{}\n", part.0, part.1);
-    command += &format!("export OVERCOMMIT_LAB_KERNEL={}\n", series.name());
-    if args.within_test {
-        command += "export OVERCOMMIT_LAB_SPREAD=1\n";
-    }
-    if !args.again {
-        command += &format!("export {STRICT}=1\n");
-    }
-    command += &lab_command(args, binary);
-    fs::write(results.join("command"), command)?;
-    let emulator = if series.is_intel() {
-        Emulator::Bochs(Bochs::prepare(&work, &image, &initramfs, binary)?)
-    } else {
-        Emulator::Qemu(qemu::emulator()?)
-    };
-    Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief: args.within_test })
-}
-
 /// Kernel and initramfs of a Linux guest on this machine itself, which shares its root,
 /// each with the variable of the environment that says where it is.
 ///
@@ -337,20 +218,6 @@ pub(crate) fn guest_files() -> Result<[(&'static str, PathBuf); 2]> {
     fs::create_dir_all(&work)?;
     let initramfs = image::initramfs(&image, &work)?;
     Ok([(payload::LINUX_KERNEL, image.kernel), (payload::SHELL_INITRAMFS, initramfs)])
-}
-
-fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// What the lab's shell runs.
-fn lab_command(args: &Args, binary: &Path) -> String {
-    let keep = if args.keep { "export OVERCOMMIT_LAB_KEEP=/run/results\n" } else { "" };
-    let kills = args.kills.map(|kills| format!("export OVERCOMMIT_LAB_KILLS={kills}\n"));
-    let kills = kills.unwrap_or_default();
-    let filter = args.scenario.as_deref().map(quote).unwrap_or_default();
-    let binary = quote(&binary.display().to_string());
-    format!("{keep}{kills}exec {binary} --color=never --test-threads=1 {filter}\n")
 }
 
 /// The kernel of a series, fetched and unpacked once; and whether its packages are not proven.
