@@ -3,6 +3,8 @@
 pub mod cmdline;
 mod config_file;
 pub mod discovery;
+#[cfg(test)]
+mod managers;
 pub mod maps;
 pub mod memory;
 mod memory_devices;
