@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 36] = [
+const ON_SOME: [(&str, &[&str]); 37] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -32,6 +32,7 @@ const ON_SOME: [(&str, &[&str]); 36] = [
     ("pause_and_device_are_no_stall", &["6.12"]),
     ("migration_is_no_stall", &["6.12"]),
     ("a_swapped_device_model_is_a_stall", &["6.12"]),
+    ("pages_that_leave_the_guest_are_counted", &["7.x"]),
     ("postcopy_is_a_wait_for_another_process", &["6.1"]),
     ("clock_steps_take_nothing", &["6.1"]),
     ("kvm_comes_late", &["6.12"]),

@@ -1,16 +1,16 @@
 //! What counts as a stall and what does not.
 
 use crate::Scenario;
-use crate::witness::memory_exit;
+use crate::witness::{Histogram, memory_exit};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
-use testbed::host::{MemoryCgroup, Setting};
+use testbed::host::{MemoryCgroup, Setting, write};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
-use testbed::results::{fault_share, figure, json, rows, vm};
+use testbed::results::{fault_share, figure, json, only_vm, rows, vm, within_a_percent};
 use testbed::squeeze::Squeeze;
 use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, await_some};
@@ -21,6 +21,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ("migration_is_no_stall".to_owned(), Box::new(migration)),
         ("postcopy_is_a_wait_for_another_process".to_owned(), Box::new(postcopy)),
         ("a_swapped_device_model_is_a_stall".to_owned(), Box::new(swapped_device_model)),
+        ("pages_that_leave_the_guest_are_counted".to_owned(), Box::new(invalidations)),
     ]
 }
 
@@ -142,6 +143,34 @@ fn postcopy(dir: &Path) -> Result<()> {
     ensure!(asked >= 100 && majors.abs_diff(asked) <= more, "{summary:#}");
     let share = fault_share(&summary, "userfault")?;
     ensure!(share >= 0.5, "userfaults are {share} of the time of its faults");
+    Ok(())
+}
+
+/// KVM's own tracepoint says how often it was told, of all VMs: there is one. Compaction is asked for by a
+/// process that is none of the VM's.
+fn invalidations(dir: &Path) -> Result<()> {
+    let squeeze = Squeeze::new()?;
+    let mut vm = Vm::start(&Config { stopped: true, ..squeeze.config("squeezed") })?;
+    for backend in crate::FUNCTION_BACKENDS {
+        let told = Histogram::start("kvm/kvm_unmap_hva_range", "common_pid")?;
+        let recording = Recording::start(&dir.join(backend), ["--backend", backend])?;
+        let before = told.total()?;
+        vm.resume()?;
+        vm.await_majors(MAJORS)?;
+        vm.stop()?;
+        let by_vm = told.total()? - before;
+        write("/proc/sys/vm/compact_memory", "1")?;
+        let by_all = told.total()? - before;
+        let summary = only_vm(&recording.end()?)?;
+        let by = &summary["invalidations"];
+        let of = |who: &str| by[who].as_u64().unwrap_or(0);
+        let all: u64 = by.as_object().context("none")?.values().filter_map(Value::as_u64).sum();
+        println!("{backend}: {by}; KVM was told {by_vm} times, with compaction {by_all}");
+        within_a_percent("invalidations", all, by_all, 0)?;
+        // Whatever came back was taken before; the rest are copies of the page of zeros.
+        ensure!(of("reclaim") >= MAJORS, "{by}");
+        ensure!(of("other").abs_diff(by_all - by_vm) <= 3, "{by}, {} others", by_all - by_vm);
+    }
     Ok(())
 }
 

@@ -158,6 +158,26 @@ named! {
 }
 
 named! {
+    /// On whose behalf pages left the tables of the guest, so that KVM has to find them again.
+    Invalidator {
+        /// The VM's own threads: a balloon, a copy on write, a mapping that is gone.
+        Own = 0 => "own",
+        /// NUMA balancing, which has to see which node uses a page; or a change of protection.
+        Numa = 1 => "numa",
+        /// KSM, which looks for pages that are the same.
+        Ksm = 2 => "ksm",
+        /// The kernel's compaction, which moves pages together.
+        Compaction = 3 => "compaction",
+        /// khugepaged, which makes huge pages of small ones.
+        HugePages = 4 => "huge_pages",
+        /// Reclaim by the kernel or one of the VMs' threads.
+        Reclaim = 5 => "reclaim",
+        /// Anybody else: other processes that reclaim, move or compact memory.
+        Other = 6 => "other",
+    }
+}
+
+named! {
     /// A program that runs on every fault of the host.
     HotProgram {
         /// Starts the clock.

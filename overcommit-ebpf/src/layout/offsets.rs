@@ -103,6 +103,10 @@ offsets! {
         bdev_disk,
         /// `gendisk::disk_name`
         disk_name,
+        /// `mmu_notifier_range::mm`; where this kernel has no such, it has no KVM either
+        invalidation_mm,
+        /// `mmu_notifier_range::event`
+        invalidation_event,
     }
 }
 

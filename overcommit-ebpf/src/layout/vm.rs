@@ -1,6 +1,6 @@
 //! A VM's slot.
 
-use crate::layout::{FaultBacking, Loss, Metric, Part, Taker, zero};
+use crate::layout::{FaultBacking, Invalidator, Loss, Metric, Part, Taker, zero};
 use core::sync::atomic::AtomicU64;
 
 /// What of the time of memory windows passed outside faults and waits for a CPU, in
@@ -63,6 +63,8 @@ pub struct Vm {
     pub slow_in_second: AtomicU64,
     /// Chunks of its histograms.
     pub chunks: AtomicU64,
+    /// How often pages left the tables of its guest, by [`Invalidator`].
+    pub invalidated: [AtomicU64; Invalidator::COUNT],
     /// Places in the pool, plus 1, of the histograms of its faults: of minor ones and major
     /// ones of each [`FaultBacking`]; 0 while there was none.
     pub fault_places: [AtomicU64; FaultBacking::HISTOGRAMS],
@@ -106,6 +108,7 @@ impl Vm {
         zero(&self.lost);
         zero(&self.parts_ns);
         zero(&self.stall_ns);
+        zero(&self.invalidated);
         zero(&self.fault_places);
         zero(&[&self.slow_second, &self.slow_in_second, &self.chunks]);
         let swapin = &self.swapin;
@@ -114,4 +117,4 @@ impl Vm {
     }
 }
 
-const _: () = assert!(size_of::<Vm>() == 872);
+const _: () = assert!(size_of::<Vm>() == 928);

@@ -4,7 +4,8 @@
 //! `backing` says what it took, `swapin` looks at the part of it that waits for swap,
 //! `evictions` at what reclaim takes and for whom, `reclaim` at the time of those who do it,
 //! `locks` and `sleeps` at what else threads wait for, and `parts` splits the fault's time
-//! among all those; `high` follows those who are held back after a fault, `discards` what a VM gives back, `exits` follows a vCPU out of
+//! among all those; `high` follows those who are held back after a fault, `discards` what a VM gives back,
+//! `invalidations` counts what its guest has to find again, `exits` follows a vCPU out of
 //! its guest and back;
 //! `latency` counts it, in histograms of the VM's own or of the `pool`, whose buckets lie in
 //! `chunks`, `threads` remembers it meanwhile. `free` hands out what those take. `vms` keeps the table of VMs in step with processes, `maps` says what lies
@@ -24,6 +25,7 @@ mod evictions;
 mod exits;
 mod free;
 mod high;
+mod invalidations;
 mod kernel;
 mod latency;
 mod locks;

@@ -165,6 +165,8 @@ fn offsets(btf: &Btf<'_>) -> Result<KernelOffsets> {
         swap_info_bdev: of("swap_info_struct", "bdev")?,
         bdev_disk: of("block_device", "bd_disk")?,
         disk_name: of("gendisk", "disk_name")?,
+        invalidation_mm: of("mmu_notifier_range", "mm").unwrap_or(0),
+        invalidation_event: of("mmu_notifier_range", "event").unwrap_or(0),
     })
 }
 

@@ -47,6 +47,8 @@ pub enum Purpose {
     Userfault,
     /// Holding back those whose cgroup is above its `memory.high`.
     High,
+    /// Pages that leave the tables of a guest.
+    Invalidation,
     /// Waits of those who only read for a lock that can sleep, such as the mmap lock.
     Lock,
 }
@@ -54,7 +56,7 @@ pub enum Purpose {
 impl Purpose {
     /// Every hook, in the order in which they are attached: what marks a fault before
     /// what opens it.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Zswap,
         Self::SwapRead,
         Self::SharedSwap,
@@ -63,6 +65,7 @@ impl Purpose {
         Self::Numa,
         Self::Userfault,
         Self::High,
+        Self::Invalidation,
         Self::Lock,
         Self::Fault,
         Self::Drop,
@@ -81,6 +84,7 @@ impl Purpose {
             Self::Numa => "numa",
             Self::Userfault => "userfault",
             Self::High => "high",
+            Self::Invalidation => "invalidation",
             Self::Lock => "lock",
         }
     }
@@ -88,7 +92,8 @@ impl Purpose {
     /// The functions that do it, the newest name first: mm/memory.c, mm/shmem.c,
     /// mm/page_io.c (`swap_readpage` until 6.4), mm/zswap.c (mm/frontswap.c until 6.5),
     /// mm/vmscan.c, kernel/sched/fair.c, fs/userfaultfd.c, mm/memcontrol.c (with
-    /// underscores from 7.x on), kernel/locking/rwsem.c.
+    /// underscores from 7.x on), kernel/locking/rwsem.c,
+    /// mm/mmu_notifier.c.
     pub const fn functions(self) -> &'static [&'static str] {
         match self {
             Self::Fault => &["handle_mm_fault"],
@@ -101,6 +106,7 @@ impl Purpose {
             Self::Numa => &["task_numa_fault"],
             Self::Userfault => &["handle_userfault"],
             Self::High => &["__mem_cgroup_handle_over_high", "mem_cgroup_handle_over_high"],
+            Self::Invalidation => &["__mmu_notifier_invalidate_range_start"],
             Self::Lock => &["rwsem_down_read_slowpath"],
         }
     }
@@ -109,7 +115,7 @@ impl Purpose {
     /// from its entry on can end.
     const fn ends(self) -> &'static [End] {
         match self {
-            Self::SwapRead | Self::Write | Self::Numa => &[End::Entry],
+            Self::SwapRead | Self::Write | Self::Numa | Self::Invalidation => &[End::Entry],
             Self::Zswap => &[End::Return],
             _ => &[End::Return, End::Entry],
         }

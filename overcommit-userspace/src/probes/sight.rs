@@ -4,9 +4,9 @@ use crate::probes::decide::Backend;
 use crate::probes::functions::Purpose;
 use crate::probes::raw::{Absent, Group};
 use overcommit_ebpf::layout::{Metric, Part};
-use overcommit_recording::model::coverage::Coverage;
 use overcommit_recording::model::coverage::MetricCoverage;
 use overcommit_recording::model::coverage::part_of_faults;
+use overcommit_recording::model::coverage::{Coverage, INVALIDATIONS};
 use overcommit_recording::model::metric::BACKING;
 use overcommit_recording::model::run::HookState;
 
@@ -145,6 +145,7 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     };
     let runq = seen_unless("runq", runq);
     let held_back = seen_unless(Metric::MemoryHigh.name(), sight.unhooked(Purpose::High));
+    let invalidations = seen_unless(INVALIDATIONS, sight.unhooked(Purpose::Invalidation));
     let state = match sight.absent(Group::Swapouts) {
         None => entry("swap_state", Coverage::Full, &[SHARED_CGROUP]),
         Some(reason) => {
@@ -156,7 +157,7 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     faults
         .chain([backing, share])
         .chain(exits)
-        .chain([apf, swapin, reclaim, runq, held_back, state])
+        .chain([apf, swapin, reclaim, runq, held_back, invalidations, state])
         .chain(parts)
         .collect()
 }

@@ -12,7 +12,7 @@ use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Thread};
 use overcommit_recording::model::breakdown::Breakdown;
 use overcommit_recording::model::clock::Clocks;
 use overcommit_recording::model::coverage::{
-    Coverage, MetricCoverage, Seen, can_split_stalls, coverage_of, is_part_seen,
+    Coverage, INVALIDATIONS, MetricCoverage, Seen, can_split_stalls, coverage_of, is_part_seen,
 };
 use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::interval::VmInterval;
@@ -132,6 +132,7 @@ impl Sampler {
             stopped_ns: if is_stopped { length_ns } else { 0 },
             swapins,
             file_faults,
+            invalidations: host.sees(&MetricName::new(INVALIDATIONS)).then_some(counts.invalidated),
             not_counted: counts.not_counted,
             stall,
             ..VmInterval::default()

@@ -10,7 +10,9 @@ use crate::sampler::stall::is_waiting;
 use crate::sampler::swapins::SwapinReader;
 use crate::sampler::vcpus::VcpuTimes;
 use crate::vm::threads::VcpuThreads;
-use overcommit_ebpf::layout::{self, FaultBacking, Loss, Part, STALL_PARTS, Taker, Thread};
+use overcommit_ebpf::layout::{
+    self, FaultBacking, Invalidator, Loss, Part, STALL_PARTS, Taker, Thread,
+};
 use overcommit_recording::model::coverage::{Coverage, Seen};
 use overcommit_recording::model::interval::{FileFaults, MetricInterval, Stall, StallSource};
 use overcommit_recording::model::latencies::Latencies;
@@ -46,6 +48,7 @@ pub(super) struct Tracked {
     pub(super) lost: [u64; Loss::COUNT],
     pub(super) parts_ns: [u64; Part::COUNT],
     pub(super) stall_ns: [u64; STALL_PARTS],
+    invalidated: [u64; Invalidator::COUNT],
     /// Its memory cgroup, if that is its own.
     pub(super) cgroup: Option<u64>,
     pub(super) swapped_out: [u64; 1],
@@ -80,6 +83,7 @@ impl Tracked {
             lost: [0; Loss::COUNT],
             parts_ns: [0; Part::COUNT],
             stall_ns: [0; STALL_PARTS],
+            invalidated: [0; Invalidator::COUNT],
             cgroup: None,
             swapped_out: [0],
             discards: [0; 2],
@@ -155,6 +159,7 @@ impl Tracked {
             taken_by: grown(shared.taken_by.each_ref(), &mut self.taken_by),
             parts_ns: grown(shared.parts_ns.each_ref(), &mut self.parts_ns),
             stall_ns: grown(shared.stall_ns.each_ref(), &mut self.stall_ns),
+            invalidated: grown(shared.invalidated.each_ref(), &mut self.invalidated),
             not_counted: grown(shared.lost.each_ref(), &mut self.lost),
             for_host: ForHost {
                 swapped_out: grown([&shared.swapped_out], &mut self.swapped_out)[0],
@@ -173,6 +178,8 @@ pub(super) struct Counts {
     pub(super) parts_ns: [u64; Part::COUNT],
     /// By [`Part`] and outside faults.
     pub(super) stall_ns: [u64; STALL_PARTS],
+    /// By [`Invalidator`].
+    pub(super) invalidated: [u64; Invalidator::COUNT],
     /// By [`Loss`].
     pub(super) not_counted: [u64; Loss::COUNT],
     pub(super) for_host: ForHost,

@@ -89,6 +89,9 @@ pub fn coverage_of(declared: &[MetricCoverage], name: &MetricName) -> Coverage {
     entry.map_or(Coverage::Full, |entry| entry.coverage)
 }
 
+/// What stands among the metrics for pages that leave the tables of a guest.
+pub const INVALIDATIONS: &str = "invalidations";
+
 /// What stands for a part of the faults' time among the metrics.
 pub fn part_of_faults(part: Part) -> String {
     format!("{FAULT_TIME}.{}", part.name())

@@ -14,7 +14,7 @@ use crate::model::metric::MetricName;
 use crate::model::state::StateTimes;
 use crate::model::swap::{HostSwap, VmSwap};
 use crate::model::swapins::Swapins;
-use overcommit_ebpf::layout::{Loss, Metric, Taker};
+use overcommit_ebpf::layout::{Invalidator, Loss, Metric, Taker};
 use serde::{Deserialize, Serialize};
 
 /// What happened between two drains.
@@ -105,6 +105,8 @@ pub struct VmInterval {
     pub swapins: Option<Swapins>,
     /// Where pages of files came from; `None` where that is not seen.
     pub file_faults: Option<FileFaults>,
+    /// How often pages left the tables of its guest, by [`Invalidator`]; `None` where that is not seen.
+    pub invalidations: Option<[u64; Invalidator::COUNT]>,
     /// What the time of its faults went into.
     pub fault_time: Breakdown,
     /// What that of its windows of `stall.memory` did; `None` without such, or where it cannot

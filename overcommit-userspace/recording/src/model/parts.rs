@@ -75,6 +75,7 @@ impl VmInterval {
             stopped_ns,
             swapins,
             file_faults,
+            invalidations,
             fault_time,
             stall_time,
             not_counted,
@@ -99,6 +100,7 @@ impl VmInterval {
         self.cpu_wait_ns = both(cpu_wait_ns, self.cpu_wait_ns, |sum, next| *sum += next);
         self.swapins = both(swapins, self.swapins.take(), |sum, next| sum.add(&next));
         self.file_faults = both(file_faults, self.file_faults, FileFaults::add);
+        self.invalidations = both(invalidations, self.invalidations, add);
         self.stall_time = both(stall_time, self.stall_time, Breakdown::add);
         self.swap = swap.followed_by(self.swap);
         // Its last look may have found it gone.

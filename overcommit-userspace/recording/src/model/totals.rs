@@ -10,7 +10,7 @@ use crate::model::parts::add;
 use crate::model::state::Times;
 use crate::model::swap::SwapState;
 use crate::model::swapins::Swapins;
-use overcommit_ebpf::layout::{Loss, Metric, Taker};
+use overcommit_ebpf::layout::{Invalidator, Loss, Metric, Taker};
 use std::collections::BTreeMap;
 
 /// The VMs of a recording over all intervals that were added.
@@ -50,6 +50,8 @@ pub struct VmTotals {
     pub swapins: Option<Swapins>,
     /// Where pages of files came from; `None` if no interval tells.
     pub file_faults: Option<FileFaults>,
+    /// How often pages left the tables of its guest, by [`Invalidator`]; `None` if no interval tells.
+    pub invalidations: Option<[u64; Invalidator::COUNT]>,
     /// What the time of its faults went into.
     pub fault_time: Breakdown,
     /// What that of its windows of `stall.memory` did; `None` without such.
@@ -127,6 +129,7 @@ impl VmTotals {
             memory: VmFigures::default(),
             swapins: None,
             file_faults: None,
+            invalidations: None,
             fault_time: Breakdown::default(),
             stall_time: None,
             not_counted: [0; Loss::COUNT],
@@ -148,6 +151,9 @@ impl VmTotals {
         }
         if let Some(files) = vm.file_faults {
             self.file_faults.get_or_insert_default().add(files);
+        }
+        if let Some(counts) = vm.invalidations {
+            add(self.invalidations.get_or_insert_default(), counts);
         }
         self.fault_time.add(vm.fault_time);
         if let Some(time) = vm.stall_time {

@@ -221,6 +221,7 @@ fn vm_interval(vm: usize, number: u64) -> VmInterval {
             without_fault: 5,
         }),
         file_faults: Some(FileFaults { cached: n, read: 2 }),
+        invalidations: Some(std::array::from_fn(|by| n * by as u64)),
         fault_time: time(ten.iter().chain(few).sum(), 1_000),
         stall_time: Some(Breakdown { kvm_ns, background_ns, ..time(windows, 2_000) }),
         not_counted: std::array::from_fn(|cause| cause as u64 % 3),

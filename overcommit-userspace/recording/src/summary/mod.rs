@@ -26,7 +26,7 @@ use crate::summary::evictions::{EvictionTotals, SummaryEvictions};
 use crate::summary::host::{HostTotals, StateSummary, SummaryHost};
 use crate::summary::verdict::{VmVerdict, verdict};
 use anyhow::Result;
-use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Taker};
+use overcommit_ebpf::layout::{FaultBacking, Invalidator, Loss, Metric, Taker};
 pub use run::SummaryRun;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -122,6 +122,8 @@ pub struct SummaryVm {
     pub swapins: Option<Swapins>,
     /// Where pages of files came from; `null` where that is not seen.
     pub file_faults: Option<FileFaults>,
+    /// How often pages left the tables of its guest, by who took them; `null` where that is not seen.
+    pub invalidations: Option<BTreeMap<&'static str, u64>>,
     /// What the time of its faults went into.
     pub fault_time: Breakdown,
     /// What the time of its windows of `stall.memory` went into; `null` without such.
@@ -379,6 +381,9 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
         swapins: totals.swapins.clone().or(swapins),
         file_faults: totals.file_faults.or(files),
+        invalidations: totals
+            .invalidations
+            .map(|counts| Invalidator::ALL.iter().map(|by| by.name()).zip(counts).collect()),
         fault_time: totals.fault_time,
         stall_time: totals.stall_time,
         stopped_s: totals.stopped_ns as f64 / 1e9,

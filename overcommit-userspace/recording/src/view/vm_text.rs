@@ -48,9 +48,26 @@ fn sources(facts: &mut Facts, vm: &SummaryVm) {
     let files = vm.file_faults;
     let files = files.and_then(|of| shares(&[("the page cache", of.cached), ("a disk", of.read)]));
     facts.add("files", files);
+    facts.add("unmapped", vm.invalidations.as_ref().and_then(unmapped));
     let by_others = (vm.faults_by_others > 0)
         .then(|| format!("{} faults, by kernel workers or other processes", vm.faults_by_others));
     facts.add("from outside", by_others);
+}
+
+/// How often pages left the guest's tables, and by whom mostly.
+fn unmapped(by: &BTreeMap<&str, u64>) -> Option<String> {
+    let all: u64 = by.values().sum();
+    let (most, count) = by.iter().max_by_key(|(_, count)| **count).filter(|_| all > 0)?;
+    let who = match *most {
+        "own" => "the VM itself",
+        "numa" => "NUMA balancing",
+        "ksm" => "KSM",
+        "huge_pages" => "khugepaged",
+        "other" => "others",
+        by => by,
+    };
+    let share = percent(*count as f64 / all as f64);
+    Some(format!("from the guest's page tables {all} times, {share} by {who}"))
 }
 
 /// How much came from where; `None` of nothing.

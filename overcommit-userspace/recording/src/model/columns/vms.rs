@@ -8,7 +8,7 @@ use super::{InStates, start, state_times, who};
 use crate::model::interval::VmInterval;
 use crate::model::state::StateTimes;
 use crate::model::swap::SwapState;
-use overcommit_ebpf::layout::{Loss, Part, Taker};
+use overcommit_ebpf::layout::{Invalidator, Loss, Part, Taker};
 
 /// The column that older recordings lack, which tells where swapped pages came from by disk.
 pub const SWAPINS_BY_DEVICE: &str = "swapins_by_device";
@@ -112,7 +112,35 @@ pub fn vms() -> Vec<Column<VmInterval>> {
         "How long its process was stopped, by SIGSTOP or a debugger", stopped_ns));
     columns.push(one!(VmInterval: "recorded_ns", WholeNanoseconds,
         "How long it was recorded: it may have started or ended within", recorded_ns));
+    columns.extend(Invalidator::ALL.map(invalidations));
     columns
+}
+
+/// KVM has to find such a page again when the guest touches it, which costs an exit and mostly no fault.
+fn invalidations(by: Invalidator) -> Column<VmInterval> {
+    let who = match by {
+        Invalidator::Own => "its own process: a balloon, copies, mappings that are gone",
+        Invalidator::Numa => "NUMA balancing, or a change of protection",
+        Invalidator::Ksm => "KSM",
+        Invalidator::Compaction => "the kernel's compaction",
+        Invalidator::HugePages => "khugepaged",
+        Invalidator::Reclaim => "reclaim",
+        Invalidator::Other => "anybody else",
+    };
+    let column = column(
+        format!("invalidations_{}", by.name()),
+        Unit::Count,
+        format!("How often pages left the tables of its guest, by {who}"),
+        |row: &Row<'_, VmInterval>, by: usize| row.of.invalidations.map(|of| of[by]).value(),
+        |draft, by, cell| {
+            if !cell.is_empty() {
+                let counts = draft.of.invalidations.get_or_insert_default();
+                counts[by] = Leaf::read(cell)?;
+            }
+            Some(())
+        },
+    );
+    numbered(by as usize, column)
 }
 
 fn taken_by(taker: Taker, name: &'static str, about: &'static str) -> Column<VmInterval> {

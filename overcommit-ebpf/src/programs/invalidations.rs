@@ -1,0 +1,69 @@
+//! Pages that leave the tables of a guest while the host may still have them: KVM is told, and the guest's
+//! next touch is an exit for memory (`kvm_mmu_notifier_invalidate_range_start`, virt/kvm/kvm_main.c, called
+//! by `__mmu_notifier_invalidate_range_start`, mm/mmu_notifier.c, 6.1 to 7.3, for memory that somebody
+//! listens to).
+
+use crate::atomic::{add, get};
+use crate::kernel::{Kernel, current_mm};
+use crate::maps::{MMS, OFFSETS, VMS};
+use crate::threads::known_thread;
+use aya_ebpf::helpers::bpf_get_current_comm;
+use aya_ebpf::macros::{fentry, kprobe};
+use aya_ebpf::programs::{FEntryContext, ProbeContext};
+use overcommit_ebpf::layout::Invalidator;
+
+/// `MMU_NOTIFY_PROTECTION_VMA`, include/linux/mmu_notifier.h, the same from 6.1 to 7.3: mprotect and
+/// NUMA balancing (`change_protection`, mm/mprotect.c).
+const PROTECTION: u32 = 2;
+
+#[fentry]
+pub(crate) fn fentry_invalidation(ctx: FEntryContext) -> i32 {
+    count(Kernel(ctx.arg(0)));
+    0
+}
+
+#[kprobe]
+pub(crate) fn kprobe_invalidation(ctx: ProbeContext) -> u32 {
+    count(Kernel(ctx.arg(0).unwrap_or(0)));
+    0
+}
+
+#[inline(always)]
+fn count(range: Kernel) {
+    let offsets = OFFSETS.load();
+    let mm = range.u64(offsets.invalidation_mm);
+    // SAFETY: entries are only read and written as whole words.
+    let Some(slot) = (unsafe { MMS.get(mm) }) else { return };
+    let Some(vm) = VMS.get(*slot) else { return };
+    let by = if range.u32(offsets.invalidation_event) == PROTECTION {
+        Invalidator::Numa
+    } else {
+        invalidator(mm)
+    };
+    add(&vm.invalidated[by as usize], 1);
+}
+
+#[inline(always)]
+fn invalidator(mm: u64) -> Invalidator {
+    // A VM's thread that reclaims, for itself or in another's fault.
+    if let Some(thread) = known_thread()
+        && get(&thread.reclaim_since_ns) != 0
+    {
+        return Invalidator::Reclaim;
+    }
+    let own = current_mm();
+    if own == mm {
+        return Invalidator::Own;
+    }
+    if own != 0 {
+        return Invalidator::Other;
+    }
+    let name = bpf_get_current_comm().unwrap_or_default();
+    match () {
+        () if name.starts_with(b"ksmd") => Invalidator::Ksm,
+        () if name.starts_with(b"kcompactd") => Invalidator::Compaction,
+        () if name.starts_with(b"khugepaged") => Invalidator::HugePages,
+        () if name.starts_with(b"kswapd") || name.starts_with(b"kdamond") => Invalidator::Reclaim,
+        () => Invalidator::Other,
+    }
+}
