@@ -11,6 +11,7 @@ mod kernel;
 mod kswapd;
 mod lifecycle;
 mod spread;
+mod start;
 mod swapins;
 mod taken;
 mod windows;
@@ -69,6 +70,7 @@ fn trials() -> Result<Vec<Trial>> {
         causes::scenarios(),
         costs::scenarios(),
         kernel::scenarios(),
+        start::scenarios(),
     ];
     let mut scenarios: Vec<Scenario> = scenarios.into_iter().flatten().collect();
     if std::env::var_os("OVERCOMMIT_LAB_SPREAD").is_some() {

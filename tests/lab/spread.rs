@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 37] = [
+const ON_SOME: [(&str, &[&str]); 38] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -44,6 +44,7 @@ const ON_SOME: [(&str, &[&str]); 37] = [
     ("evictions", &["7.x"]),
     ("kswapd_works_for_who_allocates", &["7.x"]),
     ("costs", &["7.x"]),
+    ("a_start_is_told_by_phases", &["6.12"]),
     // For the documents alone.
     ("kernel_summary", &[]),
 ];

@@ -63,12 +63,24 @@ pub struct Vm {
     pub slow_in_second: AtomicU64,
     /// Chunks of its histograms.
     pub chunks: AtomicU64,
+    /// `CLOCK_MONOTONIC` at which a vCPU of it first left the guest, in nanoseconds; [`NEVER_RAN`] before
+    /// that, 0 if it was found later than at its start.
+    pub first_run_ns: AtomicU64,
+    /// Faults that completed in each of [`PHASES_NS`] after that, but not in the one before, by
+    /// [`FaultBacking`] (0 where it is not known): how many, and their time in nanoseconds.
+    pub starts: [[[AtomicU64; 2]; FaultBacking::COUNT + 1]; PHASES_NS.len()],
     /// How often pages left the tables of its guest, by [`Invalidator`].
     pub invalidated: [AtomicU64; Invalidator::COUNT],
     /// Places in the pool, plus 1, of the histograms of its faults: of minor ones and major
     /// ones of each [`FaultBacking`]; 0 while there was none.
     pub fault_places: [AtomicU64; FaultBacking::HISTOGRAMS],
 }
+
+/// In [`Vm::first_run_ns`]: it has not run yet.
+pub const NEVER_RAN: u64 = 1;
+
+/// How long the phases are by which the start of a VM is told.
+pub const PHASES_NS: [u64; 3] = [100_000_000, 1_000_000_000, 10_000_000_000];
 
 /// Numbers that swap devices can have: `MAX_SWAPFILES` is less on every kernel.
 pub const SWAP_DEVICES_MAX: usize = 32;
@@ -108,6 +120,8 @@ impl Vm {
         zero(&self.lost);
         zero(&self.parts_ns);
         zero(&self.stall_ns);
+        zero(&[&self.first_run_ns]);
+        self.starts.iter().flatten().for_each(|figures| zero(figures));
         zero(&self.invalidated);
         zero(&self.fault_places);
         zero(&[&self.slow_second, &self.slow_in_second, &self.chunks]);
@@ -117,4 +131,4 @@ impl Vm {
     }
 }
 
-const _: () = assert!(size_of::<Vm>() == 928);
+const _: () = assert!(size_of::<Vm>() == 1368);

@@ -19,8 +19,8 @@ use aya_ebpf::programs::TracePointContext;
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::exit::{aged, by_age, marks, without_one};
 use overcommit_ebpf::layout::{
-    APF, HALT, IN_BACKGROUND, ISA_ARM64, Loss, MEMORY, MMIO, Metric, OUTSIDE_FAULTS, PAUSED,
-    PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
+    APF, HALT, IN_BACKGROUND, ISA_ARM64, Loss, MEMORY, MMIO, Metric, NEVER_RAN, OUTSIDE_FAULTS,
+    PAUSED, PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
 };
 
 /// `KVM_EXIT_INTR`, include/uapi/linux/kvm.h: the thread was called away.
@@ -42,6 +42,9 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     }
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
+    if get(&vm.first_run_ns) == NEVER_RAN {
+        set(&vm.first_run_ns, now);
+    }
     let mut marks = marks(isa, reason, || read(&ctx, &fields.exit_info1));
     if marks & HALT != 0 && age(vm, window, now) != 0 {
         marks |= APF;

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use overcommit_ebpf::bucket;
 use overcommit_ebpf::layout::{
-    Histogram, Loss, Metric, SLOW_PER_SECOND, SlowFault, Taker, Thread, Vm,
+    Histogram, Loss, Metric, NEVER_RAN, PHASES_NS, SLOW_PER_SECOND, SlowFault, Taker, Thread, Vm,
 };
 
 /// How often a lost race for the maximum is tried again. A reader bounds the
@@ -37,9 +37,29 @@ pub(crate) fn complete(vm: &Vm, slot: u32, thread: &Thread, metric: Metric, now:
     };
     if is_counted {
         add(&vm.taken_by[taker as usize], 1);
+        count_start(vm, thread, now, latency);
     }
     if latency >= SLOW_NS.load() && has_room(vm, now) {
         send(vm, slot, metric, thread, now, latency);
+    }
+}
+
+/// Counts a fault of a VM that has just started.
+#[inline(always)]
+fn count_start(vm: &Vm, thread: &Thread, now: u64, latency: u64) {
+    let first_run = get(&vm.first_run_ns);
+    if first_run <= NEVER_RAN {
+        return;
+    }
+    let age = now.saturating_sub(first_run);
+    for (phase, length) in vm.starts.iter().zip(PHASES_NS) {
+        if age < length {
+            if let Some([count, time]) = phase.get(get(&thread.backing) as usize) {
+                add(count, 1);
+                add(time, latency);
+            }
+            return;
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::debug;
-use overcommit_ebpf::layout::{Lifecycle, LifecycleKind};
+use overcommit_ebpf::layout::{Lifecycle, LifecycleKind, NEVER_RAN};
 
 /// Iterator over all tasks: gives those that the loader wants a slot.
 ///
@@ -59,6 +59,9 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
     if looks_like_hypervisor(task) {
         forget_former_owner(task, tgid);
         let slot = adopt(task, tgid);
+        if let Some(vm) = slot.and_then(|slot| VMS.get(slot)) {
+            set(&vm.first_run_ns, NEVER_RAN);
+        }
         debug!(&ctx, "exec of a hypervisor by {}: slot {}", tgid, slot.unwrap_or(u32::MAX));
         let kind = if slot.is_some() { LifecycleKind::Started } else { LifecycleKind::NoSlot };
         announce(kind, slot.unwrap_or(u32::MAX), tgid);

@@ -8,7 +8,7 @@ use crate::probes::sight;
 use crate::probes::sight::SILENT;
 use crate::probes::slots::Holdings;
 use anyhow::Result;
-use overcommit_ebpf::layout::{FaultBacking, Loss, Metric, Thread};
+use overcommit_ebpf::layout::{self, FaultBacking, Loss, Metric, Thread};
 use overcommit_recording::model::breakdown::Breakdown;
 use overcommit_recording::model::clock::Clocks;
 use overcommit_recording::model::coverage::{
@@ -16,10 +16,11 @@ use overcommit_recording::model::coverage::{
 };
 use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::interval::VmInterval;
-use overcommit_recording::model::metric::MetricName;
+use overcommit_recording::model::metric::{BACKING, MetricName};
 use overcommit_recording::model::run::{Run, RunVm};
+use overcommit_recording::model::start::StartPhase;
 use procfs::process::Stat;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 /// What is the same for every VM at a drain.
 struct HostView<'a> {
@@ -112,6 +113,9 @@ impl Sampler {
         let seen = tracked.seen(shared, &metrics, stat.as_ref().filter(|_| ended_ns == 0));
         run.faults_hidden = self.probes.hides_faults_of(run).map(str::to_owned);
         note_seen(run, tracked, seen);
+        if host.sees(&MetricName::new(BACKING)) {
+            run.start = start(shared);
+        }
         for metric in &mut metrics {
             let is_fault = metric.name.is_always_written();
             let seen =
@@ -190,6 +194,13 @@ fn note_seen(run: &mut RunVm, tracked: &Tracked, seen: Seen) {
     run.seen.merge(seen);
     run.coverage = run.seen.coverage().max(run.at_best(&Metric::FaultMinor.into()));
     run.vcpu_times = tracked.times.totals();
+}
+
+/// Its first seconds so far.
+fn start(shared: &layout::Vm) -> Option<Vec<StartPhase>> {
+    let figures =
+        |of: &[[AtomicU64; 2]; _]| of.each_ref().map(|of| of.each_ref().map(|n| n.load(SeqCst)));
+    StartPhase::all(shared.first_run_ns.load(SeqCst), &shared.starts.each_ref().map(figures))
 }
 
 /// What an interval adds to the VM's totals.

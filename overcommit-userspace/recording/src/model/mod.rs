@@ -17,6 +17,7 @@ mod parts;
 pub mod pattern;
 pub mod run;
 pub mod slow_fault;
+pub mod start;
 pub mod state;
 pub mod swap;
 pub mod swapins;

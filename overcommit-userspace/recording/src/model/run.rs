@@ -6,6 +6,7 @@ use crate::model::exit::{self, Exit};
 use crate::model::interval::FileFaults;
 use crate::model::metric::MetricName;
 use crate::model::name::FOLDER_MAX;
+use crate::model::start::StartPhase;
 use crate::model::swap::{SwapArea, SwapSources};
 use crate::model::swapins::Swapins;
 use crate::model::vcpus::VcpuTime;
@@ -257,6 +258,10 @@ pub struct RunVm {
     /// Where pages of files came from; `None` where that is not seen.
     #[serde(default)]
     pub file_faults: Option<FileFaults>,
+    /// Its faults in the first seconds after its first vCPU ran; `None` of one that had started before, or
+    /// where that is not seen.
+    #[serde(default)]
+    pub start: Option<Vec<StartPhase>>,
     /// Where its rates of swapping come from.
     #[serde(default)]
     pub swap_sources: SwapSources,

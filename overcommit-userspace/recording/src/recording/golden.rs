@@ -22,6 +22,7 @@ use crate::model::run::{
     BackendChoice, EvictionSight, HostState, NotCounted, Options, Run, RunClocks, RunVm,
 };
 use crate::model::slow_fault::SlowFault;
+use crate::model::start::StartPhase;
 use crate::model::state::StateTimes;
 use crate::model::swap::{HostSwap, Memory, Rates, SwapArea, SwapState, VmSwap};
 use crate::model::swapins::Swapins;
@@ -152,6 +153,7 @@ fn vm(pid: i32, name: &str) -> RunVm {
             without_fault: 10,
         }),
         file_faults: Some(FileFaults { cached: 3, read: 4 }),
+        start: StartPhase::all(4_711, &[[[2, 50_000]; 9], [[1, 70_000]; 9], [[0, 0]; 9]]),
         exits_absent: (pid == 43).then(|| "a reason".to_owned()),
         faults_hidden: (pid == 43).then(|| "a reason".to_owned()),
         seen: Seen { counted: 2_000, kernel: 2_001 },

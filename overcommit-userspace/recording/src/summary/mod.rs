@@ -18,6 +18,7 @@ use crate::model::latencies::Latencies;
 use crate::model::memory::Source;
 use crate::model::metric::MetricName;
 use crate::model::run::{EndedBy, Run, RunVm};
+use crate::model::start::StartPhase;
 use crate::model::swap::SwapState;
 use crate::model::swapins::Swapins;
 use crate::model::totals::{MetricTotals, Totals, VmTotals, per_second};
@@ -122,6 +123,9 @@ pub struct SummaryVm {
     pub swapins: Option<Swapins>,
     /// Where pages of files came from; `null` where that is not seen.
     pub file_faults: Option<FileFaults>,
+    /// Its faults in the first seconds after its first vCPU ran, of the whole recording; `null` of one that
+    /// had started before, or where that is not seen.
+    pub start: Option<Vec<StartPhase>>,
     /// How often pages left the tables of its guest, by who took them; `null` where that is not seen.
     pub invalidations: Option<BTreeMap<&'static str, u64>>,
     /// What the time of its faults went into.
@@ -381,6 +385,7 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
         taken_by: Taker::ALL.iter().map(|taker| taker.name()).zip(totals.taken_by).collect(),
         swapins: totals.swapins.clone().or(swapins),
         file_faults: totals.file_faults.or(files),
+        start: whole.and_then(|vm| vm.start.clone()),
         invalidations: totals
             .invalidations
             .map(|counts| Invalidator::ALL.iter().map(|by| by.name()).zip(counts).collect()),

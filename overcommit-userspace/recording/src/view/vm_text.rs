@@ -1,7 +1,8 @@
 //! What is told of a VM below the table: why it fared so, and what of it was not seen.
 
-use crate::format::text::percent;
+use crate::format::text::{percent, readable};
 use crate::model::coverage::{Coverage, Seen};
+use crate::model::start::{StartFaults, StartPhase};
 use crate::summary::SummaryVm;
 use crate::view::facts::Facts;
 use crate::view::{losses, memory_text};
@@ -48,10 +49,24 @@ fn sources(facts: &mut Facts, vm: &SummaryVm) {
     let files = vm.file_faults;
     let files = files.and_then(|of| shares(&[("the page cache", of.cached), ("a disk", of.read)]));
     facts.add("files", files);
+    facts.add("start", vm.start.as_deref().and_then(started));
     facts.add("unmapped", vm.invalidations.as_ref().and_then(unmapped));
     let by_others = (vm.faults_by_others > 0)
         .then(|| format!("{} faults, by kernel workers or other processes", vm.faults_by_others));
     facts.add("from outside", by_others);
+}
+
+/// What its first seconds held, and what most of their time went into.
+fn started(phases: &[StartPhase]) -> Option<String> {
+    let said = phases.iter().filter(|phase| phase.total().count > 0).map(|phase| {
+        let StartFaults { count, sum_ns } = phase.total();
+        format!("{count} faults of {} in {} s", readable(sum_ns), phase.within_s)
+    });
+    let said = said.collect::<Vec<_>>().join(", ");
+    let last = phases.last()?;
+    let (most, of) = last.faults.iter().max_by_key(|(_, of)| of.sum_ns)?;
+    let share = percent(of.sum_ns as f64 / last.total().sum_ns.max(1) as f64);
+    Some(format!("{said}; {share} of their time for {most}"))
 }
 
 /// How often pages left the guest's tables, and by whom mostly.
