@@ -32,7 +32,7 @@ const ON_SOME: [(&str, &[&str]); 38] = [
     ("pause_and_device_are_no_stall", &["6.12"]),
     ("migration_is_no_stall", &["6.12"]),
     ("a_swapped_device_model_is_a_stall", &["6.12"]),
-    ("pages_that_leave_the_guest_are_counted", &["7.x"]),
+    ("pages_that_leave_the_guest_are_counted", &["6.1", "7.x"]),
     ("postcopy_is_a_wait_for_another_process", &["6.1"]),
     ("clock_steps_take_nothing", &["6.1"]),
     ("kvm_comes_late", &["6.12"]),

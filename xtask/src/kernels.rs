@@ -51,9 +51,10 @@ fn text(value: &Value) -> &str {
 
 fn document(kernels: &[Value]) -> String {
     let mut out = String::from(
-        "# Kernels\n\nWhat overcommit sees on which kernel. `cargo xtask kernels` boots each in the lab, \
-         squeezes a VM on it, and writes this file. A backend's major faults are those that it counted of \
-         the squeezed VM: the kernel's own count, which is compared.\n\n",
+        "# Kernels\n\nWhat overcommit can see on each kernel. `cargo xtask kernels` boots each one in the lab, \
+         squeezes a VM on it and writes this file. For each backend, the table has the number of major \
+         faults that it counted for the squeezed VM; the command fails unless that is the kernel's own \
+         count.\n\n",
     );
     let columns = |cell: &dyn Fn(&Value) -> String| {
         kernels.iter().map(|kernel| format!(" {} |", cell(kernel))).collect::<String>()
@@ -67,7 +68,7 @@ fn document(kernels: &[Value]) -> String {
         format!("{release}, {cpu}")
     });
     row("---", &|_| "---".to_owned());
-    row("`--backend auto` takes", &|kernel| format!("`{}`", text(&kernel["auto"])));
+    row("`--backend auto` chooses", &|kernel| format!("`{}`", text(&kernel["auto"])));
     for backend in ["fentry", "kprobe", "perf"] {
         let name = if backend == "perf" {
             "waits for memory that `perf` counted".to_owned()
@@ -92,7 +93,7 @@ fn document(kernels: &[Value]) -> String {
         let names: Vec<&str> = sources.map(|source| text(&source["source"])).collect();
         if names.is_empty() { "—".to_owned() } else { names.join(", ") }
     });
-    out += "\n## What is not seen\n\nBy the backend that `auto` takes.\n\n";
+    out += "\n## What is not seen\n\nWith the backend that `auto` chooses.\n\n";
     for (what, releases) in unseen(kernels) {
         let is_everywhere = releases.len() == kernels.len();
         let on = if is_everywhere { "everywhere".to_owned() } else { releases.join(", ") };

@@ -43,7 +43,7 @@ named! {
         Idle = 4 => "idle",
         /// An asynchronous page fault: not present → ready.
         Apf = 5 => "apf",
-        /// Direct or memory cgroup reclaim, run by a thread of the VM or for its memory.
+        /// Direct, memory cgroup or node reclaim, run by a thread of the VM or for its memory.
         Reclaim = 6 => "reclaim",
         /// A vCPU that could run waits for a CPU.
         Runq = 7 => "runq",
@@ -158,21 +158,23 @@ named! {
 }
 
 named! {
-    /// On whose behalf pages left the tables of the guest, so that KVM has to find them again.
+    /// On whose behalf KVM was told to drop a range of the VM's memory, so that it has to find the pages
+    /// again.
     Invalidator {
-        /// The VM's own threads: a balloon, a copy on write, a mapping that is gone.
+        /// The VM itself: a balloon, a copy on write, a mapping that is gone, and what a fault of NUMA
+        /// balancing moves.
         Own = 0 => "own",
-        /// NUMA balancing, which has to see which node uses a page; or a change of protection.
+        /// NUMA balancing, which has to see which node uses a page; or mprotect.
         Numa = 1 => "numa",
         /// KSM, which looks for pages that are the same.
         Ksm = 2 => "ksm",
-        /// The kernel's compaction, which moves pages together.
+        /// Compaction, which moves pages together: the kernel's own, or of a fault in a VM.
         Compaction = 3 => "compaction",
         /// khugepaged, which makes huge pages of small ones.
         HugePages = 4 => "huge_pages",
-        /// Reclaim by the kernel or one of the VMs' threads.
+        /// Reclaim by kswapd, by DAMON or by a thread of a VM.
         Reclaim = 5 => "reclaim",
-        /// Anybody else: other processes that reclaim, move or compact memory.
+        /// Anything else, such as reclaim or compaction by other processes.
         Other = 6 => "other",
     }
 }

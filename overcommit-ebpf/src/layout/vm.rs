@@ -69,7 +69,7 @@ pub struct Vm {
     /// Faults that completed in each of [`PHASES_NS`] after that, but not in the one before, by
     /// [`FaultBacking`] (0 where it is not known): how many, and their time in nanoseconds.
     pub starts: [[[AtomicU64; 2]; FaultBacking::COUNT + 1]; PHASES_NS.len()],
-    /// How often pages left the tables of its guest, by [`Invalidator`].
+    /// How often KVM was told to drop a range of its memory, by [`Invalidator`].
     pub invalidated: [AtomicU64; Invalidator::COUNT],
     /// Places in the pool, plus 1, of the histograms of its faults: of minor ones and major
     /// ones of each [`FaultBacking`]; 0 while there was none.

@@ -34,9 +34,13 @@ pub(crate) fn swapout(ctx: RawTracePointContext) -> i32 {
     if let Some(vm) = VMS.get(victim) {
         add(&vm.swapped_out, pages);
     }
-    if let Some(eviction) = entry(victim).and_then(|index| EVICTIONS.get(index)) {
+    let index = entry(victim);
+    if let Some(index) = index
+        && let Some(eviction) = EVICTIONS.get(index)
+    {
         add(&eviction.written_pages, pages);
         add(&eviction.written_folios, 1);
+        note_full(index);
         if SEES_DROPS.load() != 0 {
             let _ = WRITTEN.insert(folio.0, 1, 0);
         }
@@ -151,6 +155,7 @@ fn end_drop(is_dropped: bool) {
     if let Some(eviction) = EVICTIONS.get(index) {
         add(&eviction.dropped_pages, pages);
         add(&eviction.dropped_folios, 1);
+        note_full(index);
     }
 }
 
@@ -218,7 +223,6 @@ fn entry(victim: u32) -> Option<u32> {
         return Some(*index);
     }
     let Some(index) = free::take(FreeList::Evictions) else {
-        lose(VMS.get(victim)?, Loss::EvictionsFull);
         let key = EvictionKey { kind: AggressorKind::Others as u32, by: 0, ..key };
         return own(victim, 0, key);
     };
@@ -230,6 +234,17 @@ fn entry(victim: u32) -> Option<u32> {
     }
     mark(EVICTIONS.get(index)?, key);
     Some(index)
+}
+
+/// Names the loss where an eviction was counted for others.
+#[inline(always)]
+fn note_full(index: u32) {
+    if let Some(place) = index.checked_sub(EVICTIONS_AT.load())
+        && place % OWN_EVICTIONS == 0
+        && let Some(vm) = VMS.get(place / OWN_EVICTIONS)
+    {
+        lose(vm, Loss::EvictionsFull);
+    }
 }
 
 /// One of the entries that a slot has of its own.

@@ -6,11 +6,12 @@
 use crate::atomic::{add, get};
 use crate::kernel::{Kernel, current_mm};
 use crate::maps::{MMS, OFFSETS, VMS};
+use crate::parts;
 use crate::threads::known_thread;
 use aya_ebpf::helpers::bpf_get_current_comm;
 use aya_ebpf::macros::{fentry, kprobe};
 use aya_ebpf::programs::{FEntryContext, ProbeContext};
-use overcommit_ebpf::layout::Invalidator;
+use overcommit_ebpf::layout::{Invalidator, Part};
 
 /// `MMU_NOTIFY_PROTECTION_VMA`, include/linux/mmu_notifier.h, the same from 6.1 to 7.3: mprotect and
 /// NUMA balancing (`change_protection`, mm/mprotect.c).
@@ -45,11 +46,21 @@ fn count(range: Kernel) {
 
 #[inline(always)]
 fn invalidator(mm: u64) -> Invalidator {
-    // A VM's thread that reclaims, for itself or in another's fault.
-    if let Some(thread) = known_thread()
-        && get(&thread.reclaim_since_ns) != 0
-    {
-        return Invalidator::Reclaim;
+    if let Some(thread) = known_thread() {
+        // A VM's thread that reclaims, for itself or in another's fault.
+        if get(&thread.reclaim_since_ns) != 0 {
+            return Invalidator::Reclaim;
+        }
+        if get(&thread.since_ns) != 0 {
+            if parts::is_in(thread, Some(Part::Compaction)) {
+                return Invalidator::Compaction;
+            }
+            // A worker's copy on write is the VM's own as well.
+            let faults_in = VMS.get(get(&thread.vm) as u32);
+            if faults_in.is_some_and(|vm| get(&vm.mm) == mm) {
+                return Invalidator::Own;
+            }
+        }
     }
     let own = current_mm();
     if own == mm {

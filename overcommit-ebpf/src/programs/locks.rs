@@ -64,14 +64,21 @@ pub(crate) fn lock_wait_end(ctx: RawTracePointContext) -> i32 {
 /// The current thread begins to wait for a lock.
 #[inline(always)]
 fn begin(lock: u64) {
-    if let Some(thread) = known_thread()
-        && get(&thread.since_ns) != 0
-    {
-        if is_lock_of(thread, lock) {
-            parts::enter(thread, Part::Lock);
+    let thread = known_thread();
+    match thread {
+        Some(thread) if get(&thread.since_ns) != 0 => {
+            if is_lock_of(thread, lock) {
+                parts::enter(thread, Part::Lock);
+            }
         }
-    } else if BEGINS_AT_CALL.load() != 0 {
-        waits_before(memory_of(lock));
+        _ if BEGINS_AT_CALL.load() != 0 => {
+            // Should the end of an earlier wait have been missed, the end of this one is not its.
+            if let Some(thread) = thread {
+                set(&thread.lock_since_ns, 0);
+            }
+            waits_before(memory_of(lock));
+        }
+        _ => {}
     }
 }
 

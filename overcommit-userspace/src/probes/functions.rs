@@ -47,7 +47,7 @@ pub enum Purpose {
     Userfault,
     /// Holding back those whose cgroup is above its `memory.high`.
     High,
-    /// Pages that leave the tables of a guest.
+    /// Memory that KVM is told to unmap from its guest.
     Invalidation,
     /// Waits of those who only read for a lock that can sleep, such as the mmap lock.
     Lock,

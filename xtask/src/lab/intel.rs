@@ -150,9 +150,11 @@ impl Bochs {
 /// Bochs, built in the cache once.
 fn emulator() -> Result<PathBuf> {
     let cache = super::cache()?;
+    let _lock = super::lock(&cache)?;
     let place = cache.join("bochs-3.0");
-    let built = place.join("bochs");
-    if built.exists() {
+    let (built, configured) = (place.join("bochs"), place.join("configured"));
+    let options = CONFIGURED.join(" ");
+    if built.exists() && fs::read_to_string(&configured).is_ok_and(|was| was == options) {
         return Ok(built);
     }
     let (file, sha256) = SOURCE;
@@ -169,6 +171,7 @@ fn emulator() -> Result<PathBuf> {
     quietly(Command::new("make").arg(jobs).arg("bochs").current_dir(&sources))?;
     fs::create_dir_all(&place)?;
     fs::rename(sources.join("bochs"), &built).context("Bochs was not built")?;
+    fs::write(configured, options)?;
     fs::remove_dir_all(&sources)?;
     Ok(built)
 }

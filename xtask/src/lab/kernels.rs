@@ -97,6 +97,11 @@ impl Series {
         matches!(self, Self::Linux6_1)
     }
 
+    /// Whether the newest kernel of its suites is of it, and may stand in for the pinned one.
+    const fn is_newest(self) -> bool {
+        !matches!(self, Self::Linux6_16 | Self::Linux6_18)
+    }
+
     /// Whether its CPU is Intel's, which Bochs emulates.
     pub(crate) const fn is_intel(self) -> bool {
         matches!(self, Self::Intel6_12)
@@ -182,6 +187,8 @@ pub(crate) fn fetch(series: Series, cache: &Path) -> Result<Packages> {
         for package in series.pinned().iter().filter(|p| missing(&&debs.join(file_name(p)))) {
             let wanted = format!("{}={}", package.name, package.version);
             if !apt.has(&wanted) {
+                let name = series.name();
+                ensure!(series.is_newest(), "the mirror has dropped kernel {name}: {wanted}");
                 apt.fetch_newest(&debs, &newest)?;
                 return listed(&newest, &debs).context("the newest kernel is not there");
             }

@@ -223,14 +223,19 @@ pub(crate) fn guest_files() -> Result<[(&'static str, PathBuf); 2]> {
 /// The kernel of a series, fetched and unpacked once; and whether its packages are not proven.
 fn image(series: Series) -> Result<(Image, bool)> {
     let cache = cache()?;
-    let failed = || format!("cannot lock {}", cache.display());
-    fs::create_dir_all(&cache).with_context(failed)?;
-    // Another xtask would unpack into the same folder. Held until we are done.
-    let lock = fs::File::create(cache.join("lock")).with_context(failed)?;
-    lock.lock().with_context(failed)?;
+    let _lock = lock(&cache)?;
     let packages = kernels::fetch(series, &cache)?;
     let modules = if series.is_intel() { &image::INTEL } else { &image::AMD };
     Ok((image::unpack(&packages, modules, &cache)?, packages.unproven))
+}
+
+/// Keeps others from the cache while it is held: another xtask would unpack into the same folder.
+fn lock(cache: &Path) -> Result<fs::File> {
+    let failed = || format!("cannot lock {}", cache.display());
+    fs::create_dir_all(cache).with_context(failed)?;
+    let lock = fs::File::create(cache.join("lock")).with_context(failed)?;
+    lock.lock().with_context(failed)?;
+    Ok(lock)
 }
 
 /// Where what was fetched is kept: outside target/, `cargo clean` costs no download.

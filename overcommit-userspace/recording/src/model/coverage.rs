@@ -89,7 +89,7 @@ pub fn coverage_of(declared: &[MetricCoverage], name: &MetricName) -> Coverage {
     entry.map_or(Coverage::Full, |entry| entry.coverage)
 }
 
-/// What stands among the metrics for pages that leave the tables of a guest.
+/// What stands among the metrics for memory that KVM was told to unmap.
 pub const INVALIDATIONS: &str = "invalidations";
 
 /// What stands for a part of the faults' time among the metrics.

@@ -105,7 +105,7 @@ pub struct VmInterval {
     pub swapins: Option<Swapins>,
     /// Where pages of files came from; `None` where that is not seen.
     pub file_faults: Option<FileFaults>,
-    /// How often pages left the tables of its guest, by [`Invalidator`]; `None` where that is not seen.
+    /// How often KVM was told to unmap some of its memory, by [`Invalidator`]; `None` where that is not seen.
     pub invalidations: Option<[u64; Invalidator::COUNT]>,
     /// What the time of its faults went into.
     pub fault_time: Breakdown,

@@ -192,7 +192,7 @@ pub const FAMILIES: [Family; 10] = [
         .compared(),
     Family::of(
         "reclaim",
-        "Direct or memory cgroup reclaim, run by a thread of the VM or for its memory",
+        "Direct, memory cgroup or node reclaim, run by a thread of the VM or for its memory",
         Members::Itself,
     ),
     Family::of(

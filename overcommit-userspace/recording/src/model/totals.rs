@@ -50,7 +50,7 @@ pub struct VmTotals {
     pub swapins: Option<Swapins>,
     /// Where pages of files came from; `None` if no interval tells.
     pub file_faults: Option<FileFaults>,
-    /// How often pages left the tables of its guest, by [`Invalidator`]; `None` if no interval tells.
+    /// How often KVM was told to unmap some of its memory, by [`Invalidator`]; `None` if no interval tells.
     pub invalidations: Option<[u64; Invalidator::COUNT]>,
     /// What the time of its faults went into.
     pub fault_time: Breakdown,

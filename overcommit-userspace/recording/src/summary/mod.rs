@@ -126,7 +126,7 @@ pub struct SummaryVm {
     /// Its faults in the first seconds after its first vCPU ran, of the whole recording; `null` of one that
     /// had started before, or where that is not seen.
     pub start: Option<Vec<StartPhase>>,
-    /// How often pages left the tables of its guest, by who took them; `null` where that is not seen.
+    /// How often KVM was told to unmap some of its memory, by whom; `null` where that is not seen.
     pub invalidations: Option<BTreeMap<&'static str, u64>>,
     /// What the time of its faults went into.
     pub fault_time: Breakdown,

@@ -6,6 +6,7 @@ use crate::model::start::{StartFaults, StartPhase};
 use crate::summary::SummaryVm;
 use crate::view::facts::Facts;
 use crate::view::{losses, memory_text};
+use overcommit_ebpf::layout::Loss;
 use std::collections::BTreeMap;
 
 /// How much is told of a VM.
@@ -69,20 +70,20 @@ fn started(phases: &[StartPhase]) -> Option<String> {
     Some(format!("{said}; {share} of their time for {most}"))
 }
 
-/// How often pages left the guest's tables, and by whom mostly.
+/// How often KVM was told to unmap memory of the VM, and by whom mostly.
 fn unmapped(by: &BTreeMap<&str, u64>) -> Option<String> {
     let all: u64 = by.values().sum();
     let (most, count) = by.iter().max_by_key(|(_, count)| **count).filter(|_| all > 0)?;
     let who = match *most {
         "own" => "the VM itself",
-        "numa" => "NUMA balancing",
+        "numa" => "NUMA balancing or mprotect",
         "ksm" => "KSM",
         "huge_pages" => "khugepaged",
-        "other" => "others",
+        "other" => "other processes or threads",
         by => by,
     };
     let share = percent(*count as f64 / all as f64);
-    Some(format!("from the guest's page tables {all} times, {share} by {who}"))
+    Some(format!("{all} times from the guest's page tables, {share} by {who}"))
 }
 
 /// How much came from where; `None` of nothing.
@@ -124,9 +125,16 @@ fn not_counted(vms: &[&SummaryVm]) -> Option<String> {
     for (cause, count) in vms.iter().flat_map(|vm| &vm.not_counted).filter(|(_, n)| **n > 0) {
         *lost.entry(cause).or_default() += count;
     }
-    let lost: Vec<String> =
-        lost.into_iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+    let lost: Vec<String> = lost
+        .into_iter()
+        .map(|(cause, count)| format!("{cause} {count}{}", though(cause)))
+        .collect();
     (!lost.is_empty()).then(|| lost.join(", "))
+}
+
+/// What is known of a loss all the same.
+fn though(cause: &str) -> &'static str {
+    if cause == Loss::EvictionsFull.name() { " (counted for others)" } else { "" }
 }
 
 #[cfg(test)]

@@ -70,7 +70,12 @@ pub fn vms() -> Vec<Column<VmInterval>> {
     columns.extend(parts());
     columns.extend(Loss::ALL.into_iter().map(|cause| {
         let name = format!("lost_{}", cause.name());
-        let about = format!("Not counted: {}", cause.name());
+        let about = match cause {
+            Loss::EvictionsFull => {
+                "Evictions that are counted for others, because the matrix was full".to_owned()
+            }
+            cause => format!("Not counted: {}", cause.name()),
+        };
         let get = |row: &Row<'_, VmInterval>, cause: usize| row.of.not_counted[cause].value();
         let set: Set<VmInterval> = |draft, cause, cell| {
             draft.of.not_counted[cause] = Leaf::read(cell)?;
@@ -116,21 +121,22 @@ pub fn vms() -> Vec<Column<VmInterval>> {
     columns
 }
 
-/// KVM has to find such a page again when the guest touches it, which costs an exit and mostly no fault.
+/// KVM has to find such pages again when the guest touches them, which costs an exit and mostly no
+/// fault.
 fn invalidations(by: Invalidator) -> Column<VmInterval> {
     let who = match by {
-        Invalidator::Own => "its own process: a balloon, copies, mappings that are gone",
-        Invalidator::Numa => "NUMA balancing, or a change of protection",
+        Invalidator::Own => "the VM itself (balloon, copies, mappings that are gone)",
+        Invalidator::Numa => "NUMA balancing or mprotect",
         Invalidator::Ksm => "KSM",
-        Invalidator::Compaction => "the kernel's compaction",
+        Invalidator::Compaction => "compaction",
         Invalidator::HugePages => "khugepaged",
-        Invalidator::Reclaim => "reclaim",
-        Invalidator::Other => "anybody else",
+        Invalidator::Reclaim => "reclaim (kswapd, DAMON, VMs' own threads)",
+        Invalidator::Other => "anything else",
     };
     let column = column(
         format!("invalidations_{}", by.name()),
         Unit::Count,
-        format!("How often pages left the tables of its guest, by {who}"),
+        format!("How often KVM was told to unmap some of its memory, by {who}"),
         |row: &Row<'_, VmInterval>, by: usize| row.of.invalidations.map(|of| of[by]).value(),
         |draft, by, cell| {
             if !cell.is_empty() {
