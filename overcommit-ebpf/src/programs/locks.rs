@@ -65,20 +65,16 @@ pub(crate) fn lock_wait_end(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn begin(lock: u64) {
     let thread = known_thread();
-    match thread {
-        Some(thread) if get(&thread.since_ns) != 0 => {
-            if is_lock_of(thread, lock) {
-                parts::enter(thread, Part::Lock);
-            }
+    if let Some(thread) = thread.filter(|thread| get(&thread.since_ns) != 0) {
+        if is_lock_of(thread, lock) {
+            parts::enter(thread, Part::Lock);
         }
-        _ if BEGINS_AT_CALL.load() != 0 => {
-            // Should the end of an earlier wait have been missed, the end of this one is not its.
-            if let Some(thread) = thread {
-                set(&thread.lock_since_ns, 0);
-            }
-            waits_before(memory_of(lock));
+    } else if BEGINS_AT_CALL.load() != 0 {
+        // Should the end of an earlier wait have been missed, the end of this one is not its.
+        if let Some(thread) = thread {
+            set(&thread.lock_since_ns, 0);
         }
-        _ => {}
+        waits_before(memory_of(lock));
     }
 }
 
