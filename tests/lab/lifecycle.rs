@@ -51,7 +51,10 @@ fn loaded() -> Result<[usize; 4]> {
 
 /// The kernel frees programs and maps a moment after their last user is gone.
 fn await_as_before(before: [usize; 4], what: &str) -> Result<()> {
-    await_some(what, PATIENCE, || Ok((loaded()? == before).then_some(())))
+    let come = await_some(what, PATIENCE, || Ok((loaded()? == before).then_some(())));
+    come.with_context(|| {
+        format!("{before:?} before, {:?} now: {:?}", loaded(), read(KPROBE_EVENTS))
+    })
 }
 
 /// A recording in which there was no VM judged nothing.

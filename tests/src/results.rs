@@ -221,7 +221,11 @@ pub fn self_tested() -> Result<()> {
 
 /// The program of the stand-ins, which cargo builds one folder above the tests.
 pub fn stand_in() -> PathBuf {
-    let tests = std::env::current_exe().unwrap_or_default();
+    stand_in_of(&std::env::current_exe().unwrap_or_default())
+}
+
+/// That of these tests.
+pub fn stand_in_of(tests: &Path) -> PathBuf {
     tests.ancestors().nth(2).unwrap_or(Path::new("")).join("stand-in")
 }
 

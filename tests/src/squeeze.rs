@@ -54,6 +54,7 @@ impl Squeeze {
     pub fn config<'a>(&'a self, name: &'a str) -> Config<'a> {
         Config { cgroup: Some(&self.cgroup), ..Config::new(name, WALK) }
     }
+
     /// A VM in it that waits for its start, and its recording in that folder.
     ///
     /// # Errors

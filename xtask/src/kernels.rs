@@ -94,9 +94,9 @@ fn document(kernels: &[Value]) -> String {
         if names.is_empty() { "—".to_owned() } else { names.join(", ") }
     });
     out += "\n## What is not seen\n\nWith the backend that `auto` chooses.\n\n";
-    for (what, releases) in unseen(kernels) {
-        let is_everywhere = releases.len() == kernels.len();
-        let on = if is_everywhere { "everywhere".to_owned() } else { releases.join(", ") };
+    for (what, labs) in unseen(kernels) {
+        let is_everywhere = labs.len() == kernels.len();
+        let on = if is_everywhere { "everywhere".to_owned() } else { labs.join(", ") };
         let _ = writeln!(out, "- {what} ({on})");
     }
     out += "\n## Functions that are hooked\n\n";

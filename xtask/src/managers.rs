@@ -2,10 +2,9 @@
 //! the LGPL.
 
 use crate::lab::{self, kernels};
-use crate::setup::{Tool, install, quietly};
+use crate::setup::{Tool, install, unpack};
 use anyhow::{Context, Result};
 use std::fs;
-use std::process::Command;
 use testbed::target;
 
 /// Debian's source of libvirt, with its checksum.
@@ -32,11 +31,8 @@ pub(crate) fn libvirts_data() -> Result<()> {
     let archive = kernels::fetch_file(place, sha256, &lab::cache()?)?;
     let unfinished = target().join("managers/unfinished");
     let _ = fs::remove_dir_all(&unfinished);
-    fs::create_dir_all(&unfinished)?;
-    let mut unpack = Command::new("tar");
-    unpack.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(&unfinished);
-    unpack.args(["--strip-components=1", "--wildcards"]);
-    quietly(unpack.args(["*/tests/qemuxmlconfdata/*.args", "*/tests/qemuxmlconfdata/*.xml"]))?;
+    let data = ["*/tests/qemuxmlconfdata/*.args", "*/tests/qemuxmlconfdata/*.xml"];
+    unpack(&archive, &unfinished, &data)?;
     let _ = fs::remove_dir_all(&folder);
     fs::rename(&unfinished, &folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;

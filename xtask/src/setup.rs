@@ -105,9 +105,29 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
 
 /// Whether the program can be run by its name.
 pub(crate) fn on_path(program: &str) -> bool {
+    find(program).is_ok()
+}
+
+/// The file of a program that can be run by its name.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn find(program: &str) -> Result<PathBuf> {
     let sbin = ["/usr/sbin", "/sbin"].map(Into::into);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(sbin).any(|dir| dir.join(program).is_file())
+    let mut files = std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(program));
+    files.find(|file| file.is_file()).with_context(|| format!("no {program}"))
+}
+
+/// Unpacks of an archive what is beneath its only folder; all of it, or what the patterns name.
+///
+/// # Errors
+/// tar is missing or fails.
+pub(crate) fn unpack(archive: &Path, folder: &Path, only: &[&str]) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut tar = Command::new("tar");
+    tar.arg("--extract").arg("--file").arg(archive).arg("--directory").arg(folder);
+    quietly(tar.args(["--strip-components=1", "--wildcards"]).args(only))
 }
 
 /// Gives what root wrote to the user who ran sudo: builds, and what the package

@@ -34,8 +34,7 @@ pub(crate) fn swapout(ctx: RawTracePointContext) -> i32 {
     if let Some(vm) = VMS.get(victim) {
         add(&vm.swapped_out, pages);
     }
-    let index = entry(victim);
-    if let Some(index) = index
+    if let Some(index) = entry(victim)
         && let Some(eviction) = EVICTIONS.get(index)
     {
         add(&eviction.written_pages, pages);

@@ -70,11 +70,15 @@ fn invalidator(mm: u64) -> Invalidator {
         return Invalidator::Other;
     }
     let name = bpf_get_current_comm().unwrap_or_default();
-    match () {
-        () if name.starts_with(b"ksmd") => Invalidator::Ksm,
-        () if name.starts_with(b"kcompactd") => Invalidator::Compaction,
-        () if name.starts_with(b"khugepaged") => Invalidator::HugePages,
-        () if name.starts_with(b"kswapd") || name.starts_with(b"kdamond") => Invalidator::Reclaim,
-        () => Invalidator::Other,
+    if name.starts_with(b"ksmd") {
+        Invalidator::Ksm
+    } else if name.starts_with(b"kcompactd") {
+        Invalidator::Compaction
+    } else if name.starts_with(b"khugepaged") {
+        Invalidator::HugePages
+    } else if name.starts_with(b"kswapd") || name.starts_with(b"kdamond") {
+        Invalidator::Reclaim
+    } else {
+        Invalidator::Other
     }
 }

@@ -8,7 +8,7 @@ use crate::probes::sight;
 use crate::probes::sight::SILENT;
 use crate::probes::slots::Holdings;
 use anyhow::Result;
-use overcommit_ebpf::layout::{self, FaultBacking, Loss, Metric, Thread};
+use overcommit_ebpf::layout::{self, FaultBacking, Loss, Metric, PHASES_NS, Thread};
 use overcommit_recording::model::breakdown::Breakdown;
 use overcommit_recording::model::clock::Clocks;
 use overcommit_recording::model::coverage::{
@@ -113,8 +113,11 @@ impl Sampler {
         let seen = tracked.seen(shared, &metrics, stat.as_ref().filter(|_| ended_ns == 0));
         run.faults_hidden = self.probes.hides_faults_of(run).map(str::to_owned);
         note_seen(run, tracked, seen);
-        if host.sees(&MetricName::new(BACKING)) {
-            run.start = start(shared);
+        let first_run_ns = shared.first_run_ns.load(SeqCst);
+        // Once its last phase had passed at the last drain, nothing is added to it.
+        let is_starting = self.last_ns <= first_run_ns + PHASES_NS[PHASES_NS.len() - 1];
+        if is_starting && host.sees(&MetricName::new(BACKING)) {
+            run.start = start(first_run_ns, shared);
         }
         for metric in &mut metrics {
             let is_fault = metric.name.is_always_written();
@@ -197,10 +200,10 @@ fn note_seen(run: &mut RunVm, tracked: &Tracked, seen: Seen) {
 }
 
 /// Its first seconds so far.
-fn start(shared: &layout::Vm) -> Option<Vec<StartPhase>> {
+fn start(first_run_ns: u64, shared: &layout::Vm) -> Option<Vec<StartPhase>> {
     let figures =
         |of: &[[AtomicU64; 2]; _]| of.each_ref().map(|of| of.each_ref().map(|n| n.load(SeqCst)));
-    StartPhase::all(shared.first_run_ns.load(SeqCst), &shared.starts.each_ref().map(figures))
+    StartPhase::all(first_run_ns, &shared.starts.each_ref().map(figures))
 }
 
 /// What an interval adds to the VM's totals.

@@ -3,12 +3,13 @@
 
 use crate::lab::image::Image;
 use crate::lab::kernels::fetch_file;
-use crate::setup::{Tool, install, install_packages, quietly, show};
+use crate::setup::{Tool, find, install, install_packages, quietly, show, unpack};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testbed::results::stand_in_of;
 use testbed::{overcommit, root, target};
 
 /// Debian's source of Bochs, with its checksum. Built for the console alone it is twice as fast as
@@ -33,11 +34,10 @@ const CONFIGURED: [&str; 12] = [
     "--disable-docbook",
 ];
 
-/// What it takes to build it, and to make its disks.
-const TOOLS: [Tool; 5] = [
+/// What it takes to build it, and to make its disks, beside what every lab needs.
+const TOOLS: [Tool; 4] = [
     Tool { program: "g++", package: "g++" },
     Tool { program: "make", package: "make" },
-    Tool { program: "xz", package: "xz-utils" },
     Tool { program: "xorriso", package: "xorriso" },
     Tool { program: "mkfs.ext4", package: "e2fsprogs" },
 ];
@@ -162,10 +162,7 @@ fn emulator() -> Result<PathBuf> {
     println!("building Bochs, which takes two minutes");
     let sources = cache.join("bochs-building");
     let _ = fs::remove_dir_all(&sources);
-    fs::create_dir_all(&sources)?;
-    let mut unpack = Command::new("tar");
-    unpack.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(&sources);
-    quietly(unpack.arg("--strip-components=1"))?;
+    unpack(&archive, &sources, &[])?;
     quietly(Command::new("./configure").args(CONFIGURED).current_dir(&sources))?;
     let jobs = format!("-j{}", std::thread::available_parallelism()?);
     quietly(Command::new("make").arg(jobs).arg("bochs").current_dir(&sources))?;
@@ -216,7 +213,7 @@ fn root_disk(work: &Path, scenarios: &Path) -> Result<PathBuf> {
     for name in PROGRAMS {
         put_program(&tree, &find(name)?)?;
     }
-    for program in [overcommit(), scenarios.to_owned(), stand_in(scenarios)] {
+    for program in [overcommit(), scenarios.to_owned(), stand_in_of(scenarios)] {
         put_program(&tree, &program)?;
     }
     for file in QEMU_FILES.map(Path::new).into_iter().filter(|file| file.exists()) {
@@ -240,11 +237,6 @@ fn root_disk(work: &Path, scenarios: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Beside the scenarios, see [`testbed::results::stand_in`].
-fn stand_in(scenarios: &Path) -> PathBuf {
-    scenarios.ancestors().nth(2).unwrap_or(Path::new("")).join("stand-in")
-}
-
 /// A link for each program that busybox has.
 fn busybox(tree: &Path) -> Result<()> {
     let busybox = find("busybox")?;
@@ -255,13 +247,6 @@ fn busybox(tree: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn find(name: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let found = dirs.map(|dir| dir.join(name)).find(|file| file.is_file());
-    found.with_context(|| format!("no {name}"))
 }
 
 /// Puts a program there, with the libraries that it loads.

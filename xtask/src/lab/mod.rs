@@ -42,7 +42,7 @@ const LAB: [Tool; 5] = [
 ];
 
 /// Options of `lab`.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub(crate) struct Args {
     /// Which kernel
     #[arg(long, value_enum, default_value_t = Choice::All)]
@@ -66,8 +66,9 @@ pub(crate) struct Args {
 }
 
 /// `--kernel`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Choice {
+    #[default]
     All,
     One(Series),
 }
@@ -120,14 +121,7 @@ impl Labs {
     /// # Errors
     /// A kernel cannot be had, or something cannot be built.
     pub(crate) fn spread(again: bool) -> Result<Self> {
-        Self::prepare(&Args {
-            kernel: Choice::All,
-            scenario: None,
-            keep: false,
-            kills: None,
-            within_test: true,
-            again,
-        })
+        Self::prepare(&Args { within_test: true, again, ..Args::default() })
     }
 
     fn prepare(args: &Args) -> Result<Self> {
@@ -143,14 +137,8 @@ impl Labs {
     /// # Errors
     /// As [`Self::spread`].
     pub(crate) fn everywhere(scenario: &str) -> Result<(Self, Vec<PathBuf>)> {
-        let args = Args {
-            kernel: Choice::All,
-            scenario: Some(scenario.to_owned()),
-            keep: false,
-            kills: None,
-            within_test: false,
-            again: true,
-        };
+        let scenario = Some(scenario.to_owned());
+        let args = Args { scenario, again: true, ..Args::default() };
         let labs = Self::of(&Series::ALL, &args)?;
         let consoles = labs.0.iter().rev().map(Lab::console).collect();
         Ok((labs, consoles))

@@ -1,6 +1,7 @@
 //! The emulated host with an AMD CPU: QEMU, whose TCG has SVM. It shares this machine's root.
 
 use crate::lab::image::Image;
+use crate::setup::find;
 use anyhow::{Context, Result};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -64,10 +65,7 @@ pub(crate) fn command(host: &Host<'_>) -> Command {
 /// # Errors
 /// There is no QEMU, or it cannot be copied.
 pub(crate) fn emulator() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path);
-    let qemu = dirs.map(|dir| dir.join(testbed::qemu::QEMU)).find(|file| file.is_file());
-    let qemu = qemu.with_context(|| format!("no {}", testbed::qemu::QEMU))?;
+    let qemu = find(testbed::qemu::QEMU)?;
     let prefix = qemu.parent().and_then(Path::parent).context("QEMU lies in no folder")?;
     let place = testbed::target().join("emulator");
     let copy = place.join("bin/emulated-host");
