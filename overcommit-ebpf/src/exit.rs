@@ -31,6 +31,32 @@ const SVM_RESERVED_BIT: u64 = 1 << 3;
 const SVM_PRESENT: u64 = 1;
 const VMX_PRESENT: u64 = 0x38;
 
+/// `ARM_EXCEPTION_TRAP` (arch/arm64/include/asm/kvm_asm.h): the exit has a class.
+const ARM64_TRAP: u32 = 2;
+/// Above the classes: an exit without one, by its code.
+const ARM64_WITHOUT_CLASS: u32 = 0x100;
+/// In a syndrome of arm64 (`ESR_ELx_FSC_TYPE`, `…_ACCESS` and `…_PERM`, arch/arm64/include/asm/esr.h):
+/// there was an entry, which the host had marked as not accessed, or which did not allow it.
+const ARM64_FAULT_TYPE: u64 = 0x3c;
+const ARM64_NOT_ACCESSED: u64 = 0x08;
+const ARM64_PERMISSION: u64 = 0x0c;
+
+/// One number for an exit of arm64, whose record has a class only where the guest was trapped
+/// (`kvm_exit`, arch/arm64/kvm/trace_arm.h): an interrupt has none.
+#[inline(always)]
+pub const fn arm64_reason(code: u32, class: u32) -> u32 {
+    if code == ARM64_TRAP { class } else { ARM64_WITHOUT_CLASS | (code & 0xff) }
+}
+
+/// What the syndrome of a memory exit on arm64 adds to [`marks`].
+#[inline(always)]
+pub const fn arm64_fault_marks(syndrome: u64) -> u64 {
+    match syndrome & ARM64_FAULT_TYPE {
+        ARM64_NOT_ACCESSED | ARM64_PERMISSION => PROTECTED,
+        _ => 0,
+    }
+}
+
 /// An asynchronous page fault that is open for longer was dropped: a guest that starts anew is not
 /// told of what it waited for (`kvm_clear_async_pf_completion_queue`). It is forgotten within
 /// twice that time, see [`aged`].
@@ -127,9 +153,22 @@ mod tests {
             (ISA_VMX, 33 | 1 << 31, 0, 0),
             (ISA_ARM64, 0x24, 0, MEMORY),
             (ISA_ARM64, 0x01, 0, HALT),
+            // Interrupts, and not the class 0.
+            (ISA_ARM64, arm64_reason(0, 0x24), 0, 0),
         ] {
             assert_eq!(marks(isa, reason, || info1), taken_for, "{isa} {reason:#x} {info1:#x}");
         }
+    }
+
+    #[test]
+    fn arm64_says_in_two_places_what_an_exit_was() {
+        assert_eq!(arm64_reason(2, 0x24), 0x24);
+        assert_eq!(arm64_reason(0, 0), 0x100);
+        assert_eq!(arm64_reason(0xbad_ca11, 0), 0x111, "HVC_STUB_ERR");
+        // A write to a page that is logged, at level 3; one that is not there; one that was aged.
+        assert_eq!(arm64_fault_marks(0x9200_004f), PROTECTED);
+        assert_eq!(arm64_fault_marks(0x9200_0047), 0);
+        assert_eq!(arm64_fault_marks(0x9200_000b), PROTECTED);
     }
 
     const OLDER: u64 = 1 << APF_OLDER_AT;

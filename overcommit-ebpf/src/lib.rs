@@ -10,3 +10,4 @@
 pub mod bucket;
 pub mod exit;
 pub mod layout;
+pub mod order;

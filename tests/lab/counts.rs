@@ -2,7 +2,7 @@
 
 use crate::Scenario;
 use crate::taken::add_up;
-use crate::witness::{Histogram, exit_names, memory_exit};
+use crate::witness::{Exits, Histogram, memory_exits, of_memory_exits};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -77,7 +77,7 @@ pub(crate) fn counts_agree(dir: &Path, backend: &str, shared: bool) -> Result<Va
     let config = Config { stopped: true, shared, ..squeeze.config("squeezed") };
     let mut vm = Vm::start(&config)?;
     let recording = Recording::start(&dir.join("run"), ["--backend", backend])?;
-    let exits = Histogram::start("kvm/kvm_exit", "exit_reason")?;
+    let exits = Exits::start()?;
     let reclaims = Histogram::start("vmscan/mm_vmscan_memcg_reclaim_end", "nr_reclaimed")?;
     let before = Witnesses::read(&vm)?;
     vm.resume()?;
@@ -134,8 +134,7 @@ fn is_partial(summary: &Value) -> Result<()> {
 }
 
 /// Every exit is counted once, for its reason.
-fn exits_agree(summary: &Value, kernel: &BTreeMap<u64, u64>) -> Result<()> {
-    let names = exit_names()?;
+pub(crate) fn exits_agree(summary: &Value, kernel: &BTreeMap<String, u64>) -> Result<()> {
     let of = |name: &str| figure(summary, name, "count").unwrap_or(0);
     let agree = |name: &str, counted: u64, count: u64| {
         println!("{name}: counted {counted}, ftrace {count}");
@@ -144,17 +143,16 @@ fn exits_agree(summary: &Value, kernel: &BTreeMap<u64, u64>) -> Result<()> {
         Ok(())
     };
     let mut memory = 0;
-    for (number, count) in kernel {
-        let name = names.get(number).with_context(|| format!("exit {number:#x} has no name"))?;
-        let name = format!("exit.{name}");
-        if [memory_exit(), "exit.ept_misconfig"].contains(&name.as_str()) {
+    for (name, count) in kernel {
+        if memory_exits().contains(&name.as_str()) {
             memory += count;
         } else {
-            agree(&name, of(&name), *count)?;
+            agree(name, of(name), *count)?;
         }
     }
     ensure!(memory > 0, "no exits for memory: {kernel:?}");
-    agree("exits for memory and devices", of(memory_exit()) + of("exit.mmio"), memory)
+    let counted = of_memory_exits(summary, "count") + of("exit.mmio");
+    agree("exits for memory and devices", counted, memory)
 }
 
 /// The parts of whole waits make up the whole, and what is a fault's part is theirs too: its

@@ -9,11 +9,15 @@ use testbed::host::{MemoryCgroup, Setting, swapped_out};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{await_cgroups, json, rows, vm};
+use testbed::squeeze::Squeeze;
 use testbed::swap::DiskSwap;
 use testbed::{PATIENCE, await_some};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![("evictions".to_owned(), Box::new(matrix))]
+    vec![
+        ("evictions".to_owned(), Box::new(matrix)),
+        ("slow_faults_name_who_evicted".to_owned(), Box::new(own_aggressor)),
+    ]
 }
 
 type Row = HashMap<String, String>;
@@ -26,6 +30,25 @@ const SPARE: u64 = 2;
 const ENOUGH: u64 = 1024;
 /// Pages that make a share worth a look.
 const DROPPED: u64 = 1_000;
+/// Major faults of a squeezed VM.
+const MAJORS: u64 = 1_500;
+
+/// Who had evicted what a squeezed VM reads back: itself, within its limit. Its entries in the page
+/// table are those that the kernel wrote out.
+fn own_aggressor(dir: &Path) -> Result<()> {
+    let squeeze = Squeeze::new()?;
+    let mut vm = Vm::start(&Config { stopped: true, ..squeeze.config("squeezed") })?;
+    let recording = Recording::start(&dir.join("run"), ["--slow-faults", "0ns"])?;
+    vm.resume()?;
+    vm.await_majors(MAJORS)?;
+    vm.stop()?;
+    let slow = rows(&recording.end()?, "slow-faults.csv")?;
+    let swapped: Vec<&Row> = slow.iter().filter(|row| row["backing"] == "swap").collect();
+    let own = swapped.iter().filter(|row| row["aggressor"] == "squeezed").count();
+    println!("{own} of {} by itself", swapped.len());
+    ensure!(swapped.len() > 100 && own * 10 >= swapped.len() * 9, "{own} of {}", swapped.len());
+    Ok(())
+}
 
 /// Two VMs in sibling cgroups below one limit. The memory of one lies on the disk and is
 /// only read by its QEMU, so that it is clean; the other one grows and writes.

@@ -76,9 +76,7 @@ fn trials() -> Result<Vec<Trial>> {
     if std::env::var_os("OVERCOMMIT_LAB_SPREAD").is_some() {
         scenarios = spread::of_kernel(scenarios, &kernel())?;
     }
-    if witness::is_intel() {
-        scenarios = spread::on_intel(scenarios);
-    }
+    let scenarios = spread::of_cpu(scenarios);
     let (part, parts) = part().unwrap_or((0, 1));
     Ok(scenarios.into_iter().skip(part).step_by(parts).map(trial).collect())
 }

@@ -2,12 +2,14 @@
 //! each.
 
 use crate::Scenario;
+use crate::witness::{IS_ARM64, is_intel};
 use anyhow::{Result, ensure};
+use testbed::host::read;
 
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 38] = [
+const ON_SOME: [(&str, &[&str]); 39] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -42,6 +44,7 @@ const ON_SOME: [(&str, &[&str]); 38] = [
     ("memory_goes_and_comes", &["6.1"]),
     ("attach_in_a_storm", &["7.x"]),
     ("evictions", &["7.x"]),
+    ("slow_faults_name_who_evicted", &[]),
     ("kswapd_works_for_who_allocates", &["7.x"]),
     ("costs", &["7.x"]),
     ("a_start_is_told_by_phases", &["6.12"]),
@@ -64,9 +67,44 @@ const ON_INTEL: [&str; 7] = [
     "kernel_summary",
 ];
 
-/// Those of `scenarios` that an Intel CPU is for.
-pub(crate) fn on_intel(scenarios: Vec<Scenario>) -> Vec<Scenario> {
-    scenarios.into_iter().filter(|(name, _)| ON_INTEL.contains(&name.as_str())).collect()
+/// Its guest is one for arm64 alone.
+const IDLE: &str = "an_idle_arm64_guest_is_idle";
+
+/// The same for arm64.
+const ON_ARM64: [&str; 13] = [
+    "counts_fentry_anonymous",
+    "counts_fentry_memfd",
+    "counts_kprobe_anonymous",
+    "counts_kprobe_memfd",
+    "counts_perf_anonymous",
+    "pause_and_device_are_no_stall",
+    "migration_is_no_stall",
+    "a_swapped_device_model_is_a_stall",
+    IDLE,
+    "check_tells_the_truth",
+    "slow_faults_name_who_evicted",
+    "kernel_summary",
+    "z_kernel_never_complained",
+];
+
+/// Those of `scenarios` that this CPU is for.
+pub(crate) fn of_cpu(scenarios: Vec<Scenario>) -> Vec<Scenario> {
+    let on: &[&str] = if IS_ARM64 {
+        &ON_ARM64
+    } else if is_intel() {
+        &ON_INTEL
+    } else {
+        return scenarios.into_iter().filter(|(name, _)| name != IDLE).collect();
+    };
+    // arm64 has had trampolines for programs since Linux 6.4 alone.
+    let has_fentry = !IS_ARM64 || has_direct_calls();
+    let is_for = |name: &str| on.contains(&name) && (has_fentry || !name.contains("fentry"));
+    scenarios.into_iter().filter(|(name, _)| is_for(name)).collect()
+}
+
+/// `CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS`, by a function of it that stays (kernel/trace/ftrace.c).
+pub(crate) fn has_direct_calls() -> bool {
+    read("/proc/kallsyms").is_ok_and(|symbols| symbols.contains(" register_ftrace_direct\n"))
 }
 
 /// Those of `scenarios` that are this kernel's.

@@ -1,11 +1,12 @@
 //! What counts as a stall and what does not.
 
 use crate::Scenario;
-use crate::witness::{Histogram, is_intel, memory_exit};
+use crate::counts::exits_agree;
+use crate::witness::{Exits, Histogram, is_intel, of_memory_exits};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testbed::host::{MemoryCgroup, Setting, read, write};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
@@ -22,7 +23,33 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ("postcopy_is_a_wait_for_another_process".to_owned(), Box::new(postcopy)),
         ("a_swapped_device_model_is_a_stall".to_owned(), Box::new(swapped_device_model)),
         ("pages_that_leave_the_guest_are_counted".to_owned(), Box::new(invalidations)),
+        ("an_idle_arm64_guest_is_idle".to_owned(), Box::new(idle)),
     ]
+}
+
+/// Passes of a guest that halts, 16 times each, for 10 ms.
+const HALTS: usize = 20;
+
+/// A guest on arm64 that waits for an interrupt is idle, and waits for no memory.
+fn idle(dir: &Path) -> Result<()> {
+    let mut guest =
+        Vm::start(&Config { guest: Guest::Idle, stopped: true, ..Config::new("idle", 1) })?;
+    let recording = Recording::start(&dir.join("run"), [""; 0])?;
+    let exits = Exits::start()?;
+    let start = Instant::now();
+    guest.resume()?;
+    guest.await_passes(HALTS)?;
+    guest.stop()?;
+    let passed = start.elapsed().as_nanos() as u64;
+    let summary = only_vm(&recording.end()?)?;
+    exits_agree(&summary, &exits.counts()?)?;
+    let of = |metric: &str, key| figure(&summary, metric, key);
+    let (halts, halted) = (of("idle", "count")?, of("idle", "sum_ns")?);
+    println!("{halts} halts of {halted} ns in {passed} ns; {}", summary["stall"]);
+    ensure!(halts >= HALTS as u64 * 16 && halts.abs_diff(of("exit.wfx", "count")?) <= 3, "{halts}");
+    ensure!(halted <= passed && halted * 2 >= passed, "{halted} ns of {passed} ns");
+    ensure!(summary["stall"]["share"].as_f64().is_some_and(|share| share < 0.05), "{summary:#}");
+    Ok(())
 }
 
 /// For how long the squeezed VM is stopped: more than two whole intervals.
@@ -94,7 +121,7 @@ fn migration(dir: &Path) -> Result<()> {
         Ok((rounds >= ROUNDS || state["status"] == "completed").then_some(()))
     })?;
     let summary = self::vm(&recording.end()?, "mover")?;
-    let exits = figure(&summary, memory_exit(), "count")?;
+    let exits = of_memory_exits(&summary, "count");
     let stalls = figure(&summary, "stall.memory", "count").unwrap_or(0);
     let share = summary["stall"]["share"].as_f64().context("no stall")?;
     println!("{exits} exits for memory, {stalls} of them stalls, share {share}");
@@ -229,8 +256,8 @@ fn device_is_no_stall(folder: &Path) -> Result<()> {
     let of = |metric: &str, key: &str| figure(&device, metric, key).unwrap_or(0);
     let (reads, reading) = (of("exit.mmio", "count"), of("exit.mmio", "sum_ns"));
     let stalled = device["stall"]["waited_ns"].as_u64().context("no stall")?;
-    let waited = of(memory_exit(), "sum_ns") + of("fault.minor", "sum_ns");
-    let windows = [of("stall.memory", "count"), of(memory_exit(), "count")];
+    let waited = of_memory_exits(&device, "sum_ns") + of("fault.minor", "sum_ns");
+    let windows = [of("stall.memory", "count"), of_memory_exits(&device, "count")];
     println!("{reads} MMIO exits of {reading} ns; stalled {stalled} ns, windows {windows:?}");
     ensure!(reads >= READS * 256, "{reads} MMIO exits are too few");
     ensure!(windows[0] <= windows[1] && stalled <= waited, "stalled {stalled} ns of {waited}");

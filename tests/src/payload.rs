@@ -20,6 +20,8 @@ pub enum Guest {
     Paravirtual,
     /// Reads a device's register instead.
     Device,
+    /// Halts until its timer fires, over and over; on arm64 alone.
+    Idle,
     /// Linux with one program that walks; only in the lab, which has a kernel for it.
     Linux,
     /// Linux with this machine's root, read-only, and [`crate::qemu::Config::script`] in
@@ -28,8 +30,6 @@ pub enum Guest {
 }
 
 impl Guest {
-    const ALL: [Self; 4] = [Self::Walker, Self::Interruptible, Self::Paravirtual, Self::Device];
-
     /// The file to boot.
     const fn name(self) -> &'static str {
         match self {
@@ -37,9 +37,45 @@ impl Guest {
             Self::Interruptible => "walker-sti",
             Self::Paravirtual => "walker-apf",
             Self::Device => "walker-device",
+            Self::Idle => "walker-idle",
             Self::Linux => "linux",
             Self::Shell => "shell",
         }
+    }
+}
+
+/// What a guest's code is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processor {
+    /// x86, from 32 bits on.
+    X86,
+    /// arm64.
+    Arm64,
+}
+
+impl Processor {
+    /// That of this host.
+    const HOST: Self = if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::X86 };
+
+    /// The guests that there are for it.
+    const fn guests(self) -> &'static [Guest] {
+        match self {
+            Self::X86 => &[Guest::Walker, Guest::Interruptible, Guest::Paravirtual, Guest::Device],
+            Self::Arm64 => &[Guest::Walker, Guest::Device, Guest::Idle],
+        }
+    }
+
+    /// What the names of its files end in.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::X86 => "",
+            Self::Arm64 => "-arm64",
+        }
+    }
+
+    /// What the names of its assembler and linker begin with.
+    fn tools(self) -> &'static str {
+        if self == Self::Arm64 && Self::HOST != self { "aarch64-linux-gnu-" } else { "" }
     }
 }
 
@@ -84,22 +120,29 @@ pub fn kernel(guest: Guest) -> Result<PathBuf> {
     if matches!(guest, Guest::Linux | Guest::Shell) {
         return named_file(LINUX_KERNEL);
     }
-    multiboot(guest, std::env::var_os(WORKS).is_some())
+    without_system(guest, Processor::HOST, std::env::var_os(WORKS).is_some())
 }
 
-fn multiboot(guest: Guest, works: bool) -> Result<PathBuf> {
-    let script = root().join("tests/payload/walker.ld");
+fn without_system(guest: Guest, processor: Processor, works: bool) -> Result<PathBuf> {
+    let source = format!("walker{}", processor.suffix());
+    let script = root().join("tests/payload").join(&source).with_extension("ld");
     let symbol = |name: &str, set: bool| format!("--defsym={name}={}", u8::from(set));
     let symbols = [
         symbol("STI", matches!(guest, Guest::Interruptible | Guest::Paravirtual)),
         symbol("APF", guest == Guest::Paravirtual),
         symbol("DEVICE", guest == Guest::Device),
+        symbol("IDLE", guest == Guest::Idle),
         format!("--defsym=WORK={}", if works { WORK } else { 0 }),
     ];
-    let assembler = symbols.iter().map(String::as_str).chain(["--32"]);
-    let linker = ["-m", "elf_i386", "-T"].map(OsStr::new).into_iter().chain([script.as_os_str()]);
-    let name = format!("{}{}", guest.name(), if works { "-works" } else { "" });
-    build(&name, "walker.S", assembler, linker)
+    let (width, format) = match processor {
+        Processor::X86 => (&["--32"][..], &["-m", "elf_i386"][..]),
+        Processor::Arm64 => (&[][..], &[][..]),
+    };
+    let assembler = symbols.iter().map(String::as_str).chain(width.iter().copied());
+    let linker = format.iter().chain([&"-T"]).map(OsStr::new).chain([script.as_os_str()]);
+    let works = if works { "-works" } else { "" };
+    let name = format!("{}{works}{}", guest.name(), processor.suffix());
+    build(&name, &source, processor.tools(), assembler, linker)
 }
 
 /// Assembles the program of a Linux guest, which walks that many MiB.
@@ -107,36 +150,37 @@ fn multiboot(guest: Guest, works: bool) -> Result<PathBuf> {
 /// # Errors
 /// As [`kernel`].
 pub fn init(mebibytes: u64) -> Result<PathBuf> {
-    build("guest-init", "init.S", ["--64", &format!("--defsym=MIB={mebibytes}")], [""; 0])
+    build("guest-init", "init", "", ["--64", &format!("--defsym=MIB={mebibytes}")], [""; 0])
 }
 
 /// Builds a file if it is older than its sources, or not there.
 fn build<'a>(
     name: &str,
-    code: &str,
+    source: &str,
+    tools: &str,
     assembler: impl IntoIterator<Item = &'a str>,
     linker: impl IntoIterator<Item = impl AsRef<OsStr>>,
 ) -> Result<PathBuf> {
-    let source = root().join("tests/payload");
+    let source = root().join("tests/payload").join(source);
     let built = target().join(name).with_extension("elf");
-    let code = source.join(code);
-    if is_newer(&built, [&code, &source.join("walker.ld")]) {
+    let code = source.with_extension("S");
+    if is_newer(&built, [&code, &source.with_extension("ld")]) {
         return Ok(built);
     }
     std::fs::create_dir_all(target())?;
     let object = target().join(name).with_extension("o");
-    run(Command::new("as").args(assembler).arg("-o").arg(&object).arg(code))?;
-    run(Command::new("ld").args(linker).arg("-o").arg(&built).arg(&object))?;
+    run(Command::new(format!("{tools}as")).args(assembler).arg("-o").arg(&object).arg(code))?;
+    run(Command::new(format!("{tools}ld")).args(linker).arg("-o").arg(&built).arg(&object))?;
     Ok(built)
 }
 
-/// Assembles every guest.
+/// Assembles every guest for that processor.
 ///
 /// # Errors
 /// As [`kernel`].
-pub fn assemble() -> Result<()> {
-    let all = Guest::ALL.into_iter().flat_map(|guest| [(guest, false), (guest, true)]);
-    all.into_iter().try_for_each(|(guest, works)| multiboot(guest, works).map(drop))
+pub fn assemble(processor: Processor) -> Result<()> {
+    let all = processor.guests().iter().flat_map(|guest| [(*guest, false), (*guest, true)]);
+    all.into_iter().try_for_each(|(guest, works)| without_system(guest, processor, works).map(drop))
 }
 
 fn is_newer<'a>(built: &Path, sources: impl IntoIterator<Item = &'a PathBuf>) -> bool {

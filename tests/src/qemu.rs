@@ -29,7 +29,15 @@ pub const IN_BOOT: &str = "the guest did not boot";
 const BOOT: Duration = Duration::from_secs(30);
 
 /// The emulator.
-pub const QEMU: &str = "qemu-system-x86_64";
+pub const QEMU: &str =
+    if cfg!(target_arch = "aarch64") { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
+
+/// What it needs beside: on arm64 it has no machine of its own accord, and KVM no other processor.
+const MACHINE: &[&str] = if cfg!(target_arch = "aarch64") {
+    &["-machine", "virt,gic-version=3", "-cpu", "host"]
+} else {
+    &[]
+};
 
 /// Says in the environment on which CPU every VM shall run. Emulated KVM needs it: a
 /// guest that moves between emulated CPUs hangs now and then.
@@ -110,7 +118,7 @@ impl<'a> Config<'a> {
         if let Some(cpu) = std::env::var_os(CPU) {
             command.args(["taskset", "--cpu-list"]).arg(cpu);
         }
-        command.arg(QEMU);
+        command.arg(QEMU).args(MACHINE);
         let threads = if self.debug_threads { "on" } else { "off" };
         let name = self.name.replace(',', ",,");
         command.arg("-name").arg(format!("guest={name},debug-threads={threads}"));

@@ -3,6 +3,7 @@
 use crate::setup::{BPF_LINKER, rust_source, rust_target, show};
 use anyhow::{Context, Result};
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use testbed::{root, target};
 
@@ -11,14 +12,48 @@ const EBPF_TARGET: &str = "bpfel-unknown-none";
 /// Name of the binary that holds them.
 const PROGRAMS: &str = "overcommit-programs";
 
-/// Builds the programs into target/overcommit-programs.o.
+/// What overcommit is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Arch {
+    /// x86-64
+    #[value(name = "x86_64")]
+    X86_64,
+    /// arm64
+    #[value(name = "aarch64")]
+    Aarch64,
+}
+
+impl Arch {
+    /// That of this machine.
+    pub(crate) const HOST: Self =
+        if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 };
+
+    /// As Rust calls it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// Target of a binary that needs no library of the host.
+    const fn static_target(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-unknown-linux-musl",
+            Self::Aarch64 => "aarch64-unknown-linux-musl",
+        }
+    }
+}
+
+/// Builds the programs into target/overcommit-programs-ARCH.o: they read the registers of kernels of
+/// that architecture.
 ///
 /// # Errors
 /// A tool cannot be installed, or the build fails.
-pub(crate) fn ebpf() -> Result<()> {
-    show(cargo_ebpf("build")?.arg("--quiet"))?;
-    let built = target().join("ebpf").join(EBPF_TARGET).join("release").join(PROGRAMS);
-    let object = target().join(format!("{PROGRAMS}.o"));
+pub(crate) fn ebpf(arch: Arch) -> Result<()> {
+    show(cargo_ebpf("build", arch)?.arg("--quiet"))?;
+    let built = ebpf_target(arch).join(EBPF_TARGET).join("release").join(PROGRAMS);
+    let object = target().join(format!("{PROGRAMS}-{}.o", arch.name()));
     let failed = || format!("cannot copy {}", built.display());
     let new = with_names_for_btf(fs::read(&built).with_context(failed)?);
     // Left alone if it is the same, so that nothing is built again.
@@ -27,6 +62,10 @@ pub(crate) fn ebpf() -> Result<()> {
         println!("built {}", object.display());
     }
     Ok(())
+}
+
+fn ebpf_target(arch: Arch) -> PathBuf {
+    target().join("ebpf").join(arch.name())
 }
 
 /// The object with names that BTF may have. The linker leaves those of unions as Rust spells them,
@@ -46,14 +85,15 @@ fn with_names_for_btf(mut object: Vec<u8>) -> Vec<u8> {
 ///
 /// # Errors
 /// A tool cannot be installed.
-pub(crate) fn cargo_ebpf(command: &str) -> Result<Command> {
+pub(crate) fn cargo_ebpf(command: &str, arch: Arch) -> Result<Command> {
     rust_source()?;
     let linker = BPF_LINKER.path()?;
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root()).arg(command).args(["--release", "--package", "overcommit-ebpf"]);
     cargo.args(["--features", "programs", "--bin", PROGRAMS]);
     cargo.args(["-Z", "build-std=core", "--target", EBPF_TARGET]);
-    cargo.arg("--target-dir").arg(target().join("ebpf"));
+    cargo.arg("--target-dir").arg(ebpf_target(arch));
+    cargo.env("AYA_BPF_TARGET_ARCH", arch.name());
     // The target has no ready-made core library; building one is not stable yet.
     cargo.env("RUSTC_BOOTSTRAP", "1");
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
@@ -64,15 +104,15 @@ pub(crate) fn cargo_ebpf(command: &str) -> Result<Command> {
     Ok(cargo)
 }
 
-/// Target of a binary that needs no library of the host.
-const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
-
 /// Options of `build`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Build a static binary, which runs on any x86-64 host, however old its C library
+    /// Build a static binary, which runs on any host of its architecture, however old its C library
     #[arg(long = "static")]
     is_static: bool,
+    /// Architecture of the static binary
+    #[arg(long, value_enum, default_value_t = Arch::HOST, requires = "is_static")]
+    arch: Arch,
 }
 
 /// Builds everything, for this host or for any.
@@ -83,14 +123,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.is_static {
         return all();
     }
-    rust_target(STATIC_TARGET)?;
-    ebpf()?;
-    let mut cargo = binary();
-    cargo.args(["--target", STATIC_TARGET]).env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
-    show(cargo.env("CARGO_ENCODED_RUSTFLAGS", without_paths()?))?;
-    let built = target().join(STATIC_TARGET).join("release/overcommit");
-    println!("built {}", built.display());
+    let binary = static_binary(args.arch)?;
+    println!("built {}", binary.display());
     Ok(())
+}
+
+/// Builds a static binary; gives its file.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn static_binary(arch: Arch) -> Result<PathBuf> {
+    ebpf(arch)?;
+    let mut cargo = binary();
+    cargo.env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", without_paths()?);
+    show(for_static_target(&mut cargo, arch)?)?;
+    Ok(target().join(arch.static_target()).join("release/overcommit"))
+}
+
+/// Has cargo build for any host of that architecture.
+///
+/// # Errors
+/// Rust's library for it cannot be had.
+pub(crate) fn for_static_target(cargo: &mut Command, arch: Arch) -> Result<&mut Command> {
+    let name = arch.static_target();
+    rust_target(name)?;
+    if arch != Arch::HOST {
+        // Rust's own: one of this system links for this system.
+        let linker = format!("CARGO_TARGET_{}_LINKER", name.to_uppercase().replace('-', "_"));
+        cargo.env(linker, "rust-lld");
+    }
+    Ok(cargo.args(["--target", name]))
 }
 
 /// Flags that keep the builder's folders out of the binary: it is the same wherever it is built.
@@ -112,7 +175,7 @@ fn without_paths() -> Result<String> {
 /// # Errors
 /// As [`ebpf`].
 pub(crate) fn all() -> Result<()> {
-    ebpf()?;
+    ebpf(Arch::HOST)?;
     show(&mut binary())?;
     println!("built {}", testbed::overcommit().display());
     Ok(())

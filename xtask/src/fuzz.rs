@@ -43,7 +43,7 @@ const LENGTH: u32 = 64 << 10;
 /// # Errors
 /// It cannot be built, or data make a target fail; it says which.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    build::ebpf()?;
+    build::ebpf(build::Arch::HOST)?;
     let folder = target().join("fuzz");
     show(&mut cargo(&folder))?;
     let fuzz = folder.join(TARGET).join("release/fuzz");

@@ -64,7 +64,11 @@ fn document(kernels: &[Value]) -> String {
     };
     row("kernel", &|kernel| {
         let release = text(&kernel["release"]).split(['+', '-']).next().unwrap_or_default();
-        let cpu = if text(&kernel["lab"]).ends_with("intel") { "Intel" } else { "AMD" };
+        let cpu = match text(&kernel["lab"]).split_once('-') {
+            Some((_, "intel")) => "Intel",
+            Some((_, cpu)) => cpu,
+            None => "AMD",
+        };
         format!("{release}, {cpu}")
     });
     row("---", &|_| "---".to_owned());

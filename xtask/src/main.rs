@@ -61,7 +61,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = undo::on_signals().and_then(|()| match cli.command {
-        Command::BuildEbpf => build::ebpf(),
+        Command::BuildEbpf => build::ebpf(build::Arch::HOST),
         Command::Build(args) => build::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Docs => docs::run(),

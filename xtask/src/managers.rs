@@ -1,7 +1,7 @@
 //! Test data of managers of VMs: fetched, and never part of this project, for libvirt's is under
 //! the LGPL.
 
-use crate::lab::{self, kernels};
+use crate::lab::{self, apt};
 use crate::setup::{Tool, install, unpack};
 use anyhow::{Context, Result};
 use std::fs;
@@ -28,7 +28,7 @@ pub(crate) fn libvirts_data() -> Result<()> {
         return Ok(());
     }
     install(&[XZ])?;
-    let archive = kernels::fetch_file(place, sha256, &lab::cache()?)?;
+    let archive = apt::fetch_file(place, sha256, &lab::cache()?)?;
     let unfinished = target().join("managers/unfinished");
     let _ = fs::remove_dir_all(&unfinished);
     let data = ["*/tests/qemuxmlconfdata/*.args", "*/tests/qemuxmlconfdata/*.xml"];

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     install(&TESTBED)?;
     install(&JAVA)?;
     build::all()?;
-    payload::assemble()?;
+    payload::assemble(payload::Processor::X86)?;
     payload::name_files(lab::guest_files()?);
     let _owner = undo::Undo::call("ownership", give_to_user_behind_sudo);
     for scenario in ALL.iter().filter(|scenario| scenario.name == args.name) {

@@ -209,7 +209,7 @@ fn lint() -> Result<()> {
         "soak",
     ];
     show(cargo().args(["clippy", "--quiet"]).args(lab).args(deny))?;
-    show(build::cargo_ebpf("clippy")?.arg("--quiet").args(deny))
+    show(build::cargo_ebpf("clippy", build::Arch::HOST)?.arg("--quiet").args(deny))
 }
 
 /// Licences, sources and versions, which need no network. Advisories take the database of

@@ -138,10 +138,12 @@ offsets! {
 /// of the record. The loader writes them when it has found the tracepoints.
 #[repr(C)]
 pub struct KvmFields {
-    /// kvm_exit: `exit_reason`, of four bytes.
+    /// kvm_exit: `exit_reason`, of four bytes; on arm64 `esr_ec`, the class of the exception.
     pub exit_reason: AtomicU64,
     /// kvm_exit: `isa`; [`ABSENT`] on arm64.
     pub exit_isa: AtomicU64,
+    /// kvm_exit of arm64: `ret`, of four bytes, which says whether there was an exception.
+    pub exit_ret: AtomicU64,
     /// kvm_exit: `info1`; [`ABSENT`] on arm64.
     pub exit_info1: AtomicU64,
     /// kvm_exit: `vcpu_id`; [`ABSENT`] on arm64.
@@ -152,11 +154,15 @@ pub struct KvmFields {
     pub userspace_errno: AtomicU64,
     /// kvm_async_pf_not_present and …_ready: `token`.
     pub apf_token: AtomicU64,
+    /// kvm_guest_fault, which arm64 alone has: `hsr`, the syndrome.
+    pub fault_syndrome: AtomicU64,
+    /// kvm_wfx_arm64: `is_wfe`, of one byte.
+    pub wfx_is_wfe: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: AtomicU64,
+    pub reserved: [AtomicU64; 6],
 }
 
 /// In [`KvmFields`]: the record has no such field.
 pub const ABSENT: u64 = u64::MAX;
 
-const _: () = assert!(size_of::<KvmFields>() == 64);
+const _: () = assert!(size_of::<KvmFields>() == 128);

@@ -85,6 +85,50 @@ pub const PHASES_NS: [u64; 3] = [100_000_000, 1_000_000_000, 10_000_000_000];
 /// Numbers that swap devices can have: `MAX_SWAPFILES` is less on every kernel.
 pub const SWAP_DEVICES_MAX: usize = 32;
 
+/// Bits of the kernel's own entry of a swapped page below the number of its device
+/// (`SWP_TYPE_SHIFT`, include/linux/swapops.h).
+pub const SWAP_TYPE_AT: u32 = 58;
+/// Bits of the place on the device that page tables have room for, on x86-64 and arm64.
+const SWAP_OFFSET: u64 = (1 << 50) - 1;
+
+/// How the page tables of an architecture keep an entry of a swapped page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SwapEntry {
+    /// Bits below the number of the device, which has five.
+    pub type_at: u8,
+    /// Bits below the place on it.
+    pub offset_at: u8,
+    /// Whether that is inverted.
+    pub is_inverted: bool,
+}
+
+impl SwapEntry {
+    /// x86-64 (`__swp_type` and `__swp_offset`, arch/x86/include/asm/pgtable_64.h; 6.1 to 7.3).
+    pub const X86: Self = Self { type_at: 59, offset_at: 9, is_inverted: true };
+    /// arm64 since Linux 6.10 (`__swp_type`, arch/arm64/include/asm/pgtable.h; 6.12).
+    pub const ARM64: Self = Self { type_at: 6, offset_at: 12, is_inverted: false };
+    /// arm64 before, which had no bit for the write protection of userfaultfd (6.1).
+    pub const ARM64_OLD: Self = Self { type_at: 3, offset_at: 8, is_inverted: false };
+
+    /// As one word.
+    pub const fn pack(self) -> u32 {
+        self.type_at as u32 | (self.offset_at as u32) << 8 | (self.is_inverted as u32) << 16
+    }
+
+    /// Out of that word.
+    #[inline(always)]
+    pub const fn unpack(word: u32) -> Self {
+        Self { type_at: word as u8, offset_at: (word >> 8) as u8, is_inverted: word >> 16 != 0 }
+    }
+
+    /// The kernel's own entry (`pte_to_swp_entry`, include/linux/swapops.h).
+    #[inline(always)]
+    pub const fn read(self, entry: u64) -> u64 {
+        let offset = if self.is_inverted { !entry } else { entry } >> (self.offset_at & 63);
+        (entry >> (self.type_at & 63) & 31) << SWAP_TYPE_AT | (offset & SWAP_OFFSET)
+    }
+}
+
 /// Where the pages of `swapin` came from, each counted in one place.
 #[repr(C)]
 pub struct Swapins {
@@ -132,3 +176,25 @@ impl Vm {
 }
 
 const _: () = assert!(size_of::<Vm>() == 1368);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each made as the kernel's `__swp_entry` makes it.
+    #[test]
+    fn an_entry_is_read_as_the_kernel_wrote_it() {
+        let (device, offset) = (5_u64, 0x1_2345_6789_u64);
+        let x86 = (!offset << 14 >> 5) | device << 59;
+        for (how, entry) in [
+            (SwapEntry::X86, x86),
+            (SwapEntry::ARM64, device << 6 | offset << 12),
+            // Exclusive, and write-protected by userfaultfd.
+            (SwapEntry::ARM64, device << 6 | offset << 12 | 0b1100),
+            (SwapEntry::ARM64_OLD, device << 3 | offset << 8 | 0b100),
+        ] {
+            let how = SwapEntry::unpack(how.pack());
+            assert_eq!(how.read(entry), device << SWAP_TYPE_AT | offset, "{how:?}");
+        }
+    }
+}

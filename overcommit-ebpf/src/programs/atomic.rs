@@ -6,6 +6,7 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::sync::atomic::AtomicU64;
+use overcommit_ebpf::order::Cell;
 
 /// Adds `n` where many CPUs add and the loader takes.
 #[inline(always)]
@@ -14,12 +15,55 @@ pub(crate) fn add(counter: &AtomicU64, n: u64) {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter.as_ptr(), n) };
 }
 
-/// Takes one away; gives how many there were. Of a relaxed addition LLVM makes the instruction that
-/// gives nothing back, though the result is used.
+/// A word as the programs use it.
+pub(crate) struct InKernel<'a>(pub(crate) &'a AtomicU64);
+
+/// How often a lost race for a maximum is tried again. A reader bounds the
+/// maximum by the last bucket in use, so giving up costs 1/128 at worst.
+const MAX_TRIES: u32 = 8;
+
+impl Cell for InKernel<'_> {
+    #[inline(always)]
+    fn get(&self) -> u64 {
+        get(self.0)
+    }
+
+    #[inline(always)]
+    fn add(&self, n: u64) {
+        add(self.0, n);
+    }
+
+    #[inline(always)]
+    fn add_in_order(&self, n: u64) {
+        fetch_add(self.0, n);
+    }
+
+    #[inline(always)]
+    fn raise(&self, to: u64) {
+        let mut max = get(self.0);
+        let mut tries = 0;
+        while to > max && tries < MAX_TRIES {
+            match replace(self.0, max, to) {
+                Ok(()) => break,
+                Err(longer) => max = longer,
+            }
+            tries += 1;
+        }
+    }
+}
+
+/// Takes one away; gives how many there were.
 #[inline(always)]
 pub(crate) fn take_one(counter: &AtomicU64) -> u64 {
+    fetch_add(counter, u64::MAX)
+}
+
+/// Adds `n`; gives what was there. Of a relaxed addition LLVM makes the instruction that gives nothing
+/// back, though the result is used.
+#[inline(always)]
+fn fetch_add(counter: &AtomicU64, n: u64) -> u64 {
     // SAFETY: as in `add`.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter.as_ptr(), u64::MAX) }
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter.as_ptr(), n) }
 }
 
 /// Stores `new` if the value is still `old`; gives the value that was there

@@ -1,11 +1,11 @@
 //! A vCPU out of its guest: KVM's tracepoints, on the vCPU's own thread.
 //!
 //! A window lasts from kvm_exit to the next kvm_entry (arch/x86/kvm: svm/svm.c,
-//! vmx/vmx.c). In between the thread may leave for user space, once or more often; it
+//! vmx/vmx.c; arch/arm64/kvm/arm.c). In between the thread may leave for user space, once or more often; it
 //! comes back through KVM_RUN, which no tracepoint shows, so a stay there lasts until
 //! the window ends or the thread leaves once more.
 
-use crate::atomic::{add, get, set};
+use crate::atomic::{InKernel, add, get, set};
 use crate::calls::goes_on;
 use crate::kernel::{current_mm, current_run_delay, current_sleeps};
 use crate::latency::record;
@@ -17,11 +17,12 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_re
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use core::sync::atomic::AtomicU64;
-use overcommit_ebpf::exit::{aged, by_age, marks, without_one};
+use overcommit_ebpf::exit::{aged, arm64_fault_marks, arm64_reason, by_age, marks, without_one};
 use overcommit_ebpf::layout::{
     APF, HALT, IN_BACKGROUND, ISA_ARM64, Loss, MEMORY, MMIO, Metric, NEVER_RAN, OUTSIDE_FAULTS,
     PAUSED, PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
 };
+use overcommit_ebpf::order;
 
 /// `KVM_EXIT_INTR`, include/uapi/linux/kvm.h: the thread was called away.
 const USERSPACE_INTERRUPTED: u32 = 10;
@@ -35,8 +36,11 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     if get(&window.exit_ns) != 0 {
         lose(vm, Loss::ExitWithoutEntry);
     }
-    let reason: u32 = read(&ctx, &fields.exit_reason);
+    let mut reason: u32 = read(&ctx, &fields.exit_reason);
     let isa = if is_absent(&fields.exit_isa) { ISA_ARM64 } else { read(&ctx, &fields.exit_isa) };
+    if isa == ISA_ARM64 && !is_absent(&fields.exit_ret) {
+        reason = arm64_reason(read(&ctx, &fields.exit_ret), reason);
+    }
     if !is_absent(&fields.exit_vcpu) {
         set(&window.vcpu, u64::from(read::<u32>(&ctx, &fields.exit_vcpu)));
     }
@@ -84,14 +88,46 @@ fn came(window: &Window, since: u64) {
     set(&window.apf_open, without_one(get(&window.apf_open), is_older));
 }
 
+/// The window that the current thread is in.
+#[inline(always)]
+fn open_window() -> Option<&'static Window> {
+    let window = &known_thread()?.window;
+    (get(&window.exit_ns) != 0).then_some(window)
+}
+
 /// On `kvm_mmio` and `kvm_fast_mmio`: a device's memory is meant.
 #[tracepoint]
 pub(crate) fn kvm_mmio(_ctx: TracePointContext) -> u32 {
-    if let Some(thread) = known_thread() {
-        let window = &thread.window;
-        if get(&window.exit_ns) != 0 {
-            set(&window.reason, get(&window.reason) | MMIO);
-        }
+    if let Some(window) = open_window() {
+        set(&window.reason, get(&window.reason) | MMIO);
+    }
+    0
+}
+
+/// On arm64, whose `kvm_exit` does not say what a memory exit was for (`kvm_handle_guest_abort`,
+/// arch/arm64/kvm/mmu.c).
+#[tracepoint]
+pub(crate) fn kvm_guest_fault(ctx: TracePointContext) -> u32 {
+    if let Some(window) = open_window()
+        && let Some(fields) = KVM_FIELDS.get(0)
+        && !is_absent(&fields.fault_syndrome)
+    {
+        let marks = arm64_fault_marks(read(&ctx, &fields.fault_syndrome));
+        set(&window.reason, get(&window.reason) | marks);
+    }
+    0
+}
+
+/// On arm64: a guest that waits for an event yields its CPU and is not halted (`kvm_handle_wfx`,
+/// arch/arm64/kvm/handle_exit.c).
+#[tracepoint]
+pub(crate) fn kvm_wfx(ctx: TracePointContext) -> u32 {
+    if let Some(window) = open_window()
+        && let Some(fields) = KVM_FIELDS.get(0)
+        && !is_absent(&fields.wfx_is_wfe)
+        && read::<u8>(&ctx, &fields.wfx_is_wfe) != 0
+    {
+        set(&window.reason, get(&window.reason) & !HALT);
     }
     0
 }
@@ -198,12 +234,12 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
         (false, 0) => within.saturating_sub(for_cpu).min(active),
         (false, _) => 0,
     };
-    add(&thread.sequence, 1);
-    if stall != 0 {
-        set(&window.stall_ns, get(&window.stall_ns) + stall);
-    }
-    set(&window.exit_ns, 0);
-    add(&thread.sequence, 1);
+    order::change(&InKernel(&thread.sequence), || {
+        if stall != 0 {
+            set(&window.stall_ns, get(&window.stall_ns) + stall);
+        }
+        set(&window.exit_ns, 0);
+    });
     count(&window.exits, 1);
     count(&window.user_total_ns, user);
     count(&window.paused_total_ns, paused);

@@ -1,18 +1,14 @@
 //! What has been measured goes into the VM's histograms.
 
-use crate::atomic::{add, get, replace, set};
+use crate::atomic::{InKernel, add, get, set};
 use crate::maps::{SLOW, SLOW_NS, lose};
 use crate::{backing, chunks, parts};
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::bpf_get_current_comm;
-use overcommit_ebpf::bucket;
 use overcommit_ebpf::layout::{
     Histogram, Loss, Metric, NEVER_RAN, PHASES_NS, SLOW_PER_SECOND, SlowFault, Taker, Thread, Vm,
 };
-
-/// How often a lost race for the maximum is tried again. A reader bounds the
-/// maximum by the last bucket in use, so giving up costs 1/128 at worst.
-const MAX_TRIES: u32 = 8;
+use overcommit_ebpf::{bucket, order};
 
 /// Counts a fault of that latency, which ends now. Gives its end to the thread.
 #[inline(always)]
@@ -66,11 +62,10 @@ fn count_start(vm: &Vm, thread: &Thread, now: u64, latency: u64) {
 /// Ends the thread's wait, so that a reader never sees it both open and added.
 #[inline(always)]
 fn close(thread: &Thread, latency: u64) {
-    add(&thread.sequence, 1);
-    set(&thread.since_ns, 0);
-    let waited = get(&thread.waited_ns) + latency;
-    set(&thread.waited_ns, waited);
-    add(&thread.sequence, 1);
+    order::change(&InKernel(&thread.sequence), || {
+        set(&thread.since_ns, 0);
+        set(&thread.waited_ns, get(&thread.waited_ns) + latency);
+    });
 }
 
 /// Counts a latency of a VM; whether there was memory for it.
@@ -80,20 +75,11 @@ pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) -> bool {
         lose(vm, Loss::BucketsFull);
         return false;
     };
-    add(&histogram.sum_ns, latency);
-    let mut max = get(&histogram.max_ns);
-    let mut tries = 0;
-    while latency > max && tries < MAX_TRIES {
-        match replace(&histogram.max_ns, max, latency) {
-            Ok(()) => break,
-            Err(longer) => max = longer,
-        }
-        tries += 1;
-    }
     if latency > bucket::MAX_NS {
         add(&histogram.over_range, 1);
     }
-    add(bucket, 1);
+    let [sum_ns, max_ns, bucket] = [&histogram.sum_ns, &histogram.max_ns, bucket].map(InKernel);
+    order::count(&sum_ns, &max_ns, &bucket, latency);
     true
 }
 

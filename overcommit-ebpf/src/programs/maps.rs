@@ -209,10 +209,10 @@ pub(crate) static NR_SWAPFILES_AT: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static SWAP_INFO_AT: Global<u64> = Global::new(0);
 
-/// Where a swap entry keeps the number of its device: the shift in the second byte,
-/// the mask in the first.
+/// How page tables keep an entry of a swapped page, see
+/// [`SwapEntry`](overcommit_ebpf::layout::SwapEntry).
 #[unsafe(no_mangle)]
-pub(crate) static SWAP_TYPE: Global<u64> = Global::new(0);
+pub(crate) static SWAP_ENTRY: Global<u32> = Global::new(0);
 
 /// What zswap's load function returns when it had the page.
 #[unsafe(no_mangle)]

@@ -6,13 +6,13 @@
 //! wait lasts from the first entry to the last return. Which device the page came from
 //! stands in the entry that the page table keeps in its place.
 
-use crate::atomic::{add, get, set};
+use crate::atomic::{add, get, replace, set};
 use crate::backing;
 use crate::evictions::aggressor_of;
 use crate::kernel::Kernel;
 use crate::latency::record;
 use crate::maps::{
-    ATTEMPTS, MMS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_INFO_AT, SWAP_TYPE,
+    ATTEMPTS, MMS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_ENTRY, SWAP_INFO_AT,
     TAKES_AGGRESSORS, VMS, ZSWAP_LOADED, histogram,
 };
 use crate::parts;
@@ -20,7 +20,9 @@ use crate::threads::known_thread;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel_str_bytes};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
-use overcommit_ebpf::layout::{FaultBacking, IN_CALL, Metric, Part, SWAP_DEVICES_MAX, Thread};
+use overcommit_ebpf::layout::{
+    FaultBacking, IN_CALL, Metric, Part, SWAP_DEVICES_MAX, SWAP_TYPE_AT, SwapEntry, Thread,
+};
 
 /// In [`Thread::swapin`]: a wait is open. Its low byte is the number of the device.
 const OPEN: u64 = 1 << 8;
@@ -28,6 +30,10 @@ const OPEN: u64 = 1 << 8;
 const READ: u64 = 1 << 9;
 /// It came out of zswap.
 const ZSWAP: u64 = 1 << 10;
+
+/// The least `MAX_SWAPFILES`, of a kernel with all other kinds of entries (include/linux/swap.h, 6.1), for one that does
+/// not say how many devices there are.
+const MAX_SWAPFILES: u32 = 22;
 
 /// `VM_FAULT_RETRY`: `do_swap_page` will be called again.
 const RETRY: u64 = 0x400;
@@ -121,8 +127,9 @@ fn enter_anonymous(fault: u64) {
     let offsets = OFFSETS.load();
     // The entry is looked at first: the function overwrites it.
     let entry = Kernel(fault).u64(offsets.fault_orig_pte);
+    let entry = SwapEntry::unpack(SWAP_ENTRY.load()).read(entry);
     let Some(device) = device(entry) else { return };
-    if !enter(device, entry_of_page_table(entry)) {
+    if !enter(device, entry) {
         let mm = Kernel(fault).pointer(offsets.fault_vma).u64(offsets.vma_mm);
         // SAFETY: entries are only read and written as whole words.
         if let Some(vm) = unsafe { MMS.get(mm) }.and_then(|slot| VMS.get(*slot)) {
@@ -134,32 +141,21 @@ fn enter_anonymous(fault: u64) {
 
 #[inline(always)]
 fn enter_shared(folio: u64) {
-    let value = Kernel(folio).u64(0);
-    if let Some(device) = device(value) {
-        // `radix_to_swp_entry`, include/linux/swapops.h.
-        enter(device, value >> 1);
+    // `radix_to_swp_entry`, include/linux/swapops.h.
+    let entry = Kernel(folio).u64(0) >> 1;
+    if let Some(device) = device(entry) {
+        enter(device, entry);
     }
 }
 
-/// The kernel's own entry of one in a page table of x86-64 (`__swp_type` and `__swp_offset`,
-/// arch/x86/include/asm/pgtable_64.h; `swp_entry`, include/linux/swapops.h; the same from
-/// 6.1 to 7.3).
-#[inline(always)]
-fn entry_of_page_table(entry: u64) -> u64 {
-    entry >> 59 << 58 | !entry << 5 >> 14
-}
-
-/// The device of a swap entry; `None` if it is an entry of another kind, such as a
+/// The device of one of the kernel's own entries; `None` if it is an entry of another kind, such as a
 /// page that is being migrated.
 #[inline(always)]
 fn device(entry: u64) -> Option<u64> {
-    let place = SWAP_TYPE.load();
-    let number = (entry >> (place >> 8)) & (place & 0xff);
+    let number = entry >> SWAP_TYPE_AT;
     let known = NR_SWAPFILES_AT.load();
-    if known != 0 && number >= u64::from(Kernel(known).u32(0)) {
-        return None;
-    }
-    Some(number)
+    let devices = if known == 0 { MAX_SWAPFILES } else { Kernel(known).u32(0) };
+    (number < u64::from(devices)).then_some(number)
 }
 
 /// Whether the thread is in a fault of a VM.
@@ -291,6 +287,7 @@ fn name_device(number: u32) {
         set(&device.name[3], name[3]);
         set(&device.name[2], name[2]);
         set(&device.name[1], name[1]);
-        set(&device.name[0], name[0]);
+        // Last, in any CPU's eyes: it says that the others are there.
+        let _ = replace(&device.name[0], 0, name[0]);
     }
 }

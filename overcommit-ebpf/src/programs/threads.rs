@@ -1,6 +1,6 @@
 //! The entry of the current thread, which holds the fault that it is in.
 
-use crate::atomic::{get, set};
+use crate::atomic::{get, replace, set};
 use crate::free::{self, FreeList};
 use crate::kernel::in_kvm_run;
 use crate::maps::{CPUS, THREADS, TIDS};
@@ -25,8 +25,9 @@ pub(crate) fn thread_entry(slot: u32) -> Option<&'static Thread> {
     let index = free::take(FreeList::Threads)?;
     let id = bpf_get_current_pid_tgid();
     let thread = THREADS.get(index)?;
-    set(&thread.id, id);
     set(&thread.vm, u64::from(slot));
+    // After it, in any CPU's eyes: the entry is taken from then on.
+    let _ = replace(&thread.id, 0, id);
     if TIDS.insert(id as u32, index, 0).is_err() {
         set(&thread.id, 0);
         free::give_back(FreeList::Threads, index);

@@ -178,19 +178,53 @@ const VMX: [(u32, &str); 66] = [
     (85, "msr_write_imm"),
 ];
 
-/// arm64: `ESR_ELx_EC_*`, arch/arm64/include/asm/esr.h. Not tested on such a host.
-const ARM64: [(u32, &str); 11] = [
+/// arm64: `ESR_ELx_EC_*` (arch/arm64/include/asm/esr.h) and, for what has no class,
+/// `ARM_EXCEPTION_*` (kvm_asm.h) as [`arm64_reason`](overcommit_ebpf::exit::arm64_reason) numbers them.
+const ARM64: [(u32, &str); 44] = [
     (0x00, "unknown"),
     (0x01, "wfx"),
+    (0x03, "cp15_32"),
+    (0x04, "cp15_64"),
+    (0x05, "cp14_mr"),
+    (0x06, "cp14_ls"),
     (0x07, "fp_asimd"),
+    (0x08, "cp10_id"),
+    (0x09, "pac"),
+    (0x0c, "cp14_64"),
+    (0x11, "svc32"),
+    (0x12, "hvc32"),
+    (0x13, "smc32"),
+    (0x15, "svc64"),
     (0x16, "hvc64"),
     (0x17, "smc64"),
     (0x18, "sys64"),
     (0x19, "sve"),
+    (0x1a, "eret"),
+    (0x1d, "sme"),
+    (0x1f, "imp_def"),
     (0x20, "iabt_low"),
+    (0x21, "iabt_cur"),
+    (0x22, "pc_align"),
     (0x24, "dabt_low"),
+    (0x25, "dabt_cur"),
+    (0x26, "sp_align"),
+    (0x27, "mops"),
+    (0x28, "fp_exc32"),
+    (0x2c, "fp_exc64"),
     (0x2f, "serror"),
+    (0x30, "breakpt_low"),
+    (0x31, "breakpt_cur"),
+    (0x32, "softstp_low"),
+    (0x33, "softstp_cur"),
+    (0x34, "watchpt_low"),
+    (0x35, "watchpt_cur"),
+    (0x38, "bkpt32"),
+    (0x3a, "vector32"),
     (0x3c, "brk64"),
+    (0x100, "irq"),
+    (0x101, "el1_serror"),
+    (0x103, "il"),
+    (0x111, "hyp_gone"),
 ];
 
 /// The name of an exit by its key ([`overcommit_ebpf::layout::exit_key`]): a number
@@ -213,6 +247,7 @@ pub fn name(key: u32) -> Cow<'static, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use overcommit_ebpf::exit::arm64_reason;
     use overcommit_ebpf::layout::exit_key;
 
     #[test]
@@ -220,6 +255,7 @@ mod tests {
         assert_eq!(name(exit_key(ISA_SVM, 0x400)), "npf");
         assert_eq!(name(exit_key(ISA_VMX, 48)), "ept_violation");
         assert_eq!(name(exit_key(ISA_ARM64, 0x24)), "dabt_low");
+        assert_eq!(name(exit_key(ISA_ARM64, arm64_reason(0, 0))), "irq");
         assert_eq!(name(exit_key(0, REASON_MMIO)), "mmio");
         assert_eq!(name(exit_key(ISA_SVM, u32::MAX)), "0xffffff", "SVM_EXIT_ERR");
     }

@@ -4,8 +4,10 @@
 //! in the kernel's BTF and handed to the programs as read-only globals.
 
 use crate::kernel::btf::{Btf, Place};
+use crate::kernel::userfault;
 use anyhow::{Context, Result, anyhow};
-use overcommit_ebpf::layout::{FolioOffsets, KernelOffsets};
+use overcommit_ebpf::layout::{FolioOffsets, KernelOffsets, SwapEntry};
+use procfs::sys::kernel::Version;
 use std::path::Path;
 
 /// The BTF of the running kernel.
@@ -18,17 +20,17 @@ const SYSCALL_REGISTERS: (&str, &str) =
 /// Bytes from that field to the argument: arm64 keeps them in an array.
 const SECOND_ARGUMENT_AT: u32 = if cfg!(target_arch = "aarch64") { 8 } else { 0 };
 
-/// Where an entry that stands for a swapped page keeps the number of its device: the
-/// shift above, the mask below. x86-64: the five highest bits, of page tables
-/// (`__swp_type`, arch/x86/include/asm/pgtable_64.h) and of shared memory's
-/// (`radix_to_swp_entry`, include/linux/swapops.h) alike. Elsewhere it is not looked
-/// at, and every page counts for device 0.
-pub const SWAP_TYPE: u64 = if cfg!(target_arch = "x86_64") { 59 << 8 | 31 } else { 0 };
+/// `UFFD_FEATURE_PAGEFAULT_FLAG_WP`, include/uapi/linux/userfaultfd.h.
+const WRITE_PROTECTION: u64 = 1;
+/// The first kernel that has it on arm64.
+const WRITE_PROTECTS: Version = Version { major: 6, minor: 10, patch: 0 };
 
 /// Where the kernel keeps what is looked at.
 pub struct KernelLayout {
     offsets: Result<KernelOffsets, String>,
     folio_offsets: Result<FolioOffsets, String>,
+    /// How page tables keep an entry of a swapped page.
+    pub swap_entry: SwapEntry,
     /// What zswap's load function returns when it had the page: 1 for `true`, or 0 where it
     /// returns an error number (zswap_load from 6.17 on, __frontswap_load before 6.5).
     pub zswap_loaded: u8,
@@ -60,6 +62,7 @@ impl KernelLayout {
         Ok(Self {
             offsets: offsets(&btf).map_err(|error| error.to_string()),
             folio_offsets: folio_offsets(&btf).map_err(|error| error.to_string()),
+            swap_entry: swap_entry(),
             zswap_loaded: u8::from(returns_bool("zswap_load")),
             mglru_sees_guests: returns_bool("lru_gen_look_around"),
             has_run_delay: run_delay(&btf).is_ok(),
@@ -97,6 +100,19 @@ fn bit(btf: &Btf<'_>, structure: &str, field: &str) -> Result<u32> {
         Some(Place { bit, bits: 1 }) => Ok(bit),
         _ => Err(anyhow!("this kernel's BTF has no bit {structure}::{field}")),
     }
+}
+
+/// BTF does not say it. On arm64 it changed when the write protection of userfaultfd came, which took
+/// a bit of the entries; the kernel says whether it has that.
+fn swap_entry() -> SwapEntry {
+    if cfg!(target_arch = "x86_64") {
+        return SwapEntry::X86;
+    }
+    let has_bit = match userfault::open() {
+        Ok((_, features)) => features & WRITE_PROTECTION != 0,
+        Err(_) => Version::current().is_ok_and(|kernel| kernel >= WRITE_PROTECTS),
+    };
+    if has_bit { SwapEntry::ARM64 } else { SwapEntry::ARM64_OLD }
 }
 
 /// Where a thread's time of waiting for a CPU is (CONFIG_SCHED_INFO).

@@ -5,6 +5,7 @@ pub mod capability;
 pub mod clock;
 pub mod exit_reasons;
 pub mod layout;
+pub(crate) mod userfault;
 
 use anyhow::{Context, Result, anyhow};
 use overcommit_recording::model::vm::VmId;
@@ -31,8 +32,11 @@ pub fn release() -> Result<String> {
 
 /// Whether KVM tells of an exit only when it has let the host's interrupts in again. It does on AMD
 /// before Linux 6.12, which moved `kvm_exit` from `svm_handle_exit` to `svm_vcpu_run`
-/// (arch/x86/kvm/svm/svm.c).
+/// (arch/x86/kvm/svm/svm.c), and on arm64 (`kvm_arch_vcpu_ioctl_run`, arch/arm64/kvm/arm.c).
 pub fn tells_exits_late() -> bool {
+    if cfg!(target_arch = "aarch64") {
+        return true;
+    }
     let vendor = CpuInfo::current().ok().and_then(|cpus| cpus.vendor_id(0).map(str::to_owned));
     let is_amd =
         vendor.is_some_and(|vendor| ["AuthenticAMD", "HygonGenuine"].contains(&vendor.as_str()));

@@ -19,11 +19,13 @@ use std::sync::atomic::Ordering::SeqCst;
 
 /// A program, the tracepoints that run it, and whether exits can be told without.
 /// In the order in which they are attached: what marks a window before what opens it.
-const PROGRAMS: [(&str, &[&str], bool); 7] = [
+const PROGRAMS: [(&str, &[&str], bool); 9] = [
     ("kvm_apf_completed", &["kvm_async_pf_completed"], false),
     ("kvm_apf_ready", &["kvm_async_pf_ready"], false),
     ("kvm_apf_not_present", &["kvm_async_pf_not_present"], false),
     ("kvm_mmio", &["kvm_mmio", "kvm_fast_mmio"], false),
+    ("kvm_guest_fault", &["kvm_guest_fault"], false),
+    ("kvm_wfx", &["kvm_wfx_arm64"], false),
     ("kvm_userspace_exit", &["kvm_userspace_exit"], true),
     ("kvm_entry", &["kvm_entry"], true),
     ("kvm_exit", &["kvm_exit"], true),
@@ -124,15 +126,19 @@ impl KvmTracepoints {
     fn find_fields(&mut self, kvm: &Path) -> Result<()> {
         let fields = self.fields.get(0).context("the list of fields is empty")?;
         let exit = tracefs::Format::read(kvm, "kvm_exit")?;
-        // arm64 has the class of the exception instead of a reason.
+        // arm64 has the class of the exception instead of a reason, if there was one.
         let reason = exit.offset("exit_reason").or_else(|| exit.offset("esr_ec"));
         let userspace = tracefs::Format::read(kvm, "kvm_userspace_exit")?;
-        let apf = tracefs::Format::read(kvm, "kvm_async_pf_ready").ok();
-        let apf = apf.and_then(|format| format.offset("token"));
+        // Not every architecture has them.
+        let elsewhere = |tracepoint, name| {
+            tracefs::Format::read(kvm, tracepoint).ok().and_then(|format| format.offset(name))
+        };
+        let apf = elsewhere("kvm_async_pf_ready", "token");
         self.has_apf = apf.is_some();
         fields.exit_reason.store(reason.context("kvm_exit has no reason")?, SeqCst);
         for (field, name) in [
             (&fields.exit_isa, "isa"),
+            (&fields.exit_ret, "ret"),
             (&fields.exit_info1, "info1"),
             (&fields.exit_vcpu, "vcpu_id"),
         ] {
@@ -147,7 +153,13 @@ impl KvmTracepoints {
                 SeqCst,
             );
         }
-        fields.apf_token.store(apf.unwrap_or(ABSENT), SeqCst);
+        for (field, place) in [
+            (&fields.apf_token, apf),
+            (&fields.fault_syndrome, elsewhere("kvm_guest_fault", "hsr")),
+            (&fields.wfx_is_wfe, elsewhere("kvm_wfx_arm64", "is_wfe")),
+        ] {
+            field.store(place.unwrap_or(ABSENT), SeqCst);
+        }
         Ok(())
     }
 }

@@ -1,6 +1,5 @@
 //! Loads the eBPF object that the binary carries.
 
-use crate::kernel::layout::SWAP_TYPE;
 use crate::kernel::{self, IOCTL};
 use crate::probes::{Kernel, NR_SWAPFILES, SWAP_INFO};
 use anyhow::{Result, anyhow};
@@ -87,10 +86,9 @@ impl Sizes {
     }
 
     /// Folios whose aggressors are remembered, for slow faults: where functions tell of
-    /// swap-ins, and their entries can be read.
+    /// swap-ins.
     const fn evicted(self) -> u32 {
-        let can_tell = self.hooks_calls && cfg!(target_arch = "x86_64");
-        if self.stacks() > 1 && can_tell { EVICTED } else { 1 }
+        if self.stacks() > 1 && self.hooks_calls { EVICTED } else { 1 }
     }
 
     /// Entries of a map that only programs on the kernel's functions fill.
@@ -118,6 +116,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
     let address = |name| symbols.address(name).unwrap_or(0);
     let (nr_swapfiles, swap_info) = (address(NR_SWAPFILES), address(SWAP_INFO));
     let zswap_loaded = layout.zswap_loaded;
+    let swap_entry = layout.swap_entry.pack();
     let offsets = layout.offsets()?.words();
     let folio_offsets = layout.folio_offsets().unwrap_or_default().words();
     let log_level: u8 = if sizes.verbose { u8::MAX } else { 0 };
@@ -132,7 +131,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("FOLLOW_EXEC", &follow_exec, true)
         .override_global("NR_SWAPFILES_AT", &nr_swapfiles, true)
         .override_global("SWAP_INFO_AT", &swap_info, true)
-        .override_global("SWAP_TYPE", &SWAP_TYPE, true)
+        .override_global("SWAP_ENTRY", &swap_entry, true)
         .override_global("ZSWAP_LOADED", &zswap_loaded, true)
         .override_global("SEES_DROPS", &u8::from(sizes.hooks_calls), true)
         .override_global("BEGINS_AT_CALL", &u8::from(sizes.hooks_calls), true)

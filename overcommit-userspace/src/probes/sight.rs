@@ -6,7 +6,7 @@ use crate::probes::raw::{Absent, Group};
 use overcommit_ebpf::layout::{Metric, Part};
 use overcommit_recording::model::coverage::MetricCoverage;
 use overcommit_recording::model::coverage::part_of_faults;
-use overcommit_recording::model::coverage::{Coverage, INVALIDATIONS};
+use overcommit_recording::model::coverage::{Coverage, INVALIDATIONS, NO_SUCH};
 use overcommit_recording::model::metric::BACKING;
 use overcommit_recording::model::run::HookState;
 
@@ -135,6 +135,7 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     let apf = match &sight.exits_absent {
         Some(reason) => entry("apf", Coverage::Absent, &[reason]),
         None if sight.has_apf => entry("apf", Coverage::Full, &[]),
+        None if cfg!(target_arch = "aarch64") => entry("apf", Coverage::Absent, &[NO_SUCH]),
         None => entry("apf", Coverage::Absent, &["this kernel's KVM has no such tracepoints"]),
     };
     let (swapin, backing) = (swapin(sight), backing(sight));

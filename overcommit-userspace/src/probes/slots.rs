@@ -15,7 +15,9 @@ use overcommit_ebpf::layout::{
 use overcommit_recording::model::metric::MetricName;
 use overcommit_recording::model::vm::Mapping;
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// Processes asked for in one walk, of the 1,024 for which `WANTED` has room: they all begin to
@@ -41,6 +43,8 @@ pub struct Slots {
     swap_devices: SharedArray<SwapDevice>,
     /// What each was called when that was last told.
     swap_names: BTreeMap<usize, String>,
+    /// For kernels without symbols for data (CONFIG_KALLSYMS_ALL), where the programs find no names.
+    only_swap_device: Option<String>,
     /// Place in the pool → its owner.
     pool_owners: SharedArray<Word>,
     pool_at: usize,
@@ -123,6 +127,7 @@ impl Slots {
             wanted: HashMap::try_from(take(ebpf, "WANTED")?)?,
             swap_devices: SharedArray::open(ebpf, "SWAP_DEVICES", SWAP_DEVICES_MAX as u32)?,
             swap_names: BTreeMap::new(),
+            only_swap_device: only_swap_device(),
             pool_owners: SharedArray::open(ebpf, "POOL_OWNERS", sizes.pooled())?,
             pool_at: sizes.pool_at() as usize,
             pooled: HashMap::try_from(take(ebpf, "POOLED")?)?,
@@ -194,6 +199,7 @@ impl Slots {
     pub fn swap_device(&self, number: usize) -> String {
         let now = self.swap_devices.get(number).and_then(device_name);
         let name = now.or_else(|| self.swap_names.get(&number).cloned());
+        let name = name.or_else(|| self.only_swap_device.clone());
         name.unwrap_or_else(|| format!("swap-{number}"))
     }
 
@@ -203,6 +209,7 @@ impl Slots {
             self.swap_names.extend(device_name(device).map(|name| (number, name)));
             device.name[0].store(0, SeqCst);
         }
+        self.only_swap_device = only_swap_device();
     }
 
     /// Counts what is swapped out of a memory cgroup for a slot, from now on.
@@ -339,4 +346,36 @@ fn walk_tasks(ebpf: &mut Ebpf) -> Result<()> {
     // The iterator prints nothing; reading to the end makes it run.
     output.read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// The disk that is swapped to where that is one alone, as the programs name it.
+fn only_swap_device() -> Option<String> {
+    let name = only_name(&fs::read_to_string("/proc/swaps").ok()?)?;
+    let place = fs::canonicalize(Path::new("/sys/class/block").join(&name)).ok()?;
+    let disk = if place.join("partition").exists() { place.parent()? } else { &place };
+    Some(disk.file_name()?.to_string_lossy().into_owned())
+}
+
+/// The name of the only device in /proc/swaps; a file lies on a device that is not named there.
+fn only_name(swaps: &str) -> Option<String> {
+    let mut lines = swaps.lines().skip(1);
+    let place = lines.next().filter(|_| lines.next().is_none())?.split_whitespace().next()?;
+    place.strip_prefix("/dev/").filter(|name| !name.contains('/')).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lone_swap_device_is_named() {
+        let heading = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+        let swaps = |lines: &str| only_name(&format!("{heading}{lines}"));
+        let device = "/dev/nvme0n1p3                          partition\t8388604\t\t0\t\t-2\n";
+        assert_eq!(swaps(device).as_deref(), Some("nvme0n1p3"));
+        assert_eq!(swaps(&device.repeat(2)), None);
+        assert_eq!(swaps("/dev/mapper/swap partition 1048572 0 -2\n"), None);
+        assert_eq!(swaps("/swapfile file 1048572 0 -2\n"), None);
+        assert_eq!(swaps(""), None);
+    }
 }

@@ -105,10 +105,7 @@ impl FunctionEvents {
     /// # Errors
     /// The kernel does not let us list or remove events.
     pub fn new(root: PathBuf) -> Result<Self> {
-        for event in left_behind(&root)? {
-            // Another overcommit may have been faster.
-            let _ = command(&root, &format!("-:{GROUP}/{event}"));
-        }
+        remove_what_is_left(&root)?;
         let id = process_id(std::process::id().cast_signed())?;
         Ok(Self { root, owner: format!("o{}_{}", id.pid, id.start_ticks), made: Vec::new() })
     }
@@ -150,7 +147,18 @@ impl Drop for FunctionEvents {
             // Whoever starts next removes what cannot be removed now.
             let _ = command(&self.root, &format!("-:{GROUP}/{event}"));
         }
+        // The kernel may still have been at the end of one that was killed just before our start.
+        let _ = remove_what_is_left(&self.root);
     }
+}
+
+/// Removes what dead processes have left.
+fn remove_what_is_left(root: &Path) -> Result<()> {
+    for event in left_behind(root)? {
+        // Another overcommit may have been faster.
+        let _ = command(root, &format!("-:{GROUP}/{event}"));
+    }
+    Ok(())
 }
 
 fn command(root: &Path, command: &str) -> Result<()> {

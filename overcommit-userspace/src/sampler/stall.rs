@@ -1,6 +1,7 @@
 //! How much of an interval did a VM's vCPUs wait?
 
 use overcommit_ebpf::layout::{APF, MEMORY, MMIO, PAUSED, Part, Thread, Window};
+use overcommit_ebpf::order;
 use overcommit_recording::model::breakdown::Breakdown;
 use overcommit_recording::model::interval::{Stall, StallSource};
 use std::collections::HashMap;
@@ -71,13 +72,12 @@ impl Waits {
 /// `None` while the thread keeps changing it.
 fn waited(thread: &Thread, source: StallSource, now_ns: u64) -> Option<Waited> {
     for _ in 0..TRIES {
-        let before = thread.sequence.load(SeqCst);
-        let waited = match source {
+        let waited = order::unchanged(&thread.sequence, || match source {
             StallSource::Faults => in_faults(thread, now_ns),
             StallSource::Windows => in_windows(thread, now_ns),
-        };
-        if before.is_multiple_of(2) && thread.sequence.load(SeqCst) == before {
-            return Some(waited);
+        });
+        if waited.is_some() {
+            return waited;
         }
         std::hint::spin_loop();
     }

@@ -1,6 +1,6 @@
 //! The process that takes faults of known number, kind and length.
 
-use crate::self_test::userfault::Faultable;
+use crate::kernel::userfault::Faultable;
 use crate::terminal::print;
 use anyhow::{Context, Result, anyhow};
 use memmap2::{Advice, MmapMut, MmapOptions};

@@ -3,7 +3,6 @@
 //! counters.
 
 pub mod faults;
-mod userfault;
 
 use crate::host::survey::Options as HostOptions;
 use crate::host::working_set::Wanted as WorkingSet;

@@ -2,9 +2,11 @@
 
 use crate::lab::image::{self, Image};
 use crate::lab::intel::Bochs;
-use crate::lab::kernels::Series;
+use crate::lab::kernels::{Machine, Series};
 use crate::lab::machine::{self, IS_STUCK};
-use crate::lab::{Args, qemu};
+use crate::lab::tree::Binaries;
+use crate::lab::{Args, arm64, qemu};
+use crate::setup::find;
 use anyhow::{Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ pub(crate) struct Lab {
     unproven: bool,
     /// A folder of its own.
     work: PathBuf,
+    /// What it shares of this machine.
+    root: PathBuf,
     initramfs: PathBuf,
     emulator: Emulator,
     /// Whether only how scenarios end is printed.
@@ -76,6 +80,8 @@ impl Lab {
                     disk: &disk,
                     cpus: self.series.cpus(),
                     cpu: self.series.cpu(),
+                    is_arm64: self.series.machine() == Machine::Arm64,
+                    root: &self.root,
                     arguments: self.series.arguments(),
                 };
                 (qemu::command(&host), qemu::ASK)
@@ -114,7 +120,12 @@ impl Lab {
     }
 }
 
-pub(crate) fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Path) -> Result<Lab> {
+pub(crate) fn prepare(
+    series: Series,
+    part: (u32, u32),
+    args: &Args,
+    binaries: &Binaries,
+) -> Result<Lab> {
     let (image, unproven) = super::image(series)?;
     let letter = (part.1 > 1).then(|| char::from(b'a' + part.0 as u8));
     let label = series.name().chars().chain(letter).collect::<String>();
@@ -122,7 +133,11 @@ pub(crate) fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Pa
     let _ = fs::remove_dir_all(&work);
     let results = work.join("results");
     fs::create_dir_all(&results)?;
-    let initramfs = image::initramfs(&image, &work)?;
+    let (root, busybox) = match series.machine() {
+        Machine::Arm64 => arm64::root(&work, binaries)?,
+        Machine::Amd | Machine::Intel => (PathBuf::from("/"), find("busybox")?),
+    };
+    let initramfs = image::initramfs(&image, &busybox, &work)?;
     let mut command = String::new();
     if series.runs_linux_guests() {
         let files = [
@@ -144,14 +159,15 @@ pub(crate) fn prepare(series: Series, part: (u32, u32), args: &Args, binary: &Pa
     if !args.again {
         command += &format!("export {STRICT}=1\n");
     }
-    command += &lab_command(args, binary);
+    command += &lab_command(args, &binaries.scenarios);
     fs::write(results.join("command"), command)?;
-    let emulator = if series.is_intel() {
-        Emulator::Bochs(Bochs::prepare(&work, &image, &initramfs, binary)?)
-    } else {
-        Emulator::Qemu(qemu::emulator()?)
+    let emulator = match series.machine() {
+        Machine::Intel => Emulator::Bochs(Bochs::prepare(&work, &image, &initramfs, binaries)?),
+        Machine::Amd => Emulator::Qemu(qemu::emulator(testbed::qemu::QEMU)?),
+        Machine::Arm64 => Emulator::Qemu(qemu::emulator(arm64::QEMU)?),
     };
-    Ok(Lab { series, label, image, unproven, work, initramfs, emulator, brief: args.within_test })
+    let brief = args.within_test;
+    Ok(Lab { series, label, image, unproven, work, root, initramfs, emulator, brief })
 }
 
 fn quote(text: &str) -> String {

@@ -3,7 +3,7 @@
 
 use crate::lab::kernels::Packages;
 use crate::setup::show;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -56,6 +56,23 @@ pub(crate) const INTEL: ModuleSet = ModuleSet {
     ],
     needed: &["ata_piix", "ext4", "zram", "kvm_intel"],
 };
+/// For what QEMU gives on arm64, whose kernels have KVM built in.
+pub(crate) const ARM64: ModuleSet = ModuleSet {
+    suffix: "",
+    modules: &[
+        "virtio_pci",
+        "9pnet_virtio",
+        "9p",
+        "overlay",
+        "virtio_blk",
+        "zram",
+        "lz4_compress",
+        "lzo_rle",
+        "lzo",
+    ],
+    needed: &["9pnet_virtio", "9p", "zram"],
+};
+
 /// MiB that a Linux guest in the lab walks.
 const GUEST_WALK: u64 = 64;
 /// The mark of a whole folder: the modules that were looked for.
@@ -170,17 +187,13 @@ fn decompress(module: &Path, target: &Path) -> Result<()> {
 /// Packs the initramfs; gives its file.
 ///
 /// # Errors
-/// busybox or cpio is missing or fails.
-pub(crate) fn initramfs(image: &Image, work: &Path) -> Result<PathBuf> {
+/// cpio is missing or fails.
+pub(crate) fn initramfs(image: &Image, busybox: &Path, work: &Path) -> Result<PathBuf> {
     let tree = work.join("initramfs");
     let _ = fs::remove_dir_all(&tree);
     for dir in ["bin", "proc", "sys", "dev", "lower", "upper", "root", "modules"] {
         fs::create_dir_all(tree.join(dir))?;
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
-    let Some(busybox) = busybox.into_iter().find(|path| path.exists()) else {
-        bail!("no busybox; install the package busybox-static");
-    };
     fs::copy(busybox, tree.join("bin/busybox"))?;
     fs::copy(root().join("tests/lab/init"), tree.join("init"))?;
     for entry in fs::read_dir(&image.modules)? {

@@ -1,16 +1,14 @@
 //! The emulated host with an Intel CPU: Bochs, which has VMX with EPT. It shares no folder: its root is
 //! a disk with what the scenarios need, and its kernel comes from a CD.
 
+use crate::lab::apt::fetch_file;
 use crate::lab::image::Image;
-use crate::lab::kernels::fetch_file;
+use crate::lab::tree::{Binaries, Tree};
 use crate::setup::{Tool, find, install, install_packages, quietly, show, unpack};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use testbed::results::stand_in_of;
-use testbed::{overcommit, root, target};
 
 /// Debian's source of Bochs, with its checksum. Built for the console alone it is twice as fast as
 /// the package, and needs nothing of another release.
@@ -91,7 +89,7 @@ impl Bochs {
         work: &Path,
         image: &Image,
         initramfs: &Path,
-        scenarios: &Path,
+        binaries: &Binaries,
     ) -> Result<Self> {
         install(&TOOLS)?;
         let missing = LOADER.iter().filter(|(file, _)| !Path::new(file).exists());
@@ -102,7 +100,7 @@ impl Bochs {
         Ok(Self {
             emulator: emulator()?,
             disc: disc(work, image, initramfs)?,
-            root: root_disk(work, scenarios)?,
+            root: root_disk(work, binaries)?,
             work: work.to_owned(),
         })
     }
@@ -199,31 +197,17 @@ fn disc(work: &Path, image: &Image, initramfs: &Path) -> Result<PathBuf> {
 }
 
 /// A disk with what the scenarios need, each at the place where it lies here; its file.
-fn root_disk(work: &Path, scenarios: &Path) -> Result<PathBuf> {
-    let tree = work.join("root");
-    let _ = fs::remove_dir_all(&tree);
-    for dir in ["bin", "sbin", "lib", "lib64"] {
-        fs::create_dir_all(tree.join("usr").join(dir))?;
-        symlink(format!("usr/{dir}"), tree.join(dir))?;
-    }
-    for dir in ["proc", "sys", "dev", "run", "tmp", "etc", "var/tmp", "root"] {
-        fs::create_dir_all(tree.join(dir))?;
-    }
-    busybox(&tree)?;
+fn root_disk(work: &Path, binaries: &Binaries) -> Result<PathBuf> {
+    let tree = Tree::new(&work.join("root"))?;
+    tree.put_busybox(&find("busybox")?)?;
     for name in PROGRAMS {
-        put_program(&tree, &find(name)?)?;
-    }
-    for program in [overcommit(), scenarios.to_owned(), stand_in_of(scenarios)] {
-        put_program(&tree, &program)?;
+        tree.put_program(&find(name)?)?;
     }
     for file in QEMU_FILES.map(Path::new).into_iter().filter(|file| file.exists()) {
-        put(&tree, file)?;
+        tree.put(file)?;
     }
-    // By which the scenarios know the project.
-    put(&tree, &root().join("overcommit-ebpf/Cargo.toml"))?;
-    for guest in glob::glob(&format!("{}/*.elf", target().display()))?.flatten() {
-        put(&tree, &guest)?;
-    }
+    tree.put_project(binaries)?;
+    let tree = tree.path;
     fs::create_dir_all(tree.join("results"))?;
     fs::copy(work.join("results/command"), tree.join("results/command"))?;
     let size =
@@ -235,39 +219,4 @@ fn root_disk(work: &Path, scenarios: &Path) -> Result<PathBuf> {
     quietly(make.args(["-q", "-E", "lazy_itable_init=0", "-d"]).arg(&tree).arg(&file))?;
     fs::remove_dir_all(&tree)?;
     Ok(file)
-}
-
-/// A link for each program that busybox has.
-fn busybox(tree: &Path) -> Result<()> {
-    let busybox = find("busybox")?;
-    fs::copy(&busybox, tree.join("usr/bin/busybox"))?;
-    for name in testbed::run(Command::new(&busybox).arg("--list"))?.lines() {
-        if name != "busybox" {
-            symlink("busybox", tree.join("usr/bin").join(name))?;
-        }
-    }
-    Ok(())
-}
-
-/// Puts a program there, with the libraries that it loads.
-fn put_program(tree: &Path, program: &Path) -> Result<()> {
-    put(tree, program)?;
-    let libraries = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
-    // It fails on a static one.
-    let libraries = String::from_utf8_lossy(&libraries.stdout).into_owned();
-    let paths = libraries.split_whitespace().filter(|word| word.starts_with('/'));
-    paths.map(Path::new).try_for_each(|library| put(tree, library))
-}
-
-/// Puts a file where it lies here, links followed.
-fn put(tree: &Path, file: &Path) -> Result<()> {
-    ensure!(file.is_absolute(), "{} has no place of its own", file.display());
-    let copy = tree.join(file.strip_prefix("/")?);
-    if let Some(dir) = copy.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    }
-    // Of busybox perhaps.
-    let _ = fs::remove_file(&copy);
-    fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
-    Ok(())
 }

@@ -1,10 +1,11 @@
 //! The kernels of the lab: Debian's, in versions known by their checksums, kept in
 //! a cache so that the lab runs without a network.
 
-use crate::setup::{quietly, show};
+use crate::build::Arch;
+use crate::lab::apt::{Apt, Suite};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,7 +31,45 @@ pub(crate) enum Series {
     /// Debian 13 on an Intel CPU, emulated by Bochs: some scenarios, and a few minutes each
     #[value(name = "6.12-intel")]
     Intel6_12,
+    /// Debian 12 on an arm64 CPU: some scenarios
+    #[value(name = "6.1-arm64")]
+    Arm6_1,
+    /// Debian 13 on an arm64 CPU: some scenarios
+    #[value(name = "6.12-arm64")]
+    Arm6_12,
 }
+
+/// What emulates a kernel's host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// QEMU, with AMD's virtualization.
+    Amd,
+    /// Bochs, with Intel's.
+    Intel,
+    /// QEMU, with arm64's.
+    Arm64,
+}
+
+impl Machine {
+    /// Its architecture, as Debian calls it.
+    pub(crate) const fn debian(self) -> &'static str {
+        match self {
+            Self::Amd | Self::Intel => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// The same for Rust.
+    pub(crate) const fn arch(self) -> Arch {
+        match self {
+            Self::Amd | Self::Intel => Arch::X86_64,
+            Self::Arm64 => Arch::Aarch64,
+        }
+    }
+}
+
+/// Debian 13.
+pub(crate) const TRIXIE: &[Suite] = &[("debian", "trixie"), ("debian-security", "trixie-security")];
 
 /// A Debian package in the version that the tests are known to pass with.
 struct Pinned {
@@ -44,13 +83,15 @@ impl Series {
     pub(crate) const TESTED: [Self; 3] = [Self::Linux6_1, Self::Linux6_12, Self::Linux7];
 
     /// Every one, as docs/kernels.md has them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Linux6_1,
         Self::Linux6_12,
         Self::Intel6_12,
         Self::Linux6_16,
         Self::Linux6_18,
         Self::Linux7,
+        Self::Arm6_1,
+        Self::Arm6_12,
     ];
 
     /// As on the command line.
@@ -62,6 +103,8 @@ impl Series {
             Self::Linux6_18 => "6.18",
             Self::Linux7 => "7.x",
             Self::Intel6_12 => "6.12-intel",
+            Self::Arm6_1 => "6.1-arm64",
+            Self::Arm6_12 => "6.12-arm64",
         }
     }
 
@@ -88,7 +131,11 @@ impl Series {
     /// stale ones (QEMU before 8.0, helper_cmpxchg16b_unlocked), and an interrupt right after it
     /// kills the kernel. A Linux guest of 6.1 was not seen to boot without it.
     pub(crate) const fn cpu(self) -> &'static str {
-        if self.runs_linux_guests() { "EPYC,+svm" } else { "EPYC,+svm,-cx16" }
+        match self.machine() {
+            Machine::Arm64 => "max,pauth-impdef=on",
+            _ if self.runs_linux_guests() => "EPYC,+svm",
+            _ => "EPYC,+svm,-cx16",
+        }
     }
 
     /// Whether a whole Linux guest is tried in it, which is its own kernel. With two
@@ -102,18 +149,21 @@ impl Series {
         !matches!(self, Self::Linux6_16 | Self::Linux6_18)
     }
 
-    /// Whether its CPU is Intel's, which Bochs emulates.
-    pub(crate) const fn is_intel(self) -> bool {
-        matches!(self, Self::Intel6_12)
+    /// What emulates its host.
+    pub(crate) const fn machine(self) -> Machine {
+        match self {
+            Self::Intel6_12 => Machine::Intel,
+            Self::Arm6_1 | Self::Arm6_12 => Machine::Arm64,
+            _ => Machine::Amd,
+        }
     }
 
-    /// Where it comes from: archive and suite.
-    const fn suites(self) -> &'static [(&'static str, &'static str)] {
+    const fn suites(self) -> &'static [Suite] {
         match self {
-            Self::Linux6_1 => &[("debian", "bookworm"), ("debian-security", "bookworm-security")],
-            Self::Linux6_12 | Self::Intel6_12 => {
-                &[("debian", "trixie"), ("debian-security", "trixie-security")]
+            Self::Linux6_1 | Self::Arm6_1 => {
+                &[("debian", "bookworm"), ("debian-security", "bookworm-security")]
             }
+            Self::Linux6_12 | Self::Intel6_12 | Self::Arm6_12 => TRIXIE,
             Self::Linux6_16 | Self::Linux6_18 | Self::Linux7 => &[("debian", "trixie-backports")],
         }
     }
@@ -129,6 +179,16 @@ impl Series {
                 name: "linux-image-6.12.117+deb13-amd64",
                 version: "6.12.117-1",
                 sha256: "ca712d36790184f6ac125ce2b20ea4e2202ae6bb7817b7de268f1f0115ccda73",
+            }],
+            Self::Arm6_1 => &[Pinned {
+                name: "linux-image-6.1.0-56-arm64",
+                version: "6.1.192-2",
+                sha256: "6f4ed2d1cb9106bc977c2b1960008f175e2eed5740340634b7894e65ef5acc82",
+            }],
+            Self::Arm6_12 => &[Pinned {
+                name: "linux-image-6.12.117+deb13-arm64",
+                version: "6.12.117-1",
+                sha256: "73805585385c78e048e63fdfba66da36bab724c2cdebd96a3055a8a4f1ae287a",
             }],
             Self::Linux6_16 => &[Pinned {
                 name: "linux-image-6.16.12+deb13-amd64",
@@ -172,11 +232,11 @@ pub(crate) struct Packages {
 pub(crate) fn fetch(series: Series, cache: &Path) -> Result<Packages> {
     let debs = cache.join("debs");
     fs::create_dir_all(&debs).with_context(|| format!("cannot make {}", debs.display()))?;
-    let pinned: Vec<PathBuf> = series.pinned().iter().map(|p| debs.join(file_name(p))).collect();
-    let missing = |path: &&PathBuf| !path.exists();
+    let place = |package: &Pinned| debs.join(file_name(package, series.machine()));
+    let pinned: Vec<PathBuf> = series.pinned().iter().map(place).collect();
     let newest = debs.join(format!("newest-{}", series.name()));
     if pinned.iter().any(|path| !path.exists()) {
-        let apt = Apt::new(series, cache)?;
+        let apt = Apt::new(series.name(), series.machine().debian(), series.suites(), cache)?;
         if let Err(error) = apt.update() {
             // What ran last time runs again.
             return listed(&newest, &debs).ok_or_else(|| {
@@ -184,12 +244,12 @@ pub(crate) fn fetch(series: Series, cache: &Path) -> Result<Packages> {
                 anyhow!("kernel {name} is not in {debs}, and cannot be fetched: {error:#}")
             });
         }
-        for package in series.pinned().iter().filter(|p| missing(&&debs.join(file_name(p)))) {
+        for package in series.pinned().iter().filter(|package| !place(package).exists()) {
             let wanted = format!("{}={}", package.name, package.version);
             if !apt.has(&wanted) {
                 let name = series.name();
                 ensure!(series.is_newest(), "the mirror has dropped kernel {name}: {wanted}");
-                apt.fetch_newest(&debs, &newest)?;
+                fetch_newest(&apt, series, &debs, &newest)?;
                 return listed(&newest, &debs).context("the newest kernel is not there");
             }
             apt.download(&[wanted], &debs)?;
@@ -201,31 +261,9 @@ pub(crate) fn fetch(series: Series, cache: &Path) -> Result<Packages> {
     Ok(Packages { files: pinned, unproven: false })
 }
 
-/// apt's own way to fetch a file by its checksum.
-const FETCH: &str = "/usr/lib/apt/apt-helper";
-
-/// A file of Debian's archive by its place there, from the cache or the mirror.
-///
-/// # Errors
-/// Neither has it, or its checksum is wrong.
-pub(crate) fn fetch_file(place: &str, sha256: &str, cache: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let file = cache.join(place.rsplit('/').next().unwrap_or(place));
-    if !file.exists() {
-        let mirrors = mirrors()?;
-        let mirror = mirrors.get("debian").context("this system has no Debian mirror")?;
-        let mut fetch = Command::new(FETCH);
-        fetch.args(["download-file", &format!("{}/{place}", mirror.trim_end_matches('/'))]);
-        let part = file.with_extension("part");
-        quietly(fetch.arg(&part).arg(format!("SHA256:{sha256}")))?;
-        fs::rename(&part, &file)?;
-    }
-    Ok(file)
-}
-
 /// apt's name of the file: it writes the epoch's colon, and only that, as %3a.
-fn file_name(package: &Pinned) -> String {
-    format!("{}_{}_amd64.deb", package.name, package.version)
+fn file_name(package: &Pinned, machine: Machine) -> String {
+    format!("{}_{}_{}.deb", package.name, package.version, machine.debian())
 }
 
 fn verify(path: &Path, sha256: &str) -> Result<()> {
@@ -244,119 +282,42 @@ fn listed(list: &Path, debs: &Path) -> Option<Packages> {
     Some(Packages { files, unproven: true })
 }
 
-/// apt with lists and sources of its own: nothing on the system changes.
-struct Apt {
-    state: PathBuf,
-    suites: usize,
+/// The newest kernel of the suites, for what the mirror has dropped.
+fn fetch_newest(apt: &Apt, series: Series, debs: &Path, list: &Path) -> Result<()> {
+    let packages: Vec<String> = kernel_packages(apt, series)?.into_iter().collect();
+    let new = debs.join("newest");
+    let _ = fs::remove_dir_all(&new);
+    fs::create_dir_all(&new)?;
+    apt.download(&packages, &new)?;
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&new)? {
+        let entry = entry?;
+        fs::rename(entry.path(), debs.join(entry.file_name()))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    Ok(fs::write(list, names.join("\n"))?)
 }
 
-impl Apt {
-    fn new(series: Series, cache: &Path) -> Result<Self> {
-        let state = cache.join("apt").join(series.name());
-        for dir in ["lists/partial", "archives/partial"] {
-            fs::create_dir_all(state.join(dir))?;
-        }
-        let mirrors = mirrors()?;
-        let mut sources = String::new();
-        for (archive, suite) in series.suites() {
-            let mirror = mirrors.get(*archive);
-            let mirror = mirror.with_context(|| {
-                format!("this system's package sources have no archive {archive}")
-            })?;
-            sources += &format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
-        }
-        fs::write(state.join("sources.list"), sources)?;
-        Ok(Self { state, suites: series.suites().len() })
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let state = self.state.display();
-        let mut command = Command::new(program);
-        for option in [
-            format!("Dir::State={state}"),
-            format!("Dir::State::Lists={state}/lists"),
-            "Dir::State::Status=/dev/null".to_owned(),
-            format!("Dir::Cache={state}"),
-            format!("Dir::Etc::SourceList={state}/sources.list"),
-            "Dir::Etc::SourceParts=-".to_owned(),
-            "APT::Sandbox::User=root".to_owned(),
-            "Acquire::Retries=2".to_owned(),
-        ] {
-            command.arg("-o").arg(option);
-        }
-        command
-    }
-
-    fn update(&self) -> Result<()> {
-        let mut update = self.command("apt-get");
-        let output = update.args(["-qq", "update", "--error-on=any"]).output()?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        let reason = said.lines().next().unwrap_or("it does not say why");
-        ensure!(output.status.success(), "apt-get update fails: {reason}");
-        let lists = fs::read_dir(self.state.join("lists"))?.count();
-        ensure!(lists > self.suites, "apt-get update fetched no package lists");
-        Ok(())
-    }
-
-    fn has(&self, package: &str) -> bool {
-        let mut show = self.command("apt-cache");
-        // It ends well where it knows the package in another version.
-        testbed::run(show.args(["show", "--quiet", package])).is_ok_and(|text| !text.is_empty())
-    }
-
-    fn download(&self, packages: &[String], debs: &Path) -> Result<()> {
-        println!("downloading {}", packages.join(" "));
-        let mut download = self.command("apt-get");
-        show(download.args(["-qq", "download"]).args(packages).current_dir(debs))
-    }
-
-    /// The newest kernel of the suites, for what the mirror has dropped.
-    fn fetch_newest(&self, debs: &Path, list: &Path) -> Result<()> {
-        let packages: Vec<String> = self.kernel_packages()?.into_iter().collect();
-        let new = debs.join("newest");
-        let _ = fs::remove_dir_all(&new);
-        fs::create_dir_all(&new)?;
-        self.download(&packages, &new)?;
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&new)? {
-            let entry = entry?;
-            fs::rename(entry.path(), debs.join(entry.file_name()))?;
-            names.push(entry.file_name().to_string_lossy().into_owned());
-        }
-        Ok(fs::write(list, names.join("\n"))?)
-    }
-
-    /// What the metapackage brings: image, binary and modules, as the release
-    /// splits them.
-    fn kernel_packages(&self) -> Result<BTreeSet<String>> {
-        let mut found = BTreeSet::new();
-        let mut open = vec!["linux-image-amd64".to_owned()];
-        while let Some(package) = open.pop() {
-            let mut depends = self.command("apt-cache");
-            depends.args(["depends", "--quiet", "--important", &package]);
-            for line in testbed::run(&mut depends)?.lines() {
-                let name = line.trim().trim_start_matches("Depends: ");
-                let parts = ["linux-image-", "linux-binary-", "linux-modules-"];
-                let is_part = parts.iter().any(|part| {
-                    name.strip_prefix(part).is_some_and(|rest| rest.starts_with(char::is_numeric))
-                });
-                if is_part && found.insert(name.to_owned()) {
-                    open.push(name.to_owned());
-                }
+/// What the metapackage brings: image, binary and modules, as the release
+/// splits them.
+fn kernel_packages(apt: &Apt, series: Series) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    let all = format!("linux-image-{}", series.machine().debian());
+    let mut open = vec![all.clone()];
+    while let Some(package) = open.pop() {
+        let mut depends = apt.command("apt-cache");
+        depends.args(["depends", "--quiet", "--important", &package]);
+        for line in testbed::run(&mut depends)?.lines() {
+            let name = line.trim().trim_start_matches("Depends: ");
+            let parts = ["linux-image-", "linux-binary-", "linux-modules-"];
+            let is_part = parts.iter().any(|part| {
+                name.strip_prefix(part).is_some_and(|rest| rest.starts_with(char::is_numeric))
+            });
+            if is_part && found.insert(name.to_owned()) {
+                open.push(name.to_owned());
             }
         }
-        ensure!(!found.is_empty(), "linux-image-amd64 brings no kernel");
-        Ok(found)
     }
-}
-
-/// The archives' keys, of the package debian-archive-keyring.
-pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// The system's own mirror of each archive.
-pub(crate) fn mirrors() -> Result<BTreeMap<String, String>> {
-    let mut targets = Command::new("apt-get");
-    let text = testbed::run(targets.args(["indextargets", "--format", "$(REPO_URI)"]))?;
-    let archive = |uri: &str| uri.trim_end_matches('/').rsplit('/').next().map(str::to_owned);
-    Ok(text.lines().filter_map(|uri| Some((archive(uri)?, uri.to_owned()))).collect())
+    ensure!(!found.is_empty(), "{all} brings no kernel");
+    Ok(found)
 }

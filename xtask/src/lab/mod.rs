@@ -1,25 +1,29 @@
 //! `cargo xtask lab`: the tests that need kernels with function hooks and real KVM
 //! exits, in an emulated host with Debian's kernels.
 
+pub(crate) mod apt;
+mod arm64;
 mod boot;
 mod image;
 mod intel;
-pub(crate) mod kernels;
+mod kernels;
 mod machine;
 mod qemu;
+mod tree;
 
-use crate::build;
-use crate::setup::{TESTBED, Tool, give_to_user_behind_sudo, install, require_root};
+use crate::build::{self, Arch};
+use crate::setup::{TESTBED, Tool, find, give_to_user_behind_sudo, install, require_root};
 use anyhow::{Context, Result, ensure};
 use boot::Lab;
 use clap::ValueEnum;
 use image::Image;
-use kernels::Series;
+use kernels::{Machine, Series};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use testbed::{payload, root, target};
+use testbed::payload::{self, Processor};
+use testbed::target;
+use tree::Binaries;
 
 /// Labs among which the scenarios of a kernel are divided, so that no CPU waits for the
 /// last kernel alone.
@@ -82,6 +86,8 @@ impl ValueEnum for Choice {
             Self::One(Series::Linux6_16),
             Self::One(Series::Linux6_18),
             Self::One(Series::Linux7),
+            Self::One(Series::Arm6_1),
+            Self::One(Series::Arm6_12),
             Self::All,
         ]
     }
@@ -104,6 +110,7 @@ impl ValueEnum for Choice {
 /// pinned.
 pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("lab")?;
+    ensure!(Arch::HOST == Arch::X86_64, "the lab needs an x86-64 machine");
     install(&TESTBED)?;
     build::all()?;
     let done = Labs::prepare(args).and_then(|labs| labs.run(&Mutex::new(())));
@@ -146,19 +153,30 @@ impl Labs {
 
     fn of(chosen: &[Series], args: &Args) -> Result<Self> {
         install(&LAB)?;
-        let keyring = Path::new(kernels::KEYRING).exists();
-        ensure!(keyring, "install the package debian-archive-keyring");
-        payload::assemble()?;
-        let binary = scenario_binary()?;
-        let is_intel = chosen.iter().any(|series| series.is_intel());
-        ensure!(!(is_intel && args.keep), "recordings of the Intel lab cannot be kept");
-        let parts = if args.scenario.is_none() && !is_intel { PARTS } else { 1 };
+        payload::assemble(Processor::X86)?;
+        let has = |machine| chosen.iter().any(|series| series.machine() == machine);
+        ensure!(!(has(Machine::Intel) && args.keep), "recordings of the Intel lab cannot be kept");
+        if has(Machine::Arm64) {
+            arm64::prepare()?;
+        }
+        let mut binaries: Vec<(Arch, Binaries)> = Vec::new();
+        for arch in chosen.iter().map(|series| series.machine().arch()) {
+            if binaries.iter().all(|(of, _)| *of != arch) {
+                binaries.push((arch, Binaries::build(arch)?));
+            }
+        }
+        let are_all = chosen.iter().all(|series| series.machine() == Machine::Amd);
+        let parts = if args.scenario.is_none() && are_all { PARTS } else { 1 };
+        let prepare = |(series, part): (Series, u32)| {
+            let arch = series.machine().arch();
+            let of_arch = binaries.iter().find(|(of, _)| *of == arch);
+            let (_, binaries) = of_arch.context("nothing was built for this architecture")?;
+            boot::prepare(series, (part, parts), args, binaries)
+        };
         // The newest first: it changes most.
         let labs = chosen.iter().copied().rev();
         let labs = labs.flat_map(|series| (0..parts).map(move |part| (series, part)));
-        labs.map(|(series, part)| boot::prepare(series, (part, parts), args, &binary))
-            .collect::<Result<_>>()
-            .map(Self)
+        labs.map(prepare).collect::<Result<_>>().map(Self)
     }
 
     /// Boots them, some at a time; few of them while somebody holds `others`.
@@ -204,7 +222,7 @@ pub(crate) fn guest_files() -> Result<[(&'static str, PathBuf); 2]> {
     let (image, _) = image(Series::Linux6_12)?;
     let work = target().join("guest");
     fs::create_dir_all(&work)?;
-    let initramfs = image::initramfs(&image, &work)?;
+    let initramfs = image::initramfs(&image, &find("busybox")?, &work)?;
     Ok([(payload::LINUX_KERNEL, image.kernel), (payload::SHELL_INITRAMFS, initramfs)])
 }
 
@@ -213,7 +231,11 @@ fn image(series: Series) -> Result<(Image, bool)> {
     let cache = cache()?;
     let _lock = lock(&cache)?;
     let packages = kernels::fetch(series, &cache)?;
-    let modules = if series.is_intel() { &image::INTEL } else { &image::AMD };
+    let modules = match series.machine() {
+        Machine::Amd => &image::AMD,
+        Machine::Intel => &image::INTEL,
+        Machine::Arm64 => &image::ARM64,
+    };
     Ok((image::unpack(&packages, modules, &cache)?, packages.unproven))
 }
 
@@ -232,20 +254,4 @@ pub(crate) fn cache() -> Result<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
     Ok(base.context("neither XDG_CACHE_HOME nor HOME is set")?.join("overcommit-lab"))
-}
-
-/// Builds the scenarios.
-fn scenario_binary() -> Result<PathBuf> {
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(root()).args(["test", "--quiet", "--no-run", "--package"]);
-    cargo.args(["overcommit-tests", "--test", "lab", "--release", "--message-format=json"]);
-    let output = cargo.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "{cargo:?} failed: {}", output.status);
-    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let messages = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
-    let executable = |message: serde_json::Value| {
-        (message["target"]["name"] == "lab")
-            .then(|| message["executable"].as_str().map(PathBuf::from))?
-    };
-    messages.filter_map(executable).next_back().context("cargo built no scenarios")
 }

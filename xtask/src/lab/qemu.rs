@@ -1,4 +1,5 @@
-//! The emulated host with an AMD CPU: QEMU, whose TCG has SVM. It shares this machine's root.
+//! The emulated host with an AMD or an arm64 CPU: QEMU, whose TCG has SVM and EL2. Its root is a folder
+//! of this machine.
 
 use crate::lab::image::Image;
 use crate::setup::find;
@@ -25,6 +26,10 @@ pub(crate) struct Host<'a> {
     pub(crate) cpus: u32,
     /// Their model.
     pub(crate) cpu: &'static str,
+    /// Whether they are of arm64.
+    pub(crate) is_arm64: bool,
+    /// Its root.
+    pub(crate) root: &'a Path,
     /// More arguments of the kernel.
     pub(crate) arguments: &'static str,
 }
@@ -32,23 +37,28 @@ pub(crate) struct Host<'a> {
 /// The command that boots it.
 pub(crate) fn command(host: &Host<'_>) -> Command {
     let mut command = Command::new(host.emulator);
-    command.args(["-nodefaults", "-no-reboot", "-display", "none", "-vga", "none", "-m", "3072"]);
+    command.args(["-nodefaults", "-no-reboot", "-display", "none", "-m", "3072"]);
     command.args(["-accel", "tcg,thread=single", "-cpu", host.cpu]);
     // Virtual time: an instruction takes a nanosecond, whatever the machine does meanwhile.
     // While all CPUs wait, time goes with the machine's, so that disks keep their speed.
     command.args(["-icount", "shift=0,sleep=on"]);
+    let (machine, console) = if host.is_arm64 {
+        ("virt,virtualization=on,gic-version=3,", "ttyAMA0")
+    } else {
+        ("", "ttyS0")
+    };
     // Its pages are not for the host's KSM, which tests look at.
-    command.args(["-machine", "mem-merge=off"]);
+    command.args(["-machine", &format!("{machine}mem-merge=off")]);
     command.args(["-smp", &host.cpus.to_string()]);
     command.arg("-kernel").arg(&host.image.kernel).arg("-initrd").arg(host.initramfs);
-    let arguments = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable";
-    command.arg("-append").arg(format!("{arguments} {}", host.arguments));
+    let arguments = "quiet panic=-1 mitigations=off nokaslr tsc=reliable";
+    command.arg("-append").arg(format!("console={console} {arguments} {}", host.arguments));
     command.args(["-serial", "mon:stdio"]);
     let share = |path: &Path, id: &str, more: &str| {
         let path = path.display().to_string().replace(',', ",,");
         format!("local,path={path},id={id},security_model=none,multidevs=remap{more}")
     };
-    command.arg("-fsdev").arg(share(Path::new("/"), "root", ",readonly=on"));
+    command.arg("-fsdev").arg(share(host.root, "root", ",readonly=on"));
     command.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
     command.arg("-fsdev").arg(share(host.results, "results", ""));
     command.args(["-device", "virtio-9p-pci,fsdev=results,mount_tag=results"]);
@@ -64,10 +74,10 @@ pub(crate) fn command(host: &Host<'_>) -> Command {
 ///
 /// # Errors
 /// There is no QEMU, or it cannot be copied.
-pub(crate) fn emulator() -> Result<PathBuf> {
-    let qemu = find(testbed::qemu::QEMU)?;
+pub(crate) fn emulator(program: &str) -> Result<PathBuf> {
+    let qemu = find(program)?;
     let prefix = qemu.parent().and_then(Path::parent).context("QEMU lies in no folder")?;
-    let place = testbed::target().join("emulator");
+    let place = testbed::target().join("emulator").join(program);
     let copy = place.join("bin/emulated-host");
     let modified = |path: &Path| path.metadata().and_then(|data| data.modified());
     if modified(&copy).is_ok_and(|time| modified(&qemu).is_ok_and(|of_qemu| time >= of_qemu)) {

@@ -108,13 +108,17 @@ pub fn can_split_stalls(declared: &[MetricCoverage]) -> bool {
     coverage_of(declared, &MetricName::new(BACKING)) != Coverage::Absent
 }
 
+/// Why a metric is absent that means nothing on this host.
+pub const NO_SUCH: &str = "arm64 has no asynchronous page faults";
+
 /// What could have been seen and was not: the metrics of each reason. Parts of a fault's time are
 /// told where they were seen.
 pub fn absent(coverage: &[MetricCoverage]) -> Vec<(&str, Vec<&str>)> {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for entry in coverage.iter().filter(|entry| entry.coverage == Coverage::Absent) {
         let is_part = MetricName::new(&entry.metric).is_in(FAULT_TIME);
-        let Some(reason) = entry.not_seen.first().filter(|_| !is_part) else { continue };
+        let reason = entry.not_seen.first().filter(|reason| !is_part && *reason != NO_SUCH);
+        let Some(reason) = reason else { continue };
         match reasons.iter_mut().find(|(known, _)| known == reason) {
             Some((_, metrics)) => metrics.push(&entry.metric),
             None => reasons.push((reason, vec![&entry.metric])),
@@ -136,5 +140,16 @@ mod tests {
         assert_eq!(coverage(0, 16), Coverage::Full, "read at another moment");
         assert_eq!(coverage(0, 17), Coverage::Partial);
         assert_eq!(coverage(10_005, 10_000), Coverage::Full);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_not_missed() {
+        let entry = |metric: &str, why: &str| MetricCoverage {
+            metric: metric.to_owned(),
+            coverage: Coverage::Absent,
+            not_seen: vec![why.to_owned()],
+        };
+        let coverage = [entry("apf", NO_SUCH), entry("idle", "no kvm"), entry("exit", "no kvm")];
+        assert_eq!(absent(&coverage), [("no kvm", vec!["idle", "exit"])]);
     }
 }

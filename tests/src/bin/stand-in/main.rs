@@ -3,7 +3,7 @@
 //! `stand-in MODE [ARGUMENT]` prints `ready`, does its work when a line comes in,
 //! prints its result and waits for a second line.
 
-#[path = "../../../../overcommit-userspace/src/self_test/userfault.rs"]
+#[path = "../../../../overcommit-userspace/src/kernel/userfault.rs"]
 mod userfault;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};

@@ -41,6 +41,23 @@ mod uffd {
     nix::ioctl_readwrite!(zeropage, 0xaa, 0x04, ZeroPage);
 }
 
+/// Asks the kernel for a descriptor; also what it can do, `UFFD_FEATURE_*` of
+/// include/uapi/linux/userfaultfd.h.
+///
+/// # Errors
+/// It has no userfaultfd, or not for this user.
+pub(crate) fn open() -> Result<(OwnedFd, u64)> {
+    // SAFETY: the system call takes flags alone and gives a descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    ensure!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just given it to us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut api = uffd::Api { api: uffd::API, ..Default::default() };
+    // SAFETY: the structure is the one that the call wants.
+    unsafe { uffd::api(fd.as_raw_fd(), &mut api) }?;
+    Ok((fd, api.features))
+}
+
 /// Memory whose faults wait for us.
 pub(crate) struct Faultable {
     fd: OwnedFd,
@@ -56,19 +73,12 @@ impl Faultable {
     /// The kernel refuses it: it has no userfaultfd, or not for this user.
     pub(crate) fn new(memory: *mut u8, bytes: usize) -> Result<Self> {
         let (memory, bytes) = (memory as u64, bytes as u64);
-        // SAFETY: the system call takes flags alone and gives a descriptor.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
-        ensure!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
-        // SAFETY: the kernel has just given it to us.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let raw = fd.as_raw_fd();
-        let mut api = uffd::Api { api: uffd::API, ..Default::default() };
-        // SAFETY: the structure is the one that the call wants.
-        unsafe { uffd::api(raw, &mut api) }?;
+        let (fd, _) = open()?;
         let mode = uffd::REGISTER_MODE_MISSING;
         let mut range = uffd::Register { start: memory, len: bytes, mode, ioctls: 0 };
-        // SAFETY: as above; the kernel refuses a range that is not mapped.
-        unsafe { uffd::register(raw, &mut range) }?;
+        // SAFETY: the structure is the one that the call wants; the kernel refuses a range that is not
+        // mapped.
+        unsafe { uffd::register(fd.as_raw_fd(), &mut range) }?;
         Ok(Self { fd, memory, bytes })
     }
 
