@@ -89,7 +89,7 @@ impl Purpose {
         }
     }
 
-    /// The functions that do it, the newest name first: mm/memory.c, mm/shmem.c,
+    /// The functions that do it, the newest name first: mm/memory.c, mm/shmem.c (by page until 5.15),
     /// mm/page_io.c (`swap_readpage` until 6.4), mm/zswap.c (mm/frontswap.c until 6.5),
     /// mm/vmscan.c, kernel/sched/fair.c, fs/userfaultfd.c, mm/memcontrol.c (with
     /// underscores from 7.x on), kernel/locking/rwsem.c,
@@ -98,7 +98,7 @@ impl Purpose {
         match self {
             Self::Fault => &["handle_mm_fault"],
             Self::Swap => &["do_swap_page"],
-            Self::SharedSwap => &["shmem_swapin_folio"],
+            Self::SharedSwap => &["shmem_swapin_folio", "shmem_swapin_page"],
             Self::SwapRead => &["swap_read_folio", "swap_readpage"],
             Self::Zswap => &["zswap_load", "__frontswap_load"],
             Self::Drop => &["__remove_mapping"],

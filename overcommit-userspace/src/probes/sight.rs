@@ -19,6 +19,9 @@ const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages fo
 /// What is not seen of `fault.*` by hooks on handle_mm_fault.
 const LOCK_WAIT: &str =
     "the wait for the mmap lock before handle_mm_fault is called for the first time";
+/// The same, of any backend.
+const MAPPED_ELSEWHERE: &str = "faults of another process in a mapping of its own of a VM's memory, \
+    such as a vhost-user device's";
 /// What is not seen of it with the hook on waits either.
 const LOCK_WAIT_WITHIN_CALLS: &str =
     "the wait for the mmap lock before a fault within a system call other than KVM_RUN";
@@ -113,10 +116,12 @@ impl Sight {
 /// whether that holds.
 pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     let faults = Metric::FAULTS.into_iter().map(|metric| match sight.backend {
-        Some(Backend::Perf) => entry(metric.name(), Coverage::Full, &[OUTSIDERS, GET_USER_PAGES]),
+        Some(Backend::Perf) => {
+            entry(metric.name(), Coverage::Full, &[OUTSIDERS, GET_USER_PAGES, MAPPED_ELSEWHERE])
+        }
         Some(Backend::Fentry | Backend::Kprobe) => {
             let unseen = sight.absent(Group::Locks).map_or(LOCK_WAIT_WITHIN_CALLS, |_| LOCK_WAIT);
-            entry(metric.name(), Coverage::Full, &[unseen])
+            entry(metric.name(), Coverage::Full, &[unseen, MAPPED_ELSEWHERE])
         }
         None => entry(metric.name(), Coverage::Absent, &[NO_BACKEND]),
     });
