@@ -5,38 +5,14 @@
 //! (Documentation/atomic_t.txt; `emit_lse_atomic` and `emit_ll_sc_atomic`, arch/arm64/net/bpf_jit_comp.c,
 //! 6.12). On x86-64 it costs what an addition without a value does.
 
-#[cfg(not(target_arch = "bpf"))]
-use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
-
-/// A word that both sides use at once.
+/// A word that a program writes while the loader reads it.
 pub trait Cell {
-    /// Reads it.
-    fn get(&self) -> u64;
     /// Adds to it, in any order.
     fn add(&self, n: u64);
     /// Adds to it after all that was written before, and before all that is written afterwards.
     fn add_in_order(&self, n: u64);
     /// Makes it at least that.
     fn raise(&self, to: u64);
-}
-
-#[cfg(not(target_arch = "bpf"))]
-impl Cell for AtomicU64 {
-    fn get(&self) -> u64 {
-        self.load(SeqCst)
-    }
-
-    fn add(&self, n: u64) {
-        self.fetch_add(n, SeqCst);
-    }
-
-    fn add_in_order(&self, n: u64) {
-        self.fetch_add(n, SeqCst);
-    }
-
-    fn raise(&self, to: u64) {
-        self.fetch_max(to, SeqCst);
-    }
 }
 
 /// Changes words that belong together; `sequence` is odd meanwhile. One thread alone may do so.
@@ -47,11 +23,11 @@ pub fn change(sequence: &impl Cell, write: impl FnOnce()) {
     sequence.add_in_order(1);
 }
 
-/// Reads such words; `None` if they were being changed.
-pub fn unchanged<T>(sequence: &impl Cell, read: impl FnOnce() -> T) -> Option<T> {
-    let before = sequence.get();
+/// Reads such words, each before what is read afterwards; `None` if they were being changed.
+pub fn unchanged<T>(sequence: impl Fn() -> u64, read: impl FnOnce() -> T) -> Option<T> {
+    let before = sequence();
     let value = read();
-    (before.is_multiple_of(2) && sequence.get() == before).then_some(value)
+    (before.is_multiple_of(2) && sequence() == before).then_some(value)
 }
 
 /// Counts a latency: whoever takes its bucket finds sum and maximum there.
@@ -74,11 +50,13 @@ mod tests {
     /// As eBPF gives it, and the loader's loads.
     struct Weak(AtomicU64);
 
-    impl Cell for Weak {
+    impl Weak {
         fn get(&self) -> u64 {
             self.0.load(Acquire)
         }
+    }
 
+    impl Cell for Weak {
         fn add(&self, n: u64) {
             self.0.fetch_add(n, Relaxed);
         }
@@ -113,7 +91,7 @@ mod tests {
                 });
             });
             let read = || thread[since].get() + thread[waited].get();
-            if let Some(wait) = unchanged(&thread[sequence], read) {
+            if let Some(wait) = unchanged(|| thread[sequence].get(), read) {
                 assert_eq!(wait, 7);
             }
             program.join().unwrap();

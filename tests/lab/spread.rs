@@ -67,10 +67,10 @@ const ON_INTEL: [&str; 7] = [
     "kernel_summary",
 ];
 
-/// Its guest is one for arm64 alone.
+/// A scenario whose guest is for arm64 alone.
 const IDLE: &str = "an_idle_arm64_guest_is_idle";
 
-/// The same for arm64.
+/// Those for which an arm64 CPU matters: all that a lab with one runs.
 const ON_ARM64: [&str; 13] = [
     "counts_fentry_anonymous",
     "counts_fentry_memfd",

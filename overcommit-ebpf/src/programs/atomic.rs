@@ -24,11 +24,6 @@ const MAX_TRIES: u32 = 8;
 
 impl Cell for InKernel<'_> {
     #[inline(always)]
-    fn get(&self) -> u64 {
-        get(self.0)
-    }
-
-    #[inline(always)]
     fn add(&self, n: u64) {
         add(self.0, n);
     }

@@ -163,7 +163,9 @@ impl Probes {
             }
             _ => Ok(()),
         });
-        let slots = Slots::open(&mut ebpf, sizes)?;
+        // As on a kernel without symbols for data (CONFIG_KALLSYMS_ALL), or one that hides them.
+        let lacks_swap_names = kernel.symbols.address(SWAP_INFO).unwrap_or(0) == 0;
+        let slots = Slots::open(&mut ebpf, sizes, lacks_swap_names)?;
         let cpus = SharedArray::open(&mut ebpf, "CPUS", sizes.cpus)?;
         let rings = Rings {
             events: Events::open(&mut ebpf)?,

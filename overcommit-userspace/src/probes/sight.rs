@@ -16,12 +16,12 @@ const OUTSIDERS: &str = "faults that others take in the VM's memory from outside
 /// What is not seen where KVM runs on hardware.
 const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages for a guest on \
     hardware";
-/// What is not seen of `fault.*` by hooks on handle_mm_fault.
-const LOCK_WAIT: &str =
-    "the wait for the mmap lock before handle_mm_fault is called for the first time";
-/// The same, of any backend.
+/// What is not seen of `fault.*` by any backend.
 const MAPPED_ELSEWHERE: &str = "faults of another process in a mapping of its own of a VM's memory, \
     such as a vhost-user device's";
+/// What is not seen of it by hooks on handle_mm_fault.
+const LOCK_WAIT: &str =
+    "the wait for the mmap lock before handle_mm_fault is called for the first time";
 /// What is not seen of it with the hook on waits either.
 const LOCK_WAIT_WITHIN_CALLS: &str =
     "the wait for the mmap lock before a fault within a system call other than KVM_RUN";

@@ -43,7 +43,9 @@ pub struct Slots {
     swap_devices: SharedArray<SwapDevice>,
     /// What each was called when that was last told.
     swap_names: BTreeMap<usize, String>,
-    /// For kernels without symbols for data (CONFIG_KALLSYMS_ALL), where the programs find no names.
+    /// Whether the programs cannot find those names.
+    lacks_swap_names: bool,
+    /// In their place.
     only_swap_device: Option<String>,
     /// Place in the pool → its owner.
     pool_owners: SharedArray<Word>,
@@ -100,7 +102,7 @@ impl Slots {
     ///
     /// # Errors
     /// The kernel refuses to map or fill one of them.
-    pub fn open(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
+    pub fn open(ebpf: &mut Ebpf, sizes: Sizes, lacks_swap_names: bool) -> Result<Self> {
         let Sizes { vms, threads, .. } = sizes;
         let mut free_pooled = Queue::try_from(take(ebpf, "FREE_POOLED")?)?;
         for place in 0..sizes.pooled() {
@@ -127,7 +129,8 @@ impl Slots {
             wanted: HashMap::try_from(take(ebpf, "WANTED")?)?,
             swap_devices: SharedArray::open(ebpf, "SWAP_DEVICES", SWAP_DEVICES_MAX as u32)?,
             swap_names: BTreeMap::new(),
-            only_swap_device: only_swap_device(),
+            lacks_swap_names,
+            only_swap_device: None,
             pool_owners: SharedArray::open(ebpf, "POOL_OWNERS", sizes.pooled())?,
             pool_at: sizes.pool_at() as usize,
             pooled: HashMap::try_from(take(ebpf, "POOLED")?)?,
@@ -209,7 +212,9 @@ impl Slots {
             self.swap_names.extend(device_name(device).map(|name| (number, name)));
             device.name[0].store(0, SeqCst);
         }
-        self.only_swap_device = only_swap_device();
+        if self.lacks_swap_names {
+            self.only_swap_device = only_swap_device();
+        }
     }
 
     /// Counts what is swapped out of a memory cgroup for a slot, from now on.

@@ -72,10 +72,13 @@ impl Waits {
 /// `None` while the thread keeps changing it.
 fn waited(thread: &Thread, source: StallSource, now_ns: u64) -> Option<Waited> {
     for _ in 0..TRIES {
-        let waited = order::unchanged(&thread.sequence, || match source {
-            StallSource::Faults => in_faults(thread, now_ns),
-            StallSource::Windows => in_windows(thread, now_ns),
-        });
+        let waited = order::unchanged(
+            || thread.sequence.load(SeqCst),
+            || match source {
+                StallSource::Faults => in_faults(thread, now_ns),
+                StallSource::Windows => in_windows(thread, now_ns),
+            },
+        );
         if waited.is_some() {
             return waited;
         }

@@ -10,7 +10,6 @@ use testbed::results::stand_in_of;
 use testbed::{overcommit, root, target};
 
 /// What of the project runs in a lab.
-#[derive(Clone)]
 pub(crate) struct Binaries {
     /// The scenarios.
     pub(crate) scenarios: PathBuf,
