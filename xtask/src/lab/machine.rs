@@ -21,6 +21,9 @@ const BOOT: Duration = Duration::from_secs(600);
 const STUCK: Duration = Duration::from_secs(1500);
 /// How the error begins of one that is stuck.
 pub(crate) const IS_STUCK: &str = "the lab gives no sign of life";
+/// How the error begins of one in which a scenario does not end: its guest may wait for itself for
+/// as long as anybody has patience, of the lab's time, which then passes much slower than ours.
+pub(crate) const HANGS: &str = "a scenario does not end";
 /// Its sign of life.
 const RUNS: &str = "lab: runs";
 /// Lines of the console that are shown of a lab that died.
@@ -48,6 +51,8 @@ pub(crate) struct Run<'a> {
     pub(crate) brief: bool,
     /// From the first program to the end.
     pub(crate) limit: Duration,
+    /// For each scenario.
+    pub(crate) scenario: Duration,
     /// What the emulator is told where the lab is stuck.
     pub(crate) ask: &'a [u8],
 }
@@ -75,7 +80,7 @@ pub(crate) fn run(mut emulator: Command, run: &Run<'_>) -> Result<i32> {
     });
     let file = File::create(run.console).context("cannot write the lab's console")?;
     let mut console = Console { name: run.name, file, brief: run.brief, start: Instant::now() };
-    let status = watch(&mut console, &lines, run.limit, || Ok(keyboard.write_all(run.ask)?));
+    let status = watch(&mut console, &lines, run, || Ok(keyboard.write_all(run.ask)?));
     status.map_err(|error| match fs::read_to_string(run.complaints) {
         Ok(said) if !said.is_empty() => anyhow!("{error:#}\nthe emulator said: {}", said.trim()),
         _ => error,
@@ -110,12 +115,14 @@ impl Console<'_> {
 fn watch(
     console: &mut Console<'_>,
     lines: &Receiver<String>,
-    limit: Duration,
+    run: &Run<'_>,
     mut ask: impl FnMut() -> Result<()>,
 ) -> Result<i32> {
     let mut last = VecDeque::new();
     let mut end = Instant::now() + BOOT;
     let mut started = false;
+    let limit = run.limit;
+    let mut scenario = Instant::now();
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let line = match lines.recv_timeout(left.min(STUCK)) {
@@ -137,7 +144,15 @@ fn watch(
         };
         if line == RUNS {
             // Signs of life do not prolong it.
+            if started && scenario.elapsed() > run.scenario {
+                ask()?;
+                keep_the_rest(&mut last, lines);
+                bail!("{HANGS} within {:?}; its console:\n{}", run.scenario, text(&last));
+            }
             continue;
+        }
+        if line.starts_with("lab: started") || line.ends_with("begins") {
+            scenario = Instant::now();
         }
         if let Some(status) = line.strip_prefix("lab: ended with ") {
             return status.parse().with_context(|| format!("the lab says {line:?}"));
@@ -182,13 +197,28 @@ mod tests {
     use super::*;
 
     fn console(lines: &[&str]) -> Result<i32> {
+        console_within(lines, Duration::from_secs(60))
+    }
+
+    fn console_within(lines: &[&str], scenario: Duration) -> Result<i32> {
         let (sender, receiver) = channel();
         for line in lines {
             sender.send((*line).to_owned()).unwrap();
         }
         let file = File::create("/dev/null").unwrap();
         let mut console = Console { name: "", file, brief: true, start: Instant::now() };
-        watch(&mut console, &receiver, Duration::from_millis(50), || Ok(()))
+        let nowhere = Path::new("/dev/null");
+        let (limit, ask) = (Duration::from_millis(50), &[][..]);
+        let run = Run {
+            name: "",
+            complaints: nowhere,
+            console: nowhere,
+            brief: true,
+            limit,
+            scenario,
+            ask,
+        };
+        watch(&mut console, &receiver, &run, || Ok(()))
     }
 
     #[test]
@@ -205,6 +235,14 @@ mod tests {
         assert_eq!(console(&lines).unwrap(), 0);
         let late = format!("{:#}", console(&lines[..3]).unwrap_err());
         assert!(late.contains("longer than") && !late.contains(RUNS), "{late}");
+    }
+
+    #[test]
+    fn a_scenario_that_does_not_end_ends_it_for_all_its_signs_of_life() {
+        let lines = ["lab: started Linux 1", "test a ... begins", RUNS, "lab: ended with 0"];
+        assert_eq!(console(&lines).unwrap(), 0);
+        let hangs = format!("{:#}", console_within(&lines, Duration::ZERO).unwrap_err());
+        assert!(hangs.starts_with(HANGS) && hangs.contains("test a"), "{hangs}");
     }
 
     #[test]
