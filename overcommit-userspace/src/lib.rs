@@ -17,4 +17,5 @@ pub mod sampler;
 pub mod self_test;
 pub mod session;
 pub mod terminal;
+pub mod top;
 pub mod vm;

@@ -11,11 +11,10 @@ use std::io::{Error, ErrorKind, Write};
 /// TERM=dumb is set; without anything else that drives a terminal; in ASCII where the locale has nothing else. A reader that has seen enough is no
 /// failure.
 pub fn print(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    let is_plain = AutoStream::choice(&stdout) == ColorChoice::Never;
     let text = harmless(text);
-    let text = if is_plain { plain(&text) } else { text };
-    let text = if is_ascii(|name| std::env::var(name).ok()) { ascii(&text) } else { text };
+    let text = if has_colour() { text } else { plain(&text) };
+    let text = if wants_ascii() { ascii(&text) } else { text };
+    let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if !is_gone(&error) => Err(error).context("cannot print the result"),
         _ => Ok(()),
@@ -28,6 +27,16 @@ pub fn print(text: &str) -> Result<()> {
 /// It cannot be printed.
 pub fn print_json(result: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(result)?))
+}
+
+/// Whether words may stand out on stdout: not where NO_COLOR or TERM=dumb is set.
+pub fn has_colour() -> bool {
+    AutoStream::choice(&std::io::stdout()) != ColorChoice::Never
+}
+
+/// Whether the locale has nothing but ASCII.
+pub fn wants_ascii() -> bool {
+    is_ascii(|name| std::env::var(name).ok())
 }
 
 /// Whether the user asked for the locale C or POSIX: the first variable that is set decides.

@@ -25,6 +25,7 @@ mod readme;
 mod rights;
 mod start;
 mod threads;
+mod top;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         rights::TESTS,
         start::TESTS,
         threads::TESTS,
+        top::TESTS,
     ]
     .map(wanted)
     .concat()

@@ -17,7 +17,7 @@ pub(crate) fn retried(command: &str) -> String {
 }
 
 /// A word for the shell.
-pub(crate) fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

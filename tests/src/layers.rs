@@ -13,6 +13,7 @@ const RECORDING: Floors = &[
     &["format"],
     &["recording", "slo"],
     &["summary", "compare"],
+    &["recent"],
     &["view"],
     &["export"],
     &["report"],
@@ -24,7 +25,7 @@ const USERSPACE: Floors = &[
     &["probes", "host"],
     &["sampler"],
     &["session"],
-    &["ab", "self_test"],
+    &["ab", "self_test", "top"],
     &["commands"],
 ];
 

@@ -51,6 +51,8 @@ const PANDAS: &str = "pandas>=2,<4";
 const NODE_READER: &str = "hdr-histogram-js@3";
 /// What makes system calls fail.
 const STRACE: Tool = Tool { program: "strace", package: "strace" };
+/// A terminal to draw on.
+const TMUX: Tool = Tool { program: "tmux", package: "tmux" };
 /// libvirt, and what makes it run VMs.
 const LIBVIRT: [Tool; 3] = [
     Tool { program: "virsh", package: "libvirt-clients" },
@@ -164,7 +166,7 @@ fn set_up() -> Result<()> {
     install(&READERS)?;
     install(&JAVA)?;
     install(&LIBVIRT)?;
-    install(&[STRACE])?;
+    install(&[STRACE, TMUX])?;
     let mut probe = Command::new("python3");
     if testbed::run(probe.args(["-c", "import ensurepip"])).is_err() {
         install_packages(&["python3-venv"])?;

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod export;
 pub mod format;
 pub mod model;
+pub mod recent;
 pub mod recording;
 pub mod report;
 pub mod slo;

@@ -9,6 +9,9 @@ pub mod mark;
 pub mod record;
 pub mod report;
 mod self_test;
+mod subject;
+pub mod top;
+mod whom;
 
 use crate::host::survey::Options as HostOptions;
 use crate::host::working_set::guard::{self, GUARD};
@@ -53,6 +56,8 @@ enum Command {
     Record(record::Args),
     /// Print the verdict and figures of a recording, even one that was cut off
     Report(report::Args),
+    /// Watch the VMs of this host, or replay a recording, on a live screen
+    Top(top::Args),
     /// Compare two recordings and say whether a difference is real
     Compare(compare::Args),
     /// Record two commands alternately, several times, and compare them
@@ -86,6 +91,7 @@ impl Cli {
         match self.command {
             Command::Record(args) => record::run(args),
             Command::Report(args) => report::run(&args),
+            Command::Top(args) => top::run(args),
             Command::Compare(args) => compare::run(&args),
             Command::Ab(args) => ab::run(&args),
             Command::Export(args) => export::run(&args),

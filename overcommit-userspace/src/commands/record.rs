@@ -1,32 +1,23 @@
 //! `overcommit record`
 
-mod said;
-mod whom;
+pub(super) mod said;
 
-use crate::commands::record::said::{begun_with, failed, next, over, stopped, unserved};
-use crate::commands::record::whom::{find, selection};
-use crate::commands::{
-    DEPTH, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, default_out, require_hosts_pids,
-    require_root, spelled,
-};
+use crate::commands::record::said::{begun_with, failed, next, over, unserved};
+use crate::commands::subject::{Subject, ns, raise_limit};
+use crate::commands::whom::{find, selection, stopped};
+use crate::commands::{WHEN, WHERE, default_out, require_hosts_pids, require_root};
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::capability;
-use crate::probes::Kernel;
-use crate::probes::decide::{Decision, Wanted, decide};
-use crate::probes::host::HostProbe;
-use crate::sampler::roster::{Roster, Selection};
+use crate::sampler::roster::Selection;
+use crate::session::Session;
 use crate::session::load::{self, Load};
 use crate::session::run::{End, Told, Until, follow, warm_up};
 use crate::session::wait::{Waiter, Woken};
-use crate::session::{Session, Want};
 use crate::terminal::{print, say};
-use crate::vm::Discovery;
 use crate::vm::owner::Room;
-use anyhow::{Context, Result, anyhow, ensure};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use overcommit_recording::format::text::{parse_duration, parse_interval, parse_positive_duration};
-use overcommit_recording::model::pattern::Pattern;
+use overcommit_recording::format::text::{parse_duration, parse_positive_duration};
 use overcommit_recording::model::run::{Options, Run, StoppedBy};
 use overcommit_recording::recording::{Folder, Owner, Writer, single};
 use overcommit_recording::report::{Format, View, rebuild};
@@ -54,10 +45,6 @@ pub struct Args {
     #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
     #[arg(value_parser = parse_positive_duration)]
     duration: Option<Duration>,
-    /// Length of an interval, 10ms to 1h
-    #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
-    #[arg(default_value = "1s", value_parser = parse_interval)]
-    interval: Duration,
     /// Skip the first D, while the load warms up
     #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
     #[arg(default_value = "0s", value_parser = parse_duration)]
@@ -65,31 +52,8 @@ pub struct Args {
     /// Folder for the recording, new or empty [default: overcommit-HOST-TIME]
     #[arg(long, help_heading = WHERE, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
-    /// namespace/name for KubeVirt; may be repeated
-    #[arg(long, help_heading = WHICH, value_name = "PATTERN", value_parser = Pattern::parse)]
-    vm: Vec<Pattern>,
-    /// Wait until every VM named by --vm runs, at most D if given
-    #[arg(long, help_heading = WHICH, value_name = "D", num_args = 0..=1, require_equals = true)]
-    #[arg(value_parser = parse_positive_duration)]
-    wait: Option<Option<Duration>>,
-    /// Record this process, even if it is not a VM; may be repeated
-    #[arg(short, long, help_heading = WHICH, value_name = "PID")]
-    pid: Vec<i32>,
-    /// Where to see faults
-    #[arg(long, help_heading = DEPTH, default_value = "auto")]
-    backend: Wanted,
     #[command(flatten)]
-    objectives: ObjectiveArgs,
-    /// Write each fault of at least D to slow-faults.csv; sees sleep, as --causes does
-    #[arg(long, help_heading = DEPTH, value_name = "D", allow_hyphen_values = true)]
-    #[arg(value_parser = parse_duration)]
-    slow_faults: Option<Duration>,
-    /// Also measure sleep inside faults; runs an eBPF program at every context switch of the host
-    #[arg(long, help_heading = DEPTH)]
-    causes: bool,
-    #[command(flatten)]
-    host: HostArgs,
+    subject: Subject,
     /// Attach KEY=VALUE to the recording; may be repeated
     #[arg(long, help_heading = WHERE, value_name = "K=V", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -102,12 +66,6 @@ pub struct Args {
     /// Print only errors, warnings, VMs that were killed, and the JSON of --json
     #[arg(short, long, help_heading = WHERE)]
     quiet: bool,
-    /// Print the debug log of the eBPF programs
-    #[arg(short, long, help_heading = WHERE)]
-    verbose: bool,
-    /// Do without a function of the kernel, as on one that does not have it
-    #[arg(long, value_name = "FUNCTION", hide = true)]
-    without: Vec<String>,
     /// Record from here to the end of this command, run as the user who ran sudo
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -134,13 +92,13 @@ async fn record(args: Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
     let descriptors = raise_limit()?;
     let owner = Owner::behind_sudo()?;
-    let selection = selection(&args)?;
-    let objectives = args.objectives.read();
+    let selection = selection(&args.subject)?;
+    let objectives = args.subject.objectives.read();
     if let Some(folder) = args.ready_file.as_deref().and_then(Path::parent) {
         let there = folder.as_os_str().is_empty() || folder.is_dir();
         ensure!(there, "--ready-file: there is no folder {}", folder.display());
     }
-    let room = match find(&args, &selection, &mut waiter).await? {
+    let room = match find(&args.subject, args.quiet, &selection, &mut waiter).await? {
         Ok(room) => room,
         Err(code) => return Ok(code),
     };
@@ -170,9 +128,9 @@ async fn record(args: Args) -> Result<ExitCode> {
         say(&format!("overcommit: {}", begun_with(session.run(), &args, &folder)));
     }
     let until = Until {
-        interval: args.interval,
+        interval: args.subject.interval,
         duration: args.duration,
-        slow_faults: args.slow_faults.is_some(),
+        slow_faults: args.subject.slow_faults.is_some(),
     };
     let progress = Progress::new(!args.quiet, args.duration);
     let mut taker = Taker {
@@ -195,15 +153,6 @@ async fn record(args: Args) -> Result<ExitCode> {
     run.command_status = status.map(|status| load::code(status, None));
     writer.write_run(&run)?;
     conclude(&args, &folder, &run, status.map_or(0, |status| load::code(status, sent)))
-}
-
-/// Three descriptors a CPU and two a VM: more than the usual limit allows on a large host. Gives the
-/// limits of before.
-fn raise_limit() -> Result<(u64, u64)> {
-    let before = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, before.1, before.1)
-        .context("cannot raise the limit on open files to its hard limit")?;
-    Ok(before)
 }
 
 /// Takes what a session hands on.
@@ -321,20 +270,7 @@ async fn begin(
     of_user: OfUser,
     waiter: &mut Waiter,
 ) -> Result<Result<(Session, HostOptions, Option<Load>), ExitCode>> {
-    let kernel = Kernel::read().context("no backend works here")?;
-    args.host.require_working_set(kernel.layout.mglru_sees_guests)?;
-    let decision = choose(&kernel, args.backend)?;
-    let mut want = Want::new(&selection, room);
-    (want.slow_faults, want.verbose) = (args.slow_faults, args.verbose);
-    want.causes = args.causes;
-    want.without.clone_from(&args.without);
-    let roster = Roster::new(Discovery::new("/proc"), selection);
-    let host = args.host.read(kernel.layout.mglru_sees_guests);
-    let attached = Session::attach(&kernel, decision, roster, want);
-    // Some tens of MiB.
-    drop(kernel);
-    let mut session = attached?;
-
+    let (mut session, host) = args.subject.attach(selection, room)?;
     waiter.watch(session.events())?;
     if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {
         return Ok(Err(stopped(signal)));
@@ -358,26 +294,6 @@ async fn begin(
     Ok(Ok((session, host, load)))
 }
 
-fn choose(kernel: &Kernel, wanted: Wanted) -> Result<Decision> {
-    let host = HostProbe::run(Ok(kernel));
-    decide(&host, wanted).map_err(|refused| {
-        let hint =
-            if wanted == Wanted::Auto { "see overcommit check" } else { "use --backend auto" };
-        // One reason for all is said once.
-        let same = refused.first().filter(|first| {
-            refused.len() > 1 && refused.iter().all(|other| other.reason.ends_with(&first.reason))
-        });
-        let why = same.map_or_else(
-            || {
-                let each = refused.iter().map(|r| format!("backend {}: {}", r.backend, r.reason));
-                each.collect::<Vec<_>>().join("; ")
-            },
-            |one| format!("no backend works here: {}", one.reason),
-        );
-        anyhow!("{why}; {hint}")
-    })
-}
-
 /// `--out`, or a name made of the host and the time.
 fn out(args: &Args) -> Result<PathBuf> {
     if let Some(out) = &args.out {
@@ -387,24 +303,11 @@ fn out(args: &Args) -> Result<PathBuf> {
 }
 
 fn options(args: &Args, objectives: &[Objective]) -> Options {
-    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     Options {
-        interval_ns: ns(args.interval),
         duration_ns: args.duration.map(ns),
         delay_ns: ns(args.delay),
-        vm: args.vm.iter().map(Pattern::to_string).collect(),
-        wait: args.wait.is_some(),
-        wait_limit_ns: args.wait.flatten().map(ns),
-        backend: args.backend.name().to_owned(),
-        pid: args.pid.clone(),
-        slow_faults_ns: args.slow_faults.map(ns),
-        causes: args.causes,
-        slo: objectives.iter().map(Objective::to_string).collect(),
         labels: BTreeMap::from_iter(args.label.iter().cloned()),
         command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
-        config: args.objectives.config.as_ref().map(|config| config.path.display().to_string()),
-        monitor: args.host.monitors(),
-        guest_stats: args.host.guest_stats,
-        working_set: spelled(args.host.working_set),
+        ..args.subject.options(objectives)
     }
 }

@@ -7,9 +7,11 @@ use nix::sys::signal::Signal as SignalNumber;
 use procfs::process::Process;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 
 /// Time between two scans of /proc.
@@ -44,6 +46,7 @@ pub struct Waiter {
     poll: Interval,
     polls: bool,
     events: Option<AsyncFd<OwnedFd>>,
+    enough: Arc<Notify>,
 }
 
 impl Waiter {
@@ -66,7 +69,13 @@ impl Waiter {
             poll: every(POLL),
             polls: false,
             events: None,
+            enough: Arc::default(),
         })
+    }
+
+    /// By this the user says on a screen of ours what SIGINT says elsewhere.
+    pub fn enough(&self) -> Arc<Notify> {
+        Arc::clone(&self.enough)
     }
 
     /// Whether to report [`Woken::Poll`].
@@ -130,6 +139,7 @@ impl Waiter {
             _ = self.interrupt.recv() => Ok(Woken::Signal(SignalNumber::SIGINT)),
             _ = self.terminate.recv() => Ok(Woken::Signal(SignalNumber::SIGTERM)),
             () = comes(&mut self.hangup) => Ok(Woken::Signal(SignalNumber::SIGHUP)),
+            () = self.enough.notified() => Ok(Woken::Signal(SignalNumber::SIGINT)),
             status = load_ends => status.map(Woken::LoadEnded),
             () = sleep_until(time) => Ok(Woken::Time),
             ready = event => ready.map(|()| Woken::Event).context("cannot wait for events"),

@@ -68,6 +68,18 @@ impl Latencies {
         self.distribution = Distribution::Many(Box::new(histogram));
     }
 
+    /// Takes as little memory as it can, for those that are kept.
+    pub fn compact(&mut self) {
+        if let Distribution::Many(histogram) = &self.distribution {
+            let values = histogram.iter_recorded();
+            let values = values.map(|value| (value.value_iterated_to(), value.count_at_value()));
+            let few: Vec<_> = values.take(FEW + 1).collect();
+            if few.len() <= FEW {
+                self.distribution = Distribution::Few(few);
+            }
+        }
+    }
+
     /// How many.
     pub fn count(&self) -> u64 {
         match &self.distribution {
@@ -170,6 +182,12 @@ mod tests {
             assert_eq!(latencies.count(), expected.len());
         }
         assert!(matches!(latencies.distribution, Distribution::Many(_)));
+        latencies.compact();
+        assert!(matches!(latencies.distribution, Distribution::Many(_)), "they are too many");
+        let mut roomy = Latencies::with_room();
+        roomy.record(7_919, 3);
+        roomy.compact();
+        assert!(matches!(&roomy.distribution, Distribution::Few(few) if few[0].1 == 3));
         let mut sum = Latencies::empty();
         sum.record(5, 2);
         sum.merge(&latencies);

@@ -28,6 +28,11 @@ impl Span {
     /// The whole recording.
     pub const WHOLE: Self = Self { from_us: 0, to_us: u64::MAX };
 
+    /// From that moment on, in Unix seconds.
+    pub fn from_s(unix_s: f64) -> Self {
+        Self { from_us: (unix_s.max(0.0) * 1e6) as u64, ..Self::WHOLE }
+    }
+
     /// Between two marks; without one, from the start, to the end. Of marks with the
     /// same text, the first, and the first one after it.
     ///

@@ -152,6 +152,11 @@ impl SummaryVm {
         self.stall.as_ref().map_or(0.0, |stall| stall.share)
     }
 
+    /// The larger of both shares.
+    pub fn loss(&self) -> f64 {
+        self.stall_share().max(self.cpu_share())
+    }
+
     /// The share of its vCPUs' time that it waited for a CPU.
     pub fn cpu_share(&self) -> f64 {
         self.cpu_wait.as_ref().map_or(0.0, |cpu| cpu.share)

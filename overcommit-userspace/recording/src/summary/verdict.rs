@@ -9,10 +9,12 @@ use crate::summary::SummaryVm;
 use crate::summary::advice::words;
 use crate::summary::cause::{Cause, cause, held_back, starved};
 use serde::Serialize;
+use std::cmp::Ordering;
 
 /// Shares of its vCPUs' time from which a VM is slowed: by memory, and by want of a CPU.
 pub const STALL: f64 = 0.01;
-const CPU: f64 = 0.05;
+/// See [`STALL`].
+pub const CPU: f64 = 0.05;
 /// Time that a fault which was not seen may have taken, in nanoseconds.
 const UNSEEN_NS: f64 = 1e6;
 /// Time of thrashing from which a VM has thrashed, however little it was of a long recording, in
@@ -72,6 +74,11 @@ pub struct VmVerdict {
 impl VmVerdict {
     /// Of a VM that lost next to nothing.
     pub const OK: Self = Self { fared: Fared::Ok, cause: None, by: None, why: None, advice: None };
+}
+
+/// The order of VMs in every list.
+pub fn worst_first(a: &SummaryVm, b: &SummaryVm) -> Ordering {
+    b.verdict.fared.cmp(&a.verdict.fared).then(b.loss().total_cmp(&a.loss()))
 }
 
 /// What became of a VM.

@@ -15,6 +15,11 @@ impl Facts {
         self.0.extend(fact.into().map(|fact| (about, fact)));
     }
 
+    /// Each, with what it is about.
+    pub fn lines(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.0.iter().map(|(about, fact)| (*about, fact.as_str()))
+    }
+
     /// Below that heading; nothing without any fact.
     pub fn write(&self, text: &mut String, heading: &str) {
         let width = self.0.iter().map(|(about, _)| about.len()).max().unwrap_or(0);

@@ -53,8 +53,14 @@ fn lost_to_memory(vm: &SummaryVm, share: f64) -> String {
     format!("{} of its vCPU time to memory{parts}", percent(share))
 }
 
-/// What the time of faults went into, the most first, and the rest; waits for a CPU are none of it.
-fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
+/// What the time of a VM's waits, or else of its faults, went into: each part by name, from 0 to 1 of
+/// it, the most first, and the rest; nothing where that is not known.
+pub fn shares_of(vm: &SummaryVm) -> Vec<(String, f64)> {
+    shares(vm.stall_time.unwrap_or(vm.fault_time), vm.swapins.as_ref())
+}
+
+/// Waits for a CPU are none of it.
+fn shares(time: Breakdown, swapins: Option<&Swapins>) -> Vec<(String, f64)> {
     let all = time.total_ns.saturating_sub(time.of(Part::Runq).unwrap_or(0)).max(1) as f64;
     let mut parts: Vec<(String, u64)> = SAID
         .into_iter()
@@ -65,7 +71,7 @@ fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
         .filter(|(_, part)| *part > 0)
         .collect();
     if parts.is_empty() {
-        return None;
+        return Vec::new();
     }
     parts.sort_by_key(|(_, part)| std::cmp::Reverse(*part));
     let blind = time.of(Part::Swapin).is_none() && time.of(Part::Io).is_none();
@@ -73,12 +79,15 @@ fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
     parts.push((rest.to_owned(), time.rest_ns()));
     let said = parts.into_iter().map(|(name, part)| (name, part as f64 / all));
     let said: Vec<(String, f64)> = said.filter(|(_, share)| *share >= LEAST).collect();
-    if said.len() == 1 && said[0].0 == rest {
-        return None;
-    }
+    if said.len() == 1 && said[0].0 == rest { Vec::new() } else { said }
+}
+
+/// The same in words.
+fn parts(time: Breakdown, swapins: Option<&Swapins>) -> Option<String> {
+    let said = shares(time, swapins);
     let said: Vec<String> =
         said.into_iter().map(|(name, share)| format!("{} {name}", percent(share))).collect();
-    Some(said.join(", "))
+    (!said.is_empty()).then(|| said.join(", "))
 }
 
 /// Where most pages came from, if that is known.

@@ -7,12 +7,12 @@ use crate::model::run::Run;
 use crate::model::state::State;
 use crate::model::swap::SwapState;
 use crate::summary::verdict::STALL;
+use crate::view::cut;
 use crate::view::verdict_text::short;
 use overcommit_ebpf::layout::Metric;
 use rustix::termios::tcgetwinsize;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
-use textwrap::core::display_width;
 
 /// Rewrites one line of the terminal. Where there is none, as in a CI job, it writes a line a
 /// minute.
@@ -125,19 +125,6 @@ fn clock(seconds: u64) -> String {
         0 => format!("{minutes}:{seconds:02}"),
         _ => format!("{hours}:{minutes:02}:{seconds:02}"),
     }
-}
-
-/// What fits into so many columns.
-fn cut(line: &str, columns: usize) -> String {
-    let mut cut = String::new();
-    for character in line.chars() {
-        cut.push(character);
-        if display_width(&cut) > columns {
-            cut.pop();
-            break;
-        }
-    }
-    cut
 }
 
 impl Drop for Progress {

@@ -8,7 +8,7 @@ use crate::model::pattern::Pattern;
 use crate::model::run::{ENDED_VMS_KEPT, Run, StoppedBy};
 use crate::slo::{Judged, Verdict};
 use crate::summary::cause::LEAST_TAKEN;
-use crate::summary::verdict::Fared;
+use crate::summary::verdict::{Fared, worst_first};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
 use crate::view::style::{bad, plain};
 use crate::view::vm_text::{self, Told};
@@ -40,7 +40,7 @@ pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
         let table = if is_full { metrics_table(summary) } else { vm_table(summary) };
         let _ = writeln!(text, "\n{}", table.trim_fmt());
         let mut seen: Vec<&SummaryVm> = summary.seen().collect();
-        seen.sort_by(|a, b| verdict_text::worst_first(a, b));
+        seen.sort_by(|a, b| worst_first(a, b));
         let told = |vm: &SummaryVm| if is_full { Told::All } else { told_of(vm) };
         let (brief, at_length): (Vec<_>, Vec<_>) =
             seen.into_iter().partition(|vm| told(vm) == Told::Losses);
@@ -121,7 +121,7 @@ fn vm_table(summary: &Summary) -> Table {
     let is_small = summary.seen().count() <= ROWS;
     let rows = summary.seen().filter(|vm| is_small || vm.verdict.fared != Fared::Ok);
     let mut rows: Vec<&SummaryVm> = rows.collect();
-    rows.sort_by(|a, b| verdict_text::worst_first(a, b));
+    rows.sort_by(|a, b| worst_first(a, b));
     for vm in rows {
         let majors = vm.metrics.iter().find(|metric| metric.metric == Metric::FaultMajor.into());
         let latency = |of: fn(&SummaryMetric) -> Option<u64>| {

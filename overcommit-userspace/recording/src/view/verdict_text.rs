@@ -3,25 +3,15 @@
 use crate::format::text::percent;
 use crate::model::exit::Exit;
 use crate::model::run::EndedBy;
-use crate::summary::verdict::Fared;
+use crate::summary::verdict::{Fared, worst_first};
 use crate::summary::{Summary, SummaryVm};
 use crate::view::presence::when;
 use crate::view::style::{bad, strong};
-use crate::view::wrapped;
-use std::cmp::Ordering;
+use crate::view::{fitted, wrapped};
 use std::fmt::Write;
 
 /// Columns of a name, at the most.
 const NAME: usize = 20;
-
-fn loss(vm: &SummaryVm) -> f64 {
-    vm.stall_share().max(vm.cpu_share())
-}
-
-/// The order of VMs in every list.
-pub fn worst_first(a: &SummaryVm, b: &SummaryVm) -> Ordering {
-    b.verdict.fared.cmp(&a.verdict.fared).then(loss(b).total_cmp(&loss(a)))
-}
 
 /// A paragraph for each VM that fared badly, and a line for all others.
 pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> String) {
@@ -46,7 +36,7 @@ pub fn lines(text: &mut String, summary: &Summary, name: impl Fn(&SummaryVm) -> 
         let why = "not judged: vCPU threads, or too many page faults, were not seen.";
         let _ = writeln!(text, "{}", wrapped(&format!("{who}: {why}"), "", "  "));
     }
-    let worst = ok.iter().map(|vm| loss(vm)).fold(0.0, f64::max);
+    let worst = ok.iter().map(|vm| vm.loss()).fold(0.0, f64::max);
     if let Some(who) = some(&ok, are_all(&ok), &name) {
         let lost = match ok.len() {
             1 => losses(ok[0]),
@@ -69,7 +59,8 @@ fn some(vms: &[&SummaryVm], are_all: bool, name: &impl Fn(&SummaryVm) -> String)
     }
 }
 
-fn said(vm: &SummaryVm) -> String {
+/// How it fared, and why.
+pub fn said(vm: &SummaryVm) -> String {
     let losses = losses(vm);
     let what = match (vm.verdict.fared, vm.ended_by) {
         (fared @ (Fared::Killed | Fared::Crashed), by) => {
@@ -107,17 +98,7 @@ fn losses(vm: &SummaryVm) -> String {
 
 /// A name, cut if it is long.
 pub fn short(name: &str) -> String {
-    if textwrap::core::display_width(name) <= NAME {
-        return name.to_owned();
-    }
-    let mut cut = String::new();
-    for character in name.chars() {
-        if textwrap::core::display_width(&cut) + 2 > NAME {
-            break;
-        }
-        cut.push(character);
-    }
-    cut + "…"
+    fitted(name, NAME)
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! What a recording says of itself, beside its report.
 
 use crate::commands::record::Args;
-use crate::commands::signalled;
+use crate::commands::whom::stopped;
 use crate::session::load;
 use crate::session::run::Early;
 use crate::terminal::say;
-use nix::sys::signal::Signal;
 use overcommit_recording::compare::LENGTH_S;
 use overcommit_recording::format::text::vms;
 use overcommit_recording::model::run::Run;
@@ -46,7 +45,7 @@ pub(super) fn unserved(run: &Run) -> String {
 }
 
 /// Of a recording that an error ends.
-pub(super) fn failed(folder: &Folder) -> String {
+pub(in crate::commands) fn failed(folder: &Folder) -> String {
     let path = folder.path().display();
     format!("it failed; what was recorded can be read: overcommit report {path}")
 }
@@ -62,12 +61,6 @@ pub(super) fn next(folder: &Folder, run: &Run) -> String {
         );
     }
     next
-}
-
-/// Tells a user who stopped it that there is nothing.
-pub(super) fn stopped(signal: Signal) -> ExitCode {
-    say("overcommit: stopped before recording began; nothing was recorded");
-    signalled(signal)
 }
 
 /// What a recording that ended before it began says, and ends with.

@@ -1,14 +1,15 @@
 //! Whom a recording is of: the VMs that the options name, once they run.
 
-use crate::commands::record::Args;
-use crate::commands::record::said::stopped;
 use crate::commands::require_readable;
+use crate::commands::signalled;
+use crate::commands::subject::Subject;
 use crate::sampler::roster::Selection;
 use crate::session::wait::{self, Waiter, Woken};
 use crate::terminal::say;
 use crate::vm::Discovery;
 use crate::vm::owner::Room;
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use overcommit_recording::format::text::readable;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::Vm;
@@ -23,7 +24,7 @@ const REMIND: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// A process is not there, or is a thread of one.
-pub(super) fn selection(args: &Args) -> Result<Selection> {
+pub(super) fn selection(args: &Subject) -> Result<Selection> {
     let discovery = Discovery::new("/proc");
     for pid in &args.pid {
         discovery.describe(*pid).with_context(|| format!("--pid {pid}"))?;
@@ -35,13 +36,20 @@ pub(super) fn selection(args: &Args) -> Result<Selection> {
     Ok(Selection { patterns: args.vm.clone(), pids: args.pid.clone() })
 }
 
+/// Tells a user who stopped it that there is nothing.
+pub(super) fn stopped(signal: Signal) -> ExitCode {
+    say("overcommit: stopped before recording began; nothing was recorded");
+    signalled(signal)
+}
+
 /// How many VMs there is to be room for, once every VM that is named runs. A signal may come first,
 /// or the end of the time to wait: the exit code then.
 ///
 /// # Errors
 /// A VM that is named does not run, or VMs cannot be looked for.
 pub(super) async fn find(
-    args: &Args,
+    args: &Subject,
+    is_quiet: bool,
     selection: &Selection,
     waiter: &mut Waiter,
 ) -> Result<Result<Room, ExitCode>> {
@@ -68,7 +76,7 @@ pub(super) async fn find(
                 say(&format!("overcommit: {doubt}"));
             }
         }
-        if !args.quiet && !told {
+        if !is_quiet && !told {
             for pattern in &globs {
                 say(&format!(
                     "overcommit: no VM matches {pattern} yet; VMs that start will be recorded"
@@ -78,7 +86,7 @@ pub(super) async fn find(
                 say("overcommit: no VM is running; VMs that start will be recorded");
             }
         }
-        if !exact.is_empty() && !args.quiet && waited.is_none_or(|then| then.elapsed() >= REMIND) {
+        if !exact.is_empty() && !is_quiet && waited.is_none_or(|then| then.elapsed() >= REMIND) {
             let names: Vec<String> = exact.iter().map(|pattern| pattern.to_string()).collect();
             say(&format!("overcommit: waiting for {} to run; Ctrl-C ends it", names.join(", ")));
             waited = Some(Instant::now());

@@ -1,0 +1,338 @@
+//! What is looked at: which moment, which VM, in which order. It takes keys and gives lines, and
+//! knows no terminal.
+
+use crate::top::columns::{COLUMNS, Order, verdict};
+use crate::top::look::{Look, Tone};
+use crate::top::{Update, help, list, vm};
+use overcommit_recording::model::run::Run;
+use overcommit_recording::model::slow_fault::SlowFault;
+use overcommit_recording::recent::{Board, History, Line as Past, VmRow};
+use overcommit_recording::slo::Objective;
+use overcommit_recording::summary::verdict::Fared;
+use overcommit_recording::view::cut;
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use ratatui::text::{Line, Span};
+use std::collections::VecDeque;
+
+/// Slow faults that are kept.
+const SLOW: usize = 1_000;
+/// Intervals of a long step in time, and lines of a page.
+const MANY: isize = 10;
+/// Seconds of the past that plots show.
+pub(super) const PAST_S: f64 = 300.0;
+/// Seconds of a jump in a recording.
+const JUMP_S: f64 = 60.0;
+/// Times as fast as it was recorded, at the least and the most.
+const PACE: [f64; 2] = [1.0, 1_024.0];
+
+/// What the keys ask of whoever shows the screen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ask {
+    /// Nothing more.
+    Nothing,
+    /// The screen anew.
+    Redraw,
+    /// To stop, as any program does on Ctrl-Z.
+    Suspend,
+    /// The end.
+    Quit,
+    /// Another moment of the recording, in Unix seconds.
+    Seek(f64),
+}
+
+/// What a screen shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum View {
+    List,
+    Vm,
+    Help,
+}
+
+/// The state of the screen.
+pub struct App {
+    pub(super) look: Look,
+    objectives: Vec<Objective>,
+    pub(super) run: Run,
+    pub(super) history: History,
+    /// At the moment that is shown; `None` before the first interval.
+    pub(super) board: Option<Board>,
+    pub(super) slow: VecDeque<SlowFault>,
+    view: View,
+    /// The number of the interval that is shown; the last one if not given.
+    at: Option<u64>,
+    /// How fast a recording is replayed; `None` of a living session.
+    pub(super) pace: Option<f64>,
+    selected: Option<String>,
+    pub(super) order: Order,
+    pub(super) filter: String,
+    pub(super) edits_filter: bool,
+    pub(super) hurt_only: bool,
+    pub(super) metric: usize,
+}
+
+impl App {
+    /// Of a living session, or of a recording that is replayed.
+    pub fn new(look: Look, objectives: Vec<Objective>, is_replay: bool) -> Self {
+        Self {
+            look,
+            objectives,
+            run: Run::default(),
+            history: History::default(),
+            board: None,
+            slow: VecDeque::new(),
+            view: View::List,
+            at: None,
+            pace: is_replay.then_some(PACE[0]),
+            selected: None,
+            order: Order::default(),
+            filter: String::new(),
+            edits_filter: false,
+            hurt_only: false,
+            metric: 0,
+        }
+    }
+
+    /// Takes what has come.
+    pub fn take(&mut self, update: Update) {
+        match update {
+            Update::Interval(both) => {
+                let (run, interval) = *both;
+                self.history.add(&run, &interval);
+                self.run = run;
+                if self.at.is_none() {
+                    self.board = None;
+                }
+            }
+            Update::SlowFaults(faults) => {
+                self.slow.extend(faults);
+                self.slow.drain(..self.slow.len().saturating_sub(SLOW));
+            }
+        }
+    }
+
+    /// Forgets what it knows: another part of the recording comes.
+    pub fn clear(&mut self) {
+        (self.history, self.board, self.at) = (History::default(), None, None);
+    }
+
+    /// Whether time stands still.
+    pub fn is_paused(&self) -> bool {
+        self.at.is_some()
+    }
+
+    /// The line of the moment that is shown.
+    pub(super) fn now(&self) -> Option<&Past> {
+        let lines = self.history.lines();
+        let at = self.at.and_then(|at| lines.iter().find(|line| line.place.number >= at));
+        at.or(lines.back())
+    }
+
+    /// What it shows, as a program reads it; `None` before the first interval.
+    pub fn board(&mut self) -> Option<&Board> {
+        if self.board.is_none() {
+            let board =
+                self.now().map(|now| Board::of(&self.run, &self.history, now, &self.objectives));
+            self.board = board;
+        }
+        self.board.as_ref()
+    }
+
+    /// What was in the last minutes, up to the moment that is shown, in so many cells: of several
+    /// intervals the worst.
+    pub(super) fn past(
+        &self,
+        cells: usize,
+        worst: fn(f64, f64) -> f64,
+        of: impl Fn(&Past) -> Option<f64>,
+    ) -> Vec<Option<f64>> {
+        let mut past = vec![None; cells];
+        let Some(now) = self.now() else { return past };
+        for line in self.history.lines_until(now) {
+            let age_s = now.place.end_s() - line.place.end_s();
+            let cell = (age_s / PAST_S * cells as f64) as usize;
+            if let Some(at) = past.iter_mut().rev().nth(cell)
+                && let Some(value) = of(line)
+            {
+                *at = Some(at.map_or(value, |before: f64| worst(before, value)));
+            }
+        }
+        past
+    }
+
+    /// The screen: no line is longer than the terminal is wide.
+    pub fn lines(&mut self, columns: u16, rows: u16) -> Vec<Line<'static>> {
+        let lines = self.view_lines(columns, rows);
+        lines.into_iter().map(|line| clipped(line, columns.into())).collect()
+    }
+
+    fn view_lines(&mut self, columns: u16, rows: u16) -> Vec<Line<'static>> {
+        if self.view == View::Help {
+            return help::lines(self.look, columns);
+        }
+        if self.board().is_none() {
+            let word =
+                if self.pace.is_some() { "reading the recording" } else { "the first interval" };
+            return vec![self.look.line(format!("overcommit top: {word} …"), Tone::Plain)];
+        }
+        let selected = self.selected();
+        match (self.view, selected) {
+            (View::Vm, Some(selected)) => vm::lines(self, &selected, columns, rows),
+            (_, selected) => list::lines(self, selected.as_ref(), columns, rows),
+        }
+    }
+
+    /// The VMs that pass the filter, in their order.
+    pub(super) fn rows(&self) -> Vec<&VmRow> {
+        let Some(board) = &self.board else { return Vec::new() };
+        let filter = self.filter.to_lowercase();
+        let has = |text: &str| text.to_lowercase().contains(&filter);
+        let passes = |row: &&VmRow| {
+            let why = row.verdict.why.as_deref();
+            (!self.hurt_only || row.verdict.fared > Fared::Unseen)
+                && (filter.is_empty()
+                    || has(&row.vm)
+                    || has(verdict(row).0)
+                    || why.is_some_and(has))
+        };
+        let mut rows: Vec<&VmRow> = board.vms.iter().filter(passes).collect();
+        self.order.sort(&mut rows);
+        rows
+    }
+
+    /// The VM that is chosen: the first one, if it is none of those.
+    fn selected(&self) -> Option<VmRow> {
+        let rows = self.rows();
+        let is = |row: &&&VmRow| self.selected.as_ref() == Some(&row.vm_id);
+        rows.iter().find(is).or(rows.first()).map(|row| (*row).clone())
+    }
+
+    /// Chooses the VM that many lines further down.
+    fn choose(&mut self, by: isize) {
+        let rows = self.rows();
+        let now = self.selected.as_ref();
+        let now = rows.iter().position(|row| now == Some(&row.vm_id)).unwrap_or(0);
+        let next = now.saturating_add_signed(by).min(rows.len().saturating_sub(1));
+        self.selected = rows.get(next).map(|row| row.vm_id.clone());
+    }
+
+    /// Shows the interval that many later; the last one goes on.
+    fn step(&mut self, by: isize) {
+        let lines = self.history.lines();
+        let Some(now) = self.now().map(|now| now.place.number) else { return };
+        let place = lines.iter().position(|line| line.place.number == now).unwrap_or(0);
+        let next = place.saturating_add_signed(by);
+        self.at = match lines.get(next) {
+            Some(line) if next + 1 < lines.len() => Some(line.place.number),
+            _ => None,
+        };
+        self.board = None;
+    }
+
+    /// What a key asks for.
+    pub fn key(&mut self, key: KeyEvent) -> Ask {
+        if key.modifiers.contains(KeyModifiers::CONTROL) {
+            match key.code {
+                KeyCode::Char('c') => return Ask::Quit,
+                KeyCode::Char('z') => return Ask::Suspend,
+                KeyCode::Char('l') => return Ask::Redraw,
+                _ => {}
+            }
+        }
+        if self.edits_filter {
+            self.edit_filter(key.code);
+            return Ask::Nothing;
+        }
+        if self.view == View::Help {
+            self.view = View::List;
+            return if key.code == KeyCode::Char('q') { Ask::Quit } else { Ask::Nothing };
+        }
+        match key.code {
+            KeyCode::Char('q') => return Ask::Quit,
+            KeyCode::Char('r') => return Ask::Redraw,
+            KeyCode::Char('?') => self.view = View::Help,
+            KeyCode::Up | KeyCode::Char('k') => self.choose(-1),
+            KeyCode::Down | KeyCode::Char('j') => self.choose(1),
+            KeyCode::PageUp => self.choose(-MANY),
+            KeyCode::PageDown => self.choose(MANY),
+            KeyCode::Home | KeyCode::Char('g') => self.choose(isize::MIN),
+            KeyCode::End | KeyCode::Char('G') => self.choose(isize::MAX),
+            KeyCode::Enter => {
+                // The one that is looked at stays, whichever is the first later on.
+                self.selected = self.selected().map(|row| row.vm_id);
+                self.view = View::Vm;
+            }
+            KeyCode::Esc if self.view == View::Vm => self.view = View::List,
+            KeyCode::Esc => (self.filter, self.hurt_only) = (String::new(), false),
+            KeyCode::Tab => self.metric = self.metric.wrapping_add(1),
+            KeyCode::Char('/') => (self.view, self.edits_filter) = (View::List, true),
+            KeyCode::Char('h') => self.hurt_only = !self.hurt_only,
+            KeyCode::Char('s') => self.order.next(COLUMNS.len()),
+            KeyCode::Char('S') => self.order.reverse(),
+            _ => return self.time_key(key.code),
+        }
+        Ask::Nothing
+    }
+
+    fn edit_filter(&mut self, code: KeyCode) {
+        match code {
+            KeyCode::Char(character) => self.filter.push(character),
+            KeyCode::Backspace => drop(self.filter.pop()),
+            KeyCode::Esc => (self.filter, self.edits_filter) = (String::new(), false),
+            KeyCode::Enter => self.edits_filter = false,
+            _ => {}
+        }
+    }
+
+    /// Keys that move in time.
+    fn time_key(&mut self, code: KeyCode) -> Ask {
+        let seek =
+            |by_s: f64| self.now().map_or(Ask::Nothing, |now| Ask::Seek(now.place.end_s() + by_s));
+        match (code, self.pace) {
+            (KeyCode::Char('p' | ' '), _) => {
+                self.at = match (self.at, self.now()) {
+                    (None, Some(now)) => Some(now.place.number),
+                    _ => None,
+                };
+                self.board = None;
+            }
+            (KeyCode::Left, _) => self.step(-1),
+            (KeyCode::Right, _) => self.step(1),
+            (KeyCode::Char('('), _) => self.step(-MANY),
+            (KeyCode::Char(')'), _) => self.step(MANY),
+            (KeyCode::Char('0'), _) => (self.at, self.board) = (None, None),
+            (KeyCode::Char('+'), Some(pace)) => self.pace = Some((pace * 2.0).min(PACE[1])),
+            (KeyCode::Char('-'), Some(pace)) => self.pace = Some((pace / 2.0).max(PACE[0])),
+            (KeyCode::Char('{'), Some(_)) => return seek(-JUMP_S),
+            (KeyCode::Char('}'), Some(_)) => return seek(JUMP_S),
+            _ => {}
+        }
+        Ask::Nothing
+    }
+
+    /// Whether it is the present that is shown, or what of the past.
+    pub(super) fn tense(&self) -> String {
+        let last = self.history.lines().back().map_or(0.0, |line| line.place.end_s());
+        let behind = self.now().map_or(0.0, |now| last - now.place.end_s());
+        match (self.at, self.pace) {
+            (Some(_), _) if behind >= 1.0 => format!("paused, {behind:.0} s back"),
+            (Some(_), _) => "paused".to_owned(),
+            (None, Some(pace)) if pace <= PACE[0] => "replay".to_owned(),
+            (None, Some(pace)) => format!("replay, {pace:.0} x"),
+            (None, None) => "live".to_owned(),
+        }
+    }
+}
+
+/// What fits into so many columns.
+fn clipped(line: Line<'static>, columns: usize) -> Line<'static> {
+    if line.width() <= columns {
+        return line;
+    }
+    let mut left = columns;
+    let spans = line.spans.into_iter().map(|span| {
+        let span = Span::styled(cut(&span.content, left), span.style);
+        left -= span.width();
+        span
+    });
+    Line::from(spans.collect::<Vec<_>>())
+}
