@@ -149,7 +149,7 @@ fn live() -> Result<()> {
     })?;
     terminal.press(&["Enter"])?;
     terminal.await_screen("the VM's screen", |screen| {
-        ["▸ squeezed", "fault.major", "SLOW FAULTS of 10.0 us", "▲p50"]
+        ["▸ squeezed", "fault.major", "SLOW FAULTS of 10.0 us", "▲max"]
             .iter()
             .all(|text| screen.contains(text))
     })?;
@@ -160,7 +160,7 @@ fn live() -> Result<()> {
     ensure!(!stopped.contains("fault.major"), "it is still there: {stopped}");
     ensure!(terminal.settings(dir.path())? == before, "the terminal is not as it was");
     terminal.enter("fg")?;
-    terminal.await_text("▲p50")?;
+    terminal.await_text("▲max")?;
     terminal.press(&["q"])?;
     // The report of what was recorded meanwhile.
     terminal.await_line("READY$")?;
@@ -179,25 +179,41 @@ fn live() -> Result<()> {
     let ended = terminal.await_line("READY$")?;
     ensure!(!ended.contains("▸"), "{ended}");
     ensure!(terminal.settings(dir.path())? == before, "the terminal is not as it was");
-    Ok(())
+
+    // The terminal itself goes away.
+    terminal.enter(&format!("clear; sh -c {}", quote(&shell)))?;
+    terminal.await_text("▸ squeezed")?;
+    let process = Path::new("/proc").join(fs::read_to_string(&pid)?.trim());
+    ensure!(process.exists(), "{} is gone", process.display());
+    drop(terminal);
+    await_some("end of a screen without a terminal", PATIENCE, || {
+        Ok((!process.exists()).then_some(()))
+    })
 }
 
 fn once() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let known = known(dir.path())?;
-    let top = |arguments: &[&str]| {
-        run(Command::new(overcommit()).env("LC_ALL", "C.UTF-8").arg("top").args(arguments))
+    // The exit code is that of the objectives.
+    let top = |code: i32, arguments: &[&str]| {
+        let mut top = Command::new(overcommit());
+        let ended = top.env("LC_ALL", "C.UTF-8").arg("top").args(arguments).output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        ensure!(ended.status.code() == Some(code), "{:?}: {said}", ended.status);
+        Ok(String::from_utf8(ended.stdout)?)
     };
     let path = known.display().to_string();
-    compare("once.txt", &top(&["--once", &path])?)?;
-    let board: Value = serde_json::from_str(&top(&["--once", "--json", &path])?)?;
+    compare("once.txt", &top(4, &["--once", &path])?)?;
+    let board: Value = serde_json::from_str(&top(4, &["--once", "--json", &path])?)?;
     ensure!(
         board["schema"] == "overcommit.top/1" && board["vms"][1]["vm"] == "web, \"01\"",
         "{board}"
     );
     let _vm = Vm::start(&Config::new("shown", 16))?;
-    let board: Value =
-        serde_json::from_str(&top(&["--once", "--json", "--vm", "shown", "--interval", "200ms"])?)?;
+    let board: Value = serde_json::from_str(&top(
+        0,
+        &["--once", "--json", "--vm", "shown", "--interval", "200ms"],
+    )?)?;
     let vm = &board["vms"][0];
     ensure!(vm["vm"] == "shown" && vm["major_faults_per_s"].is_number(), "{board}");
     ensure!(

@@ -245,7 +245,8 @@ fn conclude(args: &Args, folder: &Folder, run: &Run, code: u8) -> Result<ExitCod
     Ok(ExitCode::from(if objective_comes_first { report.code } else { code }))
 }
 
-fn stopped_by(end: &End) -> StoppedBy {
+/// Why a session is over, as run.json has it.
+pub(super) fn stopped_by(end: &End) -> StoppedBy {
     match end {
         End::Load(_) => StoppedBy::Command,
         End::Time => StoppedBy::Duration,

@@ -32,7 +32,7 @@ pub(super) struct Subject {
     #[arg(long, help_heading = WHICH, value_name = "D", num_args = 0..=1, require_equals = true)]
     #[arg(value_parser = parse_positive_duration)]
     pub(super) wait: Option<Option<Duration>>,
-    /// Record this process, even if it is not a VM; may be repeated
+    /// Include this process, even if it is not a VM; may be repeated
     #[arg(short, long, help_heading = WHICH, value_name = "PID")]
     pub(super) pid: Vec<i32>,
     /// Where to see faults
@@ -40,7 +40,7 @@ pub(super) struct Subject {
     pub(super) backend: Wanted,
     #[command(flatten)]
     pub(super) objectives: ObjectiveArgs,
-    /// Write each fault of at least D to slow-faults.csv; sees sleep, as --causes does
+    /// Also tell each fault of at least D by itself (slow-faults.csv); sees sleep, as --causes does
     #[arg(long, help_heading = DEPTH, value_name = "D", allow_hyphen_values = true)]
     #[arg(value_parser = parse_duration)]
     pub(super) slow_faults: Option<Duration>,

@@ -1,12 +1,13 @@
 //! `overcommit top`
 
 use crate::commands::record::said::failed;
+use crate::commands::record::stopped_by;
 use crate::commands::subject::{Subject, raise_limit};
-use crate::commands::whom::{find, selection};
-use crate::commands::{WHERE, require_hosts_pids, require_root};
+use crate::commands::whom::{find, selection, stopped};
+use crate::commands::{WHERE, require_hosts_pids, require_root, signalled};
 use crate::kernel::capability;
-use crate::session::run::{Told, Until, follow};
-use crate::session::wait::Waiter;
+use crate::session::run::{End, Told, Until, follow};
+use crate::session::wait::{Waiter, Woken};
 use crate::terminal::{has_colour, print, print_json, say, wants_ascii};
 use crate::top::Update;
 use crate::top::app::App;
@@ -14,20 +15,28 @@ use crate::top::look::Look;
 use crate::top::replay::Replay;
 use crate::top::terminal::show;
 use anyhow::{Context, Result, anyhow, ensure};
-use overcommit_recording::model::run::{Run, StoppedBy};
+use overcommit_recording::model::run::Run;
 use overcommit_recording::recording::{Folder, Owner, Recording, Writer};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
+use overcommit_recording::slo::judge::exit_code;
 use std::io::{IsTerminal, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// Columns of a screen that is printed, where there is no terminal.
 const COLUMNS: u16 = 120;
 /// Its lines beside those of VMs.
 const LINES: u16 = 32;
+/// Intervals and slow faults that may wait for the screen; where it does not keep up, it misses some.
+const WAITING: usize = 64;
+/// Time that the screen has to end in: a terminal that does not answer holds nobody up.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Options of `top`.
 #[derive(Debug, clap::Args)]
@@ -37,10 +46,12 @@ const LINES: u16 = 32;
   overcommit top --once --json
   overcommit top before                        replay a recording
 
-Press ? for the keys.")]
+Press ? for the keys. With --once it exits with 3 if an objective was broken in the last minute, and
+with 4 if one could not be judged.")]
 pub struct Args {
     /// Replay this recording instead of watching the host
-    #[arg(conflicts_with_all = ["out", "Subject"])]
+    #[arg(conflicts_with_all = ["out", "interval", "vm", "wait", "pid", "backend", "slow_faults",
+        "causes", "monitor", "guest_stats", "working_set", "verbose", "without"])]
     dir: Option<PathBuf>,
     #[command(flatten)]
     subject: Subject,
@@ -65,6 +76,10 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let is_terminal = stdin().is_terminal() && stdout().is_terminal();
     ensure!(args.once || is_terminal, "top needs a terminal; to print one screen, use --once");
+    ensure!(
+        args.once || !args.subject.verbose,
+        "--verbose prints where the screen is; use it with --once, or with record"
+    );
     if let Some(dir) = &args.dir {
         return replay(&args, Recording::open(&Folder::open(dir)?)?);
     }
@@ -81,39 +96,38 @@ impl Args {
     }
 
     /// Prints a screen with all VMs on it.
-    fn print(&self, app: &mut App) -> Result<()> {
-        let board = app.board().context("the recording has no interval")?;
+    fn print(&self, app: &mut App) -> Result<ExitCode> {
+        let board = app.board().context("there is no whole interval to show")?;
+        let code = ExitCode::from(exit_code(&board.objectives));
         if self.json {
-            return print_json(board);
+            print_json(board)?;
+            return Ok(code);
         }
         let rows = LINES.saturating_add(u16::try_from(board.vms.len()).unwrap_or(u16::MAX));
         let columns = ratatui::crossterm::terminal::size().map_or(COLUMNS, |(columns, _)| columns);
         let columns = if stdout().is_terminal() { columns } else { COLUMNS };
-        let mut text = String::new();
-        // Keys are of no use there, nor are lines that fill a terminal.
-        let lines = app.lines(columns, rows);
-        let lines: Vec<String> =
-            lines.iter().map(|line| line.to_string().trim_end().to_owned()).collect();
-        for line in lines.iter().rev().skip(2).rev().filter(|line| !line.is_empty()) {
-            text.push_str(line);
-            text.push('\n');
-        }
-        print(&text)
+        let lines = app.printed(columns, rows);
+        let lines = lines.iter().map(|line| line.to_string().trim_end().to_owned() + "\n");
+        // Lines that fill a terminal are of no use here.
+        print(&lines.filter(|line| line != "\n").collect::<String>())?;
+        Ok(code)
     }
 }
 
 fn replay(args: &Args, recording: Recording) -> Result<ExitCode> {
-    let objectives = recording.run.options.slo.iter().map(|text| Objective::parse(text));
-    let objectives =
-        objectives.collect::<Result<_>>().context("run.json has an objective that is none")?;
-    let mut app = args.app(objectives);
-    let mut replay = Replay::start(recording)?;
-    if args.once {
-        replay.all().try_for_each(|update| update.map(|update| app.take(update)))?;
-        args.print(&mut app)?;
-    } else {
-        show(&mut app, &mut replay)?;
+    let mut objectives = args.subject.objectives.read();
+    if objectives.is_empty() {
+        let recorded = recording.run.options.slo.iter().map(|text| Objective::parse(text));
+        objectives =
+            recorded.collect::<Result<_>>().context("run.json has an objective that is none")?;
     }
+    let mut app = args.app(objectives);
+    if args.once {
+        Replay::last(&recording)?.into_iter().for_each(|update| app.take(update));
+        app.end();
+        return args.print(&mut app);
+    }
+    show(&mut app, &mut Replay::start(recording))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -129,80 +143,150 @@ async fn watch(args: Args) -> Result<ExitCode> {
         Err(code) => return Ok(code),
     };
     let folder = args.out.as_ref().map(|out| Folder::create(out, owner)).transpose()?;
-    let discard = |_: &anyhow::Error| folder.iter().for_each(Folder::discard);
-    let (session, host) = subject.attach(selection, room).inspect_err(discard)?;
-    waiter.watch(session.events())?;
-    capability::keep_what_records(owner.is_some())?;
-    let begun = session.begin(subject.options(&objectives), &host);
-    let mut session = begun.inspect_err(discard)?;
-    let writer = folder.clone().map(|folder| Writer::create(folder, session.run()));
-    let mut writer = writer.transpose().inspect_err(discard)?;
+    let discard = || folder.iter().for_each(Folder::discard);
+    let begin = || {
+        let (session, host) = subject.attach(selection, room)?;
+        waiter.watch(session.events())?;
+        capability::keep_what_records(owner.is_some())?;
+        let session = session.begin(subject.options(&objectives), &host)?;
+        let writer = folder.clone().map(|folder| Writer::create(folder, session.run()));
+        Ok::<_, anyhow::Error>((session, writer.transpose()?))
+    };
+    let (mut session, mut writer) = begin().inspect_err(|_| discard())?;
+    if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {
+        discard();
+        return Ok(stopped(signal));
+    }
     let until = Until {
         interval: subject.interval,
         duration: None,
         slow_faults: subject.slow_faults.is_some(),
     };
-    let mut app = args.app(objectives);
-    let (sender, updates) = channel();
-    let (enough, is_once) = (waiter.enough(), args.once);
-    let of_screen = Arc::clone(&enough);
-    let screen = std::thread::spawn(move || {
-        let mut updates = updates;
-        let shown = if is_once { Ok(()) } else { show(&mut app, &mut updates) };
-        if !is_once {
-            of_screen.notify_one();
-        }
-        // What has come meanwhile.
-        updates.iter().for_each(|update| app.take(update));
-        (app, shown)
-    });
-    let mut is_shown = false;
+    let enough = waiter.enough();
+    let (sender, updates) = sync_channel(WAITING);
+    let app = args.app(objectives);
+    // Of `--once` there is no screen, and what has come is looked at in the end.
+    let (screen, once) = match args.once {
+        true => (None, Some((app, updates))),
+        false => (Some(Screen::start(app, updates, Arc::clone(&enough))), None),
+    };
+    let mut has_whole = false;
     let take = |run: &Run, told: Told<'_>| {
+        if let Some(writer) = &mut writer {
+            match told {
+                Told::Interval(interval) => writer.write(run, interval)?,
+                Told::SlowFaults(faults) => writer.write_slow_faults(run, faults)?,
+                Told::Ended(_) => {}
+            }
+        }
         match told {
-            Told::Interval(interval) => {
-                if let Some(writer) = &mut writer {
-                    writer.write(run, interval)?;
-                }
-                if !is_shown {
-                    let update = Update::Interval(Box::new((run.clone(), interval.clone())));
-                    // The screen may be gone.
-                    let _ = sender.send(update);
-                }
-                if is_once && !interval.place.partial {
-                    is_shown = true;
+            // What comes after it is a part of an interval.
+            Told::Interval(interval) if !(args.once && has_whole) => {
+                has_whole |= !interval.place.partial;
+                let _ = sender.try_send(Update::interval(&Arc::new(run.clone()), interval));
+                if args.once && has_whole {
                     enough.notify_one();
                 }
             }
             Told::SlowFaults(faults) => {
-                if let Some(writer) = &mut writer {
-                    writer.write_slow_faults(run, faults)?;
-                }
-                let _ = sender.send(Update::SlowFaults(faults.to_vec()));
+                let _ = sender.try_send(Update::slow_faults(run, faults));
             }
-            Told::Ended(_) => {}
+            Told::Interval(_) | Told::Ended(_) => {}
         }
         Ok(())
     };
     let end = follow(&until, &mut session, &mut waiter, &mut None, take).await;
-    drop(sender);
-    let (mut app, shown) = screen.join().map_err(|_| anyhow!("the screen failed"))?;
-    if let Some(folder) = &folder {
-        end.as_ref().err().iter().for_each(|_| say(&format!("overcommit: {}", failed(folder))));
+    if let (Err(_), Some(folder)) = (&end, &folder) {
+        say(&format!("overcommit: {}", failed(folder)));
     }
-    end?;
-    let mut run = session.run().clone();
-    drop(session);
+    let run = session.run().clone();
+    drop((sender, session));
+    let shown = screen.map_or(Ok(()), Screen::end);
+    let end = end?;
+    let report = writer.zip(folder).map(|(writer, folder)| conclude(writer, &folder, run, &end));
+    let report = report.transpose()?;
     shown?;
-    if args.once {
-        args.print(&mut app)?;
-    }
-    if let (Some(writer), Some(folder)) = (writer, folder) {
-        run.stopped_by = Some(StoppedBy::Interrupt);
-        writer.write_run(&run)?;
-        let report = rebuild(&folder, &View::whole(Format::Text, false))?;
-        if !args.once {
-            print(&report.text)?;
+    match (once, end) {
+        (Some(_), End::Signal(signal)) if !has_whole => Ok(signalled(signal)),
+        (Some((mut app, updates)), _) => {
+            updates.iter().for_each(|update| app.take(update));
+            args.print(&mut app)
+        }
+        (None, _) => {
+            report.map_or(Ok(()), |report| print(&report))?;
+            Ok(ExitCode::SUCCESS)
         }
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends a recording, and gives its report.
+fn conclude(writer: Writer, folder: &Folder, mut run: Run, end: &End) -> Result<String> {
+    run.stopped_by = Some(stopped_by(end));
+    writer.write_run(&run)?;
+    let report = rebuild(folder, &View::whole(Format::Text, false))?;
+    report.not_written.map_or(Ok(report.text), Err)
+}
+
+/// A thread that shows what comes.
+struct Screen(JoinHandle<Result<()>>);
+
+impl Screen {
+    fn start(mut app: App, mut updates: Receiver<Update>, enough: Arc<Notify>) -> Self {
+        Self(std::thread::spawn(move || {
+            // However it ends, nobody records for a screen that is gone.
+            let _over = Over(enough);
+            show(&mut app, &mut updates)
+        }))
+    }
+
+    /// Waits for its end, which is near: nothing will come any more.
+    fn end(self) -> Result<()> {
+        let start = Instant::now();
+        while !self.0.is_finished() {
+            ensure!(start.elapsed() < GRACE, "the terminal does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.0.join().map_err(|_| anyhow!("the screen failed; see above"))?
+    }
+}
+
+/// Tells the session that it is over when it is dropped.
+struct Over(Arc<Notify>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::commands::Cli;
+    use clap::Parser;
+
+    #[test]
+    fn a_recording_is_replayed_as_it_was_recorded() {
+        let parsed = |words: &str| {
+            Cli::try_parse_from(["overcommit", "top"].into_iter().chain(words.split(' '))).is_ok()
+        };
+        assert!(parsed("before") && parsed("before --slo stall.share<1% --once --json"));
+        let not_of_a_recording = [
+            "--out x",
+            "--interval 1s",
+            "--vm x",
+            "--wait",
+            "--pid 1",
+            "--backend perf",
+            "--causes",
+            "--slow-faults 1ms",
+            "--monitor a=/b",
+            "--guest-stats",
+            "--working-set auto",
+            "-v",
+        ];
+        for option in not_of_a_recording {
+            assert!(parsed(option), "{option}");
+            assert!(!parsed(&format!("before {option}")), "{option}");
+        }
+    }
 }

@@ -12,10 +12,12 @@ use overcommit_recording::summary::verdict::Fared;
 use overcommit_recording::view::cut;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::text::{Line, Span};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-/// Slow faults that are kept.
-const SLOW: usize = 1_000;
+/// Slow faults that are kept of a VM, and VMs of which some are.
+const SLOW: usize = 200;
+const SLOW_VMS: usize = 200;
 /// Intervals of a long step in time, and lines of a page.
 const MANY: isize = 10;
 /// Seconds of the past that plots show.
@@ -36,7 +38,7 @@ pub enum Ask {
     Suspend,
     /// The end.
     Quit,
-    /// Another moment of the recording, in Unix seconds.
+    /// So many seconds further on in the recording, or back.
     Seek(f64),
 }
 
@@ -52,12 +54,17 @@ enum View {
 pub struct App {
     pub(super) look: Look,
     objectives: Vec<Objective>,
-    pub(super) run: Run,
+    pub(super) run: Arc<Run>,
     pub(super) history: History,
     /// At the moment that is shown; `None` before the first interval.
     pub(super) board: Option<Board>,
-    pub(super) slow: VecDeque<SlowFault>,
+    /// By VM.
+    pub(super) slow: BTreeMap<String, VecDeque<SlowFault>>,
     view: View,
+    /// What help goes back to.
+    view_before: View,
+    /// Whether nothing more will come.
+    pub(super) is_over: bool,
     /// The number of the interval that is shown; the last one if not given.
     at: Option<u64>,
     /// How fast a recording is replayed; `None` of a living session.
@@ -76,11 +83,13 @@ impl App {
         Self {
             look,
             objectives,
-            run: Run::default(),
+            run: Arc::default(),
             history: History::default(),
             board: None,
-            slow: VecDeque::new(),
+            slow: BTreeMap::new(),
             view: View::List,
+            view_before: View::List,
+            is_over: false,
             at: None,
             pace: is_replay.then_some(PACE[0]),
             selected: None,
@@ -94,30 +103,46 @@ impl App {
 
     /// Takes what has come.
     pub fn take(&mut self, update: Update) {
+        self.is_over = false;
         match update {
-            Update::Interval(both) => {
-                let (run, interval) = *both;
-                self.history.add(&run, &interval);
+            Update::Interval(run, interval) => {
+                self.history.add(&run, *interval);
                 self.run = run;
-                if self.at.is_none() {
+                if self.at.is_none() && self.history.is_whole() {
                     self.board = None;
                 }
             }
             Update::SlowFaults(faults) => {
-                self.slow.extend(faults);
-                self.slow.drain(..self.slow.len().saturating_sub(SLOW));
+                for (vm_id, fault) in faults {
+                    if self.slow.len() < SLOW_VMS || self.slow.contains_key(&vm_id) {
+                        let of_vm = self.slow.entry(vm_id).or_default();
+                        of_vm.push_back(fault);
+                        of_vm.drain(..of_vm.len().saturating_sub(SLOW));
+                    }
+                }
             }
         }
+    }
+
+    /// Nothing more will come.
+    pub fn end(&mut self) {
+        self.is_over = true;
     }
 
     /// Forgets what it knows: another part of the recording comes.
     pub fn clear(&mut self) {
         (self.history, self.board, self.at) = (History::default(), None, None);
+        self.slow.clear();
     }
 
     /// Whether time stands still.
     pub fn is_paused(&self) -> bool {
         self.at.is_some()
+    }
+
+    /// Whether it is the present of a living session that is shown.
+    pub(super) fn is_living(&self) -> bool {
+        self.pace.is_none() && !self.is_paused()
     }
 
     /// The line of the moment that is shown.
@@ -148,7 +173,7 @@ impl App {
         let mut past = vec![None; cells];
         let Some(now) = self.now() else { return past };
         for line in self.history.lines_until(now) {
-            let age_s = now.place.end_s() - line.place.end_s();
+            let age_s = (now.end_ns - line.end_ns) as f64 / 1e9;
             let cell = (age_s / PAST_S * cells as f64) as usize;
             if let Some(at) = past.iter_mut().rev().nth(cell)
                 && let Some(value) = of(line)
@@ -162,6 +187,14 @@ impl App {
     /// The screen: no line is longer than the terminal is wide.
     pub fn lines(&mut self, columns: u16, rows: u16) -> Vec<Line<'static>> {
         let lines = self.view_lines(columns, rows);
+        let lines = lines.into_iter().take(rows.max(1).into());
+        lines.map(|line| clipped(line, columns.into())).collect()
+    }
+
+    /// The same without the keys, for a printer.
+    pub fn printed(&mut self, columns: u16, rows: u16) -> Vec<Line<'static>> {
+        let selected = self.selected();
+        let lines = list::lines(self, selected.as_ref(), columns, rows, false);
         lines.into_iter().map(|line| clipped(line, columns.into())).collect()
     }
 
@@ -170,15 +203,30 @@ impl App {
             return help::lines(self.look, columns);
         }
         if self.board().is_none() {
-            let word =
-                if self.pace.is_some() { "reading the recording" } else { "the first interval" };
-            return vec![self.look.line(format!("overcommit top: {word} …"), Tone::Plain)];
+            let word = match (self.pace, self.is_over) {
+                (None, _) => "waiting for the first interval; q quits",
+                (Some(_), false) => "reading the recording; q quits",
+                (Some(_), true) => "the recording has no interval; q quits",
+            };
+            return vec![self.look.line(format!("overcommit top: {word}"), Tone::Plain)];
         }
-        let selected = self.selected();
-        match (self.view, selected) {
-            (View::Vm, Some(selected)) => vm::lines(self, &selected, columns, rows),
-            (_, selected) => list::lines(self, selected.as_ref(), columns, rows),
+        if self.view == View::List {
+            let selected = self.selected();
+            return list::lines(self, selected.as_ref(), columns, rows, true);
         }
+        match self.opened() {
+            Some(vm) => vm::lines(self, &vm, columns, rows),
+            None => {
+                let gone = "this VM is not there any more, or not yet; Esc goes back";
+                vec![self.look.line(gone, Tone::Plain)]
+            }
+        }
+    }
+
+    /// The VM whose screen it is.
+    fn opened(&self) -> Option<VmRow> {
+        let mut vms = self.board.iter().flat_map(|board| &board.vms);
+        vms.find(|row| self.selected.as_ref() == Some(&row.vm_id)).cloned()
     }
 
     /// The VMs that pass the filter, in their order.
@@ -243,13 +291,13 @@ impl App {
             return Ask::Nothing;
         }
         if self.view == View::Help {
-            self.view = View::List;
+            self.view = self.view_before;
             return if key.code == KeyCode::Char('q') { Ask::Quit } else { Ask::Nothing };
         }
         match key.code {
             KeyCode::Char('q') => return Ask::Quit,
             KeyCode::Char('r') => return Ask::Redraw,
-            KeyCode::Char('?') => self.view = View::Help,
+            KeyCode::Char('?') => (self.view_before, self.view) = (self.view, View::Help),
             KeyCode::Up | KeyCode::Char('k') => self.choose(-1),
             KeyCode::Down | KeyCode::Char('j') => self.choose(1),
             KeyCode::PageUp => self.choose(-MANY),
@@ -285,8 +333,6 @@ impl App {
 
     /// Keys that move in time.
     fn time_key(&mut self, code: KeyCode) -> Ask {
-        let seek =
-            |by_s: f64| self.now().map_or(Ask::Nothing, |now| Ask::Seek(now.place.end_s() + by_s));
         match (code, self.pace) {
             (KeyCode::Char('p' | ' '), _) => {
                 self.at = match (self.at, self.now()) {
@@ -302,8 +348,8 @@ impl App {
             (KeyCode::Char('0'), _) => (self.at, self.board) = (None, None),
             (KeyCode::Char('+'), Some(pace)) => self.pace = Some((pace * 2.0).min(PACE[1])),
             (KeyCode::Char('-'), Some(pace)) => self.pace = Some((pace / 2.0).max(PACE[0])),
-            (KeyCode::Char('{'), Some(_)) => return seek(-JUMP_S),
-            (KeyCode::Char('}'), Some(_)) => return seek(JUMP_S),
+            (KeyCode::Char('{'), Some(_)) => return Ask::Seek(-JUMP_S),
+            (KeyCode::Char('}'), Some(_)) => return Ask::Seek(JUMP_S),
             _ => {}
         }
         Ask::Nothing
@@ -311,11 +357,12 @@ impl App {
 
     /// Whether it is the present that is shown, or what of the past.
     pub(super) fn tense(&self) -> String {
-        let last = self.history.lines().back().map_or(0.0, |line| line.place.end_s());
-        let behind = self.now().map_or(0.0, |now| last - now.place.end_s());
+        let last = self.history.lines().back().map_or(0, |line| line.end_ns);
+        let behind = self.now().map_or(0.0, |now| (last - now.end_ns) as f64 / 1e9);
         match (self.at, self.pace) {
             (Some(_), _) if behind >= 1.0 => format!("paused, {behind:.0} s back"),
             (Some(_), _) => "paused".to_owned(),
+            (None, Some(_)) if self.is_over => "replay, at its end".to_owned(),
             (None, Some(pace)) if pace <= PACE[0] => "replay".to_owned(),
             (None, Some(pace)) => format!("replay, {pace:.0} x"),
             (None, None) => "live".to_owned(),
@@ -331,7 +378,7 @@ fn clipped(line: Line<'static>, columns: usize) -> Line<'static> {
     let mut left = columns;
     let spans = line.spans.into_iter().map(|span| {
         let span = Span::styled(cut(&span.content, left), span.style);
-        left -= span.width();
+        left = left.saturating_sub(span.width());
         span
     });
     Line::from(spans.collect::<Vec<_>>())

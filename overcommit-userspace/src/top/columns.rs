@@ -10,7 +10,7 @@ use overcommit_recording::view::fitted;
 use ratatui::text::{Line, Span};
 use std::cmp::Ordering;
 
-const MIB: f64 = 1_048_576.0;
+pub(super) const MIB: f64 = 1_048_576.0;
 pub(super) const GIB: f64 = 1_073_741_824.0;
 
 /// A column of the list.
@@ -24,6 +24,17 @@ pub(super) struct Column {
     /// The figure by which it is sorted; `None` by name.
     by: fn(&VmRow) -> Option<f64>,
 }
+
+impl Column {
+    /// Its cell; figures of a VM that has ended are none.
+    fn text(&self, app: &App, row: &VmRow) -> (String, Tone) {
+        let is_figure = self.is_right || self.title == LOST_TO;
+        if is_figure && !row.is_running { none() } else { (self.cell)(app, row) }
+    }
+}
+
+/// The column of who takes most.
+const LOST_TO: &str = "LOST TO";
 
 /// Width of the names' column at the least, and the most.
 const NAME: [u16; 2] = [4, 40];
@@ -73,7 +84,7 @@ pub(super) const COLUMNS: [Column; 13] = [
         |row| row.swapped_in_bytes_per_s,
     ),
     figures("LOST/s", 6, 90, |_, row| mib(row.lost_bytes_per_s), |row| row.lost_bytes_per_s),
-    words("LOST TO", 11, 80, |_, row| lost_to(row), |row| row.lost_bytes_per_s),
+    words(LOST_TO, 11, 80, |_, row| lost_to(row), |row| row.lost_bytes_per_s),
     words(
         "NEEDS/RAM",
         14,
@@ -140,8 +151,13 @@ fn none() -> (String, Tone) {
     ("-".to_owned(), Tone::Dim)
 }
 
+/// Of what is not seen, which is no zero.
+fn unseen() -> (String, Tone) {
+    ("?".to_owned(), Tone::Warn)
+}
+
 fn share(share: Option<f64>) -> (String, Tone) {
-    share.map_or_else(none, |share| (percent(share).replace(' ', ""), Tone::Plain))
+    share.map_or_else(unseen, |share| (percent(share).replace(' ', ""), Tone::Plain))
 }
 
 fn figure(value: f64) -> String {
@@ -149,7 +165,7 @@ fn figure(value: f64) -> String {
 }
 
 fn rate(rate: Option<f64>) -> (String, Tone) {
-    rate.map_or_else(none, |rate| (figure(rate), Tone::Plain))
+    rate.map_or_else(unseen, |rate| (figure(rate), Tone::Plain))
 }
 
 fn latency(ns: Option<u64>) -> (String, Tone) {
@@ -162,7 +178,7 @@ pub(super) fn mib(bytes: Option<f64>) -> (String, Tone) {
 
 fn lost_to(row: &VmRow) -> (String, Tone) {
     match (row.lost_bytes_per_s, &row.lost_to) {
-        (None, _) => ("?".to_owned(), Tone::Warn),
+        (None, _) => unseen(),
         (Some(_), None) => none(),
         (Some(_), Some(to)) => (to.clone(), if to == "itself" { Tone::Plain } else { Tone::Cause }),
     }
@@ -221,8 +237,8 @@ pub(super) fn table(
         selected.and_then(|of| rows.iter().position(|row| row.vm_id == of.vm_id)).unwrap_or(0);
     let first = (chosen + 1).saturating_sub(room);
     for (index, row) in rows.iter().enumerate().skip(first).take(room) {
-        let cells = shown.iter().map(|column| (column.cell)(app, row)).collect();
-        let sign = if index == chosen { look.span("▸ ", Tone::Plain) } else { Span::raw("  ") };
+        let cells = shown.iter().map(|column| column.text(app, row)).collect();
+        let sign = look.words(if index == chosen { "▸ " } else { "  " });
         let line = Line::from([vec![sign], line(cells)].concat());
         lines.push(if index == chosen { look.chosen(line) } else { line });
     }

@@ -1,13 +1,13 @@
 //! The list of all VMs, with the host above it and the chosen one's verdict below.
 
 use crate::top::app::App;
-use crate::top::columns::{GIB, mib, table};
+use crate::top::columns::{GIB, MIB, mib as mib_per_s, table};
 use crate::top::look::{Look, Tone};
 use crate::top::plot::bars;
 use overcommit_recording::format::text::{percent, readable, readable_bytes, time_of_day, vms};
 use overcommit_recording::model::state::State;
 use overcommit_recording::model::swap::SwapState;
-use overcommit_recording::recent::{Board, Line as Past, VmRow};
+use overcommit_recording::recent::{Board, Line as Past, VmRow, cause_of};
 use overcommit_recording::slo::Verdict;
 use overcommit_recording::summary::verdict::Fared;
 use overcommit_recording::view::style::plain;
@@ -27,6 +27,7 @@ pub(super) fn lines(
     selected: Option<&VmRow>,
     columns: u16,
     rows: u16,
+    with_keys: bool,
 ) -> Vec<Line<'static>> {
     let Some(board) = &app.board else { return Vec::new() };
     let look = app.look;
@@ -50,10 +51,12 @@ pub(super) fn lines(
             below.extend(objectives(look, board, columns));
         }
     }
-    if columns >= NARROW {
+    if columns >= NARROW && with_keys {
         below.push(look.rule(columns));
     }
-    below.push(keys(app, columns));
+    if with_keys {
+        below.push(keys(app, columns));
+    }
     let room = usize::from(rows).saturating_sub(above.len() + below.len());
     let table = table(app, selected, columns, room);
     let blank = room.saturating_sub(table.len());
@@ -68,6 +71,10 @@ fn head(app: &App, board: &Board, columns: u16) -> Line<'static> {
     if columns >= WIDE && causes > 0 {
         counts += &format!(", {causes} taking from others");
     }
+    let missing = app.run.not_counted.vms_without_slot;
+    if missing > 0 {
+        counts += &format!(", {missing} not recorded");
+    }
     let (tense, host) = (app.tense(), fitted(&board.host_name, 30));
     let state = SwapState::from_name(board.host.swap_state).unwrap_or_default();
     if columns < NARROW {
@@ -81,15 +88,18 @@ fn head(app: &App, board: &Board, columns: u16) -> Line<'static> {
             if tense == "live" { String::new() } else { format!(" {}", fitted(&tense, 12)) };
         let host = fitted(&host, 12);
         return Line::from(vec![
-            Span::raw(format!("{host} ")),
+            app.look.words(format!("{host} ")),
             state,
-            Span::raw(format!("{free} {time}{tense}")),
+            app.look.words(format!("{free} {time}{tense}")),
         ]);
     }
     let left = format!("overcommit top  {host}");
-    let every = readable((board.interval_s * 10.0).round() as u64 * 100_000_000).replace(".00", "");
+    // Shorter intervals are shown together.
+    let every = readable(app.run.options.interval_ns.max(1_000_000_000)).replace(".00", "");
     let right = [time, format!("every {every}"), tense, counts].join("  ");
-    let gap = usize::from(columns).saturating_sub(left.len() + right.len()).max(2);
+    let gap = usize::from(columns)
+        .saturating_sub(Span::raw(left.as_str()).width() + Span::raw(right.as_str()).width())
+        .max(2);
     Line::from(vec![
         app.look.span(left, Tone::Strong),
         Span::raw(" ".repeat(gap)),
@@ -122,14 +132,14 @@ fn host(app: &App, board: &Board, columns: u16, rows: u16) -> Vec<Line<'static>>
     };
     let free =
         format!("{} of {} GiB", gib(host.memory_available_bytes), gib(host.memory_total_bytes));
-    let rate = |bytes: Option<f64>| mib(bytes).0;
+    let rate = |bytes: Option<f64>| mib_per_s(bytes).0;
     let (into, out) = (rate(host.swapped_in_bytes_per_s), rate(host.swapped_out_bytes_per_s));
     let psi = |share: Option<f64>| share.map_or("?".to_owned(), percent);
     let some = psi(host.psi_memory_some_share);
     let state_word = look.span(word(state), tone(state));
     if columns < WIDE || rows < TALL {
         let right = format!("  free {free}  swap in {into} out {out} MiB/s  PSI {some}");
-        return vec![Line::from(vec![Span::raw("host "), state_word, Span::raw(right)])];
+        return vec![Line::from(vec![Span::raw("host "), state_word, look.words(right)])];
     }
     let needs = host.working_sets_bytes.filter(|_| host.working_sets_are_measured);
     let needs = needs.map_or("needs     not measured".to_owned(), |set| {
@@ -156,27 +166,34 @@ fn host(app: &App, board: &Board, columns: u16, rows: u16) -> Vec<Line<'static>>
         vec![Span::raw(configured)],
     ];
     let width = usize::from(columns) - 66;
-    let past = |worst: fn(f64, f64) -> f64, of: fn(&Past) -> Option<f64>| {
+    // What fills a cell, at the least: a trickle is no flood.
+    let past = |least: f64, worst: fn(f64, f64) -> f64, of: fn(&Past) -> Option<f64>| {
         let values = app.past(width, worst, of);
-        let most = values.iter().flatten().copied().fold(0.0, f64::max);
+        let most = values.iter().flatten().copied().fold(least, f64::max);
         bars(&values, most, 1).concat()
     };
+    let total = host.memory_total_bytes.map_or(0.0, |bytes| bytes as f64);
+    let mib = MIB / app.run.page_size.max(1) as f64;
     let plots = [
-        ("free", free, past(f64::min, |line| Some(line.host.swap.memory?.available? as f64))),
+        (
+            "free",
+            free,
+            past(total, f64::min, |line| Some(line.host.swap.memory?.available? as f64)),
+        ),
         (
             "swap in",
             format!("{into} MiB/s"),
-            past(f64::max, |line| line.host.swap.rates?.swapped_in),
+            past(mib, f64::max, |line| line.host.swap.rates?.swapped_in),
         ),
         (
             "swap out",
             format!("{out} MiB/s"),
-            past(f64::max, |line| line.host.swap.rates?.swapped_out),
+            past(mib, f64::max, |line| line.host.swap.rates?.swapped_out),
         ),
         (
             "PSI some",
             some,
-            past(f64::max, |line| {
+            past(1.0, f64::max, |line| {
                 Some(line.host.pressure.some_ns? as f64 / line.place.length_ns as f64)
             }),
         ),
@@ -199,7 +216,7 @@ fn detail(look: Look, board: &Board, row: &VmRow, columns: u16) -> Vec<Line<'sta
     let name = fitted(&row.vm, 30);
     let mut text = match vm.verdict.fared {
         Fared::Ok | Fared::Unseen if row.is_cause => {
-            let hurt = board.vms.iter().filter(|of| of.verdict.by.as_ref() == Some(&vm.vm));
+            let hurt = board.summary.seen().filter(|of| cause_of(of) == Some(vm.vm_id.as_str()));
             let hurt: Vec<&str> = hurt.map(|of| of.vm.as_str()).collect();
             format!("{name}  takes memory from {} and is not hurt itself.", hurt.join(", "))
         }
@@ -238,7 +255,7 @@ fn objectives(look: Look, board: &Board, columns: u16) -> Vec<Line<'static>> {
             format!("  {}  {}  {value}", judged.vm.as_deref().unwrap_or("-"), judged.objective);
         lines.push(Line::from(vec![
             look.span("BROKEN", Tone::Bad),
-            Span::raw(fitted(&text, usize::from(columns) - 6)),
+            look.words(fitted(&text, usize::from(columns).saturating_sub(6))),
         ]));
     }
     let held = of(Verdict::Held).count();

@@ -1,6 +1,7 @@
 //! Signs and styles: sixteen colours, whose shades the terminal decides, and all of it in ASCII and
 //! without colour too.
 
+use overcommit_recording::model::name::is_harmful;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 
@@ -69,12 +70,17 @@ impl Look {
         }
     }
 
-    /// Our own signs in ASCII, one for one, so that columns stay.
+    /// Plain words, which may hold names that strangers chose.
+    pub(super) fn words(self, text: impl Into<String>) -> Span<'static> {
+        self.span(text, Tone::Plain)
+    }
+
+    /// Our own signs in ASCII, one for one, so that columns stay; what could drive a terminal, or is not
+    /// seen on it, as a question mark.
     fn signs(self, text: &str) -> String {
-        if !self.ascii {
-            return text.to_owned();
-        }
         let sign = |sign| match sign {
+            harmful if is_harmful(harmful) => '?',
+            other if !self.ascii => other,
             '─' => '-',
             '│' | '┤' => '|',
             '└' | '┴' => '+',

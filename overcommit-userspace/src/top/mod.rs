@@ -19,11 +19,26 @@ mod vm;
 use overcommit_recording::model::interval::Interval;
 use overcommit_recording::model::run::Run;
 use overcommit_recording::model::slow_fault::SlowFault;
+use overcommit_recording::recent::slim;
+use std::sync::Arc;
 
 /// What a source hands on.
 pub enum Update {
     /// An interval is over.
-    Interval(Box<(Run, Interval)>),
-    /// Slow faults have come.
-    SlowFaults(Vec<SlowFault>),
+    Interval(Arc<Run>, Box<Interval>),
+    /// Slow faults have come, each of the VM with that id.
+    SlowFaults(Vec<(String, SlowFault)>),
+}
+
+impl Update {
+    /// An interval, without what no screen shows.
+    pub fn interval(run: &Arc<Run>, interval: &Interval) -> Self {
+        Self::Interval(Arc::clone(run), Box::new(slim(interval)))
+    }
+
+    /// Slow faults of VMs of that run.
+    pub fn slow_faults(run: &Run, faults: &[SlowFault]) -> Self {
+        let named = |fault: &SlowFault| Some((run.vms.get(fault.vm)?.vm_id.clone(), fault.clone()));
+        Self::SlowFaults(faults.iter().filter_map(named).collect())
+    }
 }

@@ -22,6 +22,9 @@ pub(super) fn bars(values: &[Option<f64>], most: f64, rows: usize) -> Vec<String
     (0..rows).rev().map(row).collect()
 }
 
+/// Columns of a histogram at the least.
+const NARROWEST: usize = 10;
+
 /// How often which latency came: both axes are logarithmic.
 pub(super) struct Histogram {
     /// The lower end of the axis, as a power of ten of nanoseconds.
@@ -33,8 +36,11 @@ pub(super) struct Histogram {
 }
 
 impl Histogram {
-    /// In so many columns; `None` of nothing.
+    /// In so many columns; `None` of nothing, and where there is no room.
     pub(super) fn of(latencies: &Latencies, columns: usize) -> Option<Self> {
+        if columns < NARROWEST {
+            return None;
+        }
         let histogram = latencies.histogram();
         let power = |ns: u64| (ns.max(1) as f64).log10();
         let all: Vec<(f64, u64)> = histogram
@@ -48,7 +54,7 @@ impl Histogram {
         let step = (last - first) / columns as f64;
         let mut counts = vec![0; columns];
         for (power, count) in all {
-            counts[((power - first) / step) as usize % columns] += count;
+            counts[(((power - first) / step) as usize).min(columns - 1)] += count;
         }
         Some(Self { first, step, counts })
     }
@@ -168,6 +174,7 @@ mod tests {
             histogram.marks(&[("p50", Some(60_000)), ("p99", Some(3_000_000)), ("x", None)]);
         assert_eq!(marks, format!("{}▲p50{}▲p99", " ".repeat(17), " ".repeat(10)));
         assert!(Histogram::of(&latencies(&[]), 10).is_none());
+        assert!(Histogram::of(&all, 0).is_none());
         // A single value has a whole power of ten around it.
         assert!(Histogram::of(&latencies(&[(1_000, 5)]), 10).unwrap().axis()[1].contains("1us"));
     }

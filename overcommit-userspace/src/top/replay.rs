@@ -1,66 +1,93 @@
-//! A recording as a source: read by a thread of its own, no faster than it is shown.
+//! A recording as a source: read by threads of its own, no faster than it is shown.
 
 use crate::top::Update;
 use crate::top::terminal::{Next, Source};
 use anyhow::{Result, anyhow};
 use overcommit_recording::model::interval::Interval;
+use overcommit_recording::model::run::Run;
 use overcommit_recording::model::slow_fault::SlowFault;
-use overcommit_recording::recent::WANTED;
+use overcommit_recording::recent::{WANTED, slim};
 use overcommit_recording::recording::{Recording, Span};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Intervals that are read ahead.
+/// Intervals, and slow faults, that are read ahead.
 const AHEAD: usize = 16;
 /// How much before a moment has to be read for its screen, in seconds.
-const BEFORE_S: f64 = 600.0;
+const BEFORE_S: f64 = 700.0;
+/// Time by which it may be behind, and catches up.
+const BEHIND: Duration = Duration::from_secs(1);
 
 /// A recording that is replayed.
 pub struct Replay {
     recording: Recording,
+    run: Arc<Run>,
     intervals: Receiver<Result<Interval>>,
-    /// The one that comes next, if it was read.
+    slow: Receiver<Result<SlowFault>>,
+    /// Those that come next, if they were read.
     next: Option<Interval>,
-    /// When the last one was handed on, and its length.
-    last: Option<(Instant, Duration)>,
-    /// Up to when all is handed on at once, in Unix seconds.
+    next_slow: Option<SlowFault>,
+    /// When the next interval is over, as fast as it goes.
+    due: Option<Instant>,
+    /// The end of the last one that was handed on, in Unix seconds.
+    at_s: f64,
+    /// Up to when all is handed on at once.
     until_s: f64,
-    slow: std::vec::IntoIter<SlowFault>,
 }
 
 impl Replay {
     /// From its start.
+    pub fn start(recording: Recording) -> Self {
+        let run = Arc::new(recording.run.clone());
+        let at_s = run.clocks.start.realtime_ns as f64 / 1e9;
+        let (intervals, slow) = (read(&recording, Span::WHOLE), read_slow(&recording));
+        let (next, next_slow) = (None, None);
+        Self { recording, run, intervals, slow, next, next_slow, due: None, at_s, until_s: 0.0 }
+    }
+
+    /// All that its last screen takes.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn start(recording: Recording) -> Result<Self> {
-        let mut slow = Vec::new();
-        recording.each_slow_fault(|fault| {
-            slow.push(fault.clone());
+    pub fn last(recording: &Recording) -> Result<Vec<Update>> {
+        let run = Arc::new(recording.run.clone());
+        let length_ns = run.options.interval_ns.saturating_mul(run.recorded.intervals);
+        let start_ns = run.clocks.start.realtime_ns;
+        let end_ns = run.clocks.end.map_or(start_ns + length_ns, |end| end.realtime_ns);
+        let mut updates = Vec::new();
+        let span = Span::from_s(end_ns as f64 / 1e9 - BEFORE_S);
+        recording.each(span, WANTED, |interval| {
+            updates.push(Update::interval(&run, interval));
             Ok(())
         })?;
-        let intervals = read(&recording, Span::WHOLE);
-        let slow = slow.into_iter();
-        Ok(Self { recording, intervals, next: None, last: None, until_s: 0.0, slow })
+        Ok(updates)
     }
 
-    /// The last interval there is, and all that its screen takes, at once.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn all(self) -> impl Iterator<Item = Result<Update>> {
-        let run = self.recording.run.clone();
-        self.intervals.into_iter().map(move |interval| Ok(update(&run, interval?)))
+    /// The next interval, or what to do without.
+    fn next_interval(&mut self) -> Result<Result<Interval, Next>> {
+        if let Some(interval) = self.next.take() {
+            return Ok(Ok(interval));
+        }
+        Ok(match self.intervals.try_recv() {
+            Ok(interval) => Ok(interval?),
+            Err(TryRecvError::Empty) if self.at_s < self.until_s => Err(Next::Soon),
+            Err(TryRecvError::Empty) => Err(Next::Nothing),
+            Err(TryRecvError::Disconnected) => Err(Next::End),
+        })
     }
 
-    fn is_due(&self, interval: &Interval, pace: f64) -> bool {
-        interval.place.end_s() <= self.until_s
-            || self.last.is_none_or(|(when, length)| when.elapsed().mul_f64(pace) >= length)
+    /// The next slow fault, if it came before that.
+    fn slow_before(&mut self, end_s: f64) -> Result<Option<SlowFault>> {
+        if self.next_slow.is_none() {
+            self.next_slow = self.slow.try_recv().ok().transpose()?;
+        }
+        Ok(self.next_slow.take_if(|fault| fault.end_ns as f64 / 1e9 <= end_s))
     }
-}
 
-fn update(run: &overcommit_recording::model::run::Run, interval: Interval) -> Update {
-    Update::Interval(Box::new((run.clone(), interval)))
+    fn is_due(&self, interval: &Interval) -> bool {
+        interval.place.end_s() <= self.until_s || self.due.is_none_or(|due| Instant::now() >= due)
+    }
 }
 
 /// Has a thread read that part, which waits while nobody takes what it has read, and ends when
@@ -69,9 +96,7 @@ fn read(recording: &Recording, span: Span) -> Receiver<Result<Interval>> {
     let (sender, intervals) = sync_channel(AHEAD);
     let recording = recording.clone();
     std::thread::spawn(move || {
-        let hand_on = |interval: &Interval| {
-            sender.send(Ok(interval.clone())).map_err(|_| anyhow!("nobody looks any more"))
-        };
+        let hand_on = |interval: &Interval| sender.send(Ok(slim(interval))).map_err(|_| gone());
         if let Err(error) = recording.each(span, WANTED, hand_on) {
             // Whoever does not look needs no error.
             let _ = sender.send(Err(error));
@@ -80,38 +105,55 @@ fn read(recording: &Recording, span: Span) -> Receiver<Result<Interval>> {
     intervals
 }
 
+/// The same with slow faults.
+fn read_slow(recording: &Recording) -> Receiver<Result<SlowFault>> {
+    let (sender, faults) = sync_channel(AHEAD);
+    let recording = recording.clone();
+    std::thread::spawn(move || {
+        let hand_on = |fault: &SlowFault| sender.send(Ok(fault.clone())).map_err(|_| gone());
+        if let Err(error) = recording.each_slow_fault(hand_on) {
+            let _ = sender.send(Err(error));
+        }
+    });
+    faults
+}
+
+fn gone() -> anyhow::Error {
+    anyhow!("nobody looks any more")
+}
+
 impl Source for Replay {
     fn next(&mut self, pace: f64) -> Result<Next> {
-        if self.next.is_none() {
-            self.next = match self.intervals.try_recv() {
-                Ok(interval) => Some(interval?),
-                // It stays on its last moment.
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-            };
-        }
-        let Some(interval) = self.next.take() else { return Ok(Next::Nothing) };
-        let end_ns = (interval.place.end_s() * 1e9) as u64;
-        if self.slow.as_slice().first().is_some_and(|fault| fault.end_ns <= end_ns) {
-            let count =
-                self.slow.as_slice().iter().take_while(|fault| fault.end_ns <= end_ns).count();
+        let interval = match self.next_interval()? {
+            Ok(interval) => interval,
+            Err(next) => return Ok(next),
+        };
+        let end_s = interval.place.end_s();
+        if let Some(fault) = self.slow_before(end_s)? {
             self.next = Some(interval);
-            return Ok(Next::Update(Update::SlowFaults(self.slow.by_ref().take(count).collect())));
+            return Ok(Next::Update(Update::slow_faults(&self.run, &[fault])));
         }
-        if !self.is_due(&interval, pace) {
+        if !self.is_due(&interval) {
             self.next = Some(interval);
             return Ok(Next::Nothing);
         }
-        self.last = Some((Instant::now(), Duration::from_nanos(interval.place.length_ns)));
-        Ok(Next::Update(update(&self.recording.run, interval)))
+        let now = Instant::now();
+        let length = Duration::from_nanos(interval.place.length_ns).div_f64(pace);
+        let due = self.due.filter(|due| now.saturating_duration_since(*due) < BEHIND);
+        self.due = Some(due.unwrap_or(now) + length);
+        self.at_s = end_s;
+        Ok(Next::Update(Update::interval(&self.run, &interval)))
     }
 
-    fn seek(&mut self, unix_s: f64) -> Result<bool> {
-        let run = &self.recording.run;
-        let start_s = run.clocks.start.realtime_ns as f64 / 1e9;
-        self.until_s = unix_s.max(start_s);
-        self.intervals = read(&self.recording, Span::from_s(self.until_s - BEFORE_S));
-        (self.next, self.last) = (None, None);
-        Ok(true)
+    fn seek(&mut self, by_s: f64) -> bool {
+        let start_s = self.run.clocks.start.realtime_ns as f64 / 1e9;
+        let from_s = self.at_s.max(self.until_s);
+        self.until_s = (from_s + by_s).max(start_s);
+        self.at_s = self.until_s - BEFORE_S;
+        self.intervals = read(&self.recording, Span::from_s(self.at_s));
+        self.slow = read_slow(&self.recording);
+        (self.next, self.next_slow, self.due) = (None, None, None);
+        true
     }
 }
 
@@ -125,9 +167,11 @@ mod tests {
     fn next(replay: &mut Replay, pace: f64) -> u64 {
         loop {
             match replay.next(pace).unwrap() {
-                Next::Update(Update::Interval(both)) => return both.1.place.number,
-                Next::Update(Update::SlowFaults(_)) | Next::Nothing => std::thread::yield_now(),
-                Next::Over => panic!("a recording stays on its last moment"),
+                Next::Update(Update::Interval(_, interval)) => return interval.place.number,
+                Next::Update(Update::SlowFaults(_)) | Next::Nothing | Next::Soon => {
+                    std::thread::yield_now();
+                }
+                Next::End | Next::Over => panic!("it has more"),
             }
         }
     }
@@ -140,15 +184,19 @@ mod tests {
             std::process::Command::new("cp").arg("-r").arg(golden).arg(dir.path()).status();
         assert!(copied.unwrap().success());
         let recording = Recording::open(&Folder::open(&dir.path().join("now")).unwrap()).unwrap();
-        let mut replay = Replay::start(recording).unwrap();
+        let mut replay = Replay::start(recording);
         assert_eq!([next(&mut replay, 1e9), next(&mut replay, 1e9)], [0, 1]);
-        assert!(matches!(replay.next(1e9).unwrap(), Next::Nothing));
-        assert!(replay.seek(0.0).unwrap());
-        // The first one comes at once, the next one in its time.
-        assert_eq!(next(&mut replay, 1e-9), 0);
-        for _ in 0..1_000 {
-            assert!(!matches!(replay.next(1e-9).unwrap(), Next::Update(Update::Interval(_))));
+        while !matches!(replay.next(1e9).unwrap(), Next::End) {
+            std::thread::yield_now();
         }
+        // Far more than there is.
+        assert!(replay.seek(-1e6) && replay.seek(-1e6));
+        // The first one comes at once, the next one in its time.
+        assert_eq!(next(&mut replay, 1e-6), 0);
+        for _ in 0..1_000 {
+            assert!(!matches!(replay.next(1e-6).unwrap(), Next::Update(Update::Interval(..))));
+        }
+        replay.due = None;
         assert_eq!(next(&mut replay, 1e9), 1);
     }
 }

@@ -4,18 +4,21 @@
 use crate::top::Update;
 use crate::top::app::{App, Ask};
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::widgets::Paragraph;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP};
 use signal_hook::low_level::emulate_default_handler;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
-/// Time between two looks for what has come.
-const TICK: Duration = Duration::from_millis(100);
+/// Milliseconds between two looks for what has come.
+const TICK: u16 = 100;
 
 /// Where intervals come from.
 pub trait Source {
@@ -25,11 +28,8 @@ pub trait Source {
     /// It cannot be read.
     fn next(&mut self, pace: f64) -> Result<Next>;
 
-    /// Goes to that moment, in Unix seconds, if it can; nothing before it is of use any more then.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    fn seek(&mut self, unix_s: f64) -> Result<bool>;
+    /// Goes so many seconds on, or back, if it can: all that was handed on is of no use then.
+    fn seek(&mut self, by_s: f64) -> bool;
 }
 
 /// See [`Source::next`].
@@ -38,6 +38,10 @@ pub enum Next {
     Update(Update),
     /// Nothing has, so far.
     Nothing,
+    /// Something is on its way without which there is nothing to show.
+    Soon,
+    /// Nothing will any more; it stays on its last moment.
+    End,
     /// Nothing will any more, and the screen ends.
     Over,
 }
@@ -52,8 +56,8 @@ impl Source for Receiver<Update> {
         })
     }
 
-    fn seek(&mut self, _: f64) -> Result<bool> {
-        Ok(false)
+    fn seek(&mut self, _: f64) -> bool {
+        false
     }
 }
 
@@ -97,46 +101,87 @@ fn follow(
 ) -> Result<()> {
     let mut is_old = true;
     loop {
-        while !(app.is_paused() && app.pace.is_some()) {
-            match source.next(app.pace.unwrap_or(1.0))? {
-                Next::Update(update) => app.take(update),
-                Next::Nothing => break,
-                Next::Over => return Ok(()),
-            }
-            is_old = true;
-        }
+        let is_drawn = match take(app, source)? {
+            Taken::Some => true,
+            Taken::Nothing => is_old,
+            Taken::NotYet => false,
+            Taken::Over => return Ok(()),
+        };
         if signals.end.load(Relaxed) {
             return Ok(());
         }
         if signals.stop.swap(false, Relaxed) {
             suspend(terminal)?;
-            is_old = true;
         }
-        if is_old {
+        if is_drawn {
             draw(terminal, app)?;
             is_old = false;
         }
-        if !event::poll(TICK).context("the terminal is gone")? {
-            continue;
+        if !wait()? {
+            return Ok(());
         }
-        is_old = true;
-        let ask = match event::read().context("the terminal is gone")? {
-            Event::Key(key) if key.kind != KeyEventKind::Release => app.key(key),
-            Event::Resize(..) => Ask::Nothing,
-            _ => continue,
-        };
-        match ask {
-            Ask::Nothing => {}
-            Ask::Quit => return Ok(()),
-            Ask::Redraw => terminal.clear()?,
-            Ask::Suspend => suspend(terminal)?,
-            Ask::Seek(unix_s) => {
-                if source.seek(unix_s)? {
-                    app.clear();
+        // All keys at once, before the screen that they ask for.
+        while event::poll(Duration::ZERO).context("the terminal is gone")? {
+            is_old = true;
+            let ask = match event::read().context("the terminal is gone")? {
+                Event::Key(key) if key.kind != KeyEventKind::Release => app.key(key),
+                _ => Ask::Nothing,
+            };
+            match ask {
+                Ask::Nothing => {}
+                Ask::Quit => return Ok(()),
+                Ask::Redraw => terminal.clear()?,
+                Ask::Suspend => suspend(terminal)?,
+                Ask::Seek(by_s) => {
+                    if source.seek(by_s) {
+                        app.clear();
+                    }
                 }
             }
         }
     }
+}
+
+/// What a source had.
+enum Taken {
+    Some,
+    Nothing,
+    NotYet,
+    Over,
+}
+
+/// Takes all that is due.
+fn take(app: &mut App, source: &mut impl Source) -> Result<Taken> {
+    let mut taken = Taken::Nothing;
+    // A recording waits for whoever looks at it; a host does not.
+    while !(app.is_paused() && app.pace.is_some()) {
+        match source.next(app.pace.unwrap_or(1.0))? {
+            Next::Update(update) => app.take(update),
+            Next::Nothing => break,
+            Next::Soon => return Ok(Taken::NotYet),
+            Next::End if app.is_over => break,
+            Next::End => {
+                app.end();
+                return Ok(Taken::Some);
+            }
+            Next::Over => return Ok(Taken::Over),
+        }
+        taken = Taken::Some;
+    }
+    Ok(taken)
+}
+
+/// Waits for a key, no longer than a tick; false where the terminal is gone. crossterm would look
+/// for keys of one that has hung up for ever.
+fn wait() -> Result<bool> {
+    let stdin = std::io::stdin();
+    let mut terminal = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut terminal, TICK) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(error).context("cannot wait for keys"),
+    }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    Ok(!terminal[0].revents().is_some_and(|events| events.intersects(gone)))
 }
 
 fn draw(terminal: &mut DefaultTerminal, app: &mut App) -> Result<()> {

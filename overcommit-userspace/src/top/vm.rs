@@ -26,36 +26,46 @@ const FILLS: [&str; 4] = ["█", "▓", "▒", "░"];
 const QUANTILES: [(&str, f64, u64); 4] =
     [("p50", 0.5, 1), ("p90", 0.9, 10), ("p99", 0.99, 100), ("p99.9", 0.999, 1_000)];
 
+/// Rows of slow faults for which there is room, where they are recorded.
+const SLOW: usize = 5;
+
 /// The whole screen.
 pub(super) fn lines(app: &App, row: &VmRow, columns: u16, rows: u16) -> Vec<Line<'static>> {
     let Some(board) = &app.board else { return Vec::new() };
-    let (Some(summary), Some(of_run)) = (board.summary_of(&row.vm_id), app.run.vms.get(row.place))
+    let (Some(summary), Some(vm)) = (board.summary_of(&row.vm_id), board.run.vms.get(row.place))
     else {
         return Vec::new();
     };
     let look = app.look;
     let is_tall = rows >= 34;
-    let mut lines = vec![head(look, board, row, of_run, &app.tense(), columns)];
-    lines.extend(why(look, summary, columns).into_iter().take(if is_tall { 6 } else { 3 }));
-    lines.push(look.rule(columns));
-    let plot_rows =
-        usize::from(if is_tall { (rows - 24).min(10) } else { rows.saturating_sub(19).max(2) });
-    lines.extend(histogram(app, board, row, columns, plot_rows));
-    lines.extend(stall(app, row, columns, if is_tall { 3 } else { 1 }));
-    lines.extend(causes(look, summary, columns, is_tall));
-    lines.extend(evictors(look, summary, columns, if is_tall { 3 } else { 1 }));
+    let mut above = vec![head(look, board, row, vm, &app.tense(), columns)];
+    above.extend(why(look, summary, columns).into_iter().take(if is_tall { 6 } else { 3 }));
+    above.push(look.rule(columns));
+    let mut below = stall(app, row, columns, if is_tall { 3 } else { 1 });
+    below.extend(causes(look, summary, columns, is_tall));
+    below.extend(evictors(look, summary, columns, if is_tall { 3 } else { 1 }));
     if is_tall {
-        lines.extend(vcpus(look, of_run, board, columns));
-        lines.extend(memory(look, summary, columns));
+        // They are known of the whole time so far alone.
+        below.extend(vcpus(look, vm, board, columns).filter(|_| app.is_living()));
+        below.extend(memory(look, summary, columns));
     }
+    let slow = slow_faults(app, row, columns);
+    let used = above.len() + below.len() + slow.len().min(SLOW) + PLOT + 2;
+    let plot_rows = usize::from(rows).saturating_sub(used).clamp(2, 10);
+    let mut lines = above;
+    lines.extend(histogram(app, board, row, columns, plot_rows));
+    lines.extend(below);
     let room = usize::from(rows).saturating_sub(lines.len() + 2);
-    lines.extend(slow_faults(app, row, columns).into_iter().take(room));
+    lines.extend(slow.into_iter().take(room));
     lines.resize(usize::from(rows).saturating_sub(2), Line::default());
     lines.push(look.rule(columns));
     let keys = "Esc list  ↑↓ next VM  Tab metric  p pause  ←→ in time  ? help  q quit";
     lines.push(look.line(fitted(keys, columns.into()), Tone::Strong));
     lines
 }
+
+/// Lines of a histogram beside its rows.
+const PLOT: usize = 4;
 
 fn head(
     look: Look,
@@ -79,9 +89,9 @@ fn head(
     Line::from(vec![
         look.span(left, Tone::Strong),
         look.span(word, tone),
-        Span::raw(since),
+        look.words(since),
         Span::raw(" ".repeat(gap)),
-        Span::raw(right),
+        look.words(right),
     ])
 }
 
@@ -224,7 +234,7 @@ fn evictors(look: Look, vm: &SummaryVm, columns: u16, most: usize) -> Vec<Line<'
         Line::from(vec![
             look.span(heading(index), Tone::Strong),
             look.span(name, tone),
-            Span::raw(format!("{pad}{:>7} {bytes:>10}  ", percent(by.share))),
+            look.words(format!("{pad}{:>7} {bytes:>10}  ", percent(by.share))),
             look.span(bar, tone),
         ])
     })
@@ -256,18 +266,18 @@ fn memory(look: Look, vm: &SummaryVm, columns: u16) -> Vec<Line<'static>> {
 
 /// The last ones, the latest first.
 fn slow_faults(app: &App, row: &VmRow, columns: u16) -> Vec<Line<'static>> {
+    let Some(least) = app.run.options.slow_faults_ns.map(readable) else { return Vec::new() };
     let until_ns = app.board.as_ref().map_or(u64::MAX, |board| (board.unix_s * 1e9) as u64);
-    let faults =
-        app.slow.iter().rev().filter(|fault| fault.vm == row.place && fault.end_ns <= until_ns);
-    let lines =
-        faults.map(|fault| app.look.line(fitted(&slow_fault(fault), columns.into()), Tone::Plain));
-    let lines: Vec<_> = lines.collect();
-    let heading = match (app.run.options.slow_faults_ns, lines.is_empty()) {
-        (None, _) => return Vec::new(),
-        (Some(least), true) => format!("SLOW FAULTS of {} or more: none", readable(least)),
-        (Some(least), false) => {
-            format!("SLOW FAULTS of {} or more, the latest first", readable(least))
+    let faults = app.slow.get(&row.vm_id).into_iter().flatten().rev();
+    let faults = faults.filter(|fault| fault.end_ns <= until_ns);
+    let line = |fault| app.look.line(fitted(&slow_fault(fault), columns.into()), Tone::Plain);
+    let lines: Vec<_> = faults.map(line).collect();
+    let heading = match (lines.is_empty(), app.is_paused()) {
+        (true, true) => {
+            format!("SLOW FAULTS of {least} or more: none, or none is kept of that time")
         }
+        (true, false) => format!("SLOW FAULTS of {least} or more: none"),
+        (false, _) => format!("SLOW FAULTS of {least} or more, the latest first"),
     };
     std::iter::once(app.look.line(heading, Tone::Strong)).chain(lines).collect()
 }

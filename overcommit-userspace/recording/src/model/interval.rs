@@ -177,6 +177,13 @@ pub struct MetricInterval {
     pub latencies: Latencies,
 }
 
+impl MetricInterval {
+    /// A copy that takes as little memory as it can.
+    pub fn compacted(&self) -> Self {
+        Self { name: self.name.clone(), latencies: self.latencies.compacted(), ..*self }
+    }
+}
+
 /// What an interval held for the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HostInterval {

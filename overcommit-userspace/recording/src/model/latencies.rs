@@ -19,6 +19,9 @@ pub struct Latencies {
 /// Values that are kept one by one, at the most.
 const FEW: usize = 256;
 
+/// The same of one that is not to be added to: more would take as much as a histogram.
+const SPARSE: usize = bucket::BUCKETS / 4;
+
 /// How often each value. A histogram takes 32 KB, and a recording of many VMs, most of them short,
 /// has hundreds of thousands of distributions.
 #[derive(Clone, Debug)]
@@ -68,16 +71,31 @@ impl Latencies {
         self.distribution = Distribution::Many(Box::new(histogram));
     }
 
-    /// Takes as little memory as it can, for those that are kept.
-    pub fn compact(&mut self) {
-        if let Distribution::Many(histogram) = &self.distribution {
-            let values = histogram.iter_recorded();
-            let values = values.map(|value| (value.value_iterated_to(), value.count_at_value()));
-            let few: Vec<_> = values.take(FEW + 1).collect();
-            if few.len() <= FEW {
-                self.distribution = Distribution::Few(few);
+    /// A copy that takes as little memory as it can, for those that are kept.
+    pub fn compacted(&self) -> Self {
+        let distribution = match &self.distribution {
+            Distribution::Few(values) => Distribution::Few(values.clone()),
+            Distribution::Many(histogram) => {
+                let values = histogram.iter_recorded();
+                let values = values.map(|of| (of.value_iterated_to(), of.count_at_value()));
+                let few: Vec<_> = values.take(SPARSE + 1).collect();
+                if few.len() <= SPARSE {
+                    Distribution::Few(few)
+                } else {
+                    Distribution::Many(histogram.clone())
+                }
             }
-        }
+        };
+        Self { distribution, ..*self }
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + match &self.distribution {
+                Distribution::Few(values) => size_of_val(values.as_slice()),
+                Distribution::Many(_) => bucket::BUCKETS * size_of::<u64>(),
+            }
     }
 
     /// How many.
@@ -182,11 +200,11 @@ mod tests {
             assert_eq!(latencies.count(), expected.len());
         }
         assert!(matches!(latencies.distribution, Distribution::Many(_)));
-        latencies.compact();
-        assert!(matches!(latencies.distribution, Distribution::Many(_)), "they are too many");
+        assert_eq!(*latencies.compacted().histogram(), expected);
         let mut roomy = Latencies::with_room();
         roomy.record(7_919, 3);
-        roomy.compact();
+        let roomy = roomy.compacted();
+        assert!(roomy.bytes() < latencies.bytes());
         assert!(matches!(&roomy.distribution, Distribution::Few(few) if few[0].1 == 3));
         let mut sum = Latencies::empty();
         sum.record(5, 2);

@@ -1,15 +1,17 @@
 //! A whole screen's content at one moment.
 
-use crate::model::run::Run;
+use crate::model::run::{Run, RunVm};
 use crate::model::totals::Totals;
 use crate::recent::history::{History, Line};
 use crate::recent::row::{HostRow, VmRow};
 use crate::slo::judge::Judging;
 use crate::slo::{Judged, Objective};
+use crate::summary::cause::Cause;
 use crate::summary::verdict::{Fared, worst_first};
 use crate::summary::{Marks, Summary, SummaryVm, Summing};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The host and its VMs at one moment.
 #[derive(Debug, Serialize)]
@@ -30,6 +32,9 @@ pub struct Board {
     pub vms: Vec<VmRow>,
     /// Each objective, over the window.
     pub objectives: Vec<Judged>,
+    /// The run as it was then.
+    #[serde(skip)]
+    pub run: Arc<Run>,
     /// What the window holds.
     #[serde(skip)]
     pub summary: Summary,
@@ -40,7 +45,7 @@ pub struct Board {
 
 impl Board {
     /// At the end of that line of the history.
-    pub fn of(run: &Run, history: &History, line: &Line, objectives: &[Objective]) -> Self {
+    pub fn of(run: &Arc<Run>, history: &History, line: &Line, objectives: &[Objective]) -> Self {
         let mut summing = Summing::new(run);
         let mut judging = Judging::new(objectives.to_vec());
         for interval in history.window(line) {
@@ -59,6 +64,7 @@ impl Board {
             host,
             vms: rows(run, history, line, &summary),
             objectives: judged,
+            run: Arc::clone(run),
             summary,
             totals: summing.totals,
         }
@@ -79,17 +85,27 @@ impl Board {
 }
 
 fn rows(run: &Run, history: &History, line: &Line, summary: &Summary) -> Vec<VmRow> {
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    run.vms.iter().for_each(|vm| *names.entry(&vm.name).or_default() += 1);
     let mut seen: Vec<_> = run.vms.iter().enumerate().zip(&summary.vms).collect();
     seen.retain(|(_, vm)| vm.length_s > 0.0);
     seen.sort_by(|(_, a), (_, b)| worst_first(a, b));
-    let row = |(of, summary): &(_, &SummaryVm)| VmRow::of(run, history, line, *of, summary);
+    let row = |(of, summary): &((usize, &RunVm), &SummaryVm)| {
+        let is_only = names.get(of.1.name.as_str()).is_none_or(|count| *count == 1);
+        VmRow::of(run, history, line, *of, summary, is_only)
+    };
     let mut rows: Vec<VmRow> = seen.iter().map(row).collect();
-    let causes: BTreeSet<String> = rows.iter().filter_map(|row| row.verdict.by.clone()).collect();
+    let causes: BTreeSet<&str> = seen.iter().filter_map(|(_, vm)| cause_of(vm)).collect();
     for row in &mut rows {
-        let name = &run.vms[row.place].name;
-        row.is_cause = row.verdict.fared <= Fared::Unseen && causes.contains(name);
+        row.is_cause = row.verdict.fared <= Fared::Unseen && causes.contains(row.vm_id.as_str());
     }
     // Who is to blame stands behind those who are hurt.
     rows.sort_by_key(|row| (row.verdict.fared <= Fared::Unseen, !row.is_cause));
     rows
+}
+
+/// The id of the VM that took its pages, if that is why it is hurt.
+pub fn cause_of(vm: &SummaryVm) -> Option<&str> {
+    let most = vm.evictions.as_ref()?.by.first()?;
+    (vm.verdict.cause == Some(Cause::OtherVm)).then_some(most.aggressor.id.as_str())
 }

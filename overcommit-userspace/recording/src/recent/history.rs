@@ -1,19 +1,25 @@
-//! What is kept of the last minutes: whole intervals of the last one, from which verdicts and
-//! distributions are made, and a few figures of each interval before.
+//! What is kept of the last minutes: whole intervals, from which verdicts and distributions are
+//! made, and a few figures of each before.
 
 use crate::model::interval::{HostInterval, Interval, Place, VmInterval};
 use crate::model::metric::MetricName;
 use crate::model::run::Run;
 use crate::model::totals::per_second;
+use crate::recording::reader::Wanted;
 use overcommit_ebpf::layout::Metric;
 use std::collections::VecDeque;
 
-/// What verdicts and distributions are of, in microseconds.
-const WINDOW_US: u64 = 60_000_000;
-/// How far back one can look, in microseconds.
-const KEPT_US: u64 = 600_000_000;
-/// Intervals that are older than the window are kept together, so many microseconds each.
-const BLOCK_US: u64 = 10_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
+/// What verdicts and distributions are of.
+const WINDOW_NS: u64 = 60 * SECOND_NS;
+/// How far back one can look.
+const KEPT_NS: u64 = 600 * SECOND_NS;
+/// Intervals that are older than the window are kept together, for so long each.
+const BLOCK_NS: u64 = 10 * SECOND_NS;
+/// Shorter ones are kept together from the first on.
+const LEAST_NS: u64 = SECOND_NS / 2;
+/// Bytes that blocks may take; the oldest are forgotten before that.
+const BLOCKS_BYTES: usize = 64 << 20;
 /// Samples from which a quantile of one interval says something: p50, p99.
 const LEAST: [u64; 2] = [2, 100];
 /// The metrics of which distributions are shown, and those that a verdict takes.
@@ -27,20 +33,61 @@ const METRICS: [Metric; 6] = [
 ];
 
 /// Of which metrics a recording has to be read for a screen.
-pub const WANTED: crate::recording::reader::Wanted<'static> =
+pub const WANTED: Wanted<'static> =
     &|name| METRICS.iter().any(|metric| *name == MetricName::from(*metric));
+
+/// An interval without what no screen shows, which is most of it.
+pub fn slim(interval: &Interval) -> Interval {
+    let vms = interval.vms.iter().map(|vm| {
+        let wanted = vm.metrics.iter().filter(|metric| WANTED(&metric.name));
+        let metrics = wanted.map(|metric| metric.compacted()).collect();
+        // The histograms are not copied only to be thrown away.
+        VmInterval { metrics, swapins: vm.swapins.clone(), ..*vm }
+    });
+    Interval { vms: vms.collect(), evictions: interval.evictions.clone(), ..*interval }
+}
 
 /// The last ten minutes.
 #[derive(Debug, Default)]
 pub struct History {
+    /// Time that was seen, by the lengths of intervals: the time of day can step.
+    now_ns: u64,
     /// One by one, the oldest first.
-    recent: VecDeque<Interval>,
+    recent: VecDeque<Kept>,
     /// What came before those, in blocks.
-    blocks: VecDeque<Interval>,
+    blocks: VecDeque<Kept>,
     /// A line for each interval.
     lines: VecDeque<Line>,
     /// Which VM has which place.
     ids: Vec<String>,
+}
+
+/// An interval, or several together.
+#[derive(Debug)]
+struct Kept {
+    /// From when to when, see [`History::now_ns`].
+    from_ns: u64,
+    to_ns: u64,
+    interval: Interval,
+}
+
+impl Kept {
+    fn extend(&mut self, next: Self) {
+        let first = self.interval.place;
+        self.interval.extend(next.interval);
+        let place = self.interval.place;
+        self.interval.place = Place {
+            length_ns: first.length_ns + place.length_ns,
+            ..Place { number: place.number, ..first }
+        };
+        self.to_ns = next.to_ns;
+    }
+
+    fn bytes(&self) -> usize {
+        let vms = self.interval.vms.iter();
+        let metrics = vms.flat_map(|vm| &vm.metrics).map(|metric| metric.latencies.bytes());
+        self.interval.vms.len() * size_of::<VmInterval>() + metrics.sum::<usize>()
+    }
 }
 
 /// A few figures of an interval.
@@ -48,10 +95,12 @@ pub struct History {
 pub struct Line {
     /// When.
     pub place: Place,
+    /// Its end, in nanoseconds since the history began.
+    pub end_ns: u64,
     /// Of the host.
     pub host: HostInterval,
-    /// Of each VM.
-    pub vms: Vec<VmLine>,
+    /// Of each VM, by place.
+    vms: Vec<VmLine>,
 }
 
 /// A few figures of a VM in an interval.
@@ -80,22 +129,41 @@ pub struct VmLine {
 }
 
 impl History {
-    /// Adds an interval, and forgets what is too old.
-    pub fn add(&mut self, run: &Run, interval: &Interval) {
+    /// Adds an interval, see [`slim`], and forgets what is too old.
+    pub fn add(&mut self, run: &Run, interval: Interval) {
         self.forget_replaced(run);
-        self.lines.push_back(Line::of(run, interval));
-        self.recent.push_back(slim(interval));
-        let end_us = end_us(&interval.place);
-        let age = |place: &Place| end_us.saturating_sub(self::end_us(place));
-        while self.recent.len() > 1
-            && let Some(old) = self.recent.pop_front_if(|old| age(&old.place) > WINDOW_US)
-        {
-            self.archive(old);
+        let from_ns = self.now_ns;
+        self.now_ns = from_ns.saturating_add(interval.place.length_ns);
+        let next = Kept { from_ns, to_ns: self.now_ns, interval };
+        match self.recent.back_mut().filter(|last| last.to_ns - last.from_ns < LEAST_NS) {
+            Some(last) => {
+                last.extend(next);
+                self.lines.pop_back();
+            }
+            None => self.recent.push_back(next),
         }
-        while self.blocks.pop_front_if(|old| age(&old.place) > KEPT_US).is_some() {}
+        self.lines.extend(self.recent.back().map(|last| Line::of(run, last)));
+        let (now_ns, age) = (self.now_ns, |to_ns: u64| self.now_ns - to_ns);
+        while self.recent.len() > 1
+            && let Some(old) = self.recent.pop_front_if(|old| now_ns - old.to_ns > WINDOW_NS)
+        {
+            Self::archive(&mut self.blocks, old);
+        }
+        let mut bytes: usize = self.blocks.iter().map(Kept::bytes).sum();
+        let is_too_much = |old: &mut Kept, bytes: usize| {
+            age(old.to_ns) > KEPT_NS + WINDOW_NS || bytes > BLOCKS_BYTES
+        };
+        while let Some(old) = self.blocks.pop_front_if(|old| is_too_much(old, bytes)) {
+            bytes -= old.bytes();
+        }
         while self.lines.len() > 1
-            && self.lines.pop_front_if(|old| age(&old.place) > KEPT_US).is_some()
+            && self.lines.pop_front_if(|old| now_ns - old.end_ns > KEPT_NS).is_some()
         {}
+    }
+
+    /// Whether the last line is not to become longer.
+    pub fn is_whole(&self) -> bool {
+        self.recent.back().is_some_and(|last| last.to_ns - last.from_ns >= LEAST_NS)
     }
 
     /// Nothing is known any more of VMs whose places others have taken.
@@ -106,9 +174,9 @@ impl History {
                 Some(id) if *id == vm.vm_id => {}
                 Some(id) => {
                     id.clone_from(&vm.vm_id);
-                    for interval in self.recent.iter_mut().chain(&mut self.blocks) {
-                        interval.vms.retain(|of| of.vm != place);
-                        interval.evictions.retain(|of| of.victim != Some(place));
+                    for kept in self.recent.iter_mut().chain(&mut self.blocks) {
+                        kept.interval.vms.retain(|of| of.vm != place);
+                        kept.interval.evictions.retain(|of| of.victim != Some(place));
                     }
                     self.lines.iter_mut().for_each(|line| line.vms.retain(|of| of.vm != place));
                 }
@@ -116,16 +184,11 @@ impl History {
         }
     }
 
-    fn archive(&mut self, interval: Interval) {
-        let block = |place: &Place| place.start_us / BLOCK_US;
-        match self.blocks.back_mut().filter(|last| block(&last.place) == block(&interval.place)) {
-            None => self.blocks.push_back(interval),
-            Some(last) => {
-                let before = last.place;
-                let length_ns = before.length_ns + interval.place.length_ns;
-                last.extend(interval);
-                last.place = Place { length_ns, ..before };
-            }
+    fn archive(blocks: &mut VecDeque<Kept>, old: Kept) {
+        let block = |kept: &Kept| kept.from_ns / BLOCK_NS;
+        match blocks.back_mut().filter(|last| block(last) == block(&old)) {
+            None => blocks.push_back(old),
+            Some(last) => last.extend(old),
         }
     }
 
@@ -134,54 +197,35 @@ impl History {
         &self.lines
     }
 
-    /// What is known of the minute up to the end of that line: not quite a minute where it is long
-    /// ago.
+    /// What is known of the minute up to the end of that line; long ago, of all the blocks that it
+    /// touches.
     pub fn window(&self, line: &Line) -> impl Iterator<Item = &Interval> {
-        let until_us = end_us(&line.place);
-        self.blocks.iter().chain(&self.recent).filter(move |interval| {
-            let end_us = end_us(&interval.place);
-            end_us <= until_us && until_us - end_us < WINDOW_US
-        })
+        let until_ns = line.end_ns;
+        let since_ns = until_ns.saturating_sub(WINDOW_NS);
+        let is_in = move |kept: &&Kept| kept.from_ns < until_ns && kept.to_ns > since_ns;
+        self.blocks.iter().chain(&self.recent).filter(is_in).map(|kept| &kept.interval)
     }
 
     /// Those lines that end in the time before that line, and it.
     pub fn lines_until(&self, line: &Line) -> impl DoubleEndedIterator<Item = &Line> {
-        let until_us = end_us(&line.place);
-        self.lines.iter().filter(move |of| end_us(&of.place) <= until_us)
+        let until_ns = line.end_ns;
+        self.lines.iter().filter(move |of| of.end_ns <= until_ns)
     }
 }
 
-fn end_us(place: &Place) -> u64 {
-    place.start_us.saturating_add(place.length_ns / 1_000)
-}
-
-/// An interval without what no screen shows, which is most of it.
-fn slim(interval: &Interval) -> Interval {
-    let vms = interval.vms.iter().map(|vm| {
-        let metrics = vm.metrics.iter().filter(|metric| WANTED(&metric.name)).cloned();
-        let metrics = metrics.map(|mut metric| {
-            metric.latencies.compact();
-            metric
-        });
-        VmInterval { metrics: metrics.collect(), ..without_metrics(vm) }
-    });
-    Interval { vms: vms.collect(), evictions: interval.evictions.clone(), ..*interval }
-}
-
-/// The histograms are not copied only to be thrown away.
-fn without_metrics(vm: &VmInterval) -> VmInterval {
-    VmInterval { metrics: Vec::new(), swapins: vm.swapins.clone(), ..*vm }
-}
-
 impl Line {
-    fn of(run: &Run, interval: &Interval) -> Self {
-        let vms = interval.vms.iter().map(|vm| VmLine::of(run, interval, vm)).collect();
-        Self { place: interval.place, host: interval.host, vms }
+    fn of(run: &Run, kept: &Kept) -> Self {
+        let interval = &kept.interval;
+        let mut vms: Vec<VmLine> =
+            interval.vms.iter().map(|vm| VmLine::of(run, interval, vm)).collect();
+        vms.sort_by_key(|vm| vm.vm);
+        Self { place: interval.place, end_ns: kept.to_ns, host: interval.host, vms }
     }
 
     /// A VM's figures.
     pub fn vm(&self, vm: usize) -> Option<&VmLine> {
-        self.vms.iter().find(|line| line.vm == vm)
+        let place = self.vms.binary_search_by_key(&vm, |line| line.vm).ok()?;
+        self.vms.get(place)
     }
 }
 
@@ -239,7 +283,7 @@ mod tests {
     fn second(number: u64, vms: usize, majors: u64) -> Interval {
         let place = Place {
             number,
-            start_us: (1_000 + number) * 1_000_000,
+            start_us: (1_000_000 + number) * 1_000_000,
             length_ns: SECOND_NS,
             ..Place::default()
         };
@@ -276,17 +320,18 @@ mod tests {
         let run = run(&["1-1"]);
         let mut history = History::default();
         for number in 0..1_000 {
-            history.add(&run, &second(number, 1, 10));
+            history.add(&run, slim(&second(number, 1, 10)));
         }
         assert_eq!(history.lines().len(), 601);
         let last = history.lines().back().unwrap();
         assert_eq!(majors(history.window(last)), 600);
-        // Long ago it is of whole blocks, six of them at the most.
-        let past = &history.lines()[300];
-        let seen = majors(history.window(past));
-        assert!((500..=600).contains(&seen), "{seen}");
-        assert!(history.recent.len() + history.blocks.len() < 125);
-        assert!(history.recent.iter().all(|interval| interval.vms[0].metrics.len() == 1));
+        // Long ago it is of whole blocks, of all that it touches.
+        for past in history.lines() {
+            let seen = majors(history.window(past));
+            assert!((600..=800).contains(&seen), "{seen}");
+        }
+        assert!(history.recent.len() + history.blocks.len() < 135);
+        assert!(history.recent.iter().all(|kept| kept.interval.vms[0].metrics.len() == 1));
     }
 
     #[test]
@@ -294,7 +339,7 @@ mod tests {
         let run = run(&["1-1", "2-2"]);
         let of = |majors| {
             let mut history = History::default();
-            history.add(&run, &second(0, 2, majors));
+            history.add(&run, slim(&second(0, 2, majors)));
             history.lines()[0].vms.clone()
         };
         let few = of(99);
@@ -305,13 +350,34 @@ mod tests {
     }
 
     #[test]
+    fn short_intervals_are_kept_together_and_time_does_not_step_back() {
+        let run = run(&["1-1"]);
+        let mut history = History::default();
+        for number in 0..20_000 {
+            let mut short = second(number, 1, 1);
+            short.place.length_ns = SECOND_NS / 10;
+            short.vms[0].recorded_ns = Some(SECOND_NS / 10);
+            // The clock is set back by an hour, again and again.
+            short.place.start_us -= number % 7 * 3_600_000_000;
+            history.add(&run, slim(&short));
+        }
+        assert!((1_190..=1_210).contains(&history.lines().len()), "{}", history.lines().len());
+        let last = history.lines().back().unwrap();
+        let seen = majors(history.window(last));
+        assert!((590..=620).contains(&seen), "{seen}");
+        assert!(last.vm(0).unwrap().majors_per_s.is_some_and(|rate| (9.0..11.0).contains(&rate)));
+        assert_eq!(history.lines_until(last).count(), history.lines().len());
+    }
+
+    #[test]
     fn who_takes_anothers_place_has_no_past() {
         let mut history = History::default();
         for number in 0..100 {
-            history.add(&run(&["1-1", "2-2"]), &second(number, 2, 1));
+            history.add(&run(&["1-1", "2-2"]), slim(&second(number, 2, 1)));
         }
-        history.add(&run(&["3-3", "2-2"]), &second(100, 2, 1));
+        history.add(&run(&["3-3", "2-2"]), slim(&second(100, 2, 1)));
         let last = history.lines().back().unwrap();
+        // Of the one that stays the minute, of the new one its second.
         assert_eq!(majors(history.window(last)), 60 + 1);
         assert!(history.lines()[50].vm(0).is_none() && history.lines()[50].vm(1).is_some());
     }

@@ -4,6 +4,6 @@ mod board;
 mod history;
 mod row;
 
-pub use board::Board;
-pub use history::{History, Line, VmLine, WANTED};
+pub use board::{Board, cause_of};
+pub use history::{History, Line, VmLine, WANTED, slim};
 pub use row::{HostRow, VmRow};

@@ -109,6 +109,8 @@ pub struct VmRow {
     pub working_set_is_measured: bool,
     /// What it was given.
     pub configured_bytes: Option<u64>,
+    /// Whether it was there in the interval; figures of one that was not are unknown.
+    pub is_running: bool,
     /// Its place in the recording.
     #[serde(skip)]
     pub place: usize,
@@ -121,17 +123,18 @@ impl VmRow {
         line: &Line,
         (place, vm): (usize, &RunVm),
         summary: &SummaryVm,
+        is_only: bool,
     ) -> Self {
         let none = VmLine::default();
-        let now = line.vm(place).unwrap_or(&none);
+        let here = line.vm(place);
+        let now = here.unwrap_or(&none);
         let bytes = |pages: f64| pages * run.page_size as f64;
         let is_hurt = |of: &&Line| {
             of.vm(place).is_some_and(|vm| vm.stall >= Some(STALL) || vm.cpu >= Some(CPU))
         };
         let hurt_ns: u64 =
             history.lines_until(line).rev().take_while(is_hurt).map(|of| of.place.length_ns).sum();
-        let same = run.vms.iter().filter(|other| other.name == vm.name).count();
-        let name = if same > 1 { format!("{} ({})", vm.name, vm.vm_id) } else { vm.name.clone() };
+        let name = if is_only { vm.name.clone() } else { format!("{} ({})", vm.name, vm.vm_id) };
         let memory = &summary.memory;
         Self {
             vm_id: vm.vm_id.clone(),
@@ -151,6 +154,7 @@ impl VmRow {
             working_set_bytes: memory.working_set_bytes,
             working_set_is_measured: memory.working_set_source.is_some_and(|by| by.is_measured()),
             configured_bytes: memory.configured_bytes.or(vm.memory_bytes),
+            is_running: here.is_some(),
             place,
         }
     }
