@@ -1,4 +1,4 @@
-//! Finds the eBPF object that the binary carries.
+//! Finds what the binary carries: the eBPF object, and the library that draws the report's plots.
 
 use std::path::Path;
 
@@ -7,11 +7,18 @@ fn main() {
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let object = root.join(format!("target/overcommit-programs-{arch}.o"));
     println!("cargo::rerun-if-changed={}", object.display());
-    if object.exists() {
+    for (name, variable) in
+        [("uplot.js", "OVERCOMMIT_UPLOT_SCRIPT"), ("uplot.css", "OVERCOMMIT_UPLOT_STYLE")]
+    {
+        let file = root.join("target").join(name);
+        println!("cargo::rerun-if-changed={}", file.display());
+        println!("cargo::rustc-env={variable}={}", file.display());
+    }
+    if object.exists() && root.join("target/uplot.css").exists() {
         println!("cargo::rustc-env=OVERCOMMIT_EBPF_OBJECT={}", object.display());
     } else {
         println!(
-            "cargo::error=the eBPF programs are not built yet; run `cargo xtask build-ebpf` once"
+            "cargo::error=the eBPF programs are not built yet, or the plots' library is not there; run `cargo xtask build-ebpf` once"
         );
     }
 }

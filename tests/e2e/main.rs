@@ -21,6 +21,7 @@ mod managers;
 mod memory;
 mod mishaps;
 mod objectives;
+mod page;
 mod readme;
 mod rights;
 mod start;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         memory::TESTS,
         mishaps::TESTS,
         objectives::TESTS,
+        page::TESTS,
         readme::TESTS,
         rights::TESTS,
         start::TESTS,

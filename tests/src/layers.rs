@@ -15,7 +15,7 @@ const RECORDING: Floors = &[
     &["summary", "compare"],
     &["recent"],
     &["view"],
-    &["export"],
+    &["export", "html"],
     &["report"],
 ];
 

@@ -1,5 +1,6 @@
-//! Builds the eBPF programs, then what carries them.
+//! Builds the eBPF programs, and what else the binary carries, then the binary.
 
+use crate::plots;
 use crate::setup::{BPF_LINKER, rust_source, rust_target, show};
 use anyhow::{Context, Result};
 use std::fs;
@@ -45,12 +46,13 @@ impl Arch {
     }
 }
 
-/// Builds the programs into target/overcommit-programs-ARCH.o: they read the registers of kernels of
+/// Fetches the plots' library, and builds the programs into target/overcommit-programs-ARCH.o: they read the registers of kernels of
 /// that architecture.
 ///
 /// # Errors
 /// A tool cannot be installed, or the build fails.
 pub(crate) fn ebpf(arch: Arch) -> Result<()> {
+    plots::fetch()?;
     show(cargo_ebpf("build", arch)?.arg("--quiet"))?;
     let built = ebpf_target(arch).join(EBPF_TARGET).join("release").join(PROGRAMS);
     let object = target().join(format!("{PROGRAMS}-{}.o", arch.name()));

@@ -9,6 +9,7 @@ mod kernels;
 mod lab;
 mod last_test;
 mod managers;
+mod plots;
 mod scenario;
 mod setup;
 mod test;

@@ -103,6 +103,15 @@ pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     quietly(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
 }
 
+/// The SHA-256 of a file.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn sha256(path: &Path) -> Result<String> {
+    let sum = testbed::run(Command::new("sha256sum").arg(path))?;
+    sum.split_whitespace().next().map(str::to_owned).context("sha256sum says nothing")
+}
+
 /// Whether the program can be run by its name.
 pub(crate) fn on_path(program: &str) -> bool {
     find(program).is_ok()

@@ -53,6 +53,8 @@ const NODE_READER: &str = "hdr-histogram-js@3";
 const STRACE: Tool = Tool { program: "strace", package: "strace" };
 /// A terminal to draw on.
 const TMUX: Tool = Tool { program: "tmux", package: "tmux" };
+/// What shows the report's page.
+const BROWSER: Tool = Tool { program: "chromium", package: "chromium" };
 /// libvirt, and what makes it run VMs.
 const LIBVIRT: [Tool; 3] = [
     Tool { program: "virsh", package: "libvirt-clients" },
@@ -166,7 +168,7 @@ fn set_up() -> Result<()> {
     install(&READERS)?;
     install(&JAVA)?;
     install(&LIBVIRT)?;
-    install(&[STRACE, TMUX])?;
+    install(&[STRACE, TMUX, BROWSER])?;
     let mut probe = Command::new("python3");
     if testbed::run(probe.args(["-c", "import ensurepip"])).is_err() {
         install_packages(&["python3-venv"])?;

@@ -7,6 +7,7 @@
 pub mod compare;
 pub mod export;
 pub mod format;
+pub mod html;
 pub mod model;
 pub mod recent;
 pub mod recording;

@@ -1,9 +1,10 @@
 //! What a recording gets at its end, from its files alone, and how it is shown.
 
 use crate::format::hgrm;
+use crate::html::{Library, Plots};
 use crate::model::run::Run;
 use crate::model::totals::Totals;
-use crate::recording::folder::{SUMMARY_CSV, SUMMARY_JSON};
+use crate::recording::folder::{REPORT, SUMMARY_CSV, SUMMARY_JSON};
 use crate::recording::reader::EVERY;
 use crate::recording::{Folder, Recording, Span};
 use crate::slo::Objective;
@@ -20,6 +21,8 @@ pub enum Format {
     Text,
     /// summary.json
     Json,
+    /// A page with plots
+    Html,
 }
 
 /// What of a recording is to be seen, and how.
@@ -34,13 +37,20 @@ pub struct View {
     pub marks: Marks,
     /// Instead of those that it was recorded with, if there are any.
     pub objectives: Vec<Objective>,
+    /// What draws the plots of report.html; without it there is no such file.
+    pub library: Option<Library>,
 }
 
 impl View {
     /// The whole recording, by the objectives that it was recorded with.
     pub fn whole(format: Format, is_full: bool) -> Self {
         let (span, marks) = (Span::WHOLE, Marks::default());
-        Self { format, is_full, span, marks, objectives: Vec::new() }
+        Self { format, is_full, span, marks, objectives: Vec::new(), library: None }
+    }
+
+    /// The same with report.html.
+    pub fn drawn_by(self, library: Library) -> Self {
+        Self { library: Some(library), ..self }
     }
 }
 
@@ -72,10 +82,15 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     } else {
         view.objectives.clone()
     };
-    let (mut summing, mut judging) = (Summing::new(run), Judging::new(objectives));
+    let (mut summing, mut judging) = (Summing::new(run), Judging::new(objectives.clone()));
+    let writes = !recording.is_recording && as_recorded;
+    let is_drawn = writes || view.format == Format::Html;
+    let drawn = view.library.filter(|_| is_drawn);
+    let mut plots = drawn.map(|_| Plots::new(run, folder)).transpose()?;
     recording.each(view.span, EVERY, |interval| {
         summing.add(interval);
         judging.add(run, interval);
+        plots.iter_mut().for_each(|plots| plots.add(interval));
         Ok(())
     })?;
     let judged = judging.judge(run, &summing.totals);
@@ -84,16 +99,20 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     let nothing = summary.nothing(run);
     let code = if code == 0 && nothing.is_some() { NOT_JUDGED } else { code };
     let json = summary.json()?;
+    let page = plots.zip(drawn);
+    let page = page.map(|(plots, library)| plots.page(&recording, &summary, &objectives, library));
+    let page = page.transpose()?;
     let write = || {
         folder.refresh(SUMMARY_JSON, &json)?;
         folder.refresh(SUMMARY_CSV, &summary.csv()?)?;
+        page.iter().try_for_each(|page| folder.refresh(REPORT, page.as_bytes()))?;
         write_distributions(folder, run, &summing.totals)
     };
-    let is_written = !recording.is_recording && as_recorded;
-    let not_written = is_written.then(write).and_then(Result::err);
+    let not_written = writes.then(write).and_then(Result::err);
     let text = match view.format {
         Format::Text => summary_text::text(run, &summary, view.is_full),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
+        Format::Html => page.context("this build has nothing to draw plots with")?,
     };
     Ok(Report { text, code, nothing, not_written })
 }

@@ -24,6 +24,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::signal::Signal;
 use overcommit_recording::format::text::without_numbers;
+use overcommit_recording::html::Library;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::Vm;
 use overcommit_recording::recording::{Folder, Span, single};
@@ -31,6 +32,12 @@ use overcommit_recording::slo::{Objective, config};
 use overcommit_recording::summary::Marks;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// What draws the report's plots: uPlot, by Leon Sorokin, under the MIT licence.
+const PLOTS: Library = Library {
+    script: include_str!(env!("OVERCOMMIT_UPLOT_SCRIPT")),
+    style: include_str!(env!("OVERCOMMIT_UPLOT_STYLE")),
+};
 
 /// Exit code of a failure.
 pub const FAILED: u8 = 1;

@@ -5,7 +5,7 @@ pub(super) mod said;
 use crate::commands::record::said::{begun_with, failed, next, over, unserved};
 use crate::commands::subject::{Subject, ns, raise_limit};
 use crate::commands::whom::{find, selection, stopped};
-use crate::commands::{WHEN, WHERE, default_out, require_hosts_pids, require_root};
+use crate::commands::{PLOTS, WHEN, WHERE, default_out, require_hosts_pids, require_root};
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::capability;
 use crate::sampler::roster::Selection;
@@ -222,7 +222,7 @@ async fn end_load(end: End, load: Option<Load>) -> Result<(Option<ExitStatus>, O
 /// Prints the report; `code` is that of COMMAND.
 fn conclude(args: &Args, folder: &Folder, run: &Run, code: u8) -> Result<ExitCode> {
     let format = if args.json { Format::Json } else { Format::Text };
-    let report = rebuild(folder, &View::whole(format, false))?;
+    let report = rebuild(folder, &View::whole(format, false).drawn_by(PLOTS))?;
     if args.json || !args.quiet {
         print(&report.text)?;
     }

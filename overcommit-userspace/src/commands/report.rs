@@ -1,6 +1,6 @@
 //! `overcommit report`
 
-use crate::commands::{ObjectiveArgs, SpanArgs};
+use crate::commands::{ObjectiveArgs, PLOTS, SpanArgs};
 use crate::terminal::{print, say};
 use anyhow::Result;
 use overcommit_recording::recording::{Folder, run_file, single};
@@ -13,7 +13,8 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:
   overcommit report before
   overcommit report load --from steady --to end -v
-  overcommit report load --slo 'stall.share<1%' --json")]
+  overcommit report load --slo 'stall.share<1%' --json
+  overcommit report load --format html --out load.html")]
 pub struct Args {
     /// Folder of the recording
     dir: PathBuf,
@@ -49,6 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         span: args.span.read(&folder)?,
         marks: args.span.marks(),
         objectives: args.objectives.read(),
+        library: Some(PLOTS),
     };
     let report = rebuild(&folder, &view)?;
     match &args.out {

@@ -4,7 +4,7 @@ use crate::commands::record::said::failed;
 use crate::commands::record::stopped_by;
 use crate::commands::subject::{Subject, raise_limit};
 use crate::commands::whom::{find, selection, stopped};
-use crate::commands::{WHERE, require_hosts_pids, require_root, signalled};
+use crate::commands::{PLOTS, WHERE, require_hosts_pids, require_root, signalled};
 use crate::kernel::capability;
 use crate::session::run::{End, Told, Until, follow};
 use crate::session::wait::{Waiter, Woken};
@@ -223,7 +223,7 @@ async fn watch(args: Args) -> Result<ExitCode> {
 fn conclude(writer: Writer, folder: &Folder, mut run: Run, end: &End) -> Result<String> {
     run.stopped_by = Some(stopped_by(end));
     writer.write_run(&run)?;
-    let report = rebuild(folder, &View::whole(Format::Text, false))?;
+    let report = rebuild(folder, &View::whole(Format::Text, false).drawn_by(PLOTS))?;
     report.not_written.map_or(Ok(report.text), Err)
 }
 

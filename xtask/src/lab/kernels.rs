@@ -3,12 +3,12 @@
 
 use crate::build::Arch;
 use crate::lab::apt::{Apt, Suite};
+use crate::setup::sha256;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Which kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -266,9 +266,8 @@ fn file_name(package: &Pinned, machine: Machine) -> String {
     format!("{}_{}_{}.deb", package.name, package.version, machine.debian())
 }
 
-fn verify(path: &Path, sha256: &str) -> Result<()> {
-    let sum = testbed::run(Command::new("sha256sum").arg(path))?;
-    if sum.starts_with(sha256) {
+fn verify(path: &Path, expected: &str) -> Result<()> {
+    if sha256(path)? == expected {
         return Ok(());
     }
     fs::remove_file(path)?;

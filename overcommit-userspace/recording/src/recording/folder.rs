@@ -30,6 +30,8 @@ pub const MARKS: &str = "marks.csv";
 pub const SUMMARY_JSON: &str = "summary.json";
 /// See [`RUN_FILE`].
 pub const SUMMARY_CSV: &str = "summary.csv";
+/// See [`RUN_FILE`].
+pub const REPORT: &str = "report.html";
 /// A VM's histogram log, in its own folder.
 pub const LATENCY_LOG: &str = "latency.hlog";
 

@@ -250,6 +250,7 @@ impl<'a> Files<'a> {
             // Without either, nothing is known of it.
             if let Some(place) = place.or(of_vms) {
                 interval.place = Place { number, ..place };
+                time_rates(&mut interval);
                 return Ok(Some((interval, lines)));
             }
         }
@@ -277,6 +278,14 @@ impl<'a> Files<'a> {
             vm.swapins = None;
         }
         Ok(Some(vm))
+    }
+}
+
+/// Files do not tell between which looks a rate lies: about as long as the interval.
+fn time_rates(interval: &mut Interval) {
+    let of_vms = interval.vms.iter_mut().map(|vm| &mut vm.swap.rates);
+    for rates in of_vms.chain([&mut interval.host.swap.rates]).flatten() {
+        rates.length_ns = interval.place.length_ns;
     }
 }
 

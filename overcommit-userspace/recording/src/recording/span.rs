@@ -72,6 +72,19 @@ fn unknown(marks: &[Mark], name: &str, after_us: u64) -> String {
     format!("there is no mark {name:?}{after}; this recording has {}", texts.join(", "))
 }
 
+/// Each mark, by the time of day in microseconds.
+///
+/// # Errors
+/// marks.csv cannot be read.
+pub fn marks(folder: &Folder) -> Result<Vec<(u64, String)>> {
+    if !folder.has(MARKS) {
+        return Ok(Vec::new());
+    }
+    let marks = read(&folder.content(MARKS)?)
+        .with_context(|| format!("cannot read {}", folder.file(MARKS).display()))?;
+    Ok(marks.into_iter().map(|mark| (mark.at_us, mark.text)).collect())
+}
+
 /// A line of marks.csv.
 ///
 /// # Errors

@@ -15,6 +15,11 @@ pub struct Quantile(u32);
 const WHOLE: u32 = 1_000_000;
 
 impl Quantile {
+    /// From 0 to 1.
+    pub fn value(self) -> f64 {
+        f64::from(self.0) / f64::from(WHOLE)
+    }
+
     /// `p50`, `p99`, `p99.9`, `max`; `p999` is the same as `p99.9`, as in the files' columns.
     fn parse(text: &str) -> Result<Self> {
         if text == "max" {

@@ -61,8 +61,14 @@ fn some(vms: &[&SummaryVm], are_all: bool, name: &impl Fn(&SummaryVm) -> String)
 
 /// How it fared, and why.
 pub fn said(vm: &SummaryVm) -> String {
+    let why = vm.verdict.why.as_deref().unwrap_or("not known");
+    format!("{}. Cause: {why}.", what(vm))
+}
+
+/// How it fared: a word, and what it lost.
+pub fn what(vm: &SummaryVm) -> String {
     let losses = losses(vm);
-    let what = match (vm.verdict.fared, vm.ended_by) {
+    match (vm.verdict.fared, vm.ended_by) {
         (fared @ (Fared::Killed | Fared::Crashed), by) => {
             let how = match by.and_then(EndedBy::short) {
                 Some(short) => format!("{short} ran out of memory"),
@@ -72,9 +78,7 @@ pub fn said(vm: &SummaryVm) -> String {
             format!("{} {when}: {how}. Until then it {losses}", bad(fared.word()))
         }
         (fared, _) => format!("{}: {losses}", bad(fared.word())),
-    };
-    let why = vm.verdict.why.as_deref().unwrap_or("not known");
-    format!("{what}. Cause: {why}.")
+    }
 }
 
 /// What it lost, the larger part first.

@@ -1,0 +1,13 @@
+//! A recording as a page that needs no network: report.html.
+//!
+//! `timeline` folds intervals into columns of time, `data` packs them for the page's script,
+//! `tables` are what is readable without it, `page` puts all into the template. The script, style
+//! and template lie in `templates/`.
+
+mod data;
+mod encode;
+mod page;
+mod tables;
+mod timeline;
+
+pub use page::{Library, Plots};

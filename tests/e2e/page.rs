@@ -1,0 +1,147 @@
+//! report.html in a real browser: drawn, without an error, and inert.
+
+use crate::Tests;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use testbed::qemu::Vm;
+use testbed::record::Recording;
+use testbed::squeeze::Squeeze;
+use testbed::{overcommit, root, run};
+
+pub(crate) const TESTS: Tests =
+    &[("a_page_is_drawn_in_a_browser", drawn), ("a_page_of_hostile_names_is_inert", hostile)];
+
+/// Looks at the page once it is drawn, uses what can be used, and notes what came of it where the
+/// browser prints it.
+const LOOK: &str = "<script>
+addEventListener('error', (e) => { document.documentElement.dataset.thrown = e.message; });
+const wait = setInterval(() => {
+  const noted = document.documentElement.dataset, $$ = (s) => [...document.querySelectorAll(s)];
+  if (!noted.ready && !noted.error) return;
+  clearInterval(wait);
+  const isDrawn = (c) => new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size > 2;
+  const plots = $$('.plot').filter((plot) => plot.querySelector('canvas'));
+  noted.plots = plots.length;
+  noted.empty = plots.filter((plot) => !isDrawn(plot.querySelector('canvas'))).map((plot) => plot.id).join(' ');
+  const key = (of, name) => of.dispatchEvent(new KeyboardEvent('keydown', { key: name, bubbles: true }));
+  const change = (id, value) => { const of = document.getElementById(id); of.value = value; of.dispatchEvent(new Event('change')); };
+  change('metric', 'fault.minor');
+  change('cvm', '0');
+  change('to', '1');
+  change('cmp', '0');
+  $$('#vmt thead button').forEach((button) => button.click());
+  document.getElementById('theme').click();
+  const heat = document.querySelector('#heats .plot');
+  key(heat, 'ArrowRight');
+  key(heat, 'Enter');
+  key(heat, 'Escape');
+  noted.moment = $$('#heats .sec').length;
+  noted.filtered = $$('#vmt tbody tr').length;
+  noted.injected = $$('main script, b.injected, img').length;
+  noted.looked = 1;
+}, 20);
+</script>";
+
+/// What the browser noted of a page, as its last state has it; its console, too.
+fn look(dir: &Path, page: &str, width: u32) -> Result<String> {
+    let file = dir.join("page.html");
+    fs::write(&file, page.replace("</html>", &format!("{LOOK}</html>")))?;
+    let mut browser = Command::new("chromium");
+    browser.args([
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+    ]);
+    browser.args([
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]);
+    browser.args(["--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]);
+    browser.arg(format!("--user-data-dir={}", dir.join("browser").display()));
+    browser.arg(format!("--window-size={width},1000")).arg(format!("file://{}", file.display()));
+    let ended = testbed::as_child(&mut browser, nix::sys::signal::Signal::SIGKILL).output()?;
+    let console = String::from_utf8_lossy(&ended.stderr).into_owned();
+    let said: Vec<&str> = console.lines().filter(|line| line.contains("CONSOLE")).collect();
+    ensure!(said.is_empty(), "the browser's console: {said:?}");
+    let dom = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let start = dom.find("<html").with_context(|| format!("no page; {console}"))?;
+    let end = dom[start..].find('>').context("no page")?;
+    let noted = dom[start..start + end].to_owned();
+    ensure!(noted.contains("data-looked=\"1\""), "it was not drawn: {noted}; {console}");
+    ensure!(!noted.contains("data-error") && !noted.contains("data-thrown"), "{noted}");
+    Ok(noted)
+}
+
+fn noted<'a>(of: &'a str, name: &str) -> Result<&'a str> {
+    let rest =
+        of.split_once(&format!("data-{name}=\"")).with_context(|| format!("no {name}: {of}"))?;
+    Ok(rest.1.split('"').next().unwrap_or_default())
+}
+
+fn drawn() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let squeeze = Squeeze::new()?;
+    let mut vm = Vm::start(&squeeze.config("squeezed"))?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, ["--slow-faults", "10us"])?;
+    vm.await_majors(2_000)?;
+    run(Command::new(overcommit()).args(["mark"]).arg(&folder).arg("steady, <b>\"1\"</b>"))?;
+    vm.await_majors(2_000)?;
+    vm.stop()?;
+    let folder = recording.end()?;
+    let page = fs::read_to_string(folder.join("report.html"))?;
+    ensure!(!page.contains("http:") || page.matches("http").count() < 10, "it names addresses");
+    for (width, theme) in [(1_280, "light"), (1_280, "dark"), (520, "light")] {
+        let page = page.replacen(
+            "<html lang=\"en\">",
+            &format!("<html lang=\"en\" data-theme=\"{theme}\">"),
+            1,
+        );
+        let of = look(dir.path(), &page, width)?;
+        // Host, causes, a map and percentiles.
+        ensure!(noted(&of, "plots")?.parse::<u32>()? >= 6, "{of}");
+        ensure!(noted(&of, "empty")?.is_empty(), "{of}");
+        ensure!(noted(&of, "moment")? == "1" && noted(&of, "injected")? == "0", "{of}");
+    }
+    // The same from the command, also of a part.
+    let out = dir.path().join("part.html");
+    run(Command::new(overcommit())
+        .arg("report")
+        .arg(&folder)
+        .args(["--format", "html", "--to"])
+        .arg("steady, <b>\"1\"</b>")
+        .arg("--out")
+        .arg(&out))?;
+    let of = look(dir.path(), &fs::read_to_string(&out)?, 1_280)?;
+    ensure!(noted(&of, "empty")?.is_empty(), "{of}");
+    Ok(())
+}
+
+fn hostile() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let known = root().join("overcommit-userspace/recording/golden/now");
+    run(Command::new("cp").arg("-r").arg(known).arg(dir.path().join("known")))?;
+    let folder = dir.path().join("known");
+    let file = folder.join("run.json");
+    let name = r#"</script><b class='injected'>x</b><img src=x onerror='document.title=1'><script>throw 1</script>"#;
+    let hostile = fs::read_to_string(&file)?.replace("\"=db\"", &serde_json::to_string(name)?);
+    ensure!(hostile.contains("injected"), "no name was replaced");
+    fs::write(&file, hostile)?;
+    let out = dir.path().join("known.html");
+    let _ = Command::new(overcommit())
+        .arg("report")
+        .arg(&folder)
+        .args(["--format", "html", "--out"])
+        .arg(&out)
+        .status()?;
+    let page = fs::read_to_string(&out)?;
+    ensure!(page.contains("injected"), "the name is not shown");
+    let of = look(dir.path(), &page, 1_280)?;
+    ensure!(noted(&of, "injected")? == "0" && noted(&of, "filtered")? == "2", "{of}");
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! The library that draws the report's plots: fetched once, held to its checksum, never part of the
+//! sources.
+
+use crate::setup::{Tool, install, quietly, sha256};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use testbed::target;
+
+/// What fetches it.
+const NPM: Tool = Tool { program: "npm", package: "npm" };
+/// Its package.
+const PACKAGE: &str = "uplot@1.6.32";
+/// Its files that the binary carries, as the package has them and as they lie in target/, each
+/// with its SHA-256.
+const FILES: [(&str, &str, &str); 2] = [
+    (
+        "package/dist/uPlot.iife.min.js",
+        "uplot.js",
+        "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+    ),
+    (
+        "package/dist/uPlot.min.css",
+        "uplot.css",
+        "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+    ),
+];
+
+/// Fetches it into target/, where it is not there yet.
+///
+/// # Errors
+/// It cannot be had, or is another one.
+pub(crate) fn fetch() -> Result<()> {
+    let is_there = |(_, name, sum): &(&str, &str, &str)| {
+        sha256(&target().join(name)).is_ok_and(|found| found == *sum)
+    };
+    if FILES.iter().all(is_there) {
+        return Ok(());
+    }
+    install(&[NPM])?;
+    let work = target().join("uplot");
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
+    println!("fetching {PACKAGE} from npm");
+    quietly(Command::new("npm").current_dir(&work).args(["pack", PACKAGE]))?;
+    let packed = archive(&work)?;
+    quietly(Command::new("tar").current_dir(&work).arg("xzf").arg(&packed))?;
+    for (file, name, sum) in FILES {
+        let found = sha256(&work.join(file))?;
+        ensure!(found == sum, "{file} of {PACKAGE} has the checksum {found} instead of {sum}");
+        fs::copy(work.join(file), target().join(name))
+            .with_context(|| format!("cannot copy {name}"))?;
+    }
+    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+}
+
+fn archive(dir: &Path) -> Result<PathBuf> {
+    let mut files = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_archive = |path: &PathBuf| path.extension().is_some_and(|of| of == "tgz");
+    files.find(is_archive).with_context(|| format!("npm packed nothing into {}", dir.display()))
+}
