@@ -14,7 +14,8 @@ fn main() {
         println!("cargo::rerun-if-changed={}", file.display());
         println!("cargo::rustc-env={variable}={}", file.display());
     }
-    if object.exists() && root.join("target/uplot.css").exists() {
+    let has = |name: &str| root.join("target").join(name).exists();
+    if object.exists() && has("uplot.js") && has("uplot.css") {
         println!("cargo::rustc-env=OVERCOMMIT_EBPF_OBJECT={}", object.display());
     } else {
         println!(

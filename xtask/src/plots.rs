@@ -1,7 +1,7 @@
 //! The library that draws the report's plots: fetched once, held to its checksum, never part of the
 //! sources.
 
-use crate::setup::{Tool, install, quietly, sha256};
+use crate::setup::{Tool, install, on_path, quietly, require_root, sha256};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,11 @@ pub(crate) fn fetch() -> Result<()> {
     if FILES.iter().all(is_there) {
         return Ok(());
     }
+    let can_install = on_path(NPM.program) || require_root("build").is_ok();
+    ensure!(
+        can_install,
+        "npm is missing, which fetches {PACKAGE} for the report's plots; install it"
+    );
     install(&[NPM])?;
     let work = target().join("uplot");
     let _ = fs::remove_dir_all(&work);

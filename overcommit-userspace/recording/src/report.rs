@@ -11,7 +11,7 @@ use crate::slo::Objective;
 use crate::slo::judge::{Judging, NOT_JUDGED, exit_code};
 use crate::summary::{Marks, Summing};
 use crate::view::summary_text;
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, anyhow};
 use clap::ValueEnum;
 
 /// Output formats.
@@ -84,13 +84,15 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     };
     let (mut summing, mut judging) = (Summing::new(run), Judging::new(objectives.clone()));
     let writes = !recording.is_recording && as_recorded;
-    let is_drawn = writes || view.format == Format::Html;
-    let drawn = view.library.filter(|_| is_drawn);
-    let mut plots = drawn.map(|_| Plots::new(run, folder)).transpose()?;
+    // A recording that is complete has had its page.
+    let lacks_page = writes && folder.is_ours() && !folder.has(REPORT);
+    let drawn = view.library.filter(|_| lacks_page || view.format == Format::Html);
+    // Whatever the page may lack, the rest of the report does not hang on it.
+    let mut plots = drawn.map(|_| Plots::new(run, folder));
     recording.each(view.span, EVERY, |interval| {
         summing.add(interval);
         judging.add(run, interval);
-        plots.iter_mut().for_each(|plots| plots.add(interval));
+        plots.iter_mut().flatten().for_each(|plots| plots.add(interval));
         Ok(())
     })?;
     let judged = judging.judge(run, &summing.totals);
@@ -99,20 +101,24 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     let nothing = summary.nothing(run);
     let code = if code == 0 && nothing.is_some() { NOT_JUDGED } else { code };
     let json = summary.json()?;
-    let page = plots.zip(drawn);
-    let page = page.map(|(plots, library)| plots.page(&recording, &summary, &objectives, library));
-    let page = page.transpose()?;
+    let page = plots
+        .zip(drawn)
+        .map(|(plots, library)| plots?.page(&recording, &summary, view.span, &objectives, library));
     let write = || {
         folder.refresh(SUMMARY_JSON, &json)?;
         folder.refresh(SUMMARY_CSV, &summary.csv()?)?;
-        page.iter().try_for_each(|page| folder.refresh(REPORT, page.as_bytes()))?;
-        write_distributions(folder, run, &summing.totals)
+        write_distributions(folder, run, &summing.totals)?;
+        match &page {
+            Some(Ok(page)) if lacks_page => folder.refresh(REPORT, page.as_bytes()),
+            Some(Err(error)) => Err(anyhow!("report.html: {error:#}")),
+            Some(Ok(_)) | None => Ok(()),
+        }
     };
     let not_written = writes.then(write).and_then(Result::err);
     let text = match view.format {
         Format::Text => summary_text::text(run, &summary, view.is_full),
         Format::Json => String::from_utf8(json).context("summary.json is not UTF-8")?,
-        Format::Html => page.context("this build has nothing to draw plots with")?,
+        Format::Html => page.context("this build has nothing to draw plots with")??,
     };
     Ok(Report { text, code, nothing, not_written })
 }

@@ -75,7 +75,8 @@ const series = (text) => {
   }
   return values;
 };
-/* Tenths of a millisecond of vCPU time by column: swap-in, reclaim, lock, CPU queue, other; memory; CPU. */
+/* Tenths of a millisecond by column: swap-in, reclaim, lock, CPU queue, other; memory; CPU; the time of its
+   vCPUs; for how long it was recorded. */
 const waits = (vm) => cached(vm, "_waits", () => vm.series.map(series));
 const held = (vm) => cached(vm, "_held", () => series(vm.held).map((x) => x / 100));
 /* The distribution of spans: added, never averaged. */
@@ -110,12 +111,8 @@ const quantile = (of, q) => {
   }
   return of.max;
 };
-const isHere = (vm, t) => t >= vm.born && t < vm.died && !isGone[t];
-const life = (vm, from, to) => {
-  let n = 0;
-  for (let t = from; t < to; t++) n += isHere(vm, t);
-  return n * D.step;
-};
+const isHere = (vm, t) => waits(vm)[8][t] > 0;
+const sumOf = (values, from, to) => values.slice(from, to).reduce((a, b) => a + b, 0);
 
 /* ---- state ---- */
 const last = D.edges.length - 1;
@@ -280,7 +277,7 @@ function host() {
   const sum = (vms) => X.map((t) => isGone[t] ? null : vms.reduce((all, vm) => all + heldAt(vm, t), 0));
   const rows = [sum(others), ...named.slice().reverse().map(of)];
   const colours = ["grey", ...named.slice().reverse().map(colour)];
-  const names = [others.length + " others", ...named.slice().reverse().map((vm) => vm.name)];
+  const names = [others.length + (others.length === 1 ? " other" : " others"), ...named.slice().reverse().map((vm) => vm.name)];
   const key = $("#k-mem");
   key.textContent = "";
   names.forEach((name, i) => {
@@ -307,9 +304,9 @@ function host() {
   });
   timePlot($("#p-psi"), 84, {
     lines: [area("grey2", "grey"), { stroke: css("harm"), width: 1.25, points: { show: false } }], data: [X, D.host.some, D.host.full],
-    readEl: $("#r-psi"), label: "Memory pressure of the host over time", bottom: true,
+    range: (u, a, b) => [0, Math.max(1, b * 1.08)], readEl: $("#r-psi"), label: "Memory pressure of the host over time", bottom: true,
     read: (i) => i == null ? "most: some " + pct(most(D.host.some)) + ", all " + pct(most(D.host.full))
-      : D.host.some[i] == null ? clock(i) + "  not known" : clock(i) + "  some " + pct(D.host.some[i]) + ", all " + pct(D.host.full[i] || 0),
+      : D.host.some[i] == null ? clock(i) + "  not known" : clock(i) + "  some " + pct(D.host.some[i]) + ", all " + (D.host.full[i] == null ? "not known" : pct(D.host.full[i])),
   });
 }
 
@@ -318,8 +315,9 @@ const PARTS = ["swap-in", "reclaim", "lock", "CPU queue", "other"], PART_COLOURS
 function causes() {
   const vm = D.vms[S.causes];
   if (!vm) return;
-  const whole = 100 * D.step * vm.vcpus;
-  const rows = waits(vm).slice(0, 5).map((row) => X.map((t) => isHere(vm, t) ? (row[t] || 0) / whole : null));
+  if (!vm.stall) { $("#p-cause").textContent = "Its vCPU threads are not known, so that its waits are not seen."; $("#r-cause").textContent = ""; return; }
+  const whole = waits(vm)[7];
+  const rows = waits(vm).slice(0, 5).map((row) => X.map((t) => isHere(vm, t) && whole[t] ? 100 * row[t] / whole[t] : null));
   const order = [0, 1, 3, 2, 4];
   timePlot($("#p-cause"), 140, {
     lines: order.slice().reverse().map((k) => area(PART_COLOURS[k], PART_COLOURS[k])), data: [X, ...stacked(order.map((k) => rows[k]))],
@@ -355,6 +353,7 @@ function heatPlot(vm, box, readEl, height, bottom, click) {
     label: "Latencies of " + vm.name + " over time; arrow keys move, Enter opens a moment",
     y: { splits: () => DECADES.map(ROW).filter((row) => row >= range[0] && row <= range[1]), values: (u, s) => s.map((row) => tick(Math.round(EDGE(row)))), space: 14 },
     read: (i) => {
+      if (i != null && i >= D.mapsEnd) return clock(i) + "  not drawn";
       if (i != null && !isHere(vm, i)) return clock(i) + (i >= vm.died ? "  " + vm.end : "  not recorded");
       let n = 0, top = 0;
       for (let t = i ?? D.edges[S.from]; t < (i == null ? D.edges[S.to] : i + 1); t++) for (let k = 0; columns[t] && k < columns[t].length; k += 2) { n += columns[t][k + 1]; top = Math.max(top, columns[t][k]); }
@@ -387,6 +386,7 @@ function drawHeat(u, vm, columns, limits, height) {
   }
   c.fillStyle = css("sf");
   if (vm.born > 0) c.fillRect(left, top, x(vm.born - .5) - left, u.bbox.height);
+  if (D.mapsEnd < T) { const a = x(D.mapsEnd - .5); c.fillRect(a, top, left + width - a, u.bbox.height); }
   if (vm.died < T) { const a = x(vm.died - .5); c.fillRect(a, top, left + width - a, u.bbox.height); }
   c.font = 12 * r + "px system-ui,sans-serif";
   c.textAlign = "left";
@@ -457,7 +457,7 @@ function moment(vm, t, box) {
   head.append(nav);
   made.append(head);
   if (here) made.append(slowTable(here[2]));
-  else made.append(el("p", "dim", all.length ? "None of this moment was as slow as --slow-faults asks for." : "Slow faults were not recorded, or there were none; record with --slow-faults 1ms."));
+  else made.append(el("p", "dim", D.withoutSlow ? "Slow faults were left out so that this file stays small; slow-faults.csv has them." : all.length ? "None of this moment was as slow as --slow-faults asks for." : "Slow faults were not recorded, or there were none; record with --slow-faults 1ms."));
   box.append(made);
 }
 function slowTable(faults) {
@@ -593,17 +593,21 @@ function drawEnds(u, vms, of) {
 
 /* ---- table ---- */
 function table() {
-  const from = D.edges[S.from], to = D.edges[S.to];
-  if (S.from === 0 && S.to === last && !table.changed) { sort(); return; }
-  table.changed = true;
+  const from = D.edges[S.from], to = D.edges[S.to], isWhole = S.from === 0 && S.to === last;
   for (const row of $$("#vmt tbody tr")) {
     const vm = D.vms.find((vm) => vm.id === row.dataset.vm);
     if (!vm) continue;
-    const seconds = life(vm, from, to), [memory, cpu] = waits(vm).slice(5).map((all) => all.slice(from, to).reduce((a, b) => a + b, 0));
-    const h = hist(vm, "fault.major", S.from, S.to), whole = 1e4 * vm.vcpus * seconds;
-    const set = (key, value, text) => { const cell = $("[data-k=" + key + "]", row); cell.dataset.v = value ?? -1; cell.textContent = text; };
-    set("stall", seconds ? memory / whole : null, seconds ? pct(100 * memory / whole) : "–");
-    set("cpu", seconds ? cpu / whole : null, seconds ? pct(100 * cpu / whole) : "–");
+    const [memory, cpu, vcpus, recorded] = waits(vm).slice(5).map((values) => sumOf(values, from, to));
+    const h = hist(vm, "fault.major", S.from, S.to), seconds = recorded / 1e4;
+    const set = (key, value, text) => {
+      const cell = $("[data-k=" + key + "]", row);
+      /* The whole recording is as its summary has it. */
+      cell.first ??= [cell.dataset.v, cell.textContent];
+      [cell.dataset.v, cell.textContent] = isWhole ? cell.first : [value ?? -1, text];
+    };
+    const share = (seen, part) => !seen ? [null, "not seen"] : vcpus ? [part / vcpus, pct(100 * part / vcpus)] : [null, "–"];
+    set("stall", ...share(vm.stall, memory));
+    set("cpu", ...share(vm.cpu, cpu));
     set("rate", seconds ? h.n / seconds : null, seconds ? rate(h.n / seconds) : "–");
     for (const [key, q, least] of [["p50", .5, 2], ["p99", .99, 100], ["p999", .999, 1000]]) {
       const value = h.n >= least ? quantile(h, q) : null;
@@ -673,7 +677,7 @@ $("#theme").onclick = () => {
 };
 matchMedia("(prefers-color-scheme:dark)").addEventListener("change", all);
 $("#zoom").onclick = showAll;
-$("#quiet").addEventListener("toggle", heats);
+$("#quiet").addEventListener("toggle", time);
 let opened = [], theme;
 addEventListener("beforeprint", () => {
   opened = $$("details:not([open])");
@@ -693,7 +697,8 @@ root.classList.add("js");
 filter();
 all();
 /* The worst moment of the worst VM is open at first: that teaches the click. */
-const worst = (D.slow[0] || []).reduce((a, b) => a && a[2][0][0] >= b[2][0][0] ? a : b, null);
+const slowest = (row) => row[2].length ? row[2][0][0] : 0;
+const worst = (D.slow[0] || []).reduce((a, b) => a && slowest(a) >= slowest(b) ? a : b, null);
 if (worst && HURT.length) moment(D.vms[0], worst[0], $("#heats .secbox"));
 root.dataset.ready = "1";
 })().catch((error) => {

@@ -4,6 +4,7 @@ use crate::host::in_memory;
 use anyhow::Result;
 use overcommit_recording::format::hlog::{self, LineReader};
 use overcommit_recording::format::text;
+use overcommit_recording::html::Library;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::recording::{Folder, Recording, Span};
 use overcommit_recording::report::{Format, View, rebuild};
@@ -108,8 +109,9 @@ fn cut_off(copy: &Copy) {
 
 fn read(path: &Path) {
     let Ok(folder) = Folder::open(path) else { return };
-    for format in [Format::Text, Format::Json] {
-        let _ = rebuild(&folder, &View::whole(format, true));
+    let library = Library { script: "", style: "" };
+    for format in [Format::Text, Format::Json, Format::Html] {
+        let _ = rebuild(&folder, &View::whole(format, true).drawn_by(library));
     }
     if let Ok(recording) = Recording::open(&folder) {
         let _ = recording.each_slow_fault(|_| Ok(()));

@@ -34,11 +34,13 @@ impl Left {
     pub(super) const fn words(self) -> Option<&'static str> {
         match self {
             Self::Nothing => None,
-            Self::QuietMaps => Some("latency maps of VMs that were not hurt"),
-            Self::MinorMaps => Some("latency maps of minor faults, and of VMs that were not hurt"),
-            Self::SlowFaults => {
-                Some("slow faults, latency maps of minor faults, and of VMs that were not hurt")
+            Self::QuietMaps => Some("latency maps of VMs that are not drawn at length"),
+            Self::MinorMaps => {
+                Some("latency maps of minor faults, and of VMs that are not drawn at length")
             }
+            Self::SlowFaults => Some(
+                "slow faults, latency maps of minor faults, and of VMs that are not drawn at length",
+            ),
             Self::Maps => Some("latency maps and slow faults"),
         }
     }
@@ -50,8 +52,11 @@ pub(super) struct Drawn {
     pub(super) place: usize,
     pub(super) vm_id: String,
     pub(super) name: String,
-    /// Among those that were hurt or took from others, the worst first.
+    /// Among those that are drawn at length: the worst of those that were hurt, and who took from them.
     pub(super) rank: Option<usize>,
+    /// Whether its waits for memory, and for a CPU, were seen.
+    pub(super) has_stall: bool,
+    pub(super) has_cpu: bool,
     /// The column in which it began, and the one behind its end.
     pub(super) born: usize,
     pub(super) died: usize,
@@ -69,7 +74,7 @@ pub(super) struct Limit {
     pub(super) places: Vec<usize>,
 }
 
-/// The slowest faults of each VM and column.
+/// The slowest faults of each VM and column, of those that are drawn.
 #[derive(Default)]
 pub(super) struct Slow {
     by: BTreeMap<(usize, usize), (u32, Vec<SlowFault>)>,
@@ -77,12 +82,11 @@ pub(super) struct Slow {
 }
 
 impl Slow {
-    pub(super) fn add(&mut self, timeline: &Timeline, fault: &SlowFault) {
-        let column = timeline.column(fault.end_ns / 1_000);
-        let room = self.kept < SLOW[1];
+    /// Adds one that came in that column.
+    pub(super) fn add(&mut self, column: usize, fault: &SlowFault) {
         let (count, faults) = self.by.entry((fault.vm, column)).or_default();
-        *count += 1;
-        if faults.len() < SLOW[0] && room {
+        *count = count.saturating_add(1);
+        if faults.len() < SLOW[0] {
             faults.push(fault.clone());
             self.kept += 1;
         } else if let Some(least) = faults.iter_mut().min_by_key(|of| of.latency_ns)
@@ -90,6 +94,22 @@ impl Slow {
         {
             *least = fault.clone();
         }
+        if self.kept > 2 * SLOW[1] {
+            self.keep_slowest();
+        }
+    }
+
+    /// Forgets all but the slowest of all.
+    pub(super) fn keep_slowest(&mut self) {
+        let mut latencies: Vec<u64> =
+            self.by.values().flat_map(|(_, of)| of.iter().map(|fault| fault.latency_ns)).collect();
+        if latencies.len() > SLOW[1] {
+            latencies.sort_unstable_by(|a, b| b.cmp(a));
+            let least = latencies[SLOW[1] - 1];
+            self.by.values_mut().for_each(|(_, of)| of.retain(|fault| fault.latency_ns >= least));
+            self.by.retain(|_, (_, of)| !of.is_empty());
+        }
+        self.kept = self.by.values().map(|(_, of)| of.len()).sum();
     }
 }
 
@@ -136,6 +156,8 @@ fn data(timeline: &Timeline, drawn: &[Drawn], limits: &[Limit], slow: &Slow, lef
         "edges": timeline.edges,
         "gone": gone(timeline),
         "total": round(Some(total)),
+        "mapsEnd": timeline.full_from.unwrap_or(timeline.columns),
+        "withoutSlow": !with_slow,
         "host": {
             "avail": host(&|column| column.available),
             "in": host(&|column| timeline.swapped(column)[0]),
@@ -187,7 +209,7 @@ pub(super) fn states(timeline: &Timeline, drawn: &[Drawn]) -> Vec<(String, Vec<V
     for vm in drawn.iter().filter(|vm| vm.rank.is_some()) {
         let none = VmTimeline::default();
         let of = timeline.vms.get(vm.place).unwrap_or(&none);
-        let mut bands = bands(of.swap.iter().copied());
+        let mut bands = bands((0..timeline.columns).map(|column| of.at(column).swap));
         if !vm.end.is_empty() {
             bands.push(json!([vm.died, vm.died, 3, vm.end]));
         }
@@ -220,11 +242,11 @@ fn vm_of(timeline: &Timeline, vm: &Drawn, left: Left) -> Value {
         let each = (0..spans).map(|span| latencies(span).map_or(0, |of| of.max_ns));
         longest.insert(name, json!(each.collect::<Vec<_>>()));
     }
-    let value =
-        |column: usize, at: usize| u64::from(of.series.get(column).map_or(0, |all| all[at]));
+    // Tenths of a millisecond.
+    let value = |column: usize, at: usize| (of.at(column).series[at] / 1e5).round() as u64;
     let series = |at| series((0..timeline.columns).map(|column| value(column, at)));
     json!({
-        "id": vm.vm_id, "name": vm.name, "rank": vm.rank, "vcpus": of.vcpus(), "born": vm.born, "died": vm.died,
+        "id": vm.vm_id, "name": vm.name, "rank": vm.rank, "stall": vm.has_stall, "cpu": vm.has_cpu, "born": vm.born, "died": vm.died,
         "end": vm.end, "heat": maps, "hist": histograms, "max": longest,
         "series": (0..SERIES).map(series).collect::<Vec<_>>(),
         "held": self::series(held(of, timeline.columns)),
@@ -232,10 +254,10 @@ fn vm_of(timeline: &Timeline, vm: &Drawn, left: Left) -> Value {
 }
 
 /// Hundredths of a GiB that a VM held, column by column; where nobody looked, as at the look before.
-fn held(of: &VmTimeline, columns: usize) -> impl Iterator<Item = u64> {
-    let first = of.resident.iter().copied().flatten().next().unwrap_or(0.0);
+fn held(of: &VmTimeline, columns: usize) -> impl Iterator<Item = u64> + '_ {
+    let first = (0..columns).find_map(|column| of.at(column).resident).unwrap_or(0.0);
     (0..columns).scan(first, |last, column| {
-        *last = of.resident.get(column).copied().flatten().unwrap_or(*last);
+        *last = of.at(column).resident.unwrap_or(*last);
         Some((*last * 100.0).round() as u64)
     })
 }
@@ -345,6 +367,21 @@ mod tests {
         latencies.record(5, 2);
         latencies.record(300, 1);
         assert_eq!(bytes(histogram(&latencies)), [5, 2, 145, 2, 1]);
+    }
+
+    #[test]
+    fn of_too_many_slow_faults_the_slowest_stay() {
+        let mut slow = Slow::default();
+        let most = 3 * SLOW[1] as u64;
+        for latency_ns in 0..most {
+            let vm = usize::from(latency_ns % 2 == 0);
+            slow.add(latency_ns as usize / 3, &SlowFault { vm, latency_ns, ..SlowFault::none() });
+        }
+        slow.keep_slowest();
+        assert_eq!(slow.kept, SLOW[1]);
+        let kept = slow.by.values().flat_map(|(_, of)| of);
+        assert!(kept.map(|fault| fault.latency_ns).min() == Some(most - SLOW[1] as u64));
+        assert!(slow.by.values().all(|(count, of)| *count > 0 && !of.is_empty()));
     }
 
     #[test]

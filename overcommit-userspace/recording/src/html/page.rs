@@ -1,18 +1,21 @@
 //! The page: what stands in it, in which order.
 
-use crate::format::text::{percent, readable_bytes, time_of_day, vms as how_many};
+use crate::format::text::{percent, readable, readable_bytes, time_of_day, vms as how_many};
 use crate::html::data::{Drawn, Limit, Slow, pack, states};
 use crate::html::tables::{
-    COLUMNS, FitRow, Matrix, ObjectiveRow, VmRow, coverage, fit, latency, matrix, metric, minutes,
-    objectives, percentiles, share, vms, whole, word,
+    COLUMNS, FitRow, Matrix, ObjectiveRow, VmRow, count, coverage, fit, latency, matrix, metric,
+    minutes, objectives, percentiles, share, vms, whole, word,
 };
-use crate::html::timeline::{CPU, MEMORY, Timeline};
+use crate::html::timeline::{CPU, MEMORY, METRICS, Timeline};
 use crate::model::interval::Interval;
 use crate::model::metric::MetricName;
 use crate::model::name::escape;
 use crate::model::run::Run;
 use crate::model::slow_fault::SlowFault;
-use crate::recording::{Folder, Recording, span};
+use crate::model::state::State;
+use crate::model::swap::SwapState;
+use crate::recent::cause_of;
+use crate::recording::{Folder, Recording, Span, span};
 use crate::slo::Objective;
 use crate::slo::objective::Bound;
 use crate::summary::cause::Cause;
@@ -24,11 +27,14 @@ use crate::view::verdict_text::what;
 use anyhow::Result;
 use askama::Template;
 use overcommit_ebpf::layout::Metric;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// VMs that are drawn at length, and those that are drawn besides.
+/// VMs that are drawn at length, of which so many took from others; and those that are drawn besides.
 const LONG: usize = 8;
+const TAKERS: usize = 2;
 const BRIEF: usize = 42;
+/// Verdicts that are told one by one.
+const VERDICTS: usize = 50;
 /// Points of a small curve.
 const POINTS: usize = 90;
 /// VMs that a title names.
@@ -61,7 +67,7 @@ impl Plots {
         self.0.add(interval);
     }
 
-    /// The page.
+    /// The page of that part of a recording.
     ///
     /// # Errors
     /// The slow faults cannot be read, or there is no memory.
@@ -69,17 +75,25 @@ impl Plots {
         mut self,
         recording: &Recording,
         summary: &Summary,
+        span: Span,
         objectives: &[Objective],
         library: Library,
     ) -> Result<String> {
         self.0.end();
         let timeline = &self.0;
+        let drawn = drawn(&recording.run, summary, timeline);
+        let places: BTreeSet<usize> = drawn.iter().map(|vm| vm.place).collect();
         let mut slow = Slow::default();
         recording.each_slow_fault(|fault: &SlowFault| {
-            slow.add(timeline, fault);
+            let column = timeline.column(fault.end_ns / 1_000);
+            let is_shown = places.contains(&fault.vm) && column < timeline.columns;
+            if is_shown && span.holds(fault.end_ns / 1_000, 0) {
+                slow.add(column, fault);
+            }
             Ok(())
         })?;
-        let page = Page::of(recording, summary, objectives, timeline, &slow, library)?;
+        slow.keep_slowest();
+        let page = Page::of(&recording.run, summary, objectives, timeline, &drawn, &slow, library)?;
         Ok(page.render()?)
     }
 }
@@ -136,21 +150,20 @@ struct Page {
 
 impl Page {
     fn of(
-        recording: &Recording,
+        run: &Run,
         summary: &Summary,
         objectives_of: &[Objective],
         timeline: &Timeline,
+        drawn: &[Drawn],
         slow: &Slow,
         library: Library,
     ) -> Result<Self> {
-        let run = &recording.run;
-        let drawn = drawn(run, summary, timeline);
-        let (data, left) = pack(timeline, &drawn, &limits(run, objectives_of), slow)?;
+        let (data, left) = pack(timeline, drawn, &limits(run, objectives_of), slow)?;
         let mut foot = Vec::new();
         foot.extend(
             left.words().map(|what| format!("Left out so that this file stays small: {what}.")),
         );
-        if timeline.is_full {
+        if timeline.full_from.is_some() {
             foot.push("The latency maps end early: there were too many faults to draw.".to_owned());
         }
         if timeline.step_s > 1 {
@@ -159,22 +172,17 @@ impl Page {
         let (fit, width) = fit(summary);
         let quiet: Vec<&SummaryVm> =
             summary.seen().filter(|vm| vm.verdict.fared <= Fared::Unseen).collect();
-        let worst = quiet.iter().map(|vm| vm.loss()).fold(0.0, f64::max);
         let mut seen: Vec<&SummaryVm> = summary.seen().collect();
         seen.sort_by(|a, b| worst_first(a, b));
         Ok(Self {
             title: title(run, summary),
             facts: facts(run, summary),
             host: host(summary),
-            verdicts: verdicts(summary, timeline, &drawn),
-            quiet_title: format!(
-                "{} OK, each below {} of its vCPU time",
-                how_many(quiet.len()),
-                whole(&percent(worst.max(0.001)))
-            ),
+            verdicts: verdicts(summary, timeline, drawn),
+            quiet_title: quiet_title(&quiet),
             quiet: quiet.into_iter().map(quiet_row).collect(),
             objectives: objectives(&summary.objectives),
-            states: states_table(timeline, &drawn),
+            states: states_table(timeline, drawn),
             minutes: minutes(timeline),
             percentiles: seen.iter().map(|vm| (vm.vm.clone(), percentiles(vm))).collect(),
             matrix: matrix(run, summary),
@@ -195,48 +203,65 @@ impl Page {
     }
 }
 
-/// The VMs that are drawn: the hurt ones, those that took from them, and some that are well.
+/// The VMs that took what others lack, by id.
+fn takers(summary: &Summary) -> BTreeSet<&str> {
+    summary.seen().filter_map(cause_of).collect()
+}
+
+/// The VMs that were hurt, the worst first, and those that took from them.
+fn hurt_and_takers(summary: &Summary) -> (Vec<&SummaryVm>, Vec<&SummaryVm>) {
+    let takers = takers(summary);
+    let mut hurt: Vec<&SummaryVm> =
+        summary.seen().filter(|vm| vm.verdict.fared > Fared::Unseen).collect();
+    hurt.sort_by(|a, b| worst_first(a, b));
+    let is_taker =
+        |vm: &&SummaryVm| vm.verdict.fared <= Fared::Unseen && takers.contains(vm.vm_id.as_str());
+    (hurt, summary.seen().filter(is_taker).collect())
+}
+
+/// The VMs that are drawn: at length the worst and who took from them; in brief others.
 fn drawn(run: &Run, summary: &Summary, timeline: &Timeline) -> Vec<Drawn> {
-    let mut all: Vec<(usize, &SummaryVm)> = summary.vms.iter().enumerate().collect();
-    all.retain(|(_, vm)| vm.length_s > 0.0);
-    let takers: BTreeSet<&str> =
-        all.iter().filter_map(|(_, vm)| crate::recent::cause_of(vm)).collect();
-    let is_taker = |vm: &SummaryVm| takers.contains(vm.vm_id.as_str());
-    let is_long = |vm: &SummaryVm| vm.verdict.fared > Fared::Unseen || is_taker(vm);
-    all.sort_by(|(_, a), (_, b)| {
-        let well = |vm: &SummaryVm| (!is_long(vm), vm.verdict.fared <= Fared::Unseen);
-        well(a).cmp(&well(b)).then(worst_first(a, b))
-    });
-    let long = all.iter().filter(|(_, vm)| is_long(vm)).count().min(LONG);
-    let several = |vm: &SummaryVm| summary.vms.iter().filter(|of| of.vm == vm.vm).count() > 1;
-    all.into_iter()
-        .take(long + BRIEF)
-        .enumerate()
-        .map(|(index, (place, vm))| {
-            let of = &run.vms[place];
-            let died = of.ended_us.map(|us| timeline.column(us));
-            let end = match vm.verdict.fared {
+    let (hurt, takers) = hurt_and_takers(summary);
+    let takers = &takers[..takers.len().min(TAKERS)];
+    let worst = &hurt[..hurt.len().min(LONG - takers.len())];
+    let long: Vec<&SummaryVm> = worst.iter().chain(takers).copied().collect();
+    let ranks: BTreeMap<&str, usize> =
+        long.iter().enumerate().map(|(rank, vm)| (vm.vm_id.as_str(), rank)).collect();
+    let mut others: Vec<&SummaryVm> =
+        summary.seen().filter(|vm| !ranks.contains_key(vm.vm_id.as_str())).collect();
+    others.sort_by(|a, b| worst_first(a, b));
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    summary.vms.iter().for_each(|vm| *names.entry(&vm.vm).or_default() += 1);
+    let places: BTreeMap<&str, usize> =
+        summary.vms.iter().enumerate().map(|(place, vm)| (vm.vm_id.as_str(), place)).collect();
+    let all = long.iter().copied().chain(others.into_iter().take(BRIEF));
+    all.map(|vm| {
+        let place = places[vm.vm_id.as_str()];
+        let is_only = names.get(vm.vm.as_str()) == Some(&1);
+        let died = vm.ended_unix_s.map(|unix_s| timeline.column((unix_s * 1e6) as u64) + 1);
+        Drawn {
+            place,
+            vm_id: vm.vm_id.clone(),
+            name: if is_only { vm.vm.clone() } else { format!("{} ({})", vm.vm, vm.pid) },
+            rank: ranks.get(vm.vm_id.as_str()).copied(),
+            has_stall: vm.stall.is_some(),
+            has_cpu: vm.cpu_wait.is_some(),
+            born: timeline.column(run.vms[place].first_seen_us).min(timeline.columns),
+            died: died.unwrap_or(timeline.columns).min(timeline.columns),
+            end: match vm.verdict.fared {
                 Fared::Killed => "killed",
                 Fared::Crashed => "crashed",
                 _ if died.is_some() => "ended",
                 _ => "",
-            };
-            Drawn {
-                place,
-                vm_id: vm.vm_id.clone(),
-                name: if several(vm) { format!("{} ({})", vm.vm, vm.pid) } else { vm.vm.clone() },
-                rank: (index < long).then_some(index),
-                born: timeline.column(of.first_seen_us).min(timeline.columns),
-                died: died.unwrap_or(timeline.columns).min(timeline.columns),
-                end,
-            }
-        })
-        .collect()
+            },
+        }
+    })
+    .collect()
 }
 
 /// The objectives that are on latencies of metrics that are drawn.
 fn limits(run: &Run, objectives: &[Objective]) -> Vec<Limit> {
-    let drawn: [MetricName; 2] = crate::html::timeline::METRICS.map(Into::into);
+    let drawn: [MetricName; 2] = METRICS.map(Into::into);
     let limits = objectives.iter().filter_map(|objective| match &objective.bound {
         Bound::Latency { metric, quantile, limit_ns } if drawn.contains(metric) => Some(Limit {
             metric: metric.as_str().to_owned(),
@@ -282,10 +307,38 @@ fn title(run: &Run, summary: &Summary) -> String {
     let takers: BTreeSet<&str> = summary.seen().filter_map(|vm| vm.verdict.by.as_deref()).collect();
     let takers: Vec<&str> = takers.into_iter().collect();
     match (said.is_empty(), takers.is_empty()) {
-        (true, _) => format!("{}: none was hurt", how_many(summary.seen().count())),
+        (true, _) => {
+            let unseen = summary.seen().filter(|vm| vm.verdict.fared == Fared::Unseen).count();
+            let all = how_many(summary.seen().count());
+            if unseen == 0 {
+                format!("{all}: none was hurt")
+            } else {
+                format!("{all}: none was seen to be hurt, {unseen} could not be judged")
+            }
+        }
         (false, true) => said.join(", "),
         (false, false) => format!("{}; {} took the memory", said.join(", "), some(&takers)),
     }
+}
+
+/// Those that are well, by at most how much they lost, and those that were not judged.
+fn quiet_title(quiet: &[&SummaryVm]) -> String {
+    let (ok, unseen): (Vec<&SummaryVm>, Vec<&SummaryVm>) =
+        quiet.iter().partition(|vm| vm.verdict.fared == Fared::Ok);
+    let worst = ok.iter().map(|vm| vm.loss()).fold(0.0, f64::max);
+    // Up, so that it is true.
+    let worst = whole(&percent((worst * 1_000.0).ceil() / 1_000.0));
+    let mut said = Vec::new();
+    if !ok.is_empty() {
+        said.push(format!(
+            "{} OK: none lost more than {worst} of its vCPU time",
+            how_many(ok.len())
+        ));
+    }
+    if !unseen.is_empty() {
+        said.push(format!("{} not judged", how_many(unseen.len())));
+    }
+    said.join("; ")
 }
 
 /// Names, or a few of them and how many more there are.
@@ -306,6 +359,10 @@ fn facts(run: &Run, summary: &Summary) -> String {
         format!("{:.0} s", summary.length_s),
         how_many(summary.seen().count()),
     ];
+    let mark =
+        |word: &str, mark: &Option<String>| mark.as_ref().map(|mark| format!("{word} mark {mark}"));
+    facts.extend(mark("from", &summary.marks.from));
+    facts.extend(mark("to", &summary.marks.to));
     let labels = &run.options.labels;
     facts.extend(labels.iter().map(|(key, value)| escape(format!("{key}={value}").as_bytes())));
     if !run.options.command.is_empty() {
@@ -324,19 +381,16 @@ fn tick(gib: f64) -> String {
 fn host(summary: &Summary) -> String {
     let host = &summary.host;
     let mut said = Vec::new();
-    let seconds = host
-        .swap
-        .seconds
-        .iter()
-        .rev()
-        .filter(|(state, _)| **state > crate::model::swap::SwapState::Healthy);
+    let seconds = host.swap.seconds.iter().rev().filter(|(state, _)| **state > SwapState::Healthy);
     let states: Vec<String> = seconds
         .map(|(state, seconds)| {
-            let word = crate::model::state::State::name(*state);
+            let word = state.name();
             format!("{word} for {seconds:.0} s")
         })
         .collect();
+    let is_known = host.swap.seconds.keys().any(|state| *state != SwapState::Unknown);
     said.push(match states.is_empty() {
+        true if !is_known => "How the host swapped is not known.".to_owned(),
         true => "The host did not swap so that it hurt.".to_owned(),
         false => format!("Swapping on the host: {}.", states.join(", ")),
     });
@@ -359,12 +413,17 @@ fn host(summary: &Summary) -> String {
 }
 
 fn verdicts(summary: &Summary, timeline: &Timeline, drawn: &[Drawn]) -> Vec<Verdict> {
-    let long = drawn.iter().filter(|vm| vm.rank.is_some());
-    long.map(|of| verdict(summary, timeline, of)).collect()
+    let (hurt, takers) = hurt_and_takers(summary);
+    let is_long =
+        |vm: &&&SummaryVm| drawn.iter().any(|of| of.vm_id == vm.vm_id && of.rank.is_some());
+    // Those that are drawn at length first, in their order: links count them.
+    let (long, others): (Vec<_>, Vec<_>) = hurt.iter().chain(&takers).partition(is_long);
+    let all = long.into_iter().chain(others).take(VERDICTS);
+    all.map(|vm| verdict(summary, timeline, vm, drawn.iter().find(|of| of.vm_id == vm.vm_id)))
+        .collect()
 }
 
-fn verdict(summary: &Summary, timeline: &Timeline, of: &Drawn) -> Verdict {
-    let vm = &summary.vms[of.place];
+fn verdict(summary: &Summary, timeline: &Timeline, vm: &SummaryVm, of: Option<&Drawn>) -> Verdict {
     let fared = vm.verdict.fared;
     let mut rows = Vec::new();
     rows.extend(vm.verdict.why.clone().map(|why| ("Cause", why)));
@@ -376,34 +435,38 @@ fn verdict(summary: &Summary, timeline: &Timeline, of: &Drawn) -> Verdict {
         Fared::Slowed | Fared::Starved => (fared.word(), "warn"),
         Fared::Ok | Fared::Unseen => ("CAUSE", "note"),
     };
-    let is_cause = class == "note";
     let is_cpu = vm.verdict.cause == Some(Cause::Cpu);
-    let hurt =
-        summary.seen().filter(|other| crate::recent::cause_of(other) == Some(vm.vm_id.as_str()));
-    let hurt: Vec<&str> = hurt.map(|other| other.vm.as_str()).collect();
-    let what = match is_cause {
-        true => format!("was not hurt itself. It took memory from {}.", some(&hurt)),
-        false => plain(&what(vm))
-            .split_once(": ")
-            .map_or_else(String::new, |(_, what)| format!("{what}.")),
+    let (figure, about, series) = if is_cpu {
+        (vm.cpu_wait.as_ref().map(|of| of.share), "of its vCPU time spent waiting for a CPU", CPU)
+    } else {
+        (vm.stall.as_ref().map(|of| of.share), "of its vCPU time lost to memory", MEMORY)
     };
     Verdict {
         tag,
         class,
-        name: of.name.clone(),
-        what,
+        name: of.map_or_else(|| vm.vm.clone(), |of| of.name.clone()),
+        what: what_became(summary, vm),
         rows,
-        figure: share(if is_cpu {
-            vm.cpu_wait.as_ref().map(|of| of.share)
-        } else {
-            vm.stall.as_ref().map(|of| of.share)
-        }),
-        about: if is_cpu {
-            "of its vCPU time spent waiting for a CPU"
-        } else {
-            "of its vCPU time lost to memory"
-        },
-        curve: curve(timeline, of, if is_cpu { CPU } else { MEMORY }),
+        figure: share(figure),
+        about,
+        curve: of.and_then(|of| curve(timeline, of, series)),
+    }
+}
+
+/// What became of it, as the rest of a sentence that begins with its name.
+fn what_became(summary: &Summary, vm: &SummaryVm) -> String {
+    let fared = vm.verdict.fared;
+    if fared <= Fared::Unseen {
+        let hurt = summary.seen().filter(|other| cause_of(other) == Some(vm.vm_id.as_str()));
+        let hurt: Vec<&str> = hurt.map(|other| other.vm.as_str()).collect();
+        return format!("was not hurt itself. It took memory from {}.", some(&hurt));
+    }
+    let said = plain(&what(vm));
+    let rest = said.strip_prefix(fared.word()).unwrap_or(&said);
+    match fared {
+        Fared::Killed => format!("was killed{rest}."),
+        Fared::Crashed => format!("crashed{rest}."),
+        _ => format!("{}.", rest.trim_start_matches(": ")),
     }
 }
 
@@ -427,14 +490,14 @@ fn evidence(vm: &SummaryVm) -> String {
 fn curve(timeline: &Timeline, of: &Drawn, series: usize) -> Option<String> {
     let vm = timeline.vms.get(of.place)?;
     let width = timeline.columns.div_ceil(POINTS).max(1);
-    let sums: Vec<u32> = vm
-        .series
-        .chunks(width)
-        .map(|columns| columns.iter().map(|column| column[series]).max().unwrap_or(0))
-        .collect();
-    let most = sums.iter().copied().max().unwrap_or(0).max(1);
-    let last = (timeline.columns.div_ceil(width)).saturating_sub(1).max(1);
-    let point = |(place, sum): (usize, &u32)| {
+    let most_of = |from: usize| {
+        let columns = from..(from + width).min(timeline.columns);
+        columns.map(|column| vm.at(column).series[series]).fold(0.0, f32::max)
+    };
+    let sums: Vec<f32> = (0..timeline.columns).step_by(width).map(most_of).collect();
+    let most = sums.iter().copied().fold(1.0, f32::max);
+    let last = sums.len().saturating_sub(1).max(1);
+    let point = |(place, sum): (usize, &f32)| {
         let x = 168.0 * place as f64 / last as f64;
         let y = 26.0 - 24.0 * f64::from(*sum) / f64::from(most);
         format!("{x:.1},{y:.1}")
@@ -452,7 +515,7 @@ fn quiet_row(vm: &SummaryVm) -> Quiet {
             _ => share(vm.stall.as_ref().map(|stall| stall.share)),
         },
         p99: latency(p99),
-        majors: crate::html::tables::count(majors.map_or(0, |of| of.count)),
+        majors: count(majors.map_or(0, |of| of.count)),
     }
 }
 
@@ -477,16 +540,12 @@ fn states_table(timeline: &Timeline, drawn: &[Drawn]) -> Vec<[String; 3]> {
 
 /// How it was measured.
 fn measured(run: &Run) -> String {
-    let interval = crate::format::text::readable(run.options.interval_ns).replace(".00", "");
+    let interval = readable(run.options.interval_ns).replace(".00", "");
     let mut said = vec![
         format!("Linux {}", run.kernel),
         format!("backend {}", run.backend.name),
         format!("intervals of {interval}"),
     ];
-    said.extend(
-        run.options
-            .slow_faults_ns
-            .map(|ns| format!("slow faults from {}", crate::format::text::readable(ns))),
-    );
+    said.extend(run.options.slow_faults_ns.map(|ns| format!("slow faults from {}", readable(ns))));
     format!("{}. Quantiles are at most 1/128 too high, never too low.", said.join(", "))
 }

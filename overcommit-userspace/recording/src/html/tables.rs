@@ -1,11 +1,12 @@
 //! What of a recording stands in the page as tables, readable without its script.
 
 use crate::format::text::{percent, readable, time_of_day};
-use crate::html::timeline::Timeline;
+use crate::html::timeline::{HostColumn, Timeline};
 use crate::model::coverage::{Coverage, Seen};
-use crate::model::evictions::AggressorClass;
+use crate::model::evictions::{Aggressor, AggressorClass};
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict as Outcome};
+use crate::summary::evictions::EvictedBy;
 use crate::summary::verdict::{Fared, worst_first};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
 use overcommit_ebpf::layout::Metric;
@@ -122,17 +123,31 @@ fn objective(judged: &Judged, class: &'static str, word: &'static str) -> Object
     }
 }
 
-/// The host in a minute.
+/// The host minute by minute, or in sixty parts of a longer time: means, and the least that was
+/// available.
 pub(super) fn minutes(timeline: &Timeline) -> Vec<[String; 6]> {
-    let step = (60 / timeline.step_s).max(1) as usize;
+    let width = ((60 / timeline.step_s).max(1) as usize).max(timeline.columns.div_ceil(60));
     let number = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.1}"));
-    let rows = timeline.host.iter().enumerate().step_by(step.max(timeline.columns / 60));
-    rows.filter(|(_, column)| column.is_recorded)
-        .map(|(place, column)| {
-            let at_s = timeline.start_s() + (place as u64 * timeline.step_s) as f64;
-            let ([into, out], [some, full]) = (timeline.swapped(column), column.pressure());
-            let time = time_of_day(at_s).replace(" UTC", "");
-            [time, number(column.available), number(into), number(out), number(some), number(full)]
+    let rows = timeline.host.chunks(width).enumerate();
+    let recorded = rows.filter(|(_, columns)| columns.iter().any(|column| column.is_recorded));
+    recorded
+        .map(|(place, columns)| {
+            let at_s = timeline.start_s() + ((place * width) as u64 * timeline.step_s) as f64;
+            let mean = |of: &dyn Fn(&HostColumn) -> Option<f64>| {
+                let values: Vec<f64> = columns.iter().filter_map(of).collect();
+                number(
+                    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64),
+                )
+            };
+            let available = columns.iter().filter_map(|column| column.available).reduce(f64::min);
+            [
+                time_of_day(at_s).replace(" UTC", ""),
+                number(available),
+                mean(&|column| timeline.swapped(column)[0]),
+                mean(&|column| timeline.swapped(column)[1]),
+                mean(&|column| column.pressure()[0]),
+                mean(&|column| column.pressure()[1]),
+            ]
         })
         .collect()
 }
@@ -252,50 +267,57 @@ pub(super) struct MatrixCell {
 
 /// The matrix of those who lost and took most; others together.
 pub(super) fn matrix(run: &Run, summary: &Summary) -> Matrix {
-    let mut taken: BTreeMap<String, u64> = BTreeMap::new();
+    let mut taken: BTreeMap<Taker, u64> = BTreeMap::new();
     let mut lost: Vec<(&SummaryVm, u64)> = Vec::new();
     for vm in summary.seen() {
         let Some(evictions) = vm.evictions.as_ref().filter(|of| of.pages > 0) else { continue };
         lost.push((vm, evictions.pages));
         for by in &evictions.by {
-            let pages = (evictions.pages as f64 * by.share) as u64;
-            *taken.entry(who(by.aggressor.class, &by.aggressor.name)).or_default() += pages;
+            let sum = taken.entry(taker(by)).or_default();
+            *sum = sum.saturating_add(pages(by));
         }
     }
     lost.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
-    let mut columns: Vec<(String, u64)> = taken.into_iter().collect();
+    let mut columns: Vec<(Taker, u64)> = taken.into_iter().collect();
     columns.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
-    let columns: Vec<String> = columns.into_iter().take(NAMED).map(|(name, _)| name).collect();
+    let columns: Vec<Taker> = columns.into_iter().take(NAMED).map(|(taker, _)| taker).collect();
     let most = lost.first().map_or(0, |(_, pages)| *pages).max(1);
-    let mib = |pages: u64| pages as f64 * run.page_size as f64 / MIB;
-    let row = |(vm, pages): &(&SummaryVm, u64)| {
-        let of = |name: &str| {
-            let by = vm.evictions.iter().flat_map(|of| &of.by);
-            let by = by.filter(|by| who(by.aggressor.class, &by.aggressor.name) == name);
-            by.map(|by| (*pages as f64 * by.share) as u64).sum::<u64>()
-        };
-        let mut cells: Vec<(u64, bool)> =
-            columns.iter().map(|name| (of(name), *name == vm.vm)).collect();
-        let named: u64 = cells.iter().map(|(pages, _)| pages).sum();
-        cells.push((pages.saturating_sub(named), false));
-        let cells = cells.into_iter().map(|(pages, is_self)| MatrixCell {
-            text: if pages == 0 { "·".to_owned() } else { count(mib(pages).ceil() as u64) },
-            colour: if pages == 0 {
-                0
-            } else {
-                6 + (74.0 * (pages as f64 / most as f64).sqrt()) as u32
-            },
-            is_self,
-        });
-        MatrixRow {
-            name: vm.vm.clone(),
-            cells: cells.collect(),
-            sum: count(mib(*pages).ceil() as u64),
-        }
+    let mib = |pages: u64| count((pages as f64 * run.page_size as f64 / MIB).ceil() as u64);
+    let cell = |pages: u64, is_self| MatrixCell {
+        text: if pages == 0 { "·".to_owned() } else { mib(pages) },
+        colour: if pages == 0 {
+            0
+        } else {
+            6 + (74.0 * (pages as f64 / most as f64).sqrt()) as u32
+        },
+        is_self,
+    };
+    let row = |(vm, all): &(&SummaryVm, u64)| {
+        let by = || vm.evictions.iter().flat_map(|of| &of.by);
+        let of = |wanted: &Taker| by().filter(|by| taker(by) == *wanted).map(pages).sum::<u64>();
+        let is_self = |wanted: &Taker| by().any(|by| by.is_itself && taker(by) == *wanted);
+        let mut cells: Vec<MatrixCell> =
+            columns.iter().map(|wanted| cell(of(wanted), is_self(wanted))).collect();
+        let named = columns.iter().map(of).fold(0, u64::saturating_add);
+        cells.push(cell(all.saturating_sub(named), false));
+        MatrixRow { name: vm.vm.clone(), cells, sum: mib(*all) }
     };
     let rows = lost.iter().take(NAMED).map(row).collect();
-    let others = std::iter::once("others".to_owned());
-    Matrix { columns: columns.iter().cloned().chain(others).collect(), rows }
+    let names = columns.iter().map(|(class, name, _)| who(*class, name));
+    Matrix { columns: names.chain(["others".to_owned()]).collect(), rows }
+}
+
+/// One who takes pages: VMs of one name are told apart by their ids.
+type Taker = (AggressorClass, String, String);
+
+fn taker(by: &EvictedBy) -> Taker {
+    let Aggressor { class, id, name } = &by.aggressor;
+    let id = if *class == AggressorClass::Vm { id.clone() } else { String::new() };
+    (*class, name.clone(), id)
+}
+
+fn pages(by: &EvictedBy) -> u64 {
+    by.written_pages.saturating_add(by.dropped_pages.unwrap_or(0))
 }
 
 fn who(class: AggressorClass, name: &str) -> String {
@@ -325,7 +347,7 @@ pub(super) struct FitRow {
 pub(super) fn fit(summary: &Summary) -> (Vec<FitRow>, f64) {
     let mut seen: Vec<&SummaryVm> = summary.seen().collect();
     seen.sort_by(|a, b| worst_first(a, b));
-    seen.retain(|vm| vm.memory.configured_bytes.is_some());
+    seen.retain(|vm| vm.memory.configured_bytes.is_some() && vm.memory.working_set_bytes.is_some());
     seen.truncate(FIT);
     let most = seen.iter().filter_map(|vm| vm.memory.configured_bytes).max().unwrap_or(1).max(1);
     let part = |bytes: u64| 100.0 * bytes as f64 / most as f64;

@@ -1,6 +1,6 @@
 //! A recording in columns of time, as its plots have it: what a fold of its intervals gives.
 
-use crate::model::interval::{Interval, VmInterval};
+use crate::model::interval::{Interval, Place, VmInterval};
 use crate::model::latencies::Latencies;
 use crate::model::memory::OvercommitState;
 use crate::model::run::Run;
@@ -13,26 +13,32 @@ const COLUMNS: u64 = 3_600;
 const STEPS: [u64; 10] = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600];
 /// Spans between marks that have distributions of their own.
 const SPANS: usize = 8;
-/// VMs of which plots are made.
-const VMS: usize = 512;
+/// VMs of which plots can be made: more than a recording keeps, but for thousands that run.
+const VMS: usize = 1_024;
 /// Cells of all latency maps: what their memory is bounded by.
 const CELLS: usize = 4_000_000;
 /// The metrics of the maps and percentiles.
 pub(super) const METRICS: [Metric; 2] = [Metric::FaultMajor, Metric::FaultMinor];
-/// Series of a VM, in tenths of a millisecond of vCPU time in a column: parts of its waits, all of
-/// its waits for memory, and its waits for a CPU.
-pub(super) const SERIES: usize = 7;
+/// Series of a VM, in nanoseconds in a column: parts of its waits, all of its waits for memory, its
+/// waits for a CPU, the time of its vCPUs, and for how long it was recorded.
+pub(super) const SERIES: usize = 9;
 pub(super) const MEMORY: usize = 5;
 pub(super) const CPU: usize = 6;
-/// Nanoseconds of a tenth of a millisecond.
-const UNIT_NS: u64 = 100_000;
+const VCPUS: usize = 7;
+const RECORDED: usize = 8;
+/// What a step of the time of day is, in microseconds: intervals follow each other.
+const CLOCK_STEP_US: i64 = 1_000_000;
 const GIB: f64 = 1_073_741_824.0;
 const MIB: f64 = 1_048_576.0;
 
 /// The recording so far.
 #[derive(Debug)]
 pub(super) struct Timeline {
+    /// Start of the first column: a multiple of their length, as of intervals.
     start_us: u64,
+    /// The end of the last interval, and by how much the time of day was set since the start.
+    end_us: Option<i64>,
+    set_us: i64,
     /// Length of a column.
     pub(super) step_s: u64,
     /// How many there are.
@@ -44,8 +50,8 @@ pub(super) struct Timeline {
     pub(super) host: Vec<HostColumn>,
     pub(super) vms: Vec<VmTimeline>,
     cells: usize,
-    /// Whether maps end early, because they would not fit.
-    pub(super) is_full: bool,
+    /// The column with which maps end early, because they would not fit.
+    pub(super) full_from: Option<usize>,
     page_size: u64,
 }
 
@@ -75,13 +81,19 @@ pub(super) struct VmTimeline {
     pub(super) cells: [Vec<(u32, u8, u32)>; METRICS.len()],
     /// Of each metric, by span.
     pub(super) latencies: [Vec<Latencies>; METRICS.len()],
-    /// By column.
-    pub(super) series: Vec<[u32; SERIES]>,
-    /// GiB that it held, by column.
-    pub(super) resident: Vec<Option<f32>>,
-    pub(super) swap: Vec<SwapState>,
-    vcpu_ns: u64,
-    recorded_ns: u64,
+    /// The column in which it was first recorded.
+    pub(super) first: usize,
+    /// From there on, by column.
+    columns: Vec<VmColumn>,
+}
+
+/// A VM in a column.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct VmColumn {
+    pub(super) series: [f32; SERIES],
+    /// GiB that it held.
+    pub(super) resident: Option<f32>,
+    pub(super) swap: SwapState,
 }
 
 /// Half an octave of latency, from 256 ns on: 52 of them.
@@ -92,24 +104,23 @@ pub(super) fn row(ns: u64) -> u8 {
 impl Timeline {
     /// Of a recording with these marks, by the time of day in microseconds.
     pub(super) fn new(run: &Run, marks: &[(u64, String)]) -> Self {
-        let start_us = run.clocks.start.realtime_ns / 1_000;
-        let interval_s = run.options.interval_ns.div_ceil(1_000_000_000).max(1);
-        let length_s =
-            run.options.interval_ns.saturating_mul(run.recorded.intervals) / 1_000_000_000;
-        let fits = |step: &u64| *step >= interval_s && length_s / step < COLUMNS;
-        let longest = (length_s / COLUMNS + 1).max(interval_s);
-        let step_s = STEPS.into_iter().find(fits).unwrap_or(longest);
-        let columns = (length_s / step_s) as usize + 1;
+        let interval_ns = run.options.interval_ns.max(1);
+        let length_s = interval_ns.saturating_mul(run.recorded.intervals) / 1_000_000_000;
+        let step_s = step(interval_ns, length_s);
+        let step_us = step_s.saturating_mul(1_000_000);
+        let start_us = run.clocks.start.realtime_ns / 1_000 / step_us * step_us;
         let mut timeline = Self {
             start_us,
+            end_us: None,
+            set_us: 0,
             step_s,
-            columns,
+            columns: 1,
             marks: Vec::new(),
             edges: vec![0],
             host: Vec::new(),
             vms: Vec::new(),
             cells: 0,
-            is_full: false,
+            full_from: None,
             page_size: run.page_size,
         };
         for (at_us, text) in marks {
@@ -135,13 +146,10 @@ impl Timeline {
         self.start_us as f64 / 1e6
     }
 
-    /// Adds an interval.
+    /// Adds an interval. One that is longer than a column leaves those empty that it goes on in.
     pub(super) fn add(&mut self, interval: &Interval) {
-        // The middle: a boundary may lie a hair before its second.
         let place = interval.place;
-        let column = self.column(place.start_us + place.length_ns / 2_000);
-        self.columns = self.columns.max(column + 1);
-        // A long one is in none of the columns that it goes on in.
+        let column = self.column_of(&place);
         self.host.resize(self.host.len().max(column + 1), HostColumn::default());
         self.host[column].add(interval);
         let span = self.edges.iter().filter(|edge| **edge <= column).count() - 1;
@@ -149,9 +157,26 @@ impl Timeline {
             if self.vms.len() <= vm.vm {
                 self.vms.resize(vm.vm + 1, VmTimeline::default());
             }
-            self.is_full |= self.cells > CELLS;
-            self.cells += self.vms[vm.vm].add(vm, column, span, place.length_ns, !self.is_full);
+            if self.cells > CELLS {
+                self.full_from.get_or_insert(column);
+            }
+            let maps = self.full_from.is_none();
+            self.cells += self.vms[vm.vm].add(vm, column, span, place.length_ns, maps);
         }
+    }
+
+    /// Where an interval lies: it begins where the one before ended, whatever the clock was set to.
+    fn column_of(&mut self, place: &Place) -> usize {
+        let signed = |us: u64| i64::try_from(us).unwrap_or(i64::MAX);
+        let mut start_us = signed(place.start_us).saturating_sub(self.set_us);
+        if let Some(end_us) = self.end_us
+            && start_us.abs_diff(end_us) > CLOCK_STEP_US.unsigned_abs()
+        {
+            self.set_us = self.set_us.saturating_add(start_us.saturating_sub(end_us));
+            start_us = end_us;
+        }
+        self.end_us = Some(start_us.saturating_add(signed(place.length_ns / 1_000)));
+        self.column(u64::try_from(start_us).unwrap_or(0))
     }
 
     /// Ends it: the spans end with the last column.
@@ -213,20 +238,17 @@ impl VmTimeline {
         length_ns: u64,
         maps: bool,
     ) -> usize {
-        let columns = self.series.len().max(column + 1);
-        self.series.resize(columns, [0; SERIES]);
-        self.resident.resize(columns, None);
-        self.swap.resize(columns, SwapState::Unknown);
-        self.swap[column] = self.swap[column].max(vm.swap.state);
-        if let Some(memory) = vm.memory {
-            self.resident[column] = Some((memory.resident as f64 / GIB) as f32);
+        if self.columns.is_empty() {
+            self.first = column;
         }
-        for (sum, ns) in self.series[column].iter_mut().zip(waits(vm)) {
-            *sum = sum.saturating_add(u32::try_from(ns / UNIT_NS).unwrap_or(u32::MAX));
+        let at = column.saturating_sub(self.first);
+        self.columns.resize(self.columns.len().max(at + 1), VmColumn::default());
+        let of = &mut self.columns[at];
+        of.swap = of.swap.max(vm.swap.state);
+        of.resident = vm.memory.map(|memory| (memory.resident as f64 / GIB) as f32).or(of.resident);
+        for (sum, ns) in of.series.iter_mut().zip(waits(vm, length_ns)) {
+            *sum += ns as f32;
         }
-        let recorded_ns = vm.recorded_of(length_ns);
-        self.recorded_ns = self.recorded_ns.saturating_add(recorded_ns);
-        self.vcpu_ns = self.vcpu_ns.saturating_add(vm.stall.map_or(0, |stall| stall.vcpu_ns));
         let mut added = 0;
         for (index, metric) in METRICS.into_iter().enumerate() {
             let Some(latencies) = vm.latencies(metric).filter(|of| of.count() > 0) else {
@@ -242,22 +264,34 @@ impl VmTimeline {
         added
     }
 
-    /// vCPUs, on the average of the time in which they were known.
-    pub(super) fn vcpus(&self) -> f64 {
-        (self.vcpu_ns as f64 / self.recorded_ns.max(1) as f64).max(0.01)
+    /// A column; nothing of one in which it was not recorded.
+    pub(super) fn at(&self, column: usize) -> VmColumn {
+        let at = column.checked_sub(self.first);
+        at.and_then(|at| self.columns.get(at)).copied().unwrap_or_default()
     }
 }
 
+/// The length of a column: whole intervals, where that can be, and not too many of them.
+fn step(interval_ns: u64, length_s: u64) -> u64 {
+    let fits = |step: &u64| *step * 1_000_000_000 >= interval_ns && length_s / step < COLUMNS;
+    let is_whole = |step: &u64| (*step * 1_000_000_000).is_multiple_of(interval_ns);
+    let whole = STEPS.into_iter().find(|step| fits(step) && is_whole(step));
+    let least = interval_ns.div_ceil(1_000_000_000).max(length_s / COLUMNS + 1);
+    whole.or_else(|| STEPS.into_iter().find(fits)).unwrap_or(least)
+}
+
 /// Nanoseconds of what a series stands for, in their order.
-fn waits(vm: &VmInterval) -> [u64; SERIES] {
+fn waits(vm: &VmInterval, length_ns: u64) -> [u64; SERIES] {
     let time = vm.stall_time.unwrap_or(vm.fault_time);
     let part = |part| time.of(part).unwrap_or(0);
-    let parts = [Part::Swapin, Part::Reclaim, Part::Lock, Part::Runq].map(part);
-    let other = time.total_ns.saturating_sub(parts.iter().sum());
-    let [swapin, reclaim, lock, runq] = parts;
-    let mut waits = [swapin, reclaim, lock, runq, other, 0, 0];
+    let [swapin, reclaim, lock, runq] =
+        [Part::Swapin, Part::Reclaim, Part::Lock, Part::Runq].map(part);
+    let seen = [swapin, reclaim, lock, runq].into_iter().fold(0, u64::saturating_add);
+    let mut waits = [swapin, reclaim, lock, runq, time.total_ns.saturating_sub(seen), 0, 0, 0, 0];
     waits[MEMORY] = vm.stall.map_or(0, |stall| stall.memory_ns());
     waits[CPU] = vm.cpu_wait_ns.unwrap_or(0);
+    waits[VCPUS] = vm.stall.map_or(0, |stall| stall.vcpu_ns);
+    waits[RECORDED] = vm.recorded_of(length_ns);
     waits
 }
 
@@ -281,7 +315,7 @@ fn add_cells(cells: &mut Vec<(u32, u8, u32)>, column: u32, latencies: &Latencies
 mod tests {
     use super::*;
     use crate::model::coverage::Coverage;
-    use crate::model::interval::{MetricInterval, Place};
+    use crate::model::interval::MetricInterval;
 
     const SECOND_NS: u64 = 1_000_000_000;
 
@@ -315,6 +349,7 @@ mod tests {
         let step = |interval_s, intervals| Timeline::new(&run(interval_s, intervals), &[]).step_s;
         assert_eq!([step(1, 900), step(1, 3_599), step(1, 3_600)], [1, 1, 2]);
         assert_eq!([step(10, 60), step(7, 60), step(1, 86_400)], [10, 10, 30]);
+        assert_eq!(step(20, 100_000), 600);
         assert_eq!(step(3_600, 24), 3_600);
     }
 
@@ -322,22 +357,33 @@ mod tests {
     fn a_column_has_all_of_its_intervals_and_a_gap_none() {
         let marks = [(2_000_000, "load".to_owned()), (90_000_000, "late".to_owned())];
         let mut timeline = Timeline::new(&run(1, 8), &marks);
-        for (start_s, latency_ns) in [(0, 1_000), (1, 1_000), (2, 5_000_000), (2, 1_000)] {
-            timeline.add(&interval(start_s, 1, latency_ns));
-        }
+        let mut half = interval(2, 1, 5_000_000);
+        half.place.length_ns /= 2;
+        timeline.add(&interval(0, 1, 1_000));
+        timeline.add(&interval(1, 1, 1_000));
+        timeline.add(&half);
+        // The clock is set back by an hour; the interval begins in the middle of a second.
+        let mut next = interval(0, 1, 1_000);
+        next.place.start_us = 2_500_000 + 3_600_000_000;
+        next.place.length_ns /= 2;
+        timeline.add(&next);
         // The recorder was held up.
-        timeline.add(&interval(3, 3, 1_000));
+        let mut late = interval(3_603, 3, 1_000);
+        late.vms[0].cpu_wait_ns = Some(SECOND_NS);
+        timeline.add(&late);
+        timeline.add(&interval(3_606, 1, 1_000));
         timeline.end();
-        assert_eq!(timeline.columns, 5);
+        assert_eq!(timeline.columns, 7);
         let recorded: Vec<bool> = timeline.host.iter().map(|column| column.is_recorded).collect();
-        assert_eq!(recorded, [true, true, true, false, true]);
-        assert_eq!((timeline.edges, timeline.marks), (vec![0, 2, 5], vec![("load".to_owned(), 2)]));
+        assert_eq!(recorded, [true, true, true, true, false, false, true]);
+        assert_eq!((timeline.edges, timeline.marks), (vec![0, 2, 7], vec![("load".to_owned(), 2)]));
         let vm = &timeline.vms[0];
         let (low, high) = (row(1_000), row(5_000_000));
-        let cells = [(0, low, 3), (1, low, 3), (2, low, 3), (2, high, 3), (4, low, 3)];
+        let cells = [(0, low, 3), (1, low, 3), (2, low, 3), (2, high, 3), (3, low, 3), (6, low, 3)];
         assert_eq!(vm.cells[0], cells);
-        assert_eq!(vm.latencies[0].iter().map(Latencies::count).collect::<Vec<_>>(), [6, 9]);
-        assert_eq!(vm.series[2][CPU], 10_000);
+        assert_eq!(vm.latencies[0].iter().map(Latencies::count).collect::<Vec<_>>(), [6, 12]);
+        assert_eq!((vm.at(2).series[CPU], vm.at(3).series[RECORDED]), (1e9, 3e9));
+        assert_eq!(vm.at(4).series[RECORDED], 0.0);
         assert_eq!([row(0), row(256), row(363), row(1 << 40)], [0, 0, 1, 51]);
     }
 }
