@@ -46,8 +46,8 @@ impl Arch {
     }
 }
 
-/// Fetches the plots' library, and builds the programs into target/overcommit-programs-ARCH.o: they read the registers of kernels of
-/// that architecture.
+/// Fetches the plots' library, and builds the programs into target/overcommit-programs-ARCH.o: they
+/// read the registers of kernels of that architecture.
 ///
 /// # Errors
 /// A tool cannot be installed, or the build fails.

@@ -1,15 +1,13 @@
 //! The library that draws the report's plots: fetched once, held to its checksum, never part of the
 //! sources.
 
-use crate::setup::{Tool, install, on_path, quietly, require_root, sha256};
+use crate::setup::{NPM, install, on_path, quietly, require_root, sha256};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use testbed::target;
 
-/// What fetches it.
-const NPM: Tool = Tool { program: "npm", package: "npm" };
 /// Its package.
 const PACKAGE: &str = "uplot@1.6.32";
 /// Its files that the binary carries, as the package has them and as they lie in target/, each

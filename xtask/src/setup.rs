@@ -17,6 +17,9 @@ pub(crate) struct Tool {
     pub(crate) package: &'static str,
 }
 
+/// What fetches packages of JavaScript.
+pub(crate) const NPM: Tool = Tool { program: "npm", package: "npm" };
+
 /// What VMs and swap need.
 pub(crate) const TESTBED: [Tool; 4] = [
     Tool { program: testbed::qemu::QEMU, package: "qemu-system-x86" },

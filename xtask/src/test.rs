@@ -4,7 +4,7 @@
 use crate::last_test::{self, LastTest};
 use crate::scenario::JAVA;
 use crate::setup::{
-    CARGO_DENY, TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly,
+    CARGO_DENY, NPM, TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly,
     require_root, show,
 };
 use crate::{build, lab, managers};
@@ -42,8 +42,7 @@ pub(crate) struct Args {
 }
 
 /// What reads the recordings beside ourselves.
-const READERS: [Tool; 2] =
-    [Tool { program: "python3", package: "python3" }, Tool { program: "npm", package: "npm" }];
+const READERS: [Tool; 2] = [Tool { program: "python3", package: "python3" }, NPM];
 /// Their packages.
 const PYTHON_READER: &str = "hdrhistogram==0.10.8";
 /// What the README reads the tables with: whatever this Python can have.

@@ -77,8 +77,7 @@ pub fn rebuild(folder: &Folder, view: &View) -> Result<Report> {
     let run = &recording.run;
     let as_recorded = view.span == Span::WHOLE && view.objectives.is_empty();
     let objectives = if view.objectives.is_empty() {
-        let recorded = run.options.slo.iter().map(|text| Objective::parse(text));
-        recorded.collect::<Result<_>>().context("run.json has an objective that is none")?
+        Objective::recorded(run)?
     } else {
         view.objectives.clone()
     };

@@ -18,7 +18,7 @@ const T = D.T, X = Array.from({ length: T }, (_, i) => i);
 const css = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
 const HURT = D.vms.filter((vm) => vm.rank != null);
 const COLOURS = ["harm", "blue", "amber"];
-const colour = (vm) => vm.rank == null ? "grey" : vm.end || vm.rank < COLOURS.length ? COLOURS[vm.rank] || "slate" : "slate";
+const colour = (vm) => vm.rank == null ? "grey" : COLOURS[vm.rank] || "slate";
 const isGone = new Uint8Array(T);
 for (const [from, to] of D.gone) isGone.fill(1, from, to);
 

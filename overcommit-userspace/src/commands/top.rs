@@ -117,9 +117,7 @@ impl Args {
 fn replay(args: &Args, recording: Recording) -> Result<ExitCode> {
     let mut objectives = args.subject.objectives.read();
     if objectives.is_empty() {
-        let recorded = recording.run.options.slo.iter().map(|text| Objective::parse(text));
-        objectives =
-            recorded.collect::<Result<_>>().context("run.json has an objective that is none")?;
+        objectives = Objective::recorded(&recording.run)?;
     }
     let mut app = args.app(objectives);
     if args.once {

@@ -173,7 +173,7 @@ fn latency(ns: Option<u64>) -> (String, Tone) {
 }
 
 pub(super) fn mib(bytes: Option<f64>) -> (String, Tone) {
-    bytes.map_or_else(|| ("?".to_owned(), Tone::Warn), |bytes| (figure(bytes / MIB), Tone::Plain))
+    bytes.map_or_else(unseen, |bytes| (figure(bytes / MIB), Tone::Plain))
 }
 
 fn lost_to(row: &VmRow) -> (String, Tone) {

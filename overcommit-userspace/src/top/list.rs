@@ -10,9 +10,10 @@ use overcommit_recording::model::swap::SwapState;
 use overcommit_recording::recent::{Board, Line as Past, VmRow, cause_of};
 use overcommit_recording::slo::Verdict;
 use overcommit_recording::summary::verdict::Fared;
+use overcommit_recording::view::fitted;
 use overcommit_recording::view::style::plain;
+use overcommit_recording::view::summary_text::value_of;
 use overcommit_recording::view::verdict_text::said;
-use overcommit_recording::view::{fitted, wrapped_at};
 use ratatui::text::{Line, Span};
 
 /// Columns, and lines, from which there is room for more of the host.
@@ -233,10 +234,7 @@ fn detail(look: Look, board: &Board, row: &VmRow, columns: u16) -> Vec<Line<'sta
     if let Some(advice) = &vm.verdict.advice {
         text += &format!("\nTry: {advice}.");
     }
-    let wrapped =
-        text.lines().map(|line| wrapped_at(columns.into(), line, "", "  ")).collect::<Vec<_>>();
-    let lines = wrapped.iter().flat_map(|lines| lines.lines());
-    lines.map(|line| look.line(line, Tone::Plain)).collect()
+    look.paragraphs(text.lines(), columns)
 }
 
 /// Those that are broken, and how many are held.
@@ -244,13 +242,7 @@ fn objectives(look: Look, board: &Board, columns: u16) -> Vec<Line<'static>> {
     let of = |verdict| board.objectives.iter().filter(move |judged| judged.verdict == verdict);
     let mut lines = Vec::new();
     for judged in of(Verdict::Broken).take(4) {
-        let rate = judged.rate_per_s.map(|rate| format!("{rate:.1}/s"));
-        let value = judged
-            .value_ns
-            .map(readable)
-            .or(judged.share.map(percent))
-            .or(rate)
-            .unwrap_or_default();
+        let value = value_of(judged).unwrap_or_default();
         let text =
             format!("  {}  {}  {value}", judged.vm.as_deref().unwrap_or("-"), judged.objective);
         lines.push(Line::from(vec![

@@ -2,6 +2,7 @@
 //! without colour too.
 
 use overcommit_recording::model::name::is_harmful;
+use overcommit_recording::view::wrapped_at;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 
@@ -54,6 +55,18 @@ impl Look {
     /// A whole line of one style.
     pub(super) fn line(self, text: impl Into<String>, tone: Tone) -> Line<'static> {
         Line::from(self.span(text, tone))
+    }
+
+    /// Paragraphs, in lines of at most that many columns.
+    pub(super) fn paragraphs<'a>(
+        self,
+        texts: impl Iterator<Item = &'a str>,
+        columns: u16,
+    ) -> Vec<Line<'static>> {
+        let wrapped = texts.map(|text| wrapped_at(columns.into(), text, "", "  "));
+        let wrapped: Vec<String> = wrapped.collect();
+        let lines = wrapped.iter().flat_map(|lines| lines.lines());
+        lines.map(|line| self.line(line, Tone::Plain)).collect()
     }
 
     /// A line across.

@@ -102,9 +102,7 @@ fn why(look: Look, vm: &SummaryVm, columns: u16) -> Vec<Line<'static>> {
         text.push(plain(&said(vm)));
         text.extend(vm.verdict.advice.as_ref().map(|advice| format!("Try: {advice}.")));
     }
-    let lines =
-        text.iter().map(|text| wrapped_at(columns.into(), text, "", "  ")).collect::<Vec<_>>();
-    lines.iter().flat_map(|lines| lines.lines()).map(|line| look.line(line, Tone::Plain)).collect()
+    look.paragraphs(text.iter().map(String::as_str), columns)
 }
 
 /// The metric that is chosen among those of which there is something.
@@ -284,13 +282,9 @@ fn slow_faults(app: &App, row: &VmRow, columns: u16) -> Vec<Line<'static>> {
 
 fn slow_fault(fault: &SlowFault) -> String {
     let second = (fault.end_ns / 1_000_000) % 60_000;
-    let what = match (&fault.swap_device, fault.backing) {
-        (Some(device), _) => format!("swap-in from {device}"),
-        (None, Some(backing)) => backing.name().to_owned(),
-        (None, None) => fault.metric.as_str().to_owned(),
-    };
     let by =
         fault.aggressor.as_ref().map_or("-".to_owned(), |by| format!("evicted by {}", by.name));
+    let what = losses::what(fault);
     // The innermost functions say most.
     let stack = fault.stack.as_deref().unwrap_or("-");
     let stack: Vec<&str> =

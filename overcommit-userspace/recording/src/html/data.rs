@@ -1,10 +1,11 @@
 //! What the page's script draws from: the timeline in few bytes.
 
 use crate::html::encode::{Bytes, packed, series};
-use crate::html::timeline::{METRICS, SERIES, Timeline, VmTimeline};
+use crate::html::timeline::{HostColumn, METRICS, SERIES, Timeline, VmTimeline};
 use crate::model::latencies::Latencies;
 use crate::model::slow_fault::SlowFault;
 use crate::model::state::State;
+use crate::view::losses;
 use anyhow::{Context, Result};
 use overcommit_ebpf::bucket;
 use overcommit_ebpf::layout::Part;
@@ -136,11 +137,9 @@ pub(super) fn pack(
 
 fn data(timeline: &Timeline, drawn: &[Drawn], limits: &[Limit], slow: &Slow, left: Left) -> Value {
     let round = |value: Option<f64>| value.map(|value| (value * 100.0).round() / 100.0);
-    let host =
-        |of: &dyn Fn(&crate::html::timeline::HostColumn) -> Option<f64>| -> Vec<Option<f64>> {
-            timeline.host.iter().map(|column| round(of(column))).collect()
-        };
-    let total = timeline.host.iter().filter_map(|column| column.total).fold(0.0, f64::max);
+    let host = |of: &dyn Fn(&HostColumn) -> Option<f64>| -> Vec<Option<f64>> {
+        timeline.host.iter().map(|column| round(of(column))).collect()
+    };
     let mut names = Names::default();
     let with_slow = left < Left::SlowFaults;
     let slow: Vec<Value> = drawn
@@ -155,7 +154,6 @@ fn data(timeline: &Timeline, drawn: &[Drawn], limits: &[Limit], slow: &Slow, lef
         "marks": timeline.marks,
         "edges": timeline.edges,
         "gone": gone(timeline),
-        "total": round(Some(total)),
         "mapsEnd": timeline.full_from.unwrap_or(timeline.columns),
         "withoutSlow": !with_slow,
         "host": {
@@ -331,11 +329,6 @@ fn slow_of(slow: &Slow, vm: &Drawn, names: &mut Names) -> Value {
 }
 
 fn slow_fault(fault: &SlowFault, names: &mut Names) -> Value {
-    let what = match (&fault.swap_device, fault.backing) {
-        (Some(device), _) => format!("swap-in from {device}"),
-        (None, Some(backing)) => backing.name().to_owned(),
-        (None, None) => fault.metric.as_str().to_owned(),
-    };
     let by = fault.aggressor.as_ref().map_or("", |by| by.name.as_str());
     let total = fault.time.total_ns.max(1);
     let percent = |part| 100 * fault.time.of(part).unwrap_or(0) / total;
@@ -343,7 +336,7 @@ fn slow_fault(fault: &SlowFault, names: &mut Names) -> Value {
     json!([
         fault.latency_ns / 1_000,
         names.place(&fault.thread),
-        names.place(&what),
+        names.place(&losses::what(fault)),
         names.place(by),
         format!("{:#x}", fault.address),
         names.place(fault.stack.as_deref().unwrap_or("")),

@@ -3,8 +3,8 @@
 use crate::format::text::{percent, readable, readable_bytes, time_of_day, vms as how_many};
 use crate::html::data::{Drawn, Limit, Slow, pack, states};
 use crate::html::tables::{
-    COLUMNS, FitRow, Matrix, ObjectiveRow, VmRow, count, coverage, fit, latency, matrix, metric,
-    minutes, objectives, percentiles, share, vms, whole, word,
+    COLUMNS, FitRow, Matrix, ObjectiveRow, VmRow, count, coverage, fit, latency, matrix, minutes,
+    objectives, percentiles, share, vms, whole, word,
 };
 use crate::html::timeline::{CPU, MEMORY, METRICS, Timeline};
 use crate::model::interval::Interval;
@@ -203,14 +203,9 @@ impl Page {
     }
 }
 
-/// The VMs that took what others lack, by id.
-fn takers(summary: &Summary) -> BTreeSet<&str> {
-    summary.seen().filter_map(cause_of).collect()
-}
-
 /// The VMs that were hurt, the worst first, and those that took from them.
 fn hurt_and_takers(summary: &Summary) -> (Vec<&SummaryVm>, Vec<&SummaryVm>) {
-    let takers = takers(summary);
+    let takers: BTreeSet<&str> = summary.seen().filter_map(cause_of).collect();
     let mut hurt: Vec<&SummaryVm> =
         summary.seen().filter(|vm| vm.verdict.fared > Fared::Unseen).collect();
     hurt.sort_by(|a, b| worst_first(a, b));
@@ -473,7 +468,7 @@ fn what_became(summary: &Summary, vm: &SummaryVm) -> String {
 /// The figures that say so.
 fn evidence(vm: &SummaryVm) -> String {
     let mut said = Vec::new();
-    if let Some(majors) = metric(vm, Metric::FaultMajor).filter(|majors| majors.count > 0) {
+    if let Some(majors) = vm.metric(Metric::FaultMajor).filter(|majors| majors.count > 0) {
         let p99 = majors.p99_ns.filter(|_| majors.count >= 100).map(|ns| latency(Some(ns)));
         let p99 = p99.map(|p99| format!(", p99 {p99}")).unwrap_or_default();
         said.push(format!("{:.1} major faults/s{p99}", majors.rate_per_s));
@@ -506,7 +501,7 @@ fn curve(timeline: &Timeline, of: &Drawn, series: usize) -> Option<String> {
 }
 
 fn quiet_row(vm: &SummaryVm) -> Quiet {
-    let majors = metric(vm, Metric::FaultMajor);
+    let majors = vm.metric(Metric::FaultMajor);
     let p99 = majors.filter(|of| of.count >= 100).and_then(|of| of.p99_ns);
     Quiet {
         name: vm.vm.clone(),

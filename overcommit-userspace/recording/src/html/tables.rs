@@ -1,19 +1,20 @@
 //! What of a recording stands in the page as tables, readable without its script.
 
 use crate::format::text::{percent, readable, time_of_day};
-use crate::html::timeline::{HostColumn, Timeline};
+use crate::html::timeline::{GIB, HostColumn, MIB, Timeline};
 use crate::model::coverage::{Coverage, Seen};
 use crate::model::evictions::{Aggressor, AggressorClass};
+use crate::model::figures::VmFigures;
+use crate::model::memory::Source;
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict as Outcome};
 use crate::summary::evictions::EvictedBy;
 use crate::summary::verdict::{Fared, worst_first};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
+use crate::view::summary_text::value_of;
 use overcommit_ebpf::layout::Metric;
 use std::collections::BTreeMap;
 
-const GIB: f64 = 1_073_741_824.0;
-const MIB: f64 = 1_048_576.0;
 /// Rows and columns of the matrix that have names.
 const NAMED: usize = 8;
 /// VMs of which it is drawn whether they fit.
@@ -49,8 +50,18 @@ pub(super) fn gib(bytes: u64) -> f64 {
     bytes as f64 / GIB
 }
 
-pub(super) fn metric(vm: &SummaryVm, metric: Metric) -> Option<&SummaryMetric> {
-    vm.metrics.iter().find(|of| of.metric == metric.into())
+/// What it needs: a range, or a bound.
+fn needs(memory: &VmFigures) -> Option<String> {
+    let set = memory.working_set_bytes?;
+    let (lower, upper) = (gib(set.lower), gib(set.upper));
+    Some(match is_measured(memory) {
+        true => format!("{lower:.1} – {upper:.1}"),
+        false => format!("≤\u{a0}{upper:.1}"),
+    })
+}
+
+fn is_measured(memory: &VmFigures) -> bool {
+    memory.working_set_source.is_some_and(Source::is_measured)
 }
 
 /// A quantile of so many samples; a word where they are too few for it.
@@ -105,8 +116,6 @@ pub(super) fn objectives(judged: &[Judged]) -> Vec<ObjectiveRow> {
 }
 
 fn objective(judged: &Judged, class: &'static str, word: &'static str) -> ObjectiveRow {
-    let rate = judged.rate_per_s.map(|rate| format!("{rate:.1}/s"));
-    let value = judged.value_ns.map(readable).or(judged.share.map(percent)).or(rate);
     let of = judged.intervals;
     let all = of.broken + of.held + of.not_judged;
     let broken = (of.broken > 0).then(|| {
@@ -118,7 +127,7 @@ fn objective(judged: &Judged, class: &'static str, word: &'static str) -> Object
         word,
         vm: judged.vm.clone().unwrap_or_default(),
         objective: judged.objective.clone(),
-        value: whole(&value.unwrap_or_else(|| "–".to_owned())),
+        value: whole(&value_of(judged).unwrap_or_else(|| "–".to_owned())),
         about: about.join("; "),
     }
 }
@@ -192,7 +201,7 @@ pub(super) fn vms(summary: &Summary) -> Vec<VmRow> {
 }
 
 fn vm_row(vm: &SummaryVm) -> VmRow {
-    let majors = metric(vm, Metric::FaultMajor);
+    let majors = vm.metric(Metric::FaultMajor);
     let quantile = |of: fn(&SummaryMetric) -> Option<u64>, least| {
         let value = majors.filter(|majors| majors.count >= least).and_then(of);
         (value.map(|ns| ns as f64), quantile(majors, of, least))
@@ -203,11 +212,6 @@ fn vm_row(vm: &SummaryVm) -> VmRow {
     let [stall, cpu] =
         [vm.stall.as_ref().map(|of| of.share), vm.cpu_wait.as_ref().map(|of| of.share)];
     let lost = vm.evictions.as_ref().map(|of| of.bytes as f64 / MIB);
-    let measured = memory.working_set_source.is_some_and(|by| by.is_measured());
-    let needs = memory.working_set_bytes.map(|set| {
-        let (lower, upper) = (gib(set.lower), gib(set.upper));
-        if measured { format!("{lower:.1} – {upper:.1}") } else { format!("≤\u{a0}{upper:.1}") }
-    });
     let figures = [
         (stall, share(stall)),
         (cpu, share(cpu)),
@@ -217,7 +221,10 @@ fn vm_row(vm: &SummaryVm) -> VmRow {
         quantile(|of| of.p999_ns, 1_000),
         quantile(|of| of.max_ns, 1),
         (lost, lost.map_or("not seen".to_owned(), |lost| count(lost as u64))),
-        (memory.working_set_bytes.map(|set| gib(set.upper)), needs.unwrap_or("–".to_owned())),
+        (
+            memory.working_set_bytes.map(|set| gib(set.upper)),
+            needs(memory).unwrap_or("–".to_owned()),
+        ),
         number(memory.configured_bytes.map(gib)),
         number(memory.resident_bytes.map(gib)),
         number(memory.cgroup_limit_bytes.map(gib)),
@@ -233,7 +240,7 @@ fn vm_row(vm: &SummaryVm) -> VmRow {
 
 /// The percentiles of a VM's major faults.
 pub(super) fn percentiles(vm: &SummaryVm) -> [String; 6] {
-    let majors = metric(vm, Metric::FaultMajor);
+    let majors = vm.metric(Metric::FaultMajor);
     [
         quantile(majors, |of| of.p50_ns, 2),
         quantile(majors, |of| of.p90_ns, 10),
@@ -355,13 +362,8 @@ pub(super) fn fit(summary: &Summary) -> (Vec<FitRow>, f64) {
         let memory = &vm.memory;
         let ram = memory.configured_bytes.unwrap_or(0);
         let set = memory.working_set_bytes.unwrap_or_default();
-        let is_measured = memory.working_set_source.is_some_and(|by| by.is_measured());
-        let [lower, upper] = [set.lower, set.upper].map(gib);
-        let needs = if is_measured {
-            format!("{lower:.1} – {upper:.1}")
-        } else {
-            format!("≤\u{a0}{upper:.1}")
-        };
+        let is_measured = is_measured(memory);
+        let needs = needs(memory).unwrap_or_default();
         let available = ram - memory.ballooned_bytes.unwrap_or(0).min(ram);
         let limit = memory.cgroup_limit_bytes;
         FitRow {

@@ -28,8 +28,8 @@ const VCPUS: usize = 7;
 const RECORDED: usize = 8;
 /// What a step of the time of day is, in microseconds: intervals follow each other.
 const CLOCK_STEP_US: i64 = 1_000_000;
-const GIB: f64 = 1_073_741_824.0;
-const MIB: f64 = 1_048_576.0;
+pub(super) const GIB: f64 = 1_073_741_824.0;
+pub(super) const MIB: f64 = 1_048_576.0;
 
 /// The recording so far.
 #[derive(Debug)]
@@ -62,7 +62,6 @@ pub(super) struct HostColumn {
     pub(super) is_recorded: bool,
     /// GiB, at the least.
     pub(super) available: Option<f64>,
-    pub(super) total: Option<f64>,
     /// Pages and the time of their rates.
     swapped: [f64; 2],
     rates_ns: u64,
@@ -82,7 +81,7 @@ pub(super) struct VmTimeline {
     /// Of each metric, by span.
     pub(super) latencies: [Vec<Latencies>; METRICS.len()],
     /// The column in which it was first recorded.
-    pub(super) first: usize,
+    first: usize,
     /// From there on, by column.
     columns: Vec<VmColumn>,
 }
@@ -199,11 +198,9 @@ impl HostColumn {
     fn add(&mut self, interval: &Interval) {
         let host = &interval.host;
         self.is_recorded = true;
-        let gib = |bytes: u64| bytes as f64 / GIB;
-        let memory = host.swap.memory;
-        let available = host.swap.least_available.or(memory.and_then(|memory| memory.available));
-        self.available = self.available.into_iter().chain(available.map(gib)).reduce(f64::min);
-        self.total = memory.map(|memory| gib(memory.total)).or(self.total);
+        let at_end = host.swap.memory.and_then(|memory| memory.available);
+        let available = host.swap.least_available.or(at_end).map(|bytes| bytes as f64 / GIB);
+        self.available = self.available.into_iter().chain(available).reduce(f64::min);
         if let Some(rates) = host.swap.rates
             && let (Some(into), Some(out)) = (rates.swapped_in, rates.swapped_out)
         {

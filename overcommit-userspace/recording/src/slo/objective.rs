@@ -3,7 +3,7 @@
 use crate::format::text::parse_duration;
 use crate::model::metric::{MetricName, is_known, names};
 use crate::model::pattern::Pattern;
-use crate::model::run::RunVm;
+use crate::model::run::{Run, RunVm};
 use anyhow::{Context, Result, bail, ensure};
 use std::fmt;
 
@@ -130,6 +130,15 @@ pub struct Objective {
 }
 
 impl Objective {
+    /// Those that a recording was made with.
+    ///
+    /// # Errors
+    /// run.json has one that is none.
+    pub fn recorded(run: &Run) -> Result<Vec<Self>> {
+        let recorded = run.options.slo.iter().map(|text| Self::parse(text));
+        recorded.collect::<Result<_>>().context("run.json has an objective that is none")
+    }
+
     /// Reads `[PATTERN:]METRIC:QUANTILE<DURATION`, `[PATTERN:]METRIC:rate<COUNT/s`, `[PATTERN:]stall.share<PERCENT%` or
     /// `[PATTERN:]cpu.share<PERCENT%`.
     ///

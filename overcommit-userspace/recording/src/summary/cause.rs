@@ -3,8 +3,8 @@
 use crate::model::breakdown::Breakdown;
 use crate::model::evictions::AggressorClass;
 use crate::model::figures::{HostFigures, VmFigures};
+use crate::summary::SummaryVm;
 use crate::summary::evictions::EvictedBy;
-use crate::summary::{SummaryMetric, SummaryVm};
 use overcommit_ebpf::layout::{Metric, Part};
 use serde::Serialize;
 
@@ -89,12 +89,8 @@ pub(super) fn held_back(vm: &SummaryVm) -> f64 {
     sum_ns(vm, Metric::MemoryHigh) as f64 / vcpu_ns.max(1) as f64
 }
 
-fn metric(vm: &SummaryVm, metric: Metric) -> Option<&SummaryMetric> {
-    vm.metrics.iter().find(|entry| entry.metric == metric.into())
-}
-
 fn sum_ns(vm: &SummaryVm, of: Metric) -> u64 {
-    metric(vm, of).map_or(0, |found| found.sum_ns)
+    vm.metric(of).map_or(0, |found| found.sum_ns)
 }
 
 /// A part of the time, waits for a CPU left out.
@@ -169,7 +165,7 @@ fn is_at_limit(memory: &VmFigures) -> bool {
 fn without_evictions(vm: &SummaryVm, host: &HostFigures) -> Cause {
     let is_swapped = vm.memory.swapped_bytes.is_some_and(|bytes| bytes >= LEAST_TAKEN);
     let read = vm.file_faults.map_or(0, |files| files.read);
-    let majors = metric(vm, Metric::FaultMajor).map_or(0, |majors| majors.count);
+    let majors = vm.metric(Metric::FaultMajor).map_or(0, |majors| majors.count);
     if is_swapped && is_at_limit(&vm.memory) {
         Cause::OwnLimit
     } else if is_tight(host) && (is_swapped || sum_ns(vm, Metric::Reclaim) > 0) {

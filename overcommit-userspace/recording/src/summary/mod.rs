@@ -147,6 +147,11 @@ pub struct SummaryVm {
 }
 
 impl SummaryVm {
+    /// A metric of it, if it has that.
+    pub fn metric(&self, metric: Metric) -> Option<&SummaryMetric> {
+        self.metrics.iter().find(|entry| entry.metric == metric.into())
+    }
+
     /// The share of its vCPUs' time that it waited for memory.
     pub fn stall_share(&self) -> f64 {
         self.stall.as_ref().map_or(0.0, |stall| stall.share)

@@ -3,6 +3,7 @@
 use crate::format::text::percent;
 use crate::format::text::readable;
 use crate::model::breakdown::Breakdown;
+use crate::model::slow_fault::SlowFault;
 use crate::model::swapins::Swapins;
 use crate::summary::SummaryVm;
 use crate::view::facts::Facts;
@@ -34,7 +35,7 @@ pub fn add(facts: &mut Facts, vm: &SummaryVm) {
         losses.reverse();
     }
     losses.into_iter().for_each(|(about, fact)| facts.add(about, fact));
-    let held = vm.metrics.iter().find(|entry| entry.metric == Metric::MemoryHigh.into());
+    let held = vm.metric(Metric::MemoryHigh);
     let held = held.filter(|held| held.sum_ns > 0);
     let held = held.map(|held| format!("for {} at memory.high", readable(held.sum_ns)));
     facts.add("held back", held);
@@ -51,6 +52,15 @@ fn lost_to_memory(vm: &SummaryVm, share: f64) -> String {
     let parts = parts(time, vm.swapins.as_ref());
     let parts = parts.map(|parts| format!(": its {whose} were {parts}")).unwrap_or_default();
     format!("{} of its vCPU time to memory{parts}", percent(share))
+}
+
+/// What a slow fault took.
+pub fn what(fault: &SlowFault) -> String {
+    match (&fault.swap_device, fault.backing) {
+        (Some(device), _) => format!("swap-in from {device}"),
+        (None, Some(backing)) => backing.name().to_owned(),
+        (None, None) => fault.metric.as_str().to_owned(),
+    }
 }
 
 /// What the time of a VM's waits, or else of its faults, went into: each part by name, from 0 to 1 of

@@ -123,7 +123,7 @@ fn vm_table(summary: &Summary) -> Table {
     let mut rows: Vec<&SummaryVm> = rows.collect();
     rows.sort_by(|a, b| worst_first(a, b));
     for vm in rows {
-        let majors = vm.metrics.iter().find(|metric| metric.metric == Metric::FaultMajor.into());
+        let majors = vm.metric(Metric::FaultMajor);
         let latency = |of: fn(&SummaryMetric) -> Option<u64>| {
             majors.and_then(of).map_or("-".to_owned(), readable)
         };
@@ -196,14 +196,12 @@ fn objectives(text: &mut String, judged: &[Judged]) {
         [(Verdict::Broken, "BROKEN"), (Verdict::NotJudged, "not judged"), (Verdict::Held, "held")]
     {
         for judged in judged.iter().filter(|judged| judged.verdict == verdict) {
-            let rate = judged.rate_per_s.map(|rate| format!("{rate:.1}/s"));
-            let value = judged.value_ns.map(readable).or(judged.share.map(percent)).or(rate);
             let none = if verdict == Verdict::Held { "none" } else { "-" };
             table.add_row([
                 word.to_owned(),
                 verdict_text::short(judged.vm.as_deref().unwrap_or("-")),
                 judged.objective.clone(),
-                value.unwrap_or_else(|| none.to_owned()),
+                value_of(judged).unwrap_or_else(|| none.to_owned()),
             ]);
             why.push(about(judged));
         }
@@ -224,6 +222,12 @@ fn objectives(text: &mut String, judged: &[Judged]) {
             false => writeln!(text, "{row}\n{}", wrapped(&about, "        ", "        ")),
         };
     }
+}
+
+/// The figure that an objective is held against.
+pub fn value_of(judged: &Judged) -> Option<String> {
+    let rate = || judged.rate_per_s.map(|rate| format!("{rate:.1}/s"));
+    judged.value_ns.map(readable).or(judged.share.map(percent)).or_else(rate)
 }
 
 /// In how many intervals it was broken, and why it was not judged.
