@@ -127,15 +127,23 @@ fn balloon() -> Result<()> {
     // It outlives libvirt's daemons.
     let script = format!(
         "virsh --connect qemu:///system destroy {NAME} ||\n    \
-         kill -KILL $(cat /run/libvirt/qemu/{NAME}.pid 2> /dev/null) || :"
+         kill -KILL $(cat /run/libvirt/qemu/{NAME}.pid 2> /dev/null) || :\n\
+         virsh --connect qemu:///system undefine {NAME} || rm -f /etc/libvirt/qemu/{NAME}.xml"
     );
     let _domain = Undo::script("a VM of libvirt", &script)?;
-    virsh(["create", &file.to_string_lossy()])?;
+    virsh(["define", &file.to_string_lossy()])?;
+    virsh(["start", NAME])?;
     let folder = dir.path().join("run");
     let recording = Recording::start(&folder, ["--interval", "500ms", "--vm", NAME])?;
     let row = await_some("balloon", PATIENCE, || {
         let row = rows(&folder, "vms.csv")?.pop();
         Ok(row.filter(|row| !row["ballooned_bytes"].is_empty()))
+    });
+    let uuid = virsh(["domuuid", NAME])?;
+    virsh(["destroy", NAME])?;
+    let departure = await_some("word of its end", PATIENCE, || {
+        let run = json(&folder, "run.json")?;
+        Ok(Some(run["vms"][0]["departure"].clone()).filter(|departure| departure.is_string()))
     });
     let folder = recording.end()?;
     let row = row.with_context(|| {
@@ -146,7 +154,7 @@ fn balloon() -> Result<()> {
     let figures = ["configured_bytes", "current_bytes", "ballooned_bytes"];
     let figures = figures.map(|column| row[column].parse::<u64>().unwrap_or(u64::MAX));
     ensure!(figures == [MEMORY << 20, MEMORY << 20, 0], "{figures:?}");
-    let uuid = virsh(["domuuid", NAME])?;
+    ensure!(departure? == "destroyed", "of another end");
     let summary = vm(&folder, NAME)?;
     ensure!(summary["uuid"] == uuid.trim(), "{uuid} is not {}", summary["uuid"]);
     Ok(())

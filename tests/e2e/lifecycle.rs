@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json as object;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
@@ -16,11 +17,12 @@ use testbed::qemu::{Config, QEMU, Vm};
 use testbed::record::Recording;
 use testbed::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
 use testbed::undo::Undo;
-use testbed::{PATIENCE, as_child, await_some, overcommit};
+use testbed::{PATIENCE, as_child, await_some, overcommit, run as output_of};
 
 pub(crate) const TESTS: Tests = &[
     ("a_vm_that_lives_for_300_ms_is_recorded", short_life),
     ("vms_that_start_and_end_are_followed", start_and_end),
+    ("a_vm_that_is_migrated_away_is_said_to_be", migrated_away),
     ("a_vm_that_the_kernel_kills_is_told_of", out_of_memory),
     ("a_vm_that_is_killed_at_a_limit_of_several_is_told_of", out_of_shared_memory),
     ("cpus_that_come_and_go_are_followed", cpu_hotplug),
@@ -84,7 +86,7 @@ fn start_and_end() -> Result<()> {
     ensure!(vms[0]["folder"] == "wanted-1" && vms[1]["folder"] == "wanted-1~2", "{run:#}");
     ensure!(vms.iter().all(|vm| vm["ended_us"].is_u64()), "an end was not seen: {run:#}");
     // QEMU shuts down when it is asked to.
-    let exits = [serde_json::json!({ "signal": 11 }), serde_json::json!({ "status": 0 })];
+    let exits = [object!({ "signal": 11 }), object!({ "status": 0 })];
     ensure!(vms[0]["exit"] == exits[0] && vms[1]["exit"] == exits[1], "{run:#}");
     let summary = json(&folder, "summary.json")?;
     let fared = [&summary["vms"][0]["verdict"]["fared"], &summary["vms"][1]["verdict"]["fared"]];
@@ -94,6 +96,41 @@ fn start_and_end() -> Result<()> {
         let minors = figure(vm, "fault.minor", "count")?;
         ensure!(minors >= 4_000, "{minors} faults of an instance: {vm:#}");
     }
+    Ok(())
+}
+
+const DIMM: u64 = 128 << 20;
+
+/// A monitor of its own says that the VM runs elsewhere from now on.
+fn migrated_away() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let more = ["-m", "slots=1,maxmem=1G", "-qmp", "unix:DIR/free,server=on,wait=off"];
+    let mut guest = Vm::start(&Config { more: &more, ..Config::new("leaves", 16) })?;
+    guest.await_passes(1)?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, ["--interval", "200ms", "--vm", "leaves"])?;
+    guest.execute("migrate", object!({ "uri": "exec:cat > /dev/null" }))?;
+    await_some("the end of the migration", PATIENCE, || {
+        let status = guest.execute("query-status", object!({}))?;
+        Ok((status["status"] == "postmigrate").then_some(()))
+    })?;
+    // Whoever knows of this has asked after the migration.
+    let dimm = object!({ "qom-type": "memory-backend-ram", "id": "m0", "size": DIMM });
+    guest.execute("object-add", dimm)?;
+    guest.execute("device_add", object!({ "driver": "pc-dimm", "id": "d0", "memdev": "m0" }))?;
+    await_some("a look", PATIENCE, || {
+        let row = rows(&folder, "vms.csv")?.pop().unwrap_or_default();
+        let configured = row.get("configured_bytes").and_then(|bytes| bytes.parse().ok());
+        Ok(configured.filter(|bytes: &u64| *bytes >= DIMM))
+    })?;
+    guest.execute("quit", object!({}))?;
+    await_some("word of its end", PATIENCE, || {
+        let run = json(&folder, "run.json")?;
+        Ok((run["vms"][0]["departure"] == "migrated").then_some(()))
+    })?;
+    let folder = recording.end()?;
+    let report = output_of(Command::new(overcommit()).arg("report").arg(&folder))?;
+    ensure!(report.contains("leaves was migrated away at "), "{report}");
     Ok(())
 }
 

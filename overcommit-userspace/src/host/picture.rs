@@ -11,9 +11,10 @@ use crate::host::working_set::follow::Target;
 use crate::kernel;
 use anyhow::Result;
 use overcommit_recording::model::balloon::{Balloon, Source};
+use overcommit_recording::model::exit::Exit;
 use overcommit_recording::model::interval::{HostInterval, Place, VmInterval};
 use overcommit_recording::model::memory::{self, MemoryUse, WorkingSet};
-use overcommit_recording::model::run::Run;
+use overcommit_recording::model::run::{Run, RunVm};
 use overcommit_recording::model::swap::SwapState;
 use overcommit_recording::model::vm::{Backing, Vm, VmId};
 use std::collections::BTreeMap;
@@ -151,6 +152,16 @@ impl Host {
 
     /// Adds to what holds for the whole recording where the figures of each VM come from.
     pub fn note(&self, run: &mut Run) {
+        for (id, departure) in self.survey.departed() {
+            let ended = run.vms.iter_mut().find(|vm| vm.vm_id == id.to_string());
+            // A signal says more than its monitor, which it took along.
+            let is_regular = |vm: &&mut RunVm| {
+                vm.ended_us.is_some() && !matches!(vm.exit, Some(Exit::Signal(_)))
+            };
+            if let Some(vm) = ended.filter(is_regular) {
+                vm.departure = Some(departure);
+            }
+        }
         run.host_state.unreadable = self.watch.unreadable().map(str::to_owned);
         for (index, vm) in run.vms.iter_mut().enumerate().filter(|(_, vm)| vm.ended_us.is_none()) {
             vm.swap_sources = self.watch.sources(index);

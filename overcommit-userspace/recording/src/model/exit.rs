@@ -83,6 +83,42 @@ impl Exit {
     }
 }
 
+/// What its monitor or its manager says of a VM's end: the process exits alike in most of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Departure {
+    /// It runs on another host now.
+    Migrated,
+    /// Its guest shut down, or was asked to.
+    ShutDown,
+    /// Somebody had libvirt end it at once.
+    Destroyed,
+    /// Its state was saved to a file.
+    Saved,
+    /// Its guest's kernel had panicked.
+    Panicked,
+    /// QEMU could not go on with it.
+    Failed,
+    /// What a later version knows.
+    #[serde(other)]
+    Other,
+}
+
+impl Departure {
+    /// In words that follow its name; `None` if it is not known.
+    pub const fn words(self) -> Option<&'static str> {
+        match self {
+            Self::Migrated => Some("was migrated away"),
+            Self::ShutDown => Some("was shut down"),
+            Self::Destroyed => Some("was destroyed through libvirt"),
+            Self::Saved => Some("was saved to a file and stopped"),
+            Self::Panicked => Some("ended after a panic of its guest"),
+            Self::Failed => Some("ended after an error within QEMU"),
+            Self::Other => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use crate::model::clock::Clocks;
 use crate::model::coverage::{Coverage, MetricCoverage, Seen, coverage_of};
-use crate::model::exit::{self, Exit};
+use crate::model::exit::{self, Departure, Exit};
 use crate::model::interval::FileFaults;
 use crate::model::metric::MetricName;
 use crate::model::name::FOLDER_MAX;
@@ -245,6 +245,9 @@ pub struct RunVm {
     /// How its process did; `None` if that was not seen, or it executed another program.
     #[serde(default, deserialize_with = "exit::known")]
     pub exit: Option<Exit>,
+    /// What its monitor or libvirt said of its end.
+    #[serde(default)]
+    pub departure: Option<Departure>,
     /// The kernel's counters when counting began, by metric: not in this recording.
     pub faults_before: BTreeMap<String, u64>,
     /// How its vCPU threads are known: `name`, `kvm_run`, or not at all.

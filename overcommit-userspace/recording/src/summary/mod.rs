@@ -11,7 +11,7 @@ pub mod verdict;
 
 use crate::model::breakdown::Breakdown;
 use crate::model::coverage::{Coverage, coverage_of};
-use crate::model::exit::Exit;
+use crate::model::exit::{Departure, Exit};
 use crate::model::figures::VmFigures;
 use crate::model::interval::{FileFaults, Interval, Place};
 use crate::model::latencies::Latencies;
@@ -99,6 +99,9 @@ pub struct SummaryVm {
     pub is_vm: bool,
     /// How its process ended: `{"status": 0}` or `{"signal": 11}`.
     pub exit: Option<Exit>,
+    /// What its monitor or libvirt said of its end: `migrated`, `shut_down`, `destroyed`, `saved`,
+    /// `panicked` or `failed`.
+    pub departure: Option<Departure>,
     /// For how long its process was stopped, in seconds.
     pub stopped_s: f64,
     /// How much swapping hurt it.
@@ -385,6 +388,7 @@ fn summary_vm(run: &Run, vm: &RunVm, totals: &VmTotals, is_whole: bool, end_us: 
         ended_unix_s: ended_us.map(|ended_us| ended_us as f64 / 1e6),
         ended_by: ended_us.and(vm.ended_by),
         exit: ended_us.and(vm.exit),
+        departure: ended_us.and(vm.departure),
         is_vm: vm.accelerator.is_some(),
         swap: StateSummary::of(&totals.swap_states),
         memory: totals.memory.clone(),

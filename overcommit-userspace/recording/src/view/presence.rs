@@ -1,7 +1,7 @@
 //! VMs that were not there all the time: what they are said to be is of less than the whole run.
 
 use crate::format::text::time_of_day;
-use crate::model::exit::Exit;
+use crate::model::exit::{Departure, Exit};
 use crate::model::run::{EndedBy, Run, RunVm};
 use crate::summary::verdict::Fared;
 use crate::summary::{Summary, SummaryVm};
@@ -24,7 +24,10 @@ pub fn ended(run: &Run, vm: &RunVm) -> String {
             format!("{name} was KILLED {when}: {short} ran out of memory; see dmesg")
         }
         (_, Some(exit)) => format!("{name} CRASHED {when}: it {}", exit.words()),
-        _ => format!("{name} {}", how(run, vm.exit, vm.accelerator.is_some(), &when)),
+        _ => {
+            let is_vm = vm.accelerator.is_some();
+            format!("{name} {}", how(run, vm.exit, vm.departure, is_vm, &when))
+        }
     }
 }
 
@@ -34,7 +37,16 @@ pub fn when(unix_s: f64, after_s: f64) -> String {
 }
 
 /// How a VM ended that neither crashed nor ran out of memory.
-fn how(run: &Run, exit: Option<Exit>, is_vm: bool, when: &str) -> String {
+fn how(
+    run: &Run,
+    exit: Option<Exit>,
+    departure: Option<Departure>,
+    is_vm: bool,
+    when: &str,
+) -> String {
+    if let Some(words) = departure.and_then(Departure::words) {
+        return format!("{words} {when}");
+    }
     match exit {
         // As QEMU ends however it is asked to.
         Some(Exit::Status(_)) if is_vm => format!("was shut down or migrated away {when}"),
@@ -56,7 +68,7 @@ pub fn lines(text: &mut String, run: &Run, summary: &Summary, name: impl Fn(&Sum
     let ended: Vec<&SummaryVm> = summary.seen().filter(ended).collect();
     some(text, &ended, "ended while they were recorded", |vm| {
         let when = when(vm.ended_unix_s.unwrap_or(0.0), vm.ended_s.unwrap_or(0.0));
-        format!("{} {}", name(vm), how(run, vm.exit, vm.is_vm, &when))
+        format!("{} {}", name(vm), how(run, vm.exit, vm.departure, vm.is_vm, &when))
     });
     let stopped: Vec<&SummaryVm> = summary.seen().filter(|vm| vm.stopped_s > 0.0).collect();
     some(text, &stopped, "were stopped for a while", |vm| {
@@ -157,6 +169,15 @@ mod tests {
         assert_eq!(ended(Exit::Status(0)), format!("web was shut down or migrated away {when}"));
         let killed = format!("web was killed by SIGKILL {when}, not by the kernel's OOM killer");
         assert_eq!(ended(Exit::Signal(9)), killed);
+    }
+
+    #[test]
+    fn what_its_manager_says_of_an_end_is_said() {
+        let vm = vm("web", 100, Some((104, None)));
+        let exit = Some(Exit::Status(0));
+        let vm = RunVm { exit, departure: Some(Departure::Migrated), ..vm };
+        let told = "web was migrated away at 00:01:44 UTC, 104.0 s in";
+        assert_eq!(ended(&Run::default(), &vm), told);
     }
 
     #[test]

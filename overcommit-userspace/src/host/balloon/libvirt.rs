@@ -4,6 +4,7 @@
 use crate::host::balloon::qmp::PATIENCE;
 use anyhow::{Context, Result, anyhow, ensure};
 use overcommit_recording::model::balloon::{Balloon, GuestMemory, LARGEST, Source};
+use overcommit_recording::model::exit::Departure;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -38,33 +39,55 @@ pub fn pids(dir: &Path) -> BTreeSet<i32> {
 pub async fn look(uuids: &[Uuid]) -> Result<BTreeMap<Uuid, Balloon>> {
     let mut found = BTreeMap::new();
     for uuids in uuids.chunks(AT_ONCE) {
-        found.extend(ask(uuids).await?);
+        found.extend(parse(&ask("--balloon", uuids).await?));
     }
     Ok(found)
 }
 
-async fn ask(uuids: &[Uuid]) -> Result<BTreeMap<Uuid, Balloon>> {
+/// What became of these domains, as far as they do not run. A transient one is forgotten with its
+/// end.
+///
+/// # Errors
+/// See [`look`].
+pub async fn departures(uuids: &[Uuid]) -> Result<BTreeMap<Uuid, Departure>> {
+    let mut found = BTreeMap::new();
+    for uuids in uuids.chunks(AT_ONCE) {
+        let text = ask("--state", uuids).await?;
+        let figures = figures(&text);
+        let told = figures.iter().filter_map(|(uuid, of)| Some((*uuid, departure(of)?)));
+        found.extend(told);
+    }
+    Ok(found)
+}
+
+async fn ask(what: &str, uuids: &[Uuid]) -> Result<String> {
     let virsh = VIRSH.iter().find(|path| Path::new(path).exists());
     let mut virsh = Command::new(virsh.context("there is no virsh on this host")?);
-    virsh.args(ARGUMENTS).arg(question(uuids));
+    virsh.args(ARGUMENTS).arg(question(what, uuids));
     virsh.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(PATIENCE, virsh.output()).await;
     let output = output.map_err(|_| anyhow!("virsh did not answer within {PATIENCE:?}"))?;
     let output = output.context("cannot run virsh")?;
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "virsh failed: {}", complaint.trim());
-    Ok(parse(&String::from_utf8_lossy(&output.stdout)))
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Commands for one virsh: each uuid, and what it tells of that domain without waiting for
 /// one that is busy. The last one succeeds, so that only a lost connection is a failure.
-fn question(uuids: &[Uuid]) -> String {
-    let ask = |uuid| format!("echo {uuid}; domstats --balloon --nowait {uuid}; ");
+fn question(what: &str, uuids: &[Uuid]) -> String {
+    let ask = |uuid| format!("echo {uuid}; domstats {what} --nowait {uuid}; ");
     uuids.iter().map(ask).collect::<String>() + "echo"
 }
 
 /// The balloons in what virsh prints.
 pub fn parse(text: &str) -> BTreeMap<Uuid, Balloon> {
+    let figures = figures(text);
+    figures.iter().filter_map(|(uuid, figures)| Some((*uuid, balloon(figures)?))).collect()
+}
+
+/// Whatever virsh gives as numbers, by domain.
+fn figures(text: &str) -> BTreeMap<Uuid, BTreeMap<&str, u64>> {
     let mut figures = BTreeMap::<_, BTreeMap<_, _>>::new();
     let mut domain = None;
     for line in text.lines().map(str::trim) {
@@ -76,7 +99,26 @@ pub fn parse(text: &str) -> BTreeMap<Uuid, Balloon> {
             figures.entry(uuid).or_default().insert(key, figure);
         }
     }
-    figures.iter().filter_map(|(uuid, figures)| Some((*uuid, balloon(figures)?))).collect()
+    figures
+}
+
+/// By `virDomainState` and `virDomainShutoffReason` (include/libvirt/libvirt-domain.h).
+fn departure(figures: &BTreeMap<&str, u64>) -> Option<Departure> {
+    const SHUT_OFF: u64 = 5;
+    if figures.get("state.state") != Some(&SHUT_OFF) {
+        return None;
+    }
+    match figures.get("state.reason")? {
+        1 => Some(Departure::ShutDown),
+        2 => Some(Departure::Destroyed),
+        // So is a process that was killed, but that its exit tells (`processMonitorEOFEvent`,
+        // src/qemu/qemu_driver.c).
+        3 => Some(Departure::Panicked),
+        4 => Some(Departure::Migrated),
+        5 => Some(Departure::Saved),
+        6 => Some(Departure::Failed),
+        _ => None,
+    }
 }
 
 /// libvirt counts in KiB.
@@ -158,5 +200,20 @@ mod tests {
         assert_eq!(web.guest.unwrap().available, Some(200 << 20));
         assert_eq!((domains[&its].ballooned, domains[&its].guest), (0, None));
         assert!(parse("error: nonsense\n=\n").is_empty());
+    }
+
+    #[test]
+    fn what_became_of_a_domain() {
+        let uuid = Uuid::from_u128(1);
+        let told = |state, reason| {
+            let text = format!(
+                "{uuid}\n\nDomain: 'web'\n  state.state={state}\n  state.reason={reason}\n"
+            );
+            departure(&figures(&text)[&uuid])
+        };
+        assert_eq!(told(5, 4), Some(Departure::Migrated));
+        assert_eq!(told(5, 2), Some(Departure::Destroyed));
+        assert_eq!(told(5, 0), None);
+        assert_eq!(told(1, 1), None, "it runs again");
     }
 }

@@ -8,6 +8,7 @@ use crate::host::balloon::socket::Socket;
 use crate::host::overcommit::total;
 use anyhow::{Context, Result, anyhow, ensure};
 use overcommit_recording::model::balloon::{Balloon, GuestMemory, LARGEST, POLL_S, Source};
+use overcommit_recording::model::exit::Departure;
 use serde_json::{Value, json};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -34,10 +35,21 @@ pub enum GuestPolling {
     TurnOff,
 }
 
+/// What a monitor says.
+#[derive(Debug)]
+pub struct Answer {
+    /// What was given back.
+    pub balloon: Balloon,
+    /// Why the VM will not run on, if so.
+    pub departure: Option<Departure>,
+    /// Whether the guest's reports were turned on, or off.
+    pub is_turned: bool,
+}
+
 /// Asks a VM once, by whichever of its monitors greets first.
 ///
 /// `pid` is the process that must be listening; another one's monitor says nothing of
-/// the VM. The monitor stands beside the answer if reports were turned on there, or off.
+/// the VM. The monitor that answered stands beside the answer.
 ///
 /// # Errors
 /// They are in use, do not answer in time, or answer something else.
@@ -45,13 +57,12 @@ pub async fn look(
     sockets: Vec<Socket>,
     pid: i32,
     polling: GuestPolling,
-) -> Result<(Balloon, Option<Socket>)> {
+) -> Result<(Answer, Socket)> {
     let last = sockets.iter().take(MONITORS_MAX).next_back().cloned();
     let asked = timeout(PATIENCE, async {
         let (mut monitor, socket) = first(sockets, pid).await?;
-        let answer = monitor.balloon(polling).await;
-        let (balloon, is_turned) = answer.with_context(|| format!("monitor {socket}"))?;
-        Ok((balloon, is_turned.then_some(socket)))
+        let answer = monitor.answer(polling).await;
+        Ok((answer.with_context(|| format!("monitor {socket}"))?, socket))
     });
     let answer = asked.await;
     answer.unwrap_or_else(|_| {
@@ -60,13 +71,12 @@ pub async fn look(
     })
 }
 
-/// Asks whoever is at the other end of a stream; whether reports were turned on or off stands beside
-/// the answer.
+/// Asks whoever is at the other end of a stream.
 ///
 /// # Errors
 /// It does not speak QMP, or answers something else.
-pub async fn converse(stream: UnixStream, polling: GuestPolling) -> Result<(Balloon, bool)> {
-    Monitor::greet(stream).await?.balloon(polling).await
+pub async fn converse(stream: UnixStream, polling: GuestPolling) -> Result<Answer> {
+    Monitor::greet(stream).await?.answer(polling).await
 }
 
 /// The first that greets; the others are left.
@@ -139,6 +149,13 @@ impl Monitor {
     async fn ask(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let answer = self.try_ask(command, arguments).await?;
         answer.with_context(|| format!("QEMU refuses {command}"))
+    }
+
+    async fn answer(&mut self, polling: GuestPolling) -> Result<Answer> {
+        let (balloon, is_turned) = self.balloon(polling).await?;
+        let status = self.try_ask("query-status", json!({})).await?;
+        let departure = status.as_ref().and_then(departure);
+        Ok(Answer { balloon, departure, is_turned })
     }
 
     async fn balloon(&mut self, polling: GuestPolling) -> Result<(Balloon, bool)> {
@@ -223,6 +240,17 @@ impl Monitor {
     }
 }
 
+/// Why a VM in this state will not run on by itself (`RunState`, qapi/run-state.json).
+fn departure(status: &Value) -> Option<Departure> {
+    match status["status"].as_str()? {
+        "postmigrate" => Some(Departure::Migrated),
+        "shutdown" => Some(Departure::ShutDown),
+        "guest-panicked" => Some(Departure::Panicked),
+        "internal-error" => Some(Departure::Failed),
+        _ => None,
+    }
+}
+
 /// `None` if the guest has never reported.
 fn guest_memory(stats: &Value) -> Option<GuestMemory> {
     let updated_unix_s = stats["last-update"].as_u64().filter(|seconds| *seconds > 0)?;
@@ -266,7 +294,7 @@ mod tests {
     }
 
     /// What such a monitor says, however long it takes.
-    fn answers(greeting: &'static [u8], lines: &'static [&str]) -> Result<(Balloon, bool)> {
+    fn answers(greeting: &'static [u8], lines: &'static [&str]) -> Result<Answer> {
         let (ours, theirs) = Stream::pair().unwrap();
         let monitor = std::thread::spawn(move || serve(theirs, greeting, lines));
         ours.set_nonblocking(true).unwrap();
@@ -323,8 +351,11 @@ mod tests {
             // The other 16 are no part of what the balloon takes from.
             r#"{"return": [{"type": "dimm", "data": {"size": 8}},
                 {"type": "virtio-mem", "data": {"size": 16}}]}"#,
+            r#"{"return": {"running": false, "status": "postmigrate"}}"#,
         ];
-        let (balloon, is_turned) = answers(GREETS, one_line_each(lines)).unwrap();
+        let answer = answers(GREETS, one_line_each(lines)).unwrap();
+        assert_eq!(answer.departure, Some(Departure::Migrated));
+        let Answer { balloon, is_turned, .. } = answer;
         assert!(is_turned);
         assert_eq!((balloon.configured, balloon.ballooned), (Some(1024), 408));
         let guest = balloon.guest.unwrap();
@@ -343,8 +374,9 @@ mod tests {
             r#"{"return": []}"#,
             r#"{"return": [{"type": "dimm", "data": {"size": 9223372036854775808}},
                 {"type": "dimm", "data": {"size": 9223372036854775808}}]}"#,
+            r#"{"return": {"running": true, "status": "running"}}"#,
         ];
-        assert_eq!(answers(greeting, one_line_each(lines)).unwrap().0.ballooned, 1024);
+        assert_eq!(answers(greeting, one_line_each(lines)).unwrap().balloon.ballooned, 1024);
         let larger = &[
             r#"{"return": {}}"#,
             r#"{"return": {"base-memory": 1000}}"#,
@@ -360,8 +392,10 @@ mod tests {
             r#"{"return": {}}"#,
             r#"{"return": {"base-memory": 1000}}"#,
             r#"{"error": {"class": "DeviceNotActive", "desc": "No balloon device"}}"#,
+            r#"{"return": {"running": true, "status": "running"}}"#,
         ];
-        let (balloon, is_turned) = answers(greeting, lines).unwrap();
+        let Answer { balloon, departure, is_turned } = answers(greeting, lines).unwrap();
+        assert_eq!(departure, None);
         assert_eq!((balloon.current, balloon.ballooned, is_turned), (None, 0, false));
     }
 

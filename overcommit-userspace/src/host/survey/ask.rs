@@ -3,6 +3,7 @@
 use crate::host::balloon::qmp::GuestPolling;
 use crate::host::balloon::socket::Socket;
 use crate::host::balloon::{libvirt, qmp};
+use crate::host::survey::departed::Departed;
 use crate::host::survey::{LOOK, Options};
 use crate::host::working_set::follow::Target;
 use crate::terminal::say;
@@ -28,6 +29,8 @@ pub(super) struct Ask {
     silent: BTreeMap<VmId, Silence>,
     libvirt: Silence,
     turned: Arc<Turned>,
+    /// What is known of VMs, should they end.
+    pub(super) departed: Departed,
 }
 
 /// VMs whose guests report because we asked for it, and by which monitor.
@@ -95,6 +98,7 @@ impl Ask {
             silent: BTreeMap::new(),
             libvirt: Silence::default(),
             turned,
+            departed: Departed::default(),
         }
     }
 
@@ -125,10 +129,11 @@ impl Ask {
         }
         while let Some(joined) = asked.join_next().await {
             let Ok((id, answer)) = joined else { continue };
-            let balloon = answer.map(|(balloon, turned)| {
+            let balloon = answer.map(|(answer, socket)| {
                 self.silent.remove(&id);
-                self.turned.lock().extend(turned.map(|socket| (id, socket)));
-                balloon
+                self.turned.lock().extend(answer.is_turned.then_some((id, socket)));
+                self.departed.heard(id, answer.departure);
+                answer.balloon
             });
             found.insert(id, balloon.map_err(|error| self.fell_silent(id, &error)));
         }
@@ -164,6 +169,9 @@ impl Ask {
             }
         }
         for vm in held {
+            if let Some(uuid) = uuid(vm) {
+                self.departed.is_domain(vm.id, uuid);
+            }
             let domain = uuid(vm).and_then(|uuid| domains.get(&uuid));
             let why = || match self.libvirt.why.as_str() {
                 "" if !pids.contains(&vm.id.pid) => {

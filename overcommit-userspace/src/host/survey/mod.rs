@@ -3,6 +3,7 @@
 //! again; whoever asks gets what was found last.
 
 mod ask;
+mod departed;
 mod walk;
 
 use crate::host::memory_use;
@@ -14,6 +15,7 @@ use crate::vm::discovery::Discovery;
 use anyhow::{Context, Result};
 use ask::{Ask, Turned};
 use overcommit_recording::model::balloon::Balloon;
+use overcommit_recording::model::exit::Departure;
 use overcommit_recording::model::memory::{HostMemory, MemoryUse, WorkingSet};
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::{Vm, VmId};
@@ -77,6 +79,8 @@ struct Shared {
 struct State {
     targets: Vec<Target>,
     found: Found,
+    /// VMs that are gone, until they are asked for.
+    departed: BTreeMap<VmId, Departure>,
     is_over: bool,
     /// Threads that look.
     running: usize,
@@ -185,6 +189,11 @@ impl Survey {
         state.targets = targets;
     }
 
+    /// What was said of VMs that have ended, since this was asked the last time.
+    pub fn departed(&self) -> BTreeMap<VmId, Departure> {
+        std::mem::take(&mut self.shared.lock().departed)
+    }
+
     /// What was found last.
     pub fn found(&self) -> Found {
         self.shared.lock().found.clone()
@@ -229,6 +238,8 @@ impl Surveyor {
         let targets = shared.targets();
         let balloons = self.ask.balloons(&targets).await;
         shared.note(balloons, |vm, balloon| vm.balloon = Some(balloon));
+        let departed = self.ask.departed.of(&targets).await;
+        shared.lock().departed.extend(departed);
         let others = self.others(&targets);
         let followed = targets.iter().map(|target| target.vm.id);
         let all: BTreeSet<VmId> = followed.chain(others.iter().map(|vm| vm.id)).collect();
