@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod probes;
 pub mod sampler;
 pub mod self_test;
+pub mod serve;
 pub mod session;
 pub mod terminal;
 pub mod top;

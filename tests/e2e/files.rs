@@ -13,11 +13,13 @@ use testbed::host::{MemoryCgroup, Setting};
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, json, rows, vm};
+use testbed::squeeze::Squeeze;
 use testbed::swap::ZramSwap;
 use testbed::{PATIENCE, await_some, overcommit, root, run, target};
 
 pub(crate) const TESTS: Tests = &[
     ("foreign_readers_agree", foreign_readers),
+    ("perfetto_reads_a_trace", trace),
     ("files_belong_to_the_user_behind_sudo", ownership),
     ("intervals_end_on_whole_multiples", aligned),
     ("a_start_that_fails_leaves_no_folder", few_files),
@@ -81,6 +83,58 @@ fn foreign_readers() -> Result<()> {
         ensure!(faults == 2 * lines, "{faults} lines of faults in {lines} intervals");
     }
     hgrm(&folder.join("vms").join(vm_folder), &summary)
+}
+
+/// Each slow fault is a slice of its length on the track of its thread, and the rest is there.
+fn trace() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let squeeze = Squeeze::new()?;
+    let guest = Vm::start(&squeeze.config("squeezed"))?;
+    guest.await_majors(100)?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, ["--interval", "500ms", "--slow-faults", "100us"])?;
+    run(Command::new(overcommit()).arg("mark").arg(&folder).arg("steady"))?;
+    guest.await_majors(4_000)?;
+    let folder = recording.end()?;
+    let mut export = Command::new(overcommit());
+    let path = run(export.arg("export").arg(&folder).args(["--format", "perfetto"]))?;
+    let python = target().join("readers/python/bin/python");
+    let script = root().join("tests/readers/read_trace.py");
+    let read: Value =
+        serde_json::from_str(&run(Command::new(python).arg(script).arg(path.trim()))?)?;
+    let tracks = read["tracks"].as_array().context("no tracks")?;
+    let named = |name: &str| -> Vec<&Value> {
+        tracks.iter().filter(|track| track["name"] == name).collect()
+    };
+    let vm_id = vm(&folder, "squeezed")?["vm_id"].clone();
+    let group = format!("VM squeezed ({})", vm_id.as_str().unwrap_or_default());
+    ensure!(named(&group).len() == 1, "no group {group}: {tracks:#?}");
+    let lengths = |slice: &Value| -> Option<u64> {
+        let is_fault = slice["name"].as_str()?.starts_with("fault.");
+        is_fault.then(|| Some(slice["end"].as_u64()? - slice["start"].as_u64()?))?
+    };
+    let slices = tracks.iter().filter_map(|track| track["slices"].as_array()).flatten();
+    let mut slices: Vec<u64> = slices.filter_map(lengths).collect();
+    let mut faults = rows(&folder, "slow-faults.csv")?
+        .iter()
+        .map(|row| Ok(row["latency_ns"].parse()?))
+        .collect::<Result<Vec<u64>>>()?;
+    slices.sort_unstable();
+    faults.sort_unstable();
+    ensure!(!faults.is_empty() && slices == faults, "{} of {}", slices.len(), faults.len());
+    let stall = named("stall share").into_iter().find(|track| track["parent"] == group.as_str());
+    let stall = stall.context("no stall share")?;
+    ensure!(stall["unit"] == "%" && stall["values"][0][1].is_f64(), "{stall:#}");
+    let marks = named("marks").pop().context("no marks")?;
+    ensure!(marks["instants"] == serde_json::json!(["steady"]), "{marks:#}");
+    // All of it is within the recording, by the time since boot.
+    let run_file = json(&folder, "run.json")?;
+    let at = |which: &str| run_file["clocks"][which]["boottime_ns"].as_u64();
+    let (start, end) = at("start").zip(at("end")).context("no clocks")?;
+    let values = tracks.iter().filter_map(|track| track["values"].as_array()).flatten();
+    let mut times = values.filter_map(|value| value[0].as_u64());
+    ensure!(times.all(|time| (start.saturating_sub(1_000_000)..end).contains(&time)), "{read:#}");
+    Ok(())
 }
 
 /// Reads a distribution as the plotter page does: by white space.

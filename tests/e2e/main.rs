@@ -24,6 +24,7 @@ mod objectives;
 mod page;
 mod readme;
 mod rights;
+mod serve;
 mod start;
 mod threads;
 mod top;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         page::TESTS,
         readme::TESTS,
         rights::TESTS,
+        serve::TESTS,
         start::TESTS,
         threads::TESTS,
         top::TESTS,

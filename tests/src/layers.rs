@@ -15,7 +15,7 @@ const RECORDING: Floors = &[
     &["summary", "compare"],
     &["recent"],
     &["view"],
-    &["export", "html"],
+    &["export", "exposition", "html"],
     &["report"],
 ];
 
@@ -25,7 +25,7 @@ const USERSPACE: Floors = &[
     &["probes", "host"],
     &["sampler"],
     &["session"],
-    &["ab", "self_test", "top"],
+    &["ab", "self_test", "serve", "top"],
     &["commands"],
 ];
 

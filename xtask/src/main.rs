@@ -10,6 +10,7 @@ mod lab;
 mod last_test;
 mod managers;
 mod plots;
+mod prometheus;
 mod scenario;
 mod setup;
 mod test;

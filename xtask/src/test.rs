@@ -7,7 +7,7 @@ use crate::setup::{
     CARGO_DENY, NPM, TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly,
     require_root, show,
 };
-use crate::{build, lab, managers};
+use crate::{build, lab, managers, prometheus};
 use anyhow::{Context, Result, anyhow};
 use std::process::Command;
 use std::sync::Mutex;
@@ -47,6 +47,8 @@ const READERS: [Tool; 2] = [Tool { program: "python3", package: "python3" }, NPM
 const PYTHON_READER: &str = "hdrhistogram==0.10.8";
 /// What the README reads the tables with: whatever this Python can have.
 const PANDAS: &str = "pandas>=2,<4";
+/// Perfetto's messages, which its viewer reads traces by.
+const PERFETTO: &str = "perfetto==0.59.1";
 const NODE_READER: &str = "hdr-histogram-js@3";
 /// What makes system calls fail.
 const STRACE: Tool = Tool { program: "strace", package: "strace" };
@@ -182,6 +184,7 @@ fn set_up() -> Result<()> {
         "--disable-pip-version-check",
         PYTHON_READER,
         PANDAS,
+        PERFETTO,
     ]))?;
     let node = target().join("readers/node");
     if !node.join("node_modules/hdr-histogram-js").exists() {
@@ -194,6 +197,7 @@ fn set_up() -> Result<()> {
     if let Err(error) = managers::libvirts_data() {
         println!("without libvirt's test data: {error:#}");
     }
+    prometheus::fetch()?;
     Ok(())
 }
 

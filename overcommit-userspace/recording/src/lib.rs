@@ -6,6 +6,7 @@
 
 pub mod compare;
 pub mod export;
+pub mod exposition;
 pub mod format;
 pub mod html;
 pub mod model;

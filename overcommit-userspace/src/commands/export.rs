@@ -3,8 +3,8 @@
 use crate::commands::SpanArgs;
 use crate::terminal::print;
 use anyhow::Result;
-use overcommit_recording::export::files;
-use overcommit_recording::export::files::{Format, Selection};
+use overcommit_recording::export::files::Selection;
+use overcommit_recording::export::{self, Format};
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::recording::run_file;
 use overcommit_recording::recording::{Folder, Owner, Recording};
@@ -15,12 +15,13 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   overcommit export load --vm web-01
-  overcommit export load --metric fault.major --format hgrm --out plots")]
+  overcommit export load --metric fault.major --format hgrm --out plots
+  overcommit export load --format perfetto        open it at ui.perfetto.dev")]
 pub struct Args {
     /// Folder of the recording
     dir: PathBuf,
-    /// What to write: an untagged HdrHistogram log, a percentile distribution, or the
-    /// rows of intervals.csv
+    /// What to write: for each VM and metric an untagged HdrHistogram log, a percentile
+    /// distribution or the rows of intervals.csv; or one trace for Perfetto's viewer
     #[arg(long, default_value = "hlog")]
     format: Format,
     /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
@@ -37,7 +38,7 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// Writes one file a VM and metric.
+/// Writes the files, and prints where they are.
 ///
 /// # Errors
 /// The folder is no recording, nothing in it is meant, or a file cannot be written.
@@ -49,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let selection = Selection { vms: args.vm.clone(), metrics: args.metric.clone() };
     let out = args.out.as_deref().map(|out| Folder::make(out, Owner::behind_sudo()?));
     let out = out.transpose()?;
-    let files = files::write(&recording, span, args.format, &selection, out.as_ref());
+    let files = export::write(&recording, span, args.format, &selection, out.as_ref());
     let files = files.inspect_err(|_| out.iter().for_each(Folder::discard))?;
     print(&files.iter().map(|path| format!("{}\n", path.display())).collect::<String>())?;
     Ok(ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ pub mod mark;
 pub mod record;
 pub mod report;
 mod self_test;
+pub mod serve;
 mod subject;
 pub mod top;
 mod whom;
@@ -51,6 +52,8 @@ pub const FAILED: u8 = 1;
   overcommit check                             what can this host record?
   overcommit record --duration 5m --out before record every VM for five minutes
   overcommit report before                     print its verdict again
+  overcommit top                               watch the VMs live
+  overcommit serve                             metrics for Prometheus
   overcommit compare before after              is a difference real?")]
 pub struct Cli {
     #[command(subcommand)]
@@ -65,6 +68,8 @@ enum Command {
     Report(report::Args),
     /// Watch the VMs of this host, or replay a recording, on a live screen
     Top(top::Args),
+    /// Serve the same figures as metrics for Prometheus
+    Serve(serve::Args),
     /// Compare two recordings and say whether a difference is real
     Compare(compare::Args),
     /// Record two commands alternately, several times, and compare them
@@ -99,6 +104,7 @@ impl Cli {
             Command::Record(args) => record::run(args),
             Command::Report(args) => report::run(&args),
             Command::Top(args) => top::run(args),
+            Command::Serve(args) => serve::run(args),
             Command::Compare(args) => compare::run(&args),
             Command::Ab(args) => ab::run(&args),
             Command::Export(args) => export::run(&args),

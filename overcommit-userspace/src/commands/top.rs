@@ -7,7 +7,7 @@ use crate::commands::whom::{find, selection, stopped};
 use crate::commands::{PLOTS, WHERE, require_hosts_pids, require_root, signalled};
 use crate::kernel::capability;
 use crate::session::run::{End, Told, Until, follow};
-use crate::session::wait::{Waiter, Woken};
+use crate::session::wait::{Over, Waiter, Woken};
 use crate::terminal::{has_colour, print, print_json, say, wants_ascii};
 use crate::top::Update;
 use crate::top::app::App;
@@ -245,15 +245,6 @@ impl Screen {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.0.join().map_err(|_| anyhow!("the screen failed; see above"))?
-    }
-}
-
-/// Tells the session that it is over when it is dropped.
-struct Over(Arc<Notify>);
-
-impl Drop for Over {
-    fn drop(&mut self) {
-        self.0.notify_one();
     }
 }
 

@@ -61,6 +61,17 @@ pub fn keep_what_records(for_user: bool) -> Result<()> {
     set_no_new_privs(true).context("cannot give up new privileges")
 }
 
+/// Gives up everything, in this thread alone: one that is asked by strangers.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn keep_nothing() -> Result<()> {
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    set_capabilities(None, sets).context("cannot give up capabilities")?;
+    set_no_new_privs(true).context("cannot give up new privileges")
+}
+
 /// Its effective capabilities.
 ///
 /// # Errors

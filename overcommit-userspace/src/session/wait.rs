@@ -36,6 +36,16 @@ pub enum Woken {
     Poll,
 }
 
+/// Says that the user has enough when it is dropped, however that comes about; see
+/// [`Waiter::enough`].
+pub struct Over(pub Arc<Notify>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
 /// Waits for whatever comes first.
 pub struct Waiter {
     interrupt: Signal,

@@ -9,22 +9,15 @@ use crate::model::totals::Totals;
 use crate::recording::reader::NONE;
 use crate::recording::{Folder, Recording, Span};
 use anyhow::{Result, ensure};
-use clap::ValueEnum;
 use overcommit_ebpf::layout::Metric;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// The folder, within the recording's.
-const FOLDER: &str = "export";
-
-/// What to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// HdrHistogram's log without tags, in nanoseconds
+/// A format of such files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
     Hlog,
-    /// Percentile distribution, in milliseconds
     Hgrm,
-    /// Rows of intervals.csv
     Csv,
 }
 
@@ -52,7 +45,7 @@ impl Selection {
             && (self.metrics.is_empty() || self.metrics.iter().any(|name| metric.is_in(name)))
     }
 
-    fn wants_vm(&self, vm: &RunVm) -> bool {
+    pub(super) fn wants_vm(&self, vm: &RunVm) -> bool {
         let means = |pattern: &Pattern| pattern.matches_recorded(vm);
         self.vms.is_empty() || self.vms.iter().any(means)
     }
@@ -65,7 +58,7 @@ type Part = (usize, MetricName);
 ///
 /// # Errors
 /// Nothing is meant, a log cannot be read, or a file cannot be written.
-pub fn write(
+pub(super) fn write(
     recording: &Recording,
     span: Span,
     format: Format,
@@ -91,7 +84,7 @@ pub fn write(
         let name = format!("{}/{}.{}", vms[part.0].folder, part.1.as_str(), format.extension());
         let (folder, name) = match into {
             Some(into) => (into, name),
-            None => (&recording.folder, format!("{FOLDER}/{name}")),
+            None => (&recording.folder, format!("{}/{name}", super::FOLDER)),
         };
         folder.refresh(&name, &files.remove(&part).unwrap_or_default())?;
         paths.push(folder.file(&name));

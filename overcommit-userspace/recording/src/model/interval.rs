@@ -41,6 +41,17 @@ impl Interval {
         sets.clone().next().is_some() && sets.all(is_measured)
     }
 
+    /// A copy that takes as little memory as it can, of the metrics that are wanted.
+    pub fn copied(&self, is_wanted: impl Fn(&MetricName) -> bool) -> Self {
+        let vms = self.vms.iter().map(|vm| {
+            let wanted = vm.metrics.iter().filter(|metric| is_wanted(&metric.name));
+            let metrics = wanted.map(MetricInterval::compacted).collect();
+            // The histograms are not copied only to be thrown away.
+            VmInterval { metrics, swapins: vm.swapins.clone(), ..*vm }
+        });
+        Self { vms: vms.collect(), evictions: self.evictions.clone(), ..*self }
+    }
+
     /// Each metric of each VM, in the order of the files.
     pub fn metrics(&self) -> impl Iterator<Item = &MetricInterval> {
         self.vms.iter().flat_map(|vm| &vm.metrics)

@@ -98,6 +98,19 @@ impl Latencies {
             }
     }
 
+    /// Each value that a bucket stands for, in nanoseconds, and how many there are.
+    pub fn each(&self, mut take: impl FnMut(u64, u64)) {
+        match &self.distribution {
+            Distribution::Few(values) => {
+                values.iter().for_each(|(value, count)| take(*value, *count));
+            }
+            Distribution::Many(histogram) => {
+                let values = histogram.iter_recorded();
+                values.for_each(|of| take(of.value_iterated_to(), of.count_at_value()));
+            }
+        }
+    }
+
     /// How many.
     pub fn count(&self) -> u64 {
         match &self.distribution {

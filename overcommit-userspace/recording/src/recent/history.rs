@@ -38,13 +38,7 @@ pub const WANTED: Wanted<'static> =
 
 /// An interval without what no screen shows, which is most of it.
 pub fn slim(interval: &Interval) -> Interval {
-    let vms = interval.vms.iter().map(|vm| {
-        let wanted = vm.metrics.iter().filter(|metric| WANTED(&metric.name));
-        let metrics = wanted.map(|metric| metric.compacted()).collect();
-        // The histograms are not copied only to be thrown away.
-        VmInterval { metrics, swapins: vm.swapins.clone(), ..*vm }
-    });
-    Interval { vms: vms.collect(), evictions: interval.evictions.clone(), ..*interval }
+    interval.copied(WANTED)
 }
 
 /// The last ten minutes.

@@ -210,7 +210,7 @@ fn objectives(summary: &Summary, vm: &SummaryVm, verdict: Verdict) -> u64 {
 }
 
 /// As in summary.json.
-fn word(value: Option<&impl Serialize>) -> Value {
+pub(crate) fn word(value: Option<&impl Serialize>) -> Value {
     let word = value.and_then(|value| serde_json::to_value(value).ok());
     word.and_then(|word| word.as_str().map(str::to_owned)).value()
 }

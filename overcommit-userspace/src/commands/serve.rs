@@ -1,0 +1,129 @@
+//! `overcommit serve`
+
+use crate::commands::subject::{Subject, raise_limit};
+use crate::commands::whom::{find, selection};
+use crate::commands::{WHERE, require_hosts_pids, require_root};
+use crate::kernel::capability;
+use crate::serve::{Server, listen};
+use crate::session::run::{Told, Until, follow};
+use crate::session::wait::{Waiter, Woken};
+use crate::terminal::say;
+use anyhow::{Context, Result, ensure};
+use overcommit_recording::exposition::{BUCKETS, Exposition, Options, SCHEMA};
+use overcommit_recording::model::run::Run;
+use overcommit_recording::view::presence::ended;
+use sd_notify::NotifyState;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Shorter ones have no look at the host each, longer ones make scrapes stale.
+const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+
+/// Options of `serve`.
+#[derive(Debug, clap::Args)]
+#[command(mut_arg("slow_faults", |slow| slow.hide(true)))]
+#[command(after_help = "Examples:
+  overcommit serve                                metrics of every VM at 127.0.0.1:9555/metrics
+  overcommit serve --vm 'web-*' --slo 'fault.major:p99<2ms'
+  overcommit serve --aggregate                    sums of the host, without series of each VM
+
+Prometheus reads classic histograms as they are; native ones it takes with
+scrape_native_histograms: true (before 3.8: --enable-feature=native-histograms). Whoever reaches the
+address can read the VMs' names and figures.")]
+pub struct Args {
+    #[command(flatten)]
+    subject: Subject,
+    /// Where to answer
+    #[arg(long, help_heading = WHERE, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9555")]
+    listen: SocketAddr,
+    /// How fine native histograms are at the most: 3 is 9.1 % a bucket, 6 is 1.1 %, 8 is 0.3 %
+    #[arg(long, help_heading = WHERE, value_name = "N", default_value_t = SCHEMA)]
+    #[arg(value_parser = clap::value_parser!(i8).range(3..=8))]
+    native_schema: i8,
+    /// How many buckets a native histogram has at the most: beyond that it becomes coarser
+    #[arg(long, help_heading = WHERE, value_name = "N", default_value_t = BUCKETS)]
+    #[arg(value_parser = clap::value_parser!(u16).range(160..=4096))]
+    native_buckets: u16,
+    /// Only sums over all VMs, for hosts with thousands
+    #[arg(long, help_heading = WHERE)]
+    aggregate: bool,
+}
+
+/// Serves metrics until it is stopped.
+///
+/// # Errors
+/// What failed, on what, and what to do next.
+pub fn run(args: Args) -> Result<ExitCode> {
+    ensure!(
+        args.subject.slow_faults.is_none(),
+        "serve does not tell slow faults one by one; use --slow-faults with record or top"
+    );
+    let interval = args.subject.interval;
+    ensure!(INTERVALS.contains(&interval), "serve takes an --interval from 1s to 1m");
+    require_root()?;
+    require_hosts_pids()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(&args))
+}
+
+async fn serve(args: &Args) -> Result<ExitCode> {
+    let mut waiter = Waiter::new()?;
+    raise_limit()?;
+    let selection = selection(&args.subject)?;
+    let objectives = args.subject.objectives.read();
+    let (listener, address) = listen(args.listen)?;
+    let exposition = Exposition::new(Options {
+        schema: args.native_schema,
+        buckets: args.native_buckets,
+        aggregate: args.aggregate,
+        objectives: objectives.clone(),
+    });
+    let server = Server::start(listener, exposition, waiter.enough())?;
+    let room = match find(&args.subject, false, &selection, &mut waiter).await? {
+        Ok(room) => room,
+        Err(code) => return Ok(code),
+    };
+    let (session, host) = args.subject.attach(selection, room)?;
+    waiter.watch(session.events())?;
+    capability::keep_what_records(false)?;
+    let mut session = session.begin(args.subject.options(&objectives), &host)?;
+    if let Woken::Signal(_) = waiter.rest(Duration::ZERO).await {
+        return Ok(ExitCode::SUCCESS);
+    }
+    say(&format!("overcommit: serving metrics at http://{address}/metrics; Ctrl-C ends it"));
+    let until = Until { interval: args.subject.interval, duration: None, slow_faults: false };
+    let mut is_ready = false;
+    let take = |run: &Run, told: Told<'_>| {
+        match told {
+            Told::Interval(interval) => {
+                server.tell(run, interval);
+                if !std::mem::replace(&mut is_ready, true) {
+                    notify(NotifyState::Ready);
+                }
+            }
+            Told::Ended(vm) => tell_of_loss(run, vm),
+            Told::SlowFaults(_) => {}
+        }
+        Ok(())
+    };
+    let end = follow(&until, &mut session, &mut waiter, &mut None, take).await;
+    notify(NotifyState::Stopping);
+    let served = server.end();
+    end.context("the metrics end here")?;
+    served?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The log of a service has each VM that was killed or crashed.
+fn tell_of_loss(run: &Run, vm: usize) {
+    if let Some(vm) = run.vms.get(vm).filter(|vm| vm.was_lost()) {
+        say(&format!("overcommit: {}", ended(run, vm)));
+    }
+}
+
+/// Tells systemd, if it waits for that.
+fn notify(state: NotifyState<'_>) {
+    let _ = sd_notify::notify(&[state]);
+}

@@ -1,0 +1,324 @@
+//! `overcommit serve`, scraped by a real Prometheus.
+
+use crate::Tests;
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+use testbed::qemu::{Config, Vm};
+use testbed::record::Recording;
+use testbed::results::{figure, vm};
+use testbed::squeeze::Squeeze;
+use testbed::undo::Running;
+use testbed::{PATIENCE, as_child, await_some, overcommit, root, run, target};
+
+pub(crate) const TESTS: Tests = &[
+    ("prometheus_has_the_figures_of_a_recording", scraped),
+    ("clients_that_hang_hold_up_nobody", hostile),
+    ("sums_of_a_host_are_few_series", aggregate),
+];
+
+/// Two that count the same faults time each other's programs: the outer one has the inner one's time
+/// in each fault.
+const NESTED_S: f64 = 300e-9;
+
+/// Prometheus of this system, and a newer one where it could be fetched.
+fn prometheus() -> Vec<PathBuf> {
+    let program =
+        |folder: &str| target().join("prometheus").join(folder).join("usr/bin/prometheus");
+    ["system", "newer"].map(program).into_iter().filter(|program| program.exists()).collect()
+}
+
+/// A server that runs, and where.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(dir: &Path, more: &[&str]) -> Result<Self> {
+        let told = dir.join("told");
+        let mut command = Command::new(overcommit());
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(more);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&told)?);
+        let mut child = as_child(&mut command, Signal::SIGTERM).spawn()?;
+        let address = await_some("metrics", PATIENCE, || {
+            let text = fs::read_to_string(&told)?;
+            ensure!(child.try_wait()?.is_none(), "overcommit serve ended: {text}");
+            let place = text.split("http://").nth(1).and_then(|rest| rest.split('/').next());
+            Ok(place.map(str::to_owned))
+        })?;
+        let server = Self { child, address };
+        await_some("an interval", PATIENCE, || {
+            Ok(server.get("/-/ready", "")?.starts_with("HTTP/1.1 200").then_some(()))
+        })?;
+        Ok(server)
+    }
+
+    fn connect(&self) -> Result<TcpStream> {
+        let stream = TcpStream::connect(&self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// The whole answer.
+    fn get(&self, path: &str, headers: &str) -> Result<String> {
+        let mut stream = self.connect()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// The metrics as text.
+    fn metrics(&self) -> Result<String> {
+        let answer = self.get("/metrics", "")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
+        ensure!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        Ok(body.to_owned())
+    }
+
+    /// Ends it as systemd does.
+    fn end(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "{status}");
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a Prometheus that scrapes once a second; where it answers stands beside it.
+fn scrape(program: &Path, dir: &Path, target: &str) -> Result<(Running, String)> {
+    fs::create_dir_all(dir)?;
+    let config = format!(
+        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n- job_name: overcommit\n  \
+         static_configs: [ {{ targets: ['{target}'] }} ]\n"
+    );
+    let file = dir.join("prometheus.yml");
+    fs::write(&file, config)?;
+    // A port that is free now.
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let mut command = Command::new(program);
+    command.arg(format!("--config.file={}", file.display()));
+    command.arg(format!("--storage.tsdb.path={}", dir.join("data").display()));
+    command.arg(format!("--web.listen-address={address}"));
+    command.arg("--enable-feature=native-histograms");
+    command.stdout(Stdio::null()).stderr(File::create(dir.join("told"))?);
+    let running = Running::start("Prometheus", &mut command, |child| {
+        Ok(kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL)?)
+    })?;
+    Ok((running, address))
+}
+
+/// The number that a query gives, if it gives one.
+fn ask(address: &str, query: &str) -> Result<Option<f64>> {
+    let answer = answer_to(address, query)?.unwrap_or_default();
+    let number = answer["data"]["result"][0]["value"][1].as_str();
+    Ok(number.and_then(|number| number.parse().ok()))
+}
+
+/// What Prometheus says to a query, if it answers yet.
+fn answer_to(address: &str, query: &str) -> Result<Option<Value>> {
+    let Ok(mut stream) = TcpStream::connect(address) else { return Ok(None) };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let spelled: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let head = "Host: x\r\nConnection: close\r\n";
+    write!(stream, "GET /api/v1/query?query={spelled} HTTP/1.0\r\n{head}\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok(serde_json::from_str(body).ok())
+}
+
+/// Each query of the dashboard is one that Prometheus understands.
+fn dashboard(address: &str) -> Result<()> {
+    let text = fs::read_to_string(root().join("dist/grafana/overcommit.json"))?;
+    let dashboard: Value = serde_json::from_str(&text)?;
+    let panels = dashboard["panels"].as_array().context("no panels")?;
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let mut asked = 0;
+    for query in targets.filter_map(|target| target["expr"].as_str()) {
+        let chosen = [("$instance", ".*"), ("$vm", ".*"), ("$__rate_interval", "1m")];
+        let spelled =
+            chosen.iter().fold(query.to_owned(), |query, (name, value)| query.replace(name, value));
+        let answer = answer_to(address, &spelled)?.context("no answer")?;
+        ensure!(answer["status"] == "success", "{spelled}: {answer}");
+        asked += 1;
+    }
+    ensure!(asked >= panels.len(), "{asked} queries");
+    Ok(())
+}
+
+/// A VM that swaps is recorded and scraped at the same time: the same faults, so the same figures.
+fn scraped() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let squeeze = Squeeze::new()?;
+    // As many as it takes: 160 make p99 of such a VM as much as 9 % coarse.
+    let more = ["--native-buckets", "4096"];
+    let server = Server::start(dir.path(), &more)?;
+    let all = prometheus();
+    ensure!(!all.is_empty(), "there is no Prometheus");
+    let mut scrapers = Vec::new();
+    for (number, program) in all.iter().enumerate() {
+        scrapers.push(scrape(program, &dir.path().join(number.to_string()), &server.address)?);
+    }
+    let recording = Recording::start(&dir.path().join("run"), ["--interval", "500ms"])?;
+    let mut guest = Vm::start(&squeeze.config("squeezed"))?;
+    guest.await_majors(3_000)?;
+    guest.stop()?;
+    let folder = recording.end()?;
+    let recorded = vm(&folder, "squeezed")?;
+    let of = "overcommit_fault_duration_seconds{vm=\"squeezed\",kind=\"major\"}";
+    let majors = figure(&recorded, "fault.major", "count")?;
+    for (program, (_running, address)) in all.iter().zip(&scrapers) {
+        let count = format!("histogram_count({of})");
+        let seen = await_some("scrape of all that happened", PATIENCE, || {
+            // Whichever began first may have one fault more.
+            Ok(ask(address, &count)?.filter(|seen| seen + 50.0 >= majors as f64))
+        })?;
+        println!("{}: {seen} major faults of {majors}", program.display());
+        ensure!((seen - majors as f64).abs() <= 0.01 * majors as f64, "{seen} of {majors}");
+        for (quantile, name) in [(0.5, "p50_ns"), (0.99, "p99_ns")] {
+            let ours = figure(&recorded, "fault.major", name)? as f64 / 1e9;
+            let query = format!("histogram_quantile({quantile}, {of})");
+            let theirs = ask(address, &query)?.context("no quantile")?;
+            println!("{name}: {ours} s by overcommit, {theirs} s by Prometheus");
+            let apart = (theirs - ours).abs();
+            ensure!(apart < 0.02 * ours + NESTED_S, "{name}: {ours} and {theirs}");
+        }
+        let up = ask(address, "sum(up)")?;
+        ensure!(up == Some(1.0), "up is {up:?}");
+        dashboard(address)?;
+        let verdict = ask(address, "count(overcommit_vm_verdict{vm=\"squeezed\"})")?;
+        ensure!(verdict == Some(1.0), "verdicts: {verdict:?}");
+    }
+    checked(&server, dir.path())?;
+    server.end()
+}
+
+/// Prometheus' own tool finds nothing to say, and both texts have each family once.
+fn checked(server: &Server, dir: &Path) -> Result<()> {
+    let text = server.metrics()?;
+    let file = dir.join("metrics");
+    fs::write(&file, &text)?;
+    let tool = target().join("prometheus/system/usr/bin/promtool");
+    let mut check = Command::new("sh");
+    check.args(["-c", "\"$1\" check metrics < \"$2\" 2>&1", "sh"]).arg(&tool).arg(&file);
+    let said = run(&mut check)?;
+    ensure!(said.trim().is_empty(), "promtool says: {said}");
+    for forbidden in ["instance=", "job=", "namespace=", "pod=", "node=", "name="] {
+        let is_label = |line: &str| {
+            line.contains(&format!("{{{forbidden}")) || line.contains(&format!(",{forbidden}"))
+        };
+        ensure!(!text.lines().any(is_label), "a label {forbidden}");
+    }
+    let open = server.get("/metrics", "Accept: application/openmetrics-text;version=1.0.0\r\n")?;
+    ensure!(open.contains("# UNIT overcommit_fault_duration_seconds seconds\n"), "no unit");
+    ensure!(open.ends_with("# EOF\n"), "OpenMetrics without an end");
+    let mut families: Vec<&str> = open.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+    let all = families.len();
+    families.sort_unstable();
+    families.dedup();
+    ensure!(families.len() == all, "a family is there twice");
+    let of = |what: &str| {
+        text.lines().filter(|line| !line.starts_with('#') && line.contains(what)).count()
+    };
+    let [all, one] = ["", "vm=\"squeezed\""].map(of);
+    println!("{all} series, {one} of the VM, {} bytes as text", text.len());
+    let rules = root().join("dist/prometheus/overcommit.rules.yml");
+    run(Command::new(tool).args(["check", "rules"]).arg(rules))?;
+    Ok(())
+}
+
+/// Clients that ask nothing, or never read, cost neither an interval nor another client.
+fn hostile() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Server::start(dir.path(), &[])?;
+    let intervals = |text: &str| -> Option<u64> {
+        let line = text.lines().find(|line| line.starts_with("overcommit_intervals_total "))?;
+        Some(line.split(' ').nth(1)?.parse::<f64>().ok()? as u64)
+    };
+    let mut held = Vec::new();
+    for number in 0..200 {
+        let mut client = server.connect()?;
+        match number % 4 {
+            0 => {}
+            1 => client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept")?,
+            // Asks again and again, and reads none of it.
+            2 => client.write_all(&b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50))?,
+            _ => drop(client.write_all(&[b'x'; 1 << 17])),
+        }
+        held.push(client);
+    }
+    let start = Instant::now();
+    let first = intervals(&server.metrics()?).context("no count of intervals")?;
+    let last = await_some("more intervals", PATIENCE, || {
+        let now = intervals(&server.metrics()?).context("no count of intervals")?;
+        Ok((now >= first + 5).then_some(now))
+    })?;
+    println!("{} intervals in {:?}, with {} clients", last - first, start.elapsed(), held.len());
+    let memory = fs::read_to_string(format!("/proc/{}/status", server.child.id()))?;
+    let resident = memory.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident: u64 = resident
+        .and_then(|text| text.trim().split(' ').next()?.parse().ok())
+        .context("no VmRSS")?;
+    println!("resident: {resident} KiB");
+    ensure!(resident < 200 << 10, "{resident} KiB");
+    for (answer, path) in [("200", "/-/healthy"), ("404", "/../etc/passwd"), ("404", "/")] {
+        let got = server.get(path, "")?;
+        ensure!(got.starts_with(&format!("HTTP/1.1 {answer}")), "{path}: {got}");
+    }
+    let mut posting = server.connect()?;
+    write!(posting, "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")?;
+    let mut status = [0; 12];
+    posting.read_exact(&mut status)?;
+    ensure!(&status == b"HTTP/1.1 405", "{:?}", String::from_utf8_lossy(&status));
+    // Who talks to strangers has nothing to lose.
+    ensure!(capabilities_of(server.child.id(), "serve")? == 0, "it holds capabilities");
+    // The clients are still there.
+    server.end()
+}
+
+/// Effective capabilities of a process's thread of that name.
+fn capabilities_of(pid: u32, name: &str) -> Result<u64> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        if field("Name:").is_some_and(|is| is.trim() == name) {
+            return Ok(u64::from_str_radix(field("CapEff:").context("no CapEff")?.trim(), 16)?);
+        }
+    }
+    anyhow::bail!("no thread {name}")
+}
+
+fn aggregate() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut guest = Vm::start(&Config::new("one-of-many", 16))?;
+    guest.await_passes(1)?;
+    let server = Server::start(dir.path(), &["--aggregate"])?;
+    let text = await_some("faults", PATIENCE, || {
+        let text = server.metrics()?;
+        Ok(text.contains("overcommit_fault_duration_seconds_count{").then_some(text))
+    })?;
+    ensure!(!text.contains("one-of-many"), "{text}");
+    let is_native = |line: &&str| {
+        !line.starts_with('#') && !line.contains("_bucket{") && !line.contains("_sum")
+    };
+    let series: Vec<&str> = text.lines().filter(is_native).collect();
+    ensure!(series.len() <= 40, "{} series: {series:#?}", series.len());
+    println!("{} series", series.len());
+    server.end()
+}

@@ -1,0 +1,54 @@
+//! Prometheus, which scrapes `overcommit serve` in a test: Debian's packages, unpacked and not
+//! installed, as that would start it.
+
+use crate::lab::{self, apt};
+use crate::setup::{quietly, show};
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use testbed::target;
+
+/// A newer one than this system has, with its checksum.
+const NEWER: (&str, &str) = (
+    "pool/main/p/prometheus/prometheus_3.5.3+ds1-6_amd64.deb",
+    "593bcced02d8082688ea034dfc543848ad145c5f793aae5aad756c4dbdfa98da",
+);
+
+/// Puts this system's below `target/prometheus/system`, and a newer one, should the mirror have it,
+/// below `target/prometheus/newer`.
+///
+/// # Errors
+/// This system has none.
+pub(crate) fn fetch() -> Result<()> {
+    let folder = target().join("prometheus");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    unpacked(&folder.join("system"), || of_system(&folder))?;
+    let (place, sha256) = NEWER;
+    let newer = unpacked(&folder.join("newer"), || apt::fetch_file(place, sha256, &lab::cache()?));
+    if let Err(error) = newer {
+        println!("no newer Prometheus is tried: {error:#}");
+    }
+    Ok(())
+}
+
+/// The package that this system would install.
+fn of_system(folder: &Path) -> Result<PathBuf> {
+    let mut download = Command::new("apt-get");
+    download.args(["-o", "APT::Sandbox::User=root", "download", "prometheus"]).current_dir(folder);
+    quietly(&mut download)?;
+    let mut packages = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    let package = packages.find(|path| path.extension().is_some_and(|kind| kind == "deb"));
+    package.context("apt-get downloaded no package")
+}
+
+fn unpacked(folder: &Path, package: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    let unfinished = folder.with_extension("unfinished");
+    let _ = fs::remove_dir_all(&unfinished);
+    let package = package()?;
+    show(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&unfinished))?;
+    fs::rename(&unfinished, folder).with_context(|| format!("cannot make {}", folder.display()))
+}
