@@ -110,6 +110,9 @@ fn missing(name: &str) -> Option<String> {
     if name == managers::LIBVIRT && !managers::libvirts_data().exists() {
         return Some("libvirt's test data could not be fetched".to_owned());
     }
+    if name == serve::PROMETHEUS && serve::prometheus().is_empty() {
+        return Some("Prometheus could not be fetched".to_owned());
+    }
     let needs_kvm = name.contains("kvm");
     let kvm = testbed::qemu::kvm_works();
     (needs_kvm && !kvm).then(|| "/dev/kvm cannot be opened".to_owned())

@@ -30,7 +30,7 @@ impl Arch {
         if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 };
 
     /// As Rust calls it.
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
@@ -38,7 +38,7 @@ impl Arch {
     }
 
     /// Target of a binary that needs no library of the host.
-    const fn static_target(self) -> &'static str {
+    pub(crate) const fn static_target(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64-unknown-linux-musl",
             Self::Aarch64 => "aarch64-unknown-linux-musl",

@@ -3,6 +3,7 @@
 
 mod build;
 mod demo;
+mod dist;
 mod docs;
 mod fuzz;
 mod kernels;
@@ -34,6 +35,8 @@ enum Command {
     Build(build::Args),
     /// Show two VMs, one of them squeezed, side by side
     Demo(demo::Args),
+    /// Make what is handed to users: tarballs, packages, checksums
+    Dist,
     /// Write the documents that are made from the code
     Docs,
     /// Look for data that make a reader of others' data fail
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => build::ebpf(build::Arch::HOST),
         Command::Build(args) => build::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Dist => dist::make(),
         Command::Docs => docs::run(),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Kernels => kernels::run(),

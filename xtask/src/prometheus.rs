@@ -9,44 +9,48 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use testbed::target;
 
-/// A newer one than this system has, with its checksum.
+/// A newer one than this system has, with its checksum: for x86-64.
 const NEWER: (&str, &str) = (
     "pool/main/p/prometheus/prometheus_3.5.3+ds1-6_amd64.deb",
     "593bcced02d8082688ea034dfc543848ad145c5f793aae5aad756c4dbdfa98da",
 );
 
 /// Puts this system's below `target/prometheus/system`, and a newer one, should the mirror have it,
-/// below `target/prometheus/newer`.
+/// beside it.
 ///
 /// # Errors
 /// This system has none.
 pub(crate) fn fetch() -> Result<()> {
     let folder = target().join("prometheus");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    unpacked(&folder.join("system"), || of_system(&folder))?;
-    let (place, sha256) = NEWER;
-    let newer = unpacked(&folder.join("newer"), || apt::fetch_file(place, sha256, &lab::cache()?));
-    if let Err(error) = newer {
-        println!("no newer Prometheus is tried: {error:#}");
+    if cfg!(target_arch = "x86_64") {
+        let (place, sha256) = NEWER;
+        let name = place.rsplit('/').next().unwrap_or(place).trim_end_matches(".deb");
+        let package = || apt::fetch_file(place, sha256, &lab::cache()?);
+        if let Err(error) = unpacked(&folder.join(name), package) {
+            println!("no newer Prometheus is tried: {error:#}");
+        }
     }
-    Ok(())
+    unpacked(&folder.join("system"), of_system)
 }
 
 /// The package that this system would install.
-fn of_system(folder: &Path) -> Result<PathBuf> {
+fn of_system() -> Result<PathBuf> {
+    let folder = target().join("prometheus/package");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder)?;
     let mut download = Command::new("apt-get");
-    download.args(["-o", "APT::Sandbox::User=root", "download", "prometheus"]).current_dir(folder);
+    download.args(["-o", "APT::Sandbox::User=root", "download", "prometheus"]).current_dir(&folder);
     quietly(&mut download)?;
-    let mut packages = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
-    let package = packages.find(|path| path.extension().is_some_and(|kind| kind == "deb"));
-    package.context("apt-get downloaded no package")
+    let package = fs::read_dir(&folder)?.flatten().next();
+    Ok(package.context("apt-get downloaded no package")?.path())
 }
 
 fn unpacked(folder: &Path, package: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
     if folder.exists() {
         return Ok(());
     }
-    let unfinished = folder.with_extension("unfinished");
+    let unfinished = folder.with_file_name("unfinished");
     let _ = fs::remove_dir_all(&unfinished);
     let package = package()?;
     show(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&unfinished))?;

@@ -205,10 +205,14 @@ pub(crate) struct Crate {
 pub(crate) const BPF_LINKER: Crate =
     Crate { name: "bpf-linker", version: "0.10.1", is_optimized: true };
 /// What holds the dependencies to `deny.toml`.
-pub(crate) const CARGO_DENY: Crate =
-    Crate { name: "cargo-deny", version: "0.20.2", is_optimized: false };
+pub(crate) const CARGO_DENY: Crate = Crate::of("cargo-deny", "0.20.2");
 
 impl Crate {
+    /// One whose own speed matters little.
+    pub(crate) const fn of(name: &'static str, version: &'static str) -> Self {
+        Self { name, version, is_optimized: false }
+    }
+
     /// Its path, once it is built.
     ///
     /// # Errors

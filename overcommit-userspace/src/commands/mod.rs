@@ -5,6 +5,7 @@ pub mod check;
 pub mod compare;
 pub mod export;
 pub mod list;
+pub mod manual;
 pub mod mark;
 pub mod record;
 pub mod report;
@@ -68,7 +69,7 @@ enum Command {
     Report(report::Args),
     /// Watch the VMs of this host, or replay a recording, on a live screen
     Top(top::Args),
-    /// Serve the same figures as metrics for Prometheus
+    /// Serve every VM's figures as metrics for Prometheus
     Serve(serve::Args),
     /// Compare two recordings and say whether a difference is real
     Compare(compare::Args),
@@ -82,6 +83,11 @@ enum Command {
     List(list::Args),
     /// Check what this host can record, and what to enable for more detail
     Check(check::Args),
+    /// Print a script that makes a shell complete commands and options
+    Completions(manual::Completions),
+    /// Write man pages
+    #[command(hide = true)]
+    ManPages(manual::ManPages),
     /// The process of `check --self-test` that takes faults
     #[command(name = FAULTS, hide = true)]
     SelfTestFaults,
@@ -111,6 +117,8 @@ impl Cli {
             Command::Mark(args) => mark::run(&args),
             Command::List(args) => list::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Completions(args) => manual::completions(&args),
+            Command::ManPages(args) => manual::man_pages(&args),
             Command::SelfTestFaults => faults::run().map(|()| ExitCode::SUCCESS),
             Command::DamonGuard { stat } => guard::run(stat).map(|()| ExitCode::SUCCESS),
         }

@@ -11,7 +11,7 @@ use crate::host::working_set::follow::Target;
 use crate::kernel;
 use anyhow::Result;
 use overcommit_recording::model::balloon::{Balloon, Source};
-use overcommit_recording::model::exit::Exit;
+use overcommit_recording::model::exit::{Departure, Exit};
 use overcommit_recording::model::interval::{HostInterval, Place, VmInterval};
 use overcommit_recording::model::memory::{self, MemoryUse, WorkingSet};
 use overcommit_recording::model::run::{Run, RunVm};
@@ -26,6 +26,9 @@ const MISSED_NS: u64 = 10_000_000_000;
 /// Pages that come back to the host per second from which memory of VMs that are not followed may be
 /// missed.
 const MISSED: f64 = 100.0;
+
+/// SIGKILL.
+const KILLED: u8 = 9;
 
 /// Why something is not known of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -154,11 +157,7 @@ impl Host {
     pub fn note(&self, run: &mut Run) {
         for (id, departure) in self.survey.departed() {
             let ended = run.vms.iter_mut().find(|vm| vm.vm_id == id.to_string());
-            // A signal says more than its monitor, which it took along.
-            let is_regular = |vm: &&mut RunVm| {
-                vm.ended_us.is_some() && !matches!(vm.exit, Some(Exit::Signal(_)))
-            };
-            if let Some(vm) = ended.filter(is_regular) {
+            if let Some(vm) = ended.filter(|vm| is_told(vm, departure)) {
                 vm.departure = Some(departure);
             }
         }
@@ -192,6 +191,17 @@ impl Host {
     pub fn sees_discards(&mut self, sees: bool) {
         self.sees_discards = sees;
     }
+}
+
+/// Whether that is why a VM ended: a process that failed or was killed says more than libvirt, which
+/// lost its monitor. libvirt itself kills a VM that does not end when it is to be destroyed.
+fn is_told(vm: &RunVm, departure: Departure) -> bool {
+    vm.ended_us.is_some()
+        && match vm.exit {
+            Some(Exit::Signal(KILLED)) => departure == Departure::Destroyed,
+            Some(exit) => !exit.is_failure(),
+            None => true,
+        }
 }
 
 /// A VM that is not recorded, by what can be told without asking it.
@@ -287,6 +297,20 @@ fn held(of: &Vm, vm: &VmInterval) -> Option<VmMemory> {
 mod tests {
     use super::*;
     use overcommit_recording::model::memory::Range;
+
+    #[test]
+    fn a_process_that_failed_says_why_itself() {
+        let told = |exit, departure| {
+            is_told(&RunVm { exit, ended_us: Some(1), ..RunVm::default() }, departure)
+        };
+        let (status, signal) = (Exit::Status, Exit::Signal);
+        assert!(told(Some(status(0)), Departure::Panicked) && told(None, Departure::Migrated));
+        assert!(!told(Some(status(1)), Departure::Panicked), "its monitor was only lost");
+        assert!(!told(Some(signal(11)), Departure::Panicked));
+        assert!(!told(Some(signal(9)), Departure::Panicked));
+        assert!(told(Some(signal(9)), Departure::Destroyed), "libvirt did it");
+        assert!(!is_told(&RunVm::default(), Departure::Migrated), "it runs");
+    }
 
     #[test]
     fn what_qemu_itself_uses_is_used() {

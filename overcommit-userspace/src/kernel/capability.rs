@@ -61,7 +61,7 @@ pub fn keep_what_records(for_user: bool) -> Result<()> {
     set_no_new_privs(true).context("cannot give up new privileges")
 }
 
-/// Gives up everything, in this thread alone: one that is asked by strangers.
+/// Gives up every capability, in this thread alone: one that strangers talk to. It stays the same user.
 ///
 /// # Errors
 /// The kernel refuses it.

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 /// Connections at a time. Of more one that asks nothing is closed, so that nobody is shut out by
 /// those who only wait.
 const MOST: usize = 32;
-/// Time from one request to the end of its answer, and to the next one.
-const IDLE: Duration = Duration::from_secs(60);
+/// Time from one request to the end of its answer, and to the next one: longer than scrapers wait.
+const IDLE: Duration = Duration::from_secs(150);
 
 /// Those that are open.
 #[derive(Default)]

@@ -34,7 +34,7 @@ use tokio::time::{sleep, timeout};
 
 /// Time that a client has for a request's head; hyper counts from the answer to the one before, and
 /// [`Asked::too_long_ago`] comes first.
-const HEAD: Duration = Duration::from_secs(90);
+const HEAD: Duration = Duration::from_secs(180);
 /// The longest head.
 const HEAD_MAX: usize = 16 << 10;
 /// Bytes of earlier intervals' answers that slow readers may hold, all together.
@@ -206,4 +206,34 @@ fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 
 fn set(response: &mut Response<Full<Bytes>>, name: HeaderName, value: &'static str) {
     response.headers_mut().insert(name, hyper::header::HeaderValue::from_static(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overcommit_recording::exposition::{BUCKETS, Options, SCHEMA};
+    use overcommit_recording::model::interval::Interval;
+    use overcommit_recording::model::run::Run;
+
+    #[test]
+    fn what_slow_readers_hold_is_counted_as_long_as_they_hold_it() {
+        let options =
+            Options { schema: SCHEMA, buckets: BUCKETS, aggregate: true, objectives: Vec::new() };
+        let exposition = Exposition::new(options);
+        let mut told = Told { exposition, page: None, bodies: HashMap::new(), held: Vec::new() };
+        let next = |told: &mut Told| told.add((Arc::new(Run::default()), Interval::default()));
+        let mut readers = Vec::new();
+        for is_too_much in [false, true] {
+            let body = Bytes::from(vec![0; 2 * HELD_MAX / 3]);
+            // One that nobody reads is gone with its interval.
+            told.bodies.insert((Format::OpenMetrics, false), Bytes::from(vec![0; HELD_MAX]));
+            readers.push(body.clone());
+            told.bodies.insert((Format::Text, false), body);
+            next(&mut told);
+            assert_eq!(told.is_too_much_held(), is_too_much);
+        }
+        readers.clear();
+        next(&mut told);
+        assert!(told.held.is_empty() && !told.is_too_much_held());
+    }
 }

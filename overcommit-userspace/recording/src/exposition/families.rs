@@ -6,7 +6,7 @@ use super::page::{Family, Labels, Page, Sample};
 use super::{Exposition, Vm};
 use crate::model::columns::Value;
 use crate::model::coverage::{Coverage, MetricCoverage};
-use crate::model::metric::{BACKING, FAMILIES, MetricName};
+use crate::model::metric::{self, BACKING, FAMILIES, MetricName};
 use crate::model::run::{Run, RunVm};
 use crate::model::state::State;
 use crate::recent::{Board, VmRow};
@@ -37,7 +37,7 @@ impl Exposition {
         let states = self.states().into_iter();
         families.extend(states.take(if self.options.aggregate { 2 } else { 3 }));
         families.extend(fared(board, self.options.aggregate));
-        families.extend(coverage(run, self.options.aggregate));
+        families.extend(coverage(run, self.unserved, self.options.aggregate));
         families.push(objectives(self, board));
         let mut page = Page { families };
         let [text, _] = page.series();
@@ -61,14 +61,32 @@ impl Exposition {
             let own = vec![("cause", cause.name().to_owned())];
             (Labels { own, ..Labels::default() }, Sample::Number(lost as f64))
         };
-        families.push(Family {
-            kind: MetricType::Counter,
-            ..gauge(
-                "overcommit_not_counted",
-                "What happened and was not counted",
-                lost.map(sample).collect(),
+        families.push(Family::new(
+            MetricType::Counter,
+            "overcommit_not_counted",
+            "What happened and was not counted",
+            lost.map(sample).collect(),
+        ));
+        let stalls = [
+            (
+                "overcommit_vms_stall",
+                "Time for which vCPUs of all VMs waited for memory, waits for a CPU in between included",
+            ),
+            (
+                "overcommit_vms_stall_runq",
+                "Part of the stall time in which a vCPU was runnable but had no CPU",
+            ),
+            ("overcommit_vms_vcpu_wall", "vCPUs × time, of all VMs"),
+        ];
+        families.extend(stalls.iter().zip(self.stalls).map(|((name, help), ns)| Family {
+            unit: Some(Unit::Seconds),
+            ..Family::new(
+                MetricType::Counter,
+                name,
+                help,
+                vec![(Labels::default(), Sample::Number(ns as f64 / 1e9))],
             )
-        });
+        }));
         families
     }
 
@@ -84,7 +102,7 @@ impl Exposition {
         families.extend(figures(&self.figures_of_vms, &of_figures));
         families.push(state_set(
             "overcommit_vm_swap_state",
-            "How much swapping hurts the VM: 1 for the state that it is in",
+            "How much swapping hurts the VM: 1 for the state now",
             self.vms
                 .values()
                 .filter(|vm| vm.seen_ns == self.now_ns)
@@ -94,24 +112,22 @@ impl Exposition {
     }
 
     fn intervals(&self) -> Family {
-        Family {
-            name: "overcommit_intervals".to_owned(),
-            help: "Intervals that are over: where it does not grow, nothing is measured".to_owned(),
-            unit: None,
-            kind: MetricType::Counter,
-            samples: vec![(Labels::default(), Sample::Number(self.intervals as f64))],
-        }
+        Family::new(
+            MetricType::Counter,
+            "overcommit_intervals",
+            "Intervals that are over; nothing is measured while this stands still",
+            vec![(Labels::default(), Sample::Number(self.intervals as f64))],
+        )
     }
 
     fn info(&self) -> Family {
         let samples = self.vms.values().map(|vm| (vm.labelled(about(&vm.of)), Sample::Info));
-        Family {
-            name: "overcommit_vm".to_owned(),
-            help: "Labels that describe each VM".to_owned(),
-            unit: None,
-            kind: MetricType::Info,
-            samples: samples.collect(),
-        }
+        Family::new(
+            MetricType::Info,
+            "overcommit_vm",
+            "Labels that describe each VM",
+            samples.collect(),
+        )
     }
 
     fn verdicts(&self, board: &Board) -> Family {
@@ -139,17 +155,17 @@ impl Exposition {
         [
             state_set(
                 "overcommit_host_swap_state",
-                "How much the host's swapping hurts: 1 for the state that it is in",
+                "How much the host's swapping hurts: 1 for the state now",
                 [(None, host.swap.state)].into_iter(),
             ),
             state_set(
                 "overcommit_host_overcommit_state",
-                "How near the host is to the edge: 1 for the state that it is in",
+                "How near the host is to the edge: 1 for the state now",
                 [(None, overcommit)].into_iter(),
             ),
             state_set(
                 "overcommit_host_balloon_state",
-                "How hard the host takes memory back: 1 for the state that it is in",
+                "How hard the host takes memory back: 1 for the state now",
                 [(None, host.balloon)].into_iter(),
             ),
         ]
@@ -181,13 +197,38 @@ fn build(run: &Run) -> Family {
         ("backend", run.backend.name.clone()),
         ("kernel", run.kernel.clone()),
     ];
-    Family {
-        name: "overcommit_build".to_owned(),
-        help: "What measures, and where it sees faults".to_owned(),
-        unit: None,
-        kind: MetricType::Info,
-        samples: vec![(Labels { own: labels, ..Labels::default() }, Sample::Info)],
-    }
+    Family::new(
+        MetricType::Info,
+        "overcommit_build",
+        "Version of overcommit, and where faults are seen",
+        vec![(Labels { own: labels, ..Labels::default() }, Sample::Info)],
+    )
+}
+
+/// What a family of metrics is called here, the label that tells its members apart, and a sentence
+/// that stands alone.
+fn spelling(of: &'static metric::Family) -> (String, Option<&'static str>, &'static str) {
+    let (base, label, help) = match of.name {
+        "fault" => (
+            "fault",
+            Some("kind"),
+            "Page faults, start to completion; minor and major by the kernel's own rule",
+        ),
+        BACKING => {
+            ("fault_backing", Some("backing"), "Page faults by what they took, start to completion")
+        }
+        "exit" => ("exit", Some("reason"), of.about),
+        "stall.memory" => ("", None, "From an exit for memory to the next entry of that vCPU"),
+        "idle" => (
+            "",
+            None,
+            "From a halt to the next entry of that vCPU, unless the halt waits for memory",
+        ),
+        "reclaim" => ("", None, "Direct, memory cgroup or node reclaim, by or for a VM"),
+        "memory.high" => ("", None, "Time for which memory.high held a thread of a VM back"),
+        _ => ("", None, of.about),
+    };
+    (if base.is_empty() { of.name.replace('.', "_") } else { base.to_owned() }, label, help)
 }
 
 /// One histogram for each, those of one family together.
@@ -199,19 +240,16 @@ fn latencies(all: Vec<(Labels, &MetricName, &Native, SystemTime)>) -> Vec<Family
             continue;
         };
         let member = name.as_str().strip_prefix(of.name).map(|rest| rest.trim_start_matches('.'));
-        let (base, label) = match of.name {
-            "fault" => ("fault".to_owned(), Some("kind")),
-            BACKING => ("fault_backing".to_owned(), Some("backing")),
-            "exit" => ("exit".to_owned(), Some("reason")),
-            name => (name.replace('.', "_"), None),
-        };
+        let (base, label, help) = spelling(of);
         labels.own.extend(label.zip(member.map(str::to_owned)));
         let family = families.entry(place).or_insert_with(|| Family {
-            name: format!("overcommit_{base}_duration"),
-            help: of.about.to_owned(),
             unit: Some(Unit::Seconds),
-            kind: MetricType::Histogram,
-            samples: Vec::new(),
+            ..Family::new(
+                MetricType::Histogram,
+                &format!("overcommit_{base}_duration"),
+                help,
+                Vec::new(),
+            )
         });
         family.samples.push((labels, Sample::Latencies(latencies.clone(), since)));
     }
@@ -294,7 +332,7 @@ fn fared(board: &Board, only_some: bool) -> [Family; 2] {
 
 /// How much is seen of each metric, unless all of it is and that goes without saying; and how many
 /// VMs are not.
-fn coverage(run: &Run, is_full_known: bool) -> [Family; 2] {
+fn coverage(run: &Run, unserved: u64, is_full_known: bool) -> [Family; 2] {
     let of = |metric: &MetricCoverage| {
         let own = vec![
             ("metric", metric.metric.clone()),
@@ -304,14 +342,15 @@ fn coverage(run: &Run, is_full_known: bool) -> [Family; 2] {
     };
     let seen = run.coverage.iter();
     let seen = seen.filter(|of| !is_full_known || of.coverage != Coverage::Full);
-    let unserved = Sample::Number(run.not_counted.vms_without_slot as f64);
+    let unserved = Sample::Number(unserved as f64);
     [
         gauge(
             "overcommit_metric_coverage",
             "How much is seen of each metric: always 1",
             seen.map(of).collect(),
         ),
-        gauge(
+        Family::new(
+            MetricType::Counter,
             "overcommit_vms_not_recorded",
             "VMs of which nothing was counted because every place was taken",
             vec![(Labels::default(), unserved)],
@@ -352,13 +391,7 @@ fn objectives(of: &Exposition, board: &Board) -> Family {
 }
 
 fn gauge(name: &str, help: &str, samples: Vec<(Labels, Sample)>) -> Family {
-    Family {
-        name: name.to_owned(),
-        help: help.to_owned(),
-        unit: None,
-        kind: MetricType::Gauge,
-        samples,
-    }
+    Family::new(MetricType::Gauge, name, help, samples)
 }
 
 fn spelled(value: Value) -> String {

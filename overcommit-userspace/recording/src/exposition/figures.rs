@@ -9,7 +9,7 @@ use prometheus_client::registry::Unit as BaseUnit;
 const KEPT_NS: u64 = 3_000_000_000;
 
 /// Columns that are no figures of their own here.
-const LEFT_OUT: [&str; 17] = [
+const LEFT_OUT: [&str; 18] = [
     // They say which row it is.
     "partial",
     "interval",
@@ -23,6 +23,7 @@ const LEFT_OUT: [&str; 17] = [
     "stall_share",
     "cpu_wait_share",
     "memory_stall_share",
+    "io_wait_share",
     // What was least in an interval says nothing of the time between two scrapes.
     "memory_least_available_bytes",
     "headroom_least_lower_bytes",
@@ -67,70 +68,160 @@ const ALIKE: [(&str, &str, &str, &str, &str); 10] = [
     ("overcommit_", "_ns", "overcommit_state", "state", "Time in each overcommit state"),
 ];
 
-/// Columns that need another name or sentence where no other column stands beside them.
-const RENAMED: [(&str, &str, &str); 21] = [
-    ("vcpu_ns", "vcpu_wall", "vCPUs × time"),
-    ("vcpus_known_ns", "vcpus_known", "Time for which vCPU threads of the VM were known"),
+/// Columns that need another name, or another sentence, where no other column stands beside them: of
+/// the host or of a VM.
+const RENAMED: [(&str, &str, &str); 50] = [
     (
-        "vcpus_unknown_ns",
-        "vcpu_wall_unknown",
-        "Part of vCPUs × time of vCPUs whose threads were not known",
+        "host.swapped_in_pages_per_s",
+        "swapped_in_pages",
+        "Pages that came back from swap, zswap and pages of zeros included",
     ),
     (
-        "stall_runq_ns",
-        "stall_runq",
-        "Part of the stall time in which a vCPU was runnable but had no CPU",
+        "host.configured_bytes",
+        "configured",
+        "Memory that was given to all VMs, huge pages of the pool left out",
     ),
-    ("recorded_ns", "recorded", "How long the VM was recorded"),
-    ("configured_bytes", "configured", "Memory that was given to VMs"),
-    ("current_bytes", "balloon_current", "What the balloon driver says that the guest keeps"),
-    ("ballooned_bytes", "ballooned", "Memory that balloons gave back"),
-    ("guest_age_s", "guest_report_age", "How long ago the guest reported its memory"),
+    ("host.ballooned_bytes", "ballooned", "Memory that all VMs gave back"),
     (
-        "cgroup_headroom_lower_bytes",
-        "cgroup_headroom_lower",
-        "What the cgroup's limit leaves beside the VM's working set, at least",
-    ),
-    (
-        "cgroup_headroom_upper_bytes",
-        "cgroup_headroom_upper",
-        "What the cgroup's limit leaves beside the VM's working set, at most",
-    ),
-    (
-        "can_grow_bytes",
+        "host.can_grow_bytes",
         "three_largest_growth",
         "What the three VMs that can grow most could still take",
     ),
-    ("in_use_share", "memory_in_use_share", "Part of the host's memory that is in use"),
-    ("zram_holds_bytes", "zram_uncompressed", "What zram holds, before it was compressed"),
-    ("zswap_holds_bytes", "zswap_uncompressed", "What zswap holds, before it was compressed"),
+    ("host.in_use_share", "memory_in_use_share", "Part of the memory that is in use"),
     (
-        "psi_memory_some_ns",
+        "host.ksm_saved_bytes",
+        "ksm_saved",
+        "What KSM has merged, which is taken again if VMs write to all of that memory",
+    ),
+    ("host.zram_holds_bytes", "zram_uncompressed", "What zram holds, before compression"),
+    ("host.zswap_holds_bytes", "zswap_uncompressed", "What zswap holds, before compression"),
+    (
+        "host.psi_memory_some_ns",
         "psi_memory_some",
         "Time in which a task waited for memory, by the kernel's PSI",
     ),
     (
-        "psi_memory_full_ns",
+        "host.psi_memory_full_ns",
         "psi_memory_full",
         "Time in which all that could run waited for memory, by the kernel's PSI",
     ),
     (
-        "reclaimed_ns",
+        "host.reclaimed_ns",
         "reclaiming",
         "Time in which the host itself reclaimed memory, not only cgroups at their limits",
     ),
+    ("host.zfs_arc_bytes", "zfs_arc", "Size of the ZFS cache (ARC)"),
     (
-        "swapins_without_fault",
+        "host.zfs_arc_evictable_bytes",
+        "zfs_arc_evictable",
+        "What ZFS gives back of the ARC when memory is short, which MemAvailable leaves out",
+    ),
+    (
+        "vm.stall_ns",
+        "stall",
+        "Time for which vCPUs of the VM waited for memory, waits for a CPU in between included",
+    ),
+    (
+        "vm.stall_runq_ns",
+        "stall_runq",
+        "Part of the stall time in which a vCPU was runnable but had no CPU",
+    ),
+    ("vm.vcpu_ns", "vcpu_wall", "vCPUs × time"),
+    ("vm.vcpus_known_ns", "vcpus_known", "Time for which vCPU threads of the VM were known"),
+    (
+        "vm.vcpus_unknown_ns",
+        "vcpu_wall_unknown",
+        "Part of vCPUs × time of vCPUs whose threads were not known",
+    ),
+    ("vm.cpu_wait_ns", "cpu_wait", "Time for which vCPUs of the VM were runnable but had no CPU"),
+    ("vm.recorded_ns", "recorded", "Time for which the VM was measured"),
+    (
+        "vm.stopped_ns",
+        "stopped",
+        "Time for which the VM's process was stopped, by SIGSTOP or a debugger",
+    ),
+    ("vm.faults_counted", "faults_counted", "Page faults of the VM's threads that were counted"),
+    (
+        "vm.faults_kernel",
+        "faults_kernel",
+        "Page faults that the kernel accounted to the VM's threads",
+    ),
+    (
+        "vm.swapins_without_fault",
         "khugepaged_swapins",
         "Pages that khugepaged swapped in, which nobody waited for",
     ),
+    ("vm.swapped_in_pages_per_s", "swapped_in_pages", "Pages of the VM that came back from swap"),
     (
-        "numa_headroom_lower_bytes",
+        "vm.swapped_out_pages_per_s",
+        "swapped_out_pages",
+        "Pages of the VM's own memory cgroup that went to swap",
+    ),
+    (
+        "vm.fault_swapin_io_ns",
+        "fault_swapin_io",
+        "Part of the faults' swap-in time in which the thread slept",
+    ),
+    (
+        "vm.stall_memory_swapin_io_ns",
+        "stall_memory_swapin_io",
+        "Part of the memory exits' swap-in time in which the thread slept",
+    ),
+    ("vm.configured_bytes", "configured", "Memory that the VM was given"),
+    ("vm.current_bytes", "balloon_current", "Memory that the balloon driver says the guest keeps"),
+    ("vm.ballooned_bytes", "ballooned", "Memory that the VM gave back"),
+    ("vm.resident_bytes", "resident", "What the VM has in RAM, with a part of what is shared"),
+    ("vm.swapped_bytes", "swapped", "What the VM has on swap, with a part of what is shared"),
+    ("vm.hugetlb_bytes", "hugetlb", "Huge pages of the host's pool that the VM has"),
+    (
+        "vm.overhead_bytes",
+        "overhead",
+        "What of the resident is QEMU's own, beside the guest's memory",
+    ),
+    ("vm.page_cache_bytes", "page_cache", "What of the resident is pages of files on a disk"),
+    ("vm.huge_pages_bytes", "huge_pages", "What the VM has mapped in transparent huge pages"),
+    ("vm.guest_total_bytes", "guest_total", "Memory that the guest manages, by the guest's report"),
+    (
+        "vm.guest_available_bytes",
+        "guest_available",
+        "Memory that the guest's programs could still have, by the guest's report",
+    ),
+    (
+        "vm.guest_free_bytes",
+        "guest_free",
+        "Memory that lies idle in the guest, by the guest's report",
+    ),
+    ("vm.guest_age_s", "guest_report_age", "How long ago the guest reported"),
+    ("vm.working_set_lower_bytes", "working_set_lower", "Memory that the VM uses, at least"),
+    ("vm.working_set_upper_bytes", "working_set_upper", "Memory that the VM uses, at most"),
+    (
+        "vm.working_set_window_s",
+        "working_set_window",
+        "Time in which memory must be touched to belong to the working set",
+    ),
+    (
+        "vm.working_set_cost_share",
+        "working_set_cost_share",
+        "CPU time that measuring the working set takes ÷ time",
+    ),
+    ("vm.cgroup_limit_bytes", "cgroup_limit", "What the VM's memory cgroup may hold"),
+    (
+        "vm.cgroup_headroom_lower_bytes",
+        "cgroup_headroom_lower",
+        "What the cgroup's limit leaves beside the VM's working set, at least",
+    ),
+    (
+        "vm.cgroup_headroom_upper_bytes",
+        "cgroup_headroom_upper",
+        "What the cgroup's limit leaves beside the VM's working set, at most",
+    ),
+    (
+        "vm.numa_headroom_lower_bytes",
         "numa_headroom_lower",
         "What is left on the NUMA nodes that the VM is bound to, beside working sets, at least",
     ),
     (
-        "numa_headroom_upper_bytes",
+        "vm.numa_headroom_upper_bytes",
         "numa_headroom_upper",
         "What is left on the NUMA nodes that the VM is bound to, beside working sets, at most",
     ),
@@ -166,8 +257,8 @@ pub(super) struct Known {
 }
 
 impl<T> Figure<T> {
-    /// `None` of what is no number, or none of the interval.
-    pub(super) fn of(prefix: &str, column: Column<T>) -> Option<Self> {
+    /// Of a column of the `host`, or of a `vm`; `None` of what is no number, or none of the interval.
+    pub(super) fn of(whose: &str, column: Column<T>) -> Option<Self> {
         if LEFT_OUT.contains(&&*column.name) {
             return None;
         }
@@ -179,7 +270,8 @@ impl<T> Figure<T> {
             let is_counted = kind == MetricType::Counter;
             is_counted.then(|| (*name, Some((*label, member.to_owned())), *help))
         });
-        let renamed = RENAMED.iter().find(|(column, _, _)| *column == column_name);
+        let full = format!("{whose}.{column_name}");
+        let renamed = RENAMED.iter().find(|(column, _, _)| *column == full);
         let (name, label, help) = match (renamed, alike) {
             (Some((_, name, help)), _) => (*name, None, *help),
             (None, Some(alike)) => alike,
@@ -190,7 +282,7 @@ impl<T> Figure<T> {
         // What was not counted has one name, whatever it is of.
         let name = match name {
             "not_counted" => "overcommit_not_counted".to_owned(),
-            name => format!("{prefix}_{}", name.replace("_share", "_ratio")),
+            name => format!("overcommit_{whose}_{}", name.replace("_share", "_ratio")),
         };
         Some(Self { name, label, unit, kind, help: help.to_owned(), scale, column })
     }

@@ -57,6 +57,10 @@ pub struct Exposition {
     sums: Latest,
     /// What was not counted of all VMs, by [`Loss`].
     lost: [u64; Loss::COUNT],
+    /// Time of all VMs, in nanoseconds: stalls, waits for a CPU in them, vCPUs × time.
+    stalls: [u64; 3],
+    /// The most VMs that had no place.
+    unserved: u64,
     /// By id.
     vms: BTreeMap<String, Vm>,
     history: History,
@@ -89,9 +93,7 @@ impl Vm {
             latencies: Latest::new(),
         }
     }
-}
 
-impl Vm {
     /// Its labels: other ones if its process has become another VM.
     fn labelled_as(&self, of: &RunVm) -> Arc<Vec<(&'static str, String)>> {
         let uuid = of.uuid.as_deref().unwrap_or_default();
@@ -111,8 +113,8 @@ impl Exposition {
         let vms = columns::vms().into_iter();
         Self {
             options,
-            figures_of_host: host.filter_map(|of| Figure::of("overcommit_host", of)).collect(),
-            figures_of_vms: vms.filter_map(|of| Figure::of("overcommit_vm", of)).collect(),
+            figures_of_host: host.filter_map(|of| Figure::of("host", of)).collect(),
+            figures_of_vms: vms.filter_map(|of| Figure::of("vm", of)).collect(),
             now_ns: 0,
             intervals: 0,
             run: None,
@@ -120,8 +122,10 @@ impl Exposition {
             host: Vec::new(),
             sums: Latest::new(),
             lost: [0; Loss::COUNT],
+            stalls: [0; 3],
+            unserved: 0,
             vms: BTreeMap::new(),
-            history: History::default(),
+            history: History::of_the_last_minute(),
         }
     }
 
@@ -143,6 +147,7 @@ impl Exposition {
             let gauges = gauges.filter(|(figure, _)| figure.kind == MetricType::Gauge);
             gauges.for_each(|(_, known)| *known = None);
         }
+        self.unserved = self.unserved.max(run.not_counted.vms_without_slot);
         self.history.add(run, interval.copied(WANTED));
         self.run = Some(Arc::clone(run));
         self.last = interval.host;
@@ -160,6 +165,9 @@ impl Exposition {
         if self.options.aggregate {
             add(&mut self.sums);
             self.lost.iter_mut().zip(vm.not_counted).for_each(|(sum, lost)| *sum += lost);
+            let stall = vm.stall.unwrap_or_default();
+            let times = [stall.waited_ns, stall.runq_ns, stall.vcpu_ns];
+            self.stalls.iter_mut().zip(times).for_each(|(sum, ns)| *sum += ns);
             return;
         }
         let entry = self.vms.entry(of.vm_id.clone()).or_insert_with(|| Vm::new(of));
@@ -210,7 +218,8 @@ mod tests {
     use std::path::Path;
 
     fn options(aggregate: bool) -> Options {
-        Options { schema: SCHEMA, buckets: BUCKETS, aggregate, objectives: Vec::new() }
+        let objectives = vec![Objective::parse("fault.major:p99<2ms").unwrap()];
+        Options { schema: SCHEMA, buckets: BUCKETS, aggregate, objectives }
     }
 
     /// Of the recording that has every figure.
@@ -256,9 +265,10 @@ mod tests {
                 let labels = family.samples.iter().map(|(labels, _)| labels);
                 assert_eq!(labels.clone().collect::<BTreeSet<_>>().len(), labels.len());
                 let help = &family.help;
-                let begins = ["That ", "Part of that", "What that", "It "];
-                let stands_alone = !begins.iter().any(|word| help.starts_with(word));
-                assert!(stands_alone && !help.contains("_ns") && !help.contains('`'), "{help}");
+                let words: Vec<&str> = help.split(|c: char| !c.is_ascii_alphabetic()).collect();
+                let riddles = ["It", "it", "its", "Its", "That", "same", "ns"];
+                let is_riddle = |word: &&str| words.contains(word);
+                assert!(!riddles.iter().any(is_riddle) && !help.contains('`'), "{help}");
             }
             assert!(!page.encode(Format::Protobuf).unwrap().is_empty());
             let [as_text, native] = page.series();
@@ -268,26 +278,46 @@ mod tests {
         }
     }
 
+    /// Names of series as text has them, those of histograms without an end too; and labels.
+    fn known() -> (BTreeSet<String>, BTreeSet<String>) {
+        let (mut names, mut labels) = (BTreeSet::new(), BTreeSet::new());
+        for line in [false, true].map(|aggregate| text(&of_everything(aggregate))).join("").lines()
+        {
+            if let Some(histogram) = line.strip_suffix(" histogram") {
+                names.extend(histogram.strip_prefix("# TYPE ").map(str::to_owned));
+            } else if !line.starts_with('#') {
+                let (series, _) = line.rsplit_once(' ').unwrap();
+                let (name, of) = series.split_once('{').unwrap_or((series, ""));
+                names.insert(name.to_owned());
+                labels.extend(of.trim_end_matches('}').split(',').map(str::to_owned));
+            }
+        }
+        (names, labels)
+    }
+
     #[test]
     fn what_dashboards_and_rules_ask_for_is_there() {
         let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist");
-        let page = of_everything(false).page();
-        let name = |family: &page::Family| {
-            let unit = family.unit.as_ref().map(|unit| format!("_{}", unit.as_str()));
-            family.name.clone() + &unit.unwrap_or_default()
-        };
-        let known: BTreeSet<String> = page.families.iter().map(name).collect();
+        let (names, labels) = known();
         let mut asked = 0;
         for file in ["prometheus/overcommit.rules.yml", "grafana/overcommit.json"] {
-            let text = std::fs::read_to_string(dist.join(file)).unwrap();
+            let text = std::fs::read_to_string(dist.join(file)).unwrap().replace("\\\"", "\"");
             let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
-            let names = text.split(|c: char| !is_name(c));
-            for name in names.filter(|name| name.starts_with("overcommit_")) {
-                let ends = ["", "_total", "_info", "_bucket", "_count"];
-                let is_known =
-                    |end: &&str| name.strip_suffix(*end).is_some_and(|base| known.contains(base));
-                assert!(ends.iter().any(is_known), "{file}: {name}");
-                asked += 1;
+            for name in text.split(|c: char| !is_name(c)) {
+                if name.starts_with("overcommit_") {
+                    assert!(names.contains(name), "{file}: {name}");
+                    asked += 1;
+                }
+            }
+            for label in ["verdict", "state", "kind"] {
+                for rest in text.split(&format!("{label}=")).skip(1) {
+                    let value = rest.trim_start_matches('~').strip_prefix('"').unwrap();
+                    for value in value.split('"').next().unwrap().split('|') {
+                        let label = format!("{label}=\"{value}\"");
+                        let is_known = labels.contains(&label) || value == "broken";
+                        assert!(is_known, "{file}: {label}");
+                    }
+                }
             }
         }
         assert!(asked > 40, "{asked}");

@@ -72,6 +72,17 @@ pub(super) struct Family {
     pub(super) samples: Vec<(Labels, Sample)>,
 }
 
+impl Family {
+    pub(super) fn new(
+        kind: MetricType,
+        name: &str,
+        help: &str,
+        samples: Vec<(Labels, Sample)>,
+    ) -> Self {
+        Self { name: name.to_owned(), help: help.to_owned(), unit: None, kind, samples }
+    }
+}
+
 /// All that a scrape gets.
 #[derive(Debug, Default)]
 pub struct Page {

@@ -41,9 +41,11 @@ pub fn slim(interval: &Interval) -> Interval {
     interval.copied(WANTED)
 }
 
-/// The last ten minutes.
-#[derive(Debug, Default)]
+/// The last minutes.
+#[derive(Debug)]
 pub struct History {
+    /// How far back one can look.
+    kept_ns: u64,
     /// Time that was seen, by the lengths of intervals: the time of day can step.
     now_ns: u64,
     /// One by one, the oldest first.
@@ -122,7 +124,19 @@ pub struct VmLine {
     pub lost_to: Option<String>,
 }
 
+impl Default for History {
+    fn default() -> Self {
+        let (recent, blocks, lines) = Default::default();
+        Self { kept_ns: KEPT_NS, now_ns: 0, recent, blocks, lines, ids: Vec::new() }
+    }
+}
+
 impl History {
+    /// For who never looks back: no more than verdicts and distributions of now take.
+    pub fn of_the_last_minute() -> Self {
+        Self { kept_ns: 0, ..Self::default() }
+    }
+
     /// Adds an interval, see [`slim`], and forgets what is too old.
     pub fn add(&mut self, run: &Run, interval: Interval) {
         self.forget_replaced(run);
@@ -137,7 +151,7 @@ impl History {
             None => self.recent.push_back(next),
         }
         self.lines.extend(self.recent.back().map(|last| Line::of(run, last)));
-        let (now_ns, age) = (self.now_ns, |to_ns: u64| self.now_ns - to_ns);
+        let (now_ns, kept_ns) = (self.now_ns, self.kept_ns);
         while self.recent.len() > 1
             && let Some(old) = self.recent.pop_front_if(|old| now_ns - old.to_ns > WINDOW_NS)
         {
@@ -145,13 +159,13 @@ impl History {
         }
         let mut bytes: usize = self.blocks.iter().map(Kept::bytes).sum();
         let is_too_much = |old: &mut Kept, bytes: usize| {
-            age(old.to_ns) > KEPT_NS + WINDOW_NS || bytes > BLOCKS_BYTES
+            now_ns - old.to_ns > kept_ns + WINDOW_NS || bytes > BLOCKS_BYTES
         };
         while let Some(old) = self.blocks.pop_front_if(|old| is_too_much(old, bytes)) {
             bytes -= old.bytes();
         }
         while self.lines.len() > 1
-            && self.lines.pop_front_if(|old| now_ns - old.end_ns > KEPT_NS).is_some()
+            && self.lines.pop_front_if(|old| now_ns - old.end_ns > kept_ns).is_some()
         {}
     }
 
@@ -326,6 +340,17 @@ mod tests {
         }
         assert!(history.recent.len() + history.blocks.len() < 135);
         assert!(history.recent.iter().all(|kept| kept.interval.vms[0].metrics.len() == 1));
+    }
+
+    #[test]
+    fn who_never_looks_back_keeps_a_minute() {
+        let run = run(&["1-1"]);
+        let mut history = History::of_the_last_minute();
+        for number in 0..1_000 {
+            history.add(&run, slim(&second(number, 1, 10)));
+        }
+        assert_eq!((history.lines().len(), history.blocks.len()), (1, 0));
+        assert_eq!(majors(history.window(history.lines().back().unwrap())), 600);
     }
 
     #[test]
