@@ -110,7 +110,7 @@ fn missing(name: &str) -> Option<String> {
     if name == managers::LIBVIRT && !managers::libvirts_data().exists() {
         return Some("libvirt's test data could not be fetched".to_owned());
     }
-    if name == serve::PROMETHEUS && serve::prometheus().is_empty() {
+    if name == serve::PROMETHEUS && !serve::of_system().exists() {
         return Some("Prometheus could not be fetched".to_owned());
     }
     let needs_kvm = name.contains("kvm");

@@ -33,9 +33,14 @@ pub(crate) const TESTS: Tests = &[
 const NESTED_S: f64 = 300e-9;
 
 /// Prometheus of this system, and a newer one where it could be fetched.
-pub(crate) fn prometheus() -> Vec<PathBuf> {
+fn prometheus() -> Vec<PathBuf> {
     let programs = target().join("prometheus/*/usr/bin/prometheus");
     glob::glob(&programs.to_string_lossy()).into_iter().flatten().flatten().collect()
+}
+
+/// The folder of this system's.
+pub(crate) fn of_system() -> PathBuf {
+    target().join("prometheus/system/usr/bin")
 }
 
 /// A server that runs, and where.
@@ -102,12 +107,15 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
-        let _ = self.child.wait();
+        // Its number may be another's once it is waited for.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+            let _ = self.child.wait();
+        }
     }
 }
 
-/// Starts a Prometheus that scrapes once a second; where it answers stands beside it.
+/// Starts a Prometheus that scrapes every two seconds; where it answers stands beside it.
 fn scrape(program: &Path, dir: &Path, target: &str) -> Result<(Running, String)> {
     fs::create_dir_all(dir)?;
     let config = format!(
@@ -220,7 +228,7 @@ fn checked(server: &Server, dir: &Path) -> Result<()> {
     let text = server.metrics()?;
     let file = dir.join("metrics");
     fs::write(&file, &text)?;
-    let tool = target().join("prometheus/system/usr/bin/promtool");
+    let tool = of_system().join("promtool");
     let mut check = Command::new("sh");
     check.args(["-c", "\"$1\" check metrics < \"$2\" 2>&1", "sh"]).arg(&tool).arg(&file);
     let said = run(&mut check)?;
@@ -282,6 +290,9 @@ fn hostile() -> Result<()> {
         .and_then(|text| text.trim().split(' ').next()?.parse().ok())
         .context("no VmRSS")?;
     println!("resident: {resident} KiB");
+    ensure!(resident < 256 << 10, "{resident} KiB");
+    let seconds = start.elapsed().as_secs();
+    ensure!((last - first) * 3 >= seconds, "{} intervals in {seconds} s", last - first);
     // Whoever came when there were too many went for it.
     let is_closed = |client: &mut TcpStream| -> Result<bool> {
         client.set_nonblocking(true)?;
@@ -367,12 +378,9 @@ fn units() -> Result<()> {
     command.arg("--no-new-privs").arg(overcommit());
     let mut guest = Vm::start(&Config::new("guest", 16))?;
     guest.await_passes(1)?;
-    let server = Server::spawn(dir.path(), command, &[])?;
-    await_some("faults", PATIENCE, || {
-        let text = server.metrics()?;
-        Ok(text.contains("overcommit_vm_verdict{vm=\"guest\"").then_some(()))
-    })?;
-    server.end()?;
+    let confined = seen(Server::spawn(dir.path(), command, &[])?)?;
+    let free = seen(Server::start(dir.path(), &[])?)?;
+    ensure!(confined == free, "confined it sees {confined:#?}, else {free:#?}");
     let allowed = allowed(&unit)?;
     let calls = await_some("list of system calls", PATIENCE, || {
         Ok(fs::read_to_string(&calls).ok().filter(|calls| calls.contains("perf_event_open")))
@@ -385,6 +393,19 @@ fn units() -> Result<()> {
     let denied: Vec<&str> = denied.into_iter().filter(|call| !expected.contains(call)).collect();
     ensure!(denied.is_empty(), "the unit denies {denied:?}");
     Ok(())
+}
+
+/// How much a server sees of each metric, once it knows what its VM holds.
+fn seen(server: Server) -> Result<Vec<String>> {
+    let text = await_some("what the VM holds", PATIENCE, || {
+        let text = server.metrics()?;
+        let known =
+            ["overcommit_vm_resident_bytes{vm=\"guest\"", "overcommit_vm_vcpu_wall_seconds"];
+        Ok(known.iter().all(|name| text.contains(name)).then_some(text))
+    })?;
+    server.end()?;
+    let coverage = text.lines().filter(|line| line.starts_with("overcommit_metric_coverage{"));
+    Ok(coverage.map(str::to_owned).collect())
 }
 
 fn is_of_name(c: char) -> bool {

@@ -10,7 +10,8 @@ with open(sys.argv[1], "rb") as file:
     trace.ParseFromString(file.read())
 
 tracks, open_slices, clocks = {}, {}, []
-for packet in trace.packet:
+# In the order of time, as the viewer takes them.
+for packet in sorted(trace.packet, key=lambda packet: packet.timestamp):
     assert packet.trusted_packet_sequence_id == 1
     if packet.HasField("clock_snapshot"):
         clocks.append({clock.clock_id: clock.timestamp for clock in packet.clock_snapshot.clocks})

@@ -1,5 +1,5 @@
-//! What `report` and `compare` of long recordings of many VMs cost: time and peak memory of
-//! this checkout's release build, or of the binaries given, side by side.
+//! What `report`, its page and `compare` of long recordings of many VMs cost: time and peak memory
+//! of this checkout's release build, or of the binaries given, side by side; and the page's size.
 //!
 //!     cargo bench -p overcommit-tests --bench long_recordings -- [BINARY...]
 
@@ -32,7 +32,10 @@ fn main() -> Result<()> {
         make(&new, vms, minutes * 60, 2)?;
         let report = vec!["report".as_ref(), base.as_path()];
         let compare = vec!["compare".as_ref(), base.as_path(), new.as_path()];
-        for (name, command) in [("report", report), ("compare", compare)] {
+        let file = dir.path().join("page.html");
+        let words = ["report", "--format", "html", "--out"].map(Path::new);
+        let page = [words.as_slice(), &[file.as_path(), base.as_path()]].concat();
+        for (name, command) in [("report", report), ("page", page), ("compare", compare)] {
             for binary in &binaries {
                 let mut runs =
                     (0..RUNS).map(|_| measure(binary, &command)).collect::<Result<Vec<_>>>()?;
@@ -44,6 +47,7 @@ fn main() -> Result<()> {
                 println!("{vms:>7} {minutes:>7}  {name:<8} {spread:>22} {peak:>12}  {binary}");
             }
         }
+        println!("{:>16} the page has {} KiB", "", file.metadata()?.len() >> 10);
     }
     Ok(())
 }

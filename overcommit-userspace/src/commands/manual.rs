@@ -3,7 +3,7 @@
 use crate::commands::Cli;
 use crate::terminal::print;
 use anyhow::{Context, Result};
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,9 +31,16 @@ pub struct ManPages {
 /// It cannot be printed.
 pub fn completions(args: &Completions) -> Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "overcommit", &mut script);
+    clap_complete::generate(args.shell, &mut shown(), "overcommit", &mut script);
     print(&String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Our commands without those that are none of the user's: a shell would offer them.
+fn shown() -> Command {
+    let all = Cli::command();
+    let commands = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    Command::new("overcommit").subcommands(commands.collect::<Vec<_>>())
 }
 
 /// Writes a page for each subcommand.
@@ -51,6 +58,19 @@ pub fn man_pages(args: &ManPages) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shell_offers_what_is_for_users() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut shown(), "overcommit", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            assert!(script.contains("slow-faults"), "{shell}");
+            for hidden in Cli::command().get_subcommands().filter(|command| command.is_hide_set()) {
+                assert!(!script.contains(hidden.get_name()), "{shell}: {}", hidden.get_name());
+            }
+        }
+    }
 
     #[test]
     fn each_subcommand_has_a_page_and_no_hidden_one_has() {

@@ -75,7 +75,7 @@ enum Command {
     Compare(compare::Args),
     /// Record two commands alternately, several times, and compare them
     Ab(ab::Args),
-    /// Write one file per VM and metric of a recording
+    /// Write a recording in formats that other programs read
     Export(export::Args),
     /// Mark the start of a load phase in a running recording
     Mark(mark::Args),

@@ -81,6 +81,10 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         objectives: objectives.clone(),
     });
     let server = Server::start(listener, exposition, waiter.enough())?;
+    if args.subject.wait.is_some() {
+        // Nobody is to wait for it as long as it waits itself.
+        notify(NotifyState::Ready);
+    }
     let room = match find(&args.subject, false, &selection, &mut waiter).await? {
         Ok(room) => room,
         Err(code) => return Ok(code),

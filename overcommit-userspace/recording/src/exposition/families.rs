@@ -1,6 +1,6 @@
 //! Which families a scrape has, and their samples.
 
-use super::figures::{Figure, Known};
+use super::figures::{Figure, Known, LEFT_OUT};
 use super::native::Native;
 use super::page::{Family, Labels, Page, Sample};
 use super::{Exposition, Vm};
@@ -56,7 +56,9 @@ impl Exposition {
         let sums = self.sums.iter().filter(|(name, _)| is_summed(name));
         let of = sums.map(|(name, of)| (Labels::default(), name, of, since));
         let mut families = latencies(of.collect());
-        let lost = Loss::ALL.iter().zip(self.lost).filter(|(_, lost)| *lost > 0);
+        let is_missing = |cause: &Loss| !LEFT_OUT.contains(&&*format!("lost_{}", cause.name()));
+        let lost = Loss::ALL.iter().zip(self.lost);
+        let lost = lost.filter(|(cause, lost)| *lost > 0 && is_missing(cause));
         let sample = |(cause, lost): (&Loss, u64)| {
             let own = vec![("cause", cause.name().to_owned())];
             (Labels { own, ..Labels::default() }, Sample::Number(lost as f64))

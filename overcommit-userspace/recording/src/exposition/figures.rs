@@ -9,7 +9,7 @@ use prometheus_client::registry::Unit as BaseUnit;
 const KEPT_NS: u64 = 3_000_000_000;
 
 /// Columns that are no figures of their own here.
-const LEFT_OUT: [&str; 18] = [
+pub(super) const LEFT_OUT: [&str; 17] = [
     // They say which row it is.
     "partial",
     "interval",
@@ -32,7 +32,6 @@ const LEFT_OUT: [&str; 18] = [
     "lost_slow_dropped",
     "lost_slow_limited",
     "lost_evictions_full",
-    "lost_backing_full",
 ];
 
 /// Columns alike that are one figure: how their names begin and end, what that is called, the label
@@ -70,7 +69,7 @@ const ALIKE: [(&str, &str, &str, &str, &str); 10] = [
 
 /// Columns that need another name, or another sentence, where no other column stands beside them: of
 /// the host or of a VM.
-const RENAMED: [(&str, &str, &str); 50] = [
+const RENAMED: [(&str, &str, &str); 51] = [
     (
         "host.swapped_in_pages_per_s",
         "swapped_in_pages",
@@ -87,7 +86,8 @@ const RENAMED: [(&str, &str, &str); 50] = [
         "three_largest_growth",
         "What the three VMs that can grow most could still take",
     ),
-    ("host.in_use_share", "memory_in_use_share", "Part of the memory that is in use"),
+    ("host.in_use_share", "memory_in_use_share", "Fraction of the host's memory in use"),
+    ("host.allocated_pages_per_s", "allocated_pages", "Pages allocated on the host"),
     (
         "host.ksm_saved_bytes",
         "ksm_saved",
@@ -173,12 +173,8 @@ const RENAMED: [(&str, &str, &str); 50] = [
     ("vm.resident_bytes", "resident", "What the VM has in RAM, with a part of what is shared"),
     ("vm.swapped_bytes", "swapped", "What the VM has on swap, with a part of what is shared"),
     ("vm.hugetlb_bytes", "hugetlb", "Huge pages of the host's pool that the VM has"),
-    (
-        "vm.overhead_bytes",
-        "overhead",
-        "What of the resident is QEMU's own, beside the guest's memory",
-    ),
-    ("vm.page_cache_bytes", "page_cache", "What of the resident is pages of files on a disk"),
+    ("vm.overhead_bytes", "overhead", "Resident memory of QEMU itself, not of the guest"),
+    ("vm.page_cache_bytes", "page_cache", "Resident memory backed by files on a disk"),
     ("vm.huge_pages_bytes", "huge_pages", "What the VM has mapped in transparent huge pages"),
     ("vm.guest_total_bytes", "guest_total", "Memory that the guest manages, by the guest's report"),
     (

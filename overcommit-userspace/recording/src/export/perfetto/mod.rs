@@ -14,6 +14,7 @@ use crate::recording::span::marks;
 use crate::recording::{Folder, Recording, Span};
 use anyhow::{Result, ensure};
 use overcommit_ebpf::layout::{Metric, Part};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use trace::{Note, Trace};
 
@@ -36,14 +37,10 @@ const OF_VM: [Counter<VmInterval>; 6] = [
     ("resident", "bytes", |_, vm, _| Some(vm.memory?.resident as f64)),
 ];
 
-const OF_HOST: [Counter<HostInterval>; 4] = [
+const OF_HOST: [Counter<HostInterval>; 3] = [
     ("swapped in", "bytes/s", |run, host, _| bytes(run, host.swap.rates?.swapped_in)),
     ("swapped out", "bytes/s", |run, host, _| bytes(run, host.swap.rates?.swapped_out)),
     ("memory available", "bytes", |_, host, _| Some(host.swap.memory?.available? as f64)),
-    ("PSI memory some", "%", |_, host, length_ns| {
-        let share = host.pressure.some_ns? as f64 / length_ns.max(1) as f64;
-        Some(percent(share.min(1.0)))
-    }),
 ];
 
 fn percent(share: f64) -> f64 {
@@ -70,22 +67,23 @@ pub(super) fn write(
     let is_wanted: Vec<bool> = run.vms.iter().map(|vm| selection.wants_vm(vm)).collect();
     let names = || run.vms.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>().join(", ");
     ensure!(is_wanted.contains(&true), "no VM matches; the recording has {}", names());
-    let mut tracks = Tracks::of(run);
+    let mut tracks = Tracks::of(run, &is_wanted);
     recording.each(span, &|name| *name == Metric::FaultMajor.into(), |interval| {
-        tracks.add(run, interval, &is_wanted);
+        tracks.add(run, interval);
         Ok(())
     })?;
+    ensure!(tracks.until_ns > 0, "no interval lies in that span");
     tracks.end();
     recording.each_slow_fault(|fault| {
         let start_ns = fault.end_ns.saturating_sub(fault.latency_ns);
-        let is_in = span.holds(start_ns / 1_000, fault.latency_ns);
-        if is_in && is_wanted.get(fault.vm).is_some_and(|is_wanted| *is_wanted) {
+        if span.holds(start_ns / 1_000, fault.latency_ns) {
             tracks.add_fault(fault);
         }
         Ok(())
     })?;
-    for (at_us, text) in marks(&recording.folder)? {
-        tracks.trace.instant(tracks.host, "marks", at_us * 1_000, &text);
+    let marks = marks(&recording.folder)?.into_iter().filter(|(at_us, _)| span.holds(*at_us, 0));
+    for (at_us, text) in marks {
+        tracks.trace.instant(tracks.host, "marks", at_us.saturating_mul(1_000), &text);
     }
     let (folder, name) = match into {
         Some(into) => (into, NAME.to_owned()),
@@ -99,39 +97,63 @@ pub(super) fn write(
 struct Tracks {
     trace: Trace,
     host: u64,
-    vms: Vec<u64>,
-    /// Where the last interval ended, in Unix nanoseconds.
+    /// `None` of VMs that are not wanted.
+    vms: Vec<Option<u64>>,
+    /// VMs of the last interval.
+    present: BTreeSet<usize>,
+    /// Where it ended, in Unix nanoseconds.
     until_ns: u64,
+    /// Time since the kernel was asked for PSI.
+    unasked_ns: u64,
 }
 
 impl Tracks {
-    fn of(run: &Run) -> Self {
+    fn of(run: &Run, is_wanted: &[bool]) -> Self {
         let mut trace = Trace::new(&run.clocks);
         let host = trace.group(&format!("host {}", run.host));
         let name = |vm: &RunVm| format!("VM {} ({})", vm.name, vm.vm_id);
-        let vms = run.vms.iter().map(|vm| trace.group(&name(vm))).collect();
-        Self { trace, host, vms, until_ns: 0 }
+        let vms = run.vms.iter().zip(is_wanted);
+        let vms = vms.map(|(vm, is_wanted)| is_wanted.then(|| trace.group(&name(vm)))).collect();
+        Self { trace, host, vms, present: BTreeSet::new(), until_ns: 0, unasked_ns: 0 }
     }
 
-    fn add(&mut self, run: &Run, interval: &Interval, is_wanted: &[bool]) {
-        let at_ns = interval.place.start_us * 1_000;
+    fn add(&mut self, run: &Run, interval: &Interval) {
+        let at_ns = interval.place.start_us.saturating_mul(1_000);
         let length_ns = interval.place.length_ns;
+        self.trace.go_on(at_ns, length_ns);
         for (name, unit, get) in OF_HOST {
             let value = get(run, &interval.host, length_ns);
             self.trace.counter(self.host, (name, unit), at_ns, value);
         }
+        self.pressure(&interval.host, at_ns, length_ns);
         let overcommit = interval.host.overcommit.map(|sum| sum.state).unwrap_or_default();
         self.state(self.host, "swap state", at_ns, interval.host.swap.state);
         self.state(self.host, "balloon state", at_ns, interval.host.balloon);
         self.state(self.host, "overcommit state", at_ns, overcommit);
-        for vm in interval.vms.iter().filter(|vm| is_wanted.get(vm.vm) == Some(&true)) {
-            let Some(track) = self.vms.get(vm.vm).copied() else { continue };
+        let before = std::mem::take(&mut self.present);
+        for vm in &interval.vms {
+            let Some(Some(track)) = self.vms.get(vm.vm).copied() else { continue };
+            self.present.insert(vm.vm);
             for (name, unit, get) in OF_VM {
                 self.trace.counter(track, (name, unit), at_ns, get(run, vm, length_ns));
             }
             self.state(track, "swap state", at_ns, vm.swap.state);
         }
-        self.until_ns = at_ns + length_ns;
+        for gone in before.difference(&self.present) {
+            if let Some(Some(track)) = self.vms.get(*gone) {
+                self.trace.end_group(*track, at_ns);
+            }
+        }
+        self.until_ns = at_ns.saturating_add(length_ns);
+    }
+
+    /// PSI is of the time since the last look, which several intervals may be.
+    fn pressure(&mut self, host: &HostInterval, at_ns: u64, length_ns: u64) {
+        self.unasked_ns = self.unasked_ns.saturating_add(length_ns);
+        let Some(some_ns) = host.pressure.some_ns else { return };
+        let share = some_ns as f64 / std::mem::take(&mut self.unasked_ns).max(1) as f64;
+        let value = Some(percent(share.min(1.0)));
+        self.trace.counter(self.host, ("PSI memory some", "%"), at_ns, value);
     }
 
     fn state(&mut self, group: u64, name: &'static str, at_ns: u64, state: impl State) {
@@ -146,7 +168,7 @@ impl Tracks {
 
     /// A fault on the track of its thread, where no two are at a time.
     fn add_fault(&mut self, fault: &SlowFault) {
-        let Some(group) = self.vms.get(fault.vm).copied() else { return };
+        let Some(Some(group)) = self.vms.get(fault.vm).copied() else { return };
         let mut notes = vec![("address", Note::Text(format!("{:#x}", fault.address)))];
         notes.extend(fault.backing.map(|backing| ("took", Note::Text(backing.name().to_owned()))));
         let text = |text: &Option<String>| text.clone().map(Note::Text);

@@ -21,13 +21,51 @@ pub(super) enum Note {
 /// Packets so far.
 pub(super) struct Trace {
     bytes: Vec<u8>,
-    /// From when on, by the time of day, the clocks stood to each other as then.
+    /// Moments after which the clocks stood to each other as then.
     clocks: Vec<Clocks>,
+    times: Times,
     last_track: u64,
     /// By group and name, with the value that it has.
     tracks: BTreeMap<(u64, String), (u64, Option<f64>)>,
     /// States that have begun, by track.
     open: BTreeMap<u64, &'static str>,
+    /// Where the last slice of each track that holds slices of time ended.
+    ends: BTreeMap<u64, u64>,
+}
+
+/// Which time since boot a time of day is. The time of day can be set back, and is then there twice.
+#[derive(Default)]
+struct Times {
+    /// From when to when, in Unix nanoseconds, and the time since boot when it began.
+    pieces: Vec<[u64; 3]>,
+    /// The piece of the last one that was asked for, and that.
+    last: (usize, u64),
+}
+
+/// Back by more than that, it was set back.
+const BACK_NS: u64 = 1_000_000_000;
+
+impl Times {
+    /// Asked in the order of time, or nearly so.
+    fn of(&mut self, unix_ns: u64) -> Option<u64> {
+        let (mut from, before_ns) = self.last;
+        if unix_ns.saturating_add(BACK_NS) < before_ns {
+            from += 1;
+        }
+        let holds = |piece: &[u64; 3]| (piece[0]..=piece[1]).contains(&unix_ns);
+        let next = self.pieces.iter().skip(from).position(holds).map(|place| from + place);
+        let place = next.or_else(|| self.pieces.iter().position(holds));
+        // A little before the first interval, or after the last.
+        let place = place.unwrap_or(from.min(self.pieces.len().checked_sub(1)?));
+        self.last = (place, unix_ns);
+        let [start_ns, _, boottime_ns] = *self.pieces.get(place)?;
+        Some(boottime_ns.saturating_add_signed(unix_ns.wrapping_sub(start_ns).cast_signed()))
+    }
+
+    /// Asks from the first on again.
+    fn rewind(&mut self) {
+        self.last = (0, 0);
+    }
 }
 
 impl Trace {
@@ -38,6 +76,8 @@ impl Trace {
             last_track: 0,
             tracks: BTreeMap::new(),
             open: BTreeMap::new(),
+            times: Times::default(),
+            ends: BTreeMap::new(),
         };
         for moment in trace.clocks.clone() {
             trace.snapshot(moment);
@@ -70,11 +110,38 @@ impl Trace {
     }
 
     /// Nanoseconds since boot at that time of day.
-    fn boottime_of(&self, unix_ns: u64) -> u64 {
-        let before = self.clocks.iter().rev().find(|moment| moment.realtime_ns <= unix_ns);
-        let Some(moment) = before.or(self.clocks.first()) else { return unix_ns };
-        let since = unix_ns.wrapping_sub(moment.realtime_ns).cast_signed();
-        moment.boottime_ns.saturating_add_signed(since)
+    fn boottime_of(&mut self, unix_ns: u64) -> u64 {
+        self.times.of(unix_ns).unwrap_or(unix_ns)
+    }
+
+    /// An interval follows, that begins then and has that length.
+    pub(super) fn go_on(&mut self, unix_ns: u64, length_ns: u64) {
+        let is_next = |last: &[u64; 3]| unix_ns.abs_diff(last[1]) < BACK_NS;
+        let end_ns = unix_ns.saturating_add(length_ns);
+        match self.times.pieces.last_mut().filter(|last| is_next(last)) {
+            Some(last) => last[1] = end_ns,
+            None => {
+                let Some(moment) = self.moment_before(unix_ns) else { return };
+                let since = unix_ns.wrapping_sub(moment.realtime_ns).cast_signed();
+                let boottime_ns = moment.boottime_ns.saturating_add_signed(since);
+                self.times.pieces.push([unix_ns, end_ns, boottime_ns]);
+            }
+        }
+    }
+
+    /// The moment after which a piece began, of those that no piece is of yet.
+    fn moment_before(&self, unix_ns: u64) -> Option<Clocks> {
+        let done = self.times.pieces.len().min(self.clocks.len().saturating_sub(1));
+        let later = self.clocks.get(done..)?;
+        let holds = |(place, moment): &(usize, &Clocks)| {
+            let length_ns = later.get(place + 1).map_or(u64::MAX, |next| {
+                next.boottime_ns.saturating_sub(moment.boottime_ns).saturating_add(BACK_NS)
+            });
+            let since_ns = unix_ns.saturating_add(BACK_NS).checked_sub(moment.realtime_ns);
+            since_ns.is_some_and(|since_ns| since_ns <= length_ns.saturating_add(BACK_NS))
+        };
+        let held = later.iter().enumerate().find(holds).map(|(_, moment)| moment);
+        held.or(later.first()).copied()
     }
 
     fn described(&mut self, parent: Option<u64>, name: &str, unit: Option<&str>) -> u64 {
@@ -108,8 +175,9 @@ impl Trace {
     }
 
     fn event(&mut self, unix_ns: u64, r#type: Type, event: TrackEvent) {
+        let timestamp = Some(self.boottime_of(unix_ns));
         self.add(TracePacket {
-            timestamp: Some(self.boottime_of(unix_ns)),
+            timestamp,
             track_event: Some(TrackEvent { r#type: Some(r#type.into()), ..event }),
             ..TracePacket::default()
         });
@@ -130,6 +198,10 @@ impl Trace {
         {
             return;
         }
+        self.count(track, unix_ns, value);
+    }
+
+    fn count(&mut self, track: u64, unix_ns: u64, value: f64) {
         let (track_uuid, double_counter_value) = (Some(track), Some(value));
         let event = TrackEvent { track_uuid, double_counter_value, ..TrackEvent::default() };
         self.event(unix_ns, Type::Counter, event);
@@ -162,10 +234,26 @@ impl Trace {
         }
     }
 
-    /// Ends those that have not ended.
+    /// Ends those that have not ended. What follows may begin from the start again.
     pub(super) fn end_states(&mut self, unix_ns: u64) {
         for track in std::mem::take(&mut self.open).into_keys() {
             self.end_slice(track, unix_ns);
+        }
+        self.times.rewind();
+    }
+
+    /// Whom a group is of is gone: a figure would stay as it was for good.
+    pub(super) fn end_group(&mut self, group: u64, unix_ns: u64) {
+        let tracks = self.tracks.range((group, String::new())..(group + 1, String::new()));
+        let tracks: Vec<(u64, bool)> =
+            tracks.map(|(_, (track, value))| (*track, value.is_some())).collect();
+        for (track, is_counter) in tracks {
+            if self.open.remove(&track).is_some() {
+                self.end_slice(track, unix_ns);
+            }
+            if is_counter {
+                self.count(track, unix_ns, 0.0);
+            }
         }
     }
 
@@ -186,7 +274,7 @@ impl Trace {
         self.event(unix_ns, Type::SliceEnd, event);
     }
 
-    /// Something that lasted.
+    /// Something that lasted; on one track one after the other, however exact the clocks were.
     pub(super) fn slice(
         &mut self,
         group: u64,
@@ -207,6 +295,12 @@ impl Trace {
                 },
             }
         };
+        let last = self.ends.get(&track).copied().unwrap_or(0);
+        let late_ns = last.saturating_sub(start_ns);
+        // Set back by more than that, it is another time.
+        let late_ns = if late_ns < BACK_NS { late_ns } else { 0 };
+        let [start_ns, end_ns] = [start_ns, end_ns].map(|ns| ns.saturating_add(late_ns));
+        self.ends.insert(track, end_ns);
         self.begin_slice(track, start_ns, name, notes.into_iter().map(note).collect());
         self.end_slice(track, end_ns);
     }
@@ -229,18 +323,66 @@ mod tests {
     }
 
     #[test]
-    fn time_is_that_since_boot_also_after_a_step() {
-        let moment =
-            |realtime_ns, boottime_ns| Clocks { realtime_ns, monotonic_ns: 1, boottime_ns };
+    fn time_is_that_since_boot_also_after_steps() {
+        let second = |number: u64| number * 1_000_000_000;
+        let moment = |unix_s, boot_s| Clocks {
+            realtime_ns: second(unix_s),
+            monotonic_ns: 1,
+            boottime_ns: second(boot_s),
+        };
+        // On by an hour after 10 s, back by two after 20.
         let clocks = RunClocks {
-            start: moment(1_000, 10),
-            steps: vec![moment(5_000, 110)],
+            start: moment(10_000, 100),
+            steps: vec![moment(13_610, 110), moment(6_420, 120)],
             ..RunClocks::default()
         };
-        let trace = Trace::new(&clocks);
-        let times = [900, 1_050, 5_100].map(|unix_ns| trace.boottime_of(unix_ns));
-        assert_eq!(times, [0, 60, 210]);
-        assert_eq!(packets(trace).len(), 2);
+        let mut trace = Trace::new(&clocks);
+        for unix_s in (10_000..10_010).chain(13_610..13_620).chain(6_420..6_430) {
+            trace.go_on(second(unix_s), second(1));
+        }
+        let mut of = |unix_s| trace.boottime_of(second(unix_s)) / second(1);
+        assert_eq!([10_000, 10_005, 13_612, 6_425].map(&mut of), [100, 105, 112, 125]);
+        assert_eq!(packets(trace).len(), 3);
+    }
+
+    #[test]
+    fn an_hour_that_is_there_twice_is_told_apart_by_its_order() {
+        let second = |number: u64| number * 1_000_000_000;
+        let moment = |unix_s, boot_s| Clocks {
+            realtime_ns: second(unix_s),
+            monotonic_ns: 1,
+            boottime_ns: second(boot_s),
+        };
+        let clocks = RunClocks {
+            start: moment(10_000, 100),
+            steps: vec![moment(10_000, 110)],
+            ..RunClocks::default()
+        };
+        let mut trace = Trace::new(&clocks);
+        for unix_s in (10_000..10_010).chain(10_000..10_010) {
+            trace.go_on(second(unix_s), second(1));
+        }
+        trace.end_states(second(10_010));
+        let mut of = |unix_s| trace.boottime_of(second(unix_s)) / second(1);
+        assert_eq!([10_001, 10_008, 10_002, 10_009].map(&mut of), [101, 108, 112, 119]);
+    }
+
+    #[test]
+    fn who_is_gone_has_no_state_and_no_figures() {
+        let mut trace = Trace::new(&RunClocks::default());
+        let [vm, other] = ["vm", "other"].map(|name| trace.group(name));
+        for group in [vm, other] {
+            trace.state(group, "swap state", 1, Some("thrashing"));
+            trace.counter(group, ("resident", "bytes"), 1, Some(5.0));
+        }
+        trace.end_group(vm, 2);
+        let packets = packets(trace);
+        let at_the_end = packets.iter().filter(|packet| packet.timestamp == Some(2));
+        let events: Vec<_> = at_the_end
+            .filter_map(|packet| packet.track_event.as_ref())
+            .map(|event| (event.r#type(), event.double_counter_value))
+            .collect();
+        assert_eq!(events, [(Type::Counter, Some(0.0)), (Type::SliceEnd, None)]);
     }
 
     #[test]
