@@ -45,7 +45,10 @@ fn at_each_step() -> Result<()> {
             ensure!(calls.contains("(INJECTED)"), "{fault} did not happen");
             is_told(&fault, words, &output)?;
             let is_there = dir.path().join("run").exists();
-            let is_recorded = matches!(output.status.code(), Some(0 | 4));
+            // On a slow machine that call may be one of the recording, whose folder stays.
+            let has_begun =
+                String::from_utf8_lossy(&output.stderr).contains("recorded can be read");
+            let is_recorded = matches!(output.status.code(), Some(0 | 4)) || has_begun;
             ensure!(is_there == is_recorded, "{fault}: folder: {is_there}");
             await_some(
                 "end of the programs",

@@ -322,24 +322,33 @@ mod tests {
         Message::decode(&*trace.bytes()).unwrap().packet
     }
 
-    #[test]
-    fn time_is_that_since_boot_also_after_steps() {
-        let second = |number: u64| number * 1_000_000_000;
-        let moment = |unix_s, boot_s| Clocks {
+    fn second(number: u64) -> u64 {
+        number * 1_000_000_000
+    }
+
+    /// Clocks with these steps, each at a Unix time and a time since boot, and intervals of a second
+    /// after each.
+    fn stepped<const N: usize>(moments: [(u64, u64); N], seconds: u64) -> Trace {
+        let mut moments = moments.map(|(unix_s, boot_s)| Clocks {
             realtime_ns: second(unix_s),
             monotonic_ns: 1,
             boottime_ns: second(boot_s),
-        };
-        // On by an hour after 10 s, back by two after 20.
-        let clocks = RunClocks {
-            start: moment(10_000, 100),
-            steps: vec![moment(13_610, 110), moment(6_420, 120)],
-            ..RunClocks::default()
-        };
+        });
+        let [start, steps @ ..] = moments.as_mut_slice() else { unreachable!("there is a start") };
+        let clocks = RunClocks { start: *start, steps: steps.to_vec(), ..RunClocks::default() };
         let mut trace = Trace::new(&clocks);
-        for unix_s in (10_000..10_010).chain(13_610..13_620).chain(6_420..6_430) {
-            trace.go_on(second(unix_s), second(1));
+        for moment in moments {
+            for number in 0..seconds {
+                trace.go_on(moment.realtime_ns + second(number), second(1));
+            }
         }
+        trace
+    }
+
+    #[test]
+    fn time_is_that_since_boot_also_after_steps() {
+        // On by an hour after 10 s, back by two after 20.
+        let mut trace = stepped([(10_000, 100), (13_610, 110), (6_420, 120)], 10);
         let mut of = |unix_s| trace.boottime_of(second(unix_s)) / second(1);
         assert_eq!([10_000, 10_005, 13_612, 6_425].map(&mut of), [100, 105, 112, 125]);
         assert_eq!(packets(trace).len(), 3);
@@ -347,22 +356,7 @@ mod tests {
 
     #[test]
     fn an_hour_that_is_there_twice_is_told_apart_by_its_order() {
-        let second = |number: u64| number * 1_000_000_000;
-        let moment = |unix_s, boot_s| Clocks {
-            realtime_ns: second(unix_s),
-            monotonic_ns: 1,
-            boottime_ns: second(boot_s),
-        };
-        let clocks = RunClocks {
-            start: moment(10_000, 100),
-            steps: vec![moment(10_000, 110)],
-            ..RunClocks::default()
-        };
-        let mut trace = Trace::new(&clocks);
-        for unix_s in (10_000..10_010).chain(10_000..10_010) {
-            trace.go_on(second(unix_s), second(1));
-        }
-        trace.end_states(second(10_010));
+        let mut trace = stepped([(10_000, 100), (10_000, 110)], 10);
         let mut of = |unix_s| trace.boottime_of(second(unix_s)) / second(1);
         assert_eq!([10_001, 10_008, 10_002, 10_009].map(&mut of), [101, 108, 112, 119]);
     }
