@@ -3,7 +3,6 @@
 use crate::commands::subject::{Subject, raise_limit};
 use crate::commands::whom::{find, selection};
 use crate::commands::{WHERE, require_hosts_pids, require_root};
-use crate::kernel::capability;
 use crate::serve::{Server, listen};
 use crate::session::run::{Told, Until, follow};
 use crate::session::wait::{Waiter, Woken};
@@ -72,13 +71,12 @@ async fn serve(args: &Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
     raise_limit()?;
     let selection = selection(&args.subject)?;
-    let objectives = args.subject.objectives.read();
     let (listener, address) = listen(args.listen)?;
     let exposition = Exposition::new(Options {
         schema: args.native_schema,
         buckets: args.native_buckets,
         aggregate: args.aggregate,
-        objectives: objectives.clone(),
+        objectives: args.subject.objectives.read(),
     });
     let server = Server::start(listener, exposition, waiter.enough())?;
     if args.subject.wait.is_some() {
@@ -89,10 +87,7 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         Ok(room) => room,
         Err(code) => return Ok(code),
     };
-    let (session, host) = args.subject.attach(selection, room)?;
-    waiter.watch(session.events())?;
-    capability::keep_what_records(false)?;
-    let mut session = session.begin(args.subject.options(&objectives), &host)?;
+    let mut session = args.subject.begin(selection, room, &mut waiter, false)?;
     if let Woken::Signal(_) = waiter.rest(Duration::ZERO).await {
         return Ok(ExitCode::SUCCESS);
     }

@@ -2,11 +2,13 @@
 
 use crate::commands::{DEPTH, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, spelled};
 use crate::host::survey::Options as HostOptions;
+use crate::kernel::capability;
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
 use crate::sampler::roster::{Roster, Selection};
-use crate::session::{Session, Want};
+use crate::session::wait::Waiter;
+use crate::session::{RunningSession, Session, Want};
 use crate::vm::Discovery;
 use crate::vm::owner::Room;
 use anyhow::{Context, Result, anyhow};
@@ -80,6 +82,24 @@ impl Subject {
         // Some tens of MiB.
         drop(kernel);
         Ok((attached?, host))
+    }
+
+    /// Attaches, gives up what is not needed any more, and begins to count. `for_user` where a
+    /// recording is for a user who ran sudo.
+    ///
+    /// # Errors
+    /// As [`Self::attach`]; or the kernel refuses something else.
+    pub(super) fn begin(
+        &self,
+        selection: Selection,
+        room: Room,
+        waiter: &mut Waiter,
+        for_user: bool,
+    ) -> Result<RunningSession> {
+        let (session, host) = self.attach(selection, room)?;
+        waiter.watch(session.events())?;
+        capability::keep_what_records(for_user)?;
+        session.begin(self.options(&self.objectives.read()), &host)
     }
 
     /// As run.json has them.

@@ -5,7 +5,6 @@ use crate::commands::record::stopped_by;
 use crate::commands::subject::{Subject, raise_limit};
 use crate::commands::whom::{find, selection, stopped};
 use crate::commands::{PLOTS, WHERE, require_hosts_pids, require_root, signalled};
-use crate::kernel::capability;
 use crate::session::run::{End, Told, Until, follow};
 use crate::session::wait::{Over, Waiter, Woken};
 use crate::terminal::{has_colour, print, print_json, say, wants_ascii};
@@ -143,10 +142,7 @@ async fn watch(args: Args) -> Result<ExitCode> {
     let folder = args.out.as_ref().map(|out| Folder::create(out, owner)).transpose()?;
     let discard = || folder.iter().for_each(Folder::discard);
     let begin = || {
-        let (session, host) = subject.attach(selection, room)?;
-        waiter.watch(session.events())?;
-        capability::keep_what_records(owner.is_some())?;
-        let session = session.begin(subject.options(&objectives), &host)?;
+        let session = subject.begin(selection, room, &mut waiter, owner.is_some())?;
         let writer = folder.clone().map(|folder| Writer::create(folder, session.run()));
         Ok::<_, anyhow::Error>((session, writer.transpose()?))
     };

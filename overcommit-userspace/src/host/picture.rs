@@ -11,7 +11,7 @@ use crate::host::working_set::follow::Target;
 use crate::kernel;
 use anyhow::Result;
 use overcommit_recording::model::balloon::{Balloon, Source};
-use overcommit_recording::model::exit::{Departure, Exit};
+use overcommit_recording::model::exit::{Departure, KILLED};
 use overcommit_recording::model::interval::{HostInterval, Place, VmInterval};
 use overcommit_recording::model::memory::{self, MemoryUse, WorkingSet};
 use overcommit_recording::model::run::{Run, RunVm};
@@ -26,9 +26,6 @@ const MISSED_NS: u64 = 10_000_000_000;
 /// Pages that come back to the host per second from which memory of VMs that are not followed may be
 /// missed.
 const MISSED: f64 = 100.0;
-
-/// SIGKILL.
-const KILLED: u8 = 9;
 
 /// Why something is not known of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -156,7 +153,8 @@ impl Host {
     /// Adds to what holds for the whole recording where the figures of each VM come from.
     pub fn note(&self, run: &mut Run) {
         for (id, departure) in self.survey.departed() {
-            let ended = run.vms.iter_mut().find(|vm| vm.vm_id == id.to_string());
+            let id = id.to_string();
+            let ended = run.vms.iter_mut().find(|vm| vm.vm_id == id);
             if let Some(vm) = ended.filter(|vm| is_told(vm, departure)) {
                 vm.departure = Some(departure);
             }
@@ -198,7 +196,7 @@ impl Host {
 fn is_told(vm: &RunVm, departure: Departure) -> bool {
     vm.ended_us.is_some()
         && match vm.exit {
-            Some(Exit::Signal(KILLED)) => departure == Departure::Destroyed,
+            Some(KILLED) => departure == Departure::Destroyed,
             Some(exit) => !exit.is_failure(),
             None => true,
         }
@@ -296,6 +294,7 @@ fn held(of: &Vm, vm: &VmInterval) -> Option<VmMemory> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use overcommit_recording::model::exit::Exit;
     use overcommit_recording::model::memory::Range;
 
     #[test]

@@ -56,9 +56,7 @@ pub fn keep_what_records(for_user: bool) -> Result<()> {
     let kept = TO_RECORD | admin | for_user;
     let CapabilitySets { effective, permitted, inheritable } = sets()?;
     let (effective, permitted) = (effective & kept, permitted & kept);
-    set_capabilities(None, CapabilitySets { effective, permitted, inheritable })
-        .context("cannot give up capabilities")?;
-    set_no_new_privs(true).context("cannot give up new privileges")
+    keep(CapabilitySets { effective, permitted, inheritable })
 }
 
 /// Gives up every capability, in this thread alone: one that strangers talk to. It stays the same user.
@@ -67,7 +65,10 @@ pub fn keep_what_records(for_user: bool) -> Result<()> {
 /// The kernel refuses it.
 pub fn keep_nothing() -> Result<()> {
     let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    keep(CapabilitySets { effective: none, permitted: none, inheritable: none })
+}
+
+fn keep(sets: CapabilitySets) -> Result<()> {
     set_capabilities(None, sets).context("cannot give up capabilities")?;
     set_no_new_privs(true).context("cannot give up new privileges")
 }

@@ -123,7 +123,7 @@ impl Exposition {
     }
 
     fn info(&self) -> Family {
-        let samples = self.vms.values().map(|vm| (vm.labelled(about(&vm.of)), Sample::Info));
+        let samples = self.vms.values().map(|vm| (vm.labelled(vm.about.clone()), Sample::Info));
         Family::new(
             MetricType::Info,
             "overcommit_vm",
@@ -181,7 +181,7 @@ impl Vm {
 }
 
 /// What else is known of a VM; the words are those of libvirt's exporters, where they have some.
-fn about(vm: &RunVm) -> Own {
+pub(super) fn about(vm: &RunVm) -> Own {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     vec![
         ("domain", vm.name.clone()),
@@ -237,10 +237,8 @@ fn spelling(of: &'static metric::Family) -> (String, Option<&'static str>, &'sta
 fn latencies(all: Vec<(Labels, &MetricName, &Native, SystemTime)>) -> Vec<Family> {
     let mut families = BTreeMap::<usize, Family>::new();
     for (mut labels, name, latencies, since) in all {
-        let place = FAMILIES.iter().position(|family| name.is_in(family.name));
-        let Some((place, of)) = place.and_then(|place| Some((place, FAMILIES.get(place)?))) else {
-            continue;
-        };
+        let mut known = FAMILIES.iter().enumerate();
+        let Some((place, of)) = known.find(|(_, family)| name.is_in(family.name)) else { continue };
         let member = name.as_str().strip_prefix(of.name).map(|rest| rest.trim_start_matches('.'));
         let (base, label, help) = spelling(of);
         labels.own.extend(label.zip(member.map(str::to_owned)));

@@ -71,8 +71,9 @@ type Latest = BTreeMap<MetricName, Native>;
 
 /// A VM.
 struct Vm {
-    of: RunVm,
     labels: Arc<Vec<(&'static str, String)>>,
+    /// What else is known of it, see [`families::about`].
+    about: Vec<(&'static str, String)>,
     since: SystemTime,
     /// When it was there last, see [`Exposition::now_ns`].
     seen_ns: u64,
@@ -84,8 +85,8 @@ struct Vm {
 impl Vm {
     fn new(of: &RunVm) -> Self {
         Self {
-            of: of.clone(),
             labels: Arc::default(),
+            about: Vec::new(),
             since: UNIX_EPOCH + Duration::from_micros(of.first_seen_us),
             seen_ns: 0,
             figures: Vec::new(),
@@ -94,15 +95,12 @@ impl Vm {
         }
     }
 
-    /// Its labels: other ones if its process has become another VM.
-    fn labelled_as(&self, of: &RunVm) -> Arc<Vec<(&'static str, String)>> {
-        let uuid = of.uuid.as_deref().unwrap_or_default();
-        let now = [("vm", of.name.as_str()), ("uuid", uuid), ("vm_id", of.vm_id.as_str())];
-        let is_same = self.labels.iter().map(|(name, value)| (*name, value.as_str())).eq(now);
-        match is_same {
-            true => Arc::clone(&self.labels),
-            false => Arc::new(now.map(|(name, value)| (name, value.to_owned())).into()),
-        }
+    /// It is there at that time. Its process may have become another VM.
+    fn is_there(&mut self, of: &RunVm, swap_state: SwapState, now_ns: u64) {
+        let uuid = of.uuid.clone().unwrap_or_default();
+        let labels = [("vm", of.name.clone()), ("uuid", uuid), ("vm_id", of.vm_id.clone())];
+        (self.labels, self.about) = (Arc::new(labels.into()), families::about(of));
+        (self.swap_state, self.seen_ns) = (swap_state, now_ns);
     }
 }
 
@@ -172,8 +170,7 @@ impl Exposition {
         }
         let entry = self.vms.entry(of.vm_id.clone()).or_insert_with(|| Vm::new(of));
         add(&mut entry.latencies);
-        (entry.of, entry.seen_ns, entry.swap_state) = (of.clone(), self.now_ns, vm.swap.state);
-        entry.labels = entry.labelled_as(of);
+        entry.is_there(of, vm.swap.state, self.now_ns);
         let row = Row { run, place: &interval.place, of: vm };
         let looked_ns = vm.swap.rates.map_or(0, |rates| rates.length_ns);
         update(&self.figures_of_vms, &mut entry.figures, &row, [looked_ns, self.now_ns]);

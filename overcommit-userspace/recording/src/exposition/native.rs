@@ -5,13 +5,15 @@ use crate::model::latencies::Latencies;
 use std::collections::BTreeMap;
 
 /// Buckets of a distribution at the most, unless another number is asked for; beyond that each two
-/// become one, for good. Mimir and Grafana Cloud take no more.
+/// become one, for good. It is the limit of Mimir and Grafana Cloud, unless theirs is changed.
 pub const BUCKETS: u16 = 160;
 /// The finest that is used unless another is asked for: 1.1 % a bucket.
 pub const SCHEMA: i8 = 6;
 /// Doublings whose ends are the bounds of the classic buckets, in seconds: from 2^-21, half a
 /// microsecond, to 2^5, half a minute.
 const CLASSIC: std::ops::RangeInclusive<i32> = -21..=5;
+/// How many those are, with the one for what is longer.
+pub(super) const CLASSIC_BUCKETS: usize = (*CLASSIC.end() - *CLASSIC.start()) as usize + 2;
 /// Latencies of no nanosecond have a bucket of their own, which ends there: at 2^-128 seconds, as in
 /// Prometheus' own libraries.
 pub(super) const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
@@ -173,7 +175,7 @@ mod tests {
         assert_eq!(native.spans(), (vec![(0, 2), (3, 1)], vec![5, 2, -5]));
         assert_eq!((native.zero(), native.count()), (3, 17));
         let classic = native.classic();
-        assert_eq!(classic.len(), 28);
+        assert_eq!((classic.len(), CLASSIC_BUCKETS), (28, 28));
         assert_eq!(classic[0], (0.5f64.powi(21), 3));
         assert_eq!(
             classic[21..],

@@ -1,6 +1,6 @@
 //! One scrape: families of samples, spelled in the formats that Prometheus reads.
 
-use crate::exposition::native::{Native, ZERO_THRESHOLD};
+use crate::exposition::native::{CLASSIC_BUCKETS, Native, ZERO_THRESHOLD};
 use anyhow::{Context, Result};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -95,7 +95,7 @@ impl Page {
         let samples = self.families.iter().flat_map(|family| &family.samples);
         samples.fold([0, 0], |[text, native], (_, sample)| match sample {
             // With the sum and the count.
-            Sample::Latencies(latencies, _) => [text + latencies.classic().len() + 2, native + 1],
+            Sample::Latencies(..) => [text + CLASSIC_BUCKETS + 2, native + 1],
             Sample::Number(_) | Sample::Info => [text + 1, native + 1],
         })
     }

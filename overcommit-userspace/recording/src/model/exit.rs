@@ -36,6 +36,9 @@ const SIGNALS: [(u8, &str, bool); 16] = [
 /// What the kernel sends to a process that touches memory for which there is no page.
 pub const NO_PAGE: Exit = Exit::Signal(7);
 
+/// SIGKILL.
+pub const KILLED: Exit = Exit::Signal(9);
+
 /// As serde has it, but that of a later version, which is not known, is `None`.
 pub(crate) fn known<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Exit>, D::Error> {
     let value = Option::<serde_json::Value>::deserialize(from)?;

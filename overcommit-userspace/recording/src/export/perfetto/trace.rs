@@ -25,8 +25,10 @@ pub(super) struct Trace {
     clocks: Vec<Clocks>,
     times: Times,
     last_track: u64,
-    /// By group and name, with the value that it has.
-    tracks: BTreeMap<(u64, String), (u64, Option<f64>)>,
+    /// By group and name.
+    tracks: BTreeMap<(u64, String), u64>,
+    /// What each track that holds a figure has now.
+    values: BTreeMap<u64, f64>,
     /// States that have begun, by track.
     open: BTreeMap<u64, &'static str>,
     /// Where the last slice of each track that holds slices of time ended.
@@ -75,6 +77,7 @@ impl Trace {
             clocks: std::iter::once(clocks.start).chain(clocks.steps.iter().copied()).collect(),
             last_track: 0,
             tracks: BTreeMap::new(),
+            values: BTreeMap::new(),
             open: BTreeMap::new(),
             times: Times::default(),
             ends: BTreeMap::new(),
@@ -134,11 +137,11 @@ impl Trace {
         let done = self.times.pieces.len().min(self.clocks.len().saturating_sub(1));
         let later = self.clocks.get(done..)?;
         let holds = |(place, moment): &(usize, &Clocks)| {
-            let length_ns = later.get(place + 1).map_or(u64::MAX, |next| {
-                next.boottime_ns.saturating_sub(moment.boottime_ns).saturating_add(BACK_NS)
-            });
+            let length_ns = later
+                .get(place + 1)
+                .map_or(u64::MAX, |next| next.boottime_ns.saturating_sub(moment.boottime_ns));
             let since_ns = unix_ns.saturating_add(BACK_NS).checked_sub(moment.realtime_ns);
-            since_ns.is_some_and(|since_ns| since_ns <= length_ns.saturating_add(BACK_NS))
+            since_ns.is_some_and(|since_ns| since_ns <= length_ns.saturating_add(2 * BACK_NS))
         };
         let held = later.iter().enumerate().find(holds).map(|(_, moment)| moment);
         held.or(later.first()).copied()
@@ -166,11 +169,11 @@ impl Trace {
 
     fn track(&mut self, group: u64, name: &str, unit: Option<&str>) -> u64 {
         let key = (group, name.to_owned());
-        if let Some((track, _)) = self.tracks.get(&key) {
+        if let Some(track) = self.tracks.get(&key) {
             return *track;
         }
         let track = self.described(Some(group), name, unit);
-        self.tracks.insert(key, (track, None));
+        self.tracks.insert(key, track);
         track
     }
 
@@ -193,12 +196,9 @@ impl Trace {
     ) {
         let Some(value) = value else { return };
         let track = self.track(group, name, Some(unit));
-        if let Some((_, before)) = self.tracks.get_mut(&(group, name.to_owned()))
-            && before.replace(value) == Some(value)
-        {
-            return;
+        if self.values.insert(track, value) != Some(value) {
+            self.count(track, unix_ns, value);
         }
-        self.count(track, unix_ns, value);
     }
 
     fn count(&mut self, track: u64, unix_ns: u64, value: f64) {
@@ -218,7 +218,7 @@ impl Trace {
         let track = match state {
             Some(_) => self.track(group, name, None),
             None => match self.tracks.get(&(group, name.to_owned())) {
-                Some((track, _)) => *track,
+                Some(track) => *track,
                 None => return,
             },
         };
@@ -245,13 +245,12 @@ impl Trace {
     /// Whom a group is of is gone: a figure would stay as it was for good.
     pub(super) fn end_group(&mut self, group: u64, unix_ns: u64) {
         let tracks = self.tracks.range((group, String::new())..(group + 1, String::new()));
-        let tracks: Vec<(u64, bool)> =
-            tracks.map(|(_, (track, value))| (*track, value.is_some())).collect();
-        for (track, is_counter) in tracks {
+        for track in tracks.map(|(_, track)| *track).collect::<Vec<_>>() {
             if self.open.remove(&track).is_some() {
                 self.end_slice(track, unix_ns);
             }
-            if is_counter {
+            if let Some(value) = self.values.get_mut(&track) {
+                *value = 0.0;
                 self.count(track, unix_ns, 0.0);
             }
         }
@@ -370,7 +369,10 @@ mod tests {
             trace.counter(group, ("resident", "bytes"), 1, Some(5.0));
         }
         trace.end_group(vm, 2);
+        // Back as it was, which is another figure than none.
+        trace.counter(vm, ("resident", "bytes"), 3, Some(5.0));
         let packets = packets(trace);
+        assert!(packets.iter().any(|packet| packet.timestamp == Some(3)));
         let at_the_end = packets.iter().filter(|packet| packet.timestamp == Some(2));
         let events: Vec<_> = at_the_end
             .filter_map(|packet| packet.track_event.as_ref())
