@@ -3,9 +3,12 @@
 use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use overcommit_recording::recording::reader;
 use overcommit_recording::view::style::{harmless, plain};
 use serde::Serialize;
-use std::io::{Error, ErrorKind, Write};
+use std::io::{Error, ErrorKind, IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// Prints a result on stdout: with words that stand out on a terminal, unless NO_COLOR or
 /// TERM=dumb is set; without anything else that drives a terminal; in ASCII where the locale has nothing else. A reader that has seen enough is no
@@ -26,7 +29,15 @@ pub fn print(text: &str) -> Result<()> {
 /// # Errors
 /// It cannot be printed.
 pub fn print_json(result: &impl Serialize) -> Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(result)?))
+    print(&json(result)?)
+}
+
+/// As JSON, with the end of its last line.
+///
+/// # Errors
+/// It has no such form.
+pub fn json(result: &impl Serialize) -> Result<String> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(result)?))
 }
 
 /// Whether words may stand out on stdout: not where NO_COLOR or TERM=dumb is set.
@@ -69,9 +80,67 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", harmless(text));
 }
 
+/// How far a recording is read, as it is shown on a terminal.
+#[derive(Clone, Copy)]
+struct Reading {
+    since: Instant,
+    /// When it was shown last.
+    shown: Option<Instant>,
+}
+
+/// From so long on it is shown, and again after so long.
+const PATIENCE: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Shows on stderr, if that is a terminal, how far recordings are read, where that takes more than a
+/// second.
+pub fn show_reading() {
+    if std::io::stderr().is_terminal() {
+        reader::watch(|done, all| {
+            static READING: Mutex<Option<Reading>> = Mutex::new(None);
+            let Ok(mut reading) = READING.lock() else { return };
+            let now = Instant::now();
+            let of = reading.get_or_insert(Reading { since: now, shown: None });
+            if let Some(line) = of.line(now, done, all) {
+                let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
+            }
+            if done >= all {
+                *reading = None;
+            }
+        });
+    }
+}
+
+impl Reading {
+    /// What is to be shown now, if anything; nothing in place of it at the end.
+    fn line(&mut self, now: Instant, done: u64, all: u64) -> Option<String> {
+        if done >= all {
+            return self.shown.map(|_| String::new());
+        }
+        let next = self.shown.map_or(self.since + PATIENCE, |shown| shown + AGAIN);
+        (now >= next).then(|| {
+            self.shown = Some(now);
+            format!("overcommit: reading the recording, {} %", done * 100 / all)
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_takes_a_second_is_shown_until_it_is_over() {
+        let since = Instant::now();
+        let mut reading = Reading { since, shown: None };
+        let mut at = |ms: u64, done| reading.line(since + Duration::from_millis(ms), done, 8);
+        assert_eq!(at(0, 1), None);
+        assert_eq!(at(900, 8), None, "it was never shown");
+        assert_eq!(at(1_000, 3).as_deref(), Some("overcommit: reading the recording, 37 %"));
+        assert_eq!(at(1_100, 4), None);
+        assert!(at(1_200, 5).is_some());
+        assert_eq!(at(1_210, 8).as_deref(), Some(""));
+    }
 
     #[test]
     fn the_locale_c_has_ascii_alone() {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use testbed::qemu::{Config, Vm};
 use testbed::results::{json, rows};
@@ -15,7 +15,7 @@ use testbed::{as_child, overcommit, run};
 
 pub(crate) const TESTS: Tests = &[
     ("a_disk_that_fails_takes_nothing_that_was_written", failing),
-    ("a_full_disk_takes_nothing_that_was_written", full),
+    ("a_recording_ends_before_its_disk_is_full", full),
 ];
 
 /// Which call on which file fails from which of its calls on, how, and what is said of it.
@@ -79,21 +79,48 @@ fn can_be_read(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A recording ends while its summary still has room.
 fn full() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let at = dir.path().display();
     let mounted = Undo::script("a small file system", &format!("umount {at} 2> /dev/null || :"))?;
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(dir.path()))?;
-    let folder = dir.path().join("run");
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(dir.path()))?;
     let _guest = Vm::start(&Config::new("guest", 16))?;
-    let mut record = Command::new(overcommit());
-    record.args(["record", "--interval", "10ms", "--duration", "2m", "--out"]).arg(&folder);
-    let output = as_child(&mut record, Signal::SIGKILL).output()?;
-    is_told(&output, "No space left on device")?;
-    // The summary has no room either.
-    let report = Command::new(overcommit()).arg("report").arg(&folder).output()?;
-    expect(&report, 0, "is not written into the recording")?;
-    ensure!(String::from_utf8_lossy(&report.stdout).contains("guest"), "{report:?}");
+    let record = |name: &str, more: &[&str]| -> Result<(PathBuf, Output)> {
+        let folder = dir.path().join(name);
+        let mut record = Command::new(overcommit());
+        record.args(["record", "--interval", "10ms", "--duration", "10m"]).args(more);
+        record.arg("--out").arg(&folder);
+        Ok((folder, as_child(&mut record, Signal::SIGKILL).output()?))
+    };
+    for (name, more, why, words) in [
+        ("small", &["--max-size", "1M"][..], "max_size", "ends at --max-size"),
+        // Little is left for the second.
+        ("full", &[], "disk_full", "ends because its disk was nearly full"),
+    ] {
+        if more.is_empty() {
+            fs::write(dir.path().join("filler"), vec![1; 1_700_000])?;
+        }
+        let (folder, output) = record(name, more)?;
+        expect(&output, 0, words)?;
+        ensure!(json(&folder, "run.json")?["stopped_by"] == why, "{output:?}");
+        let summary = json(&folder, "summary.json")?;
+        ensure!(summary["vms"][0]["vm"] == "guest", "{summary:#}");
+        ensure!(folder.join("report.html").exists(), "{output:?}");
+        can_be_read(&folder)?;
+        let bytes: u64 = sizes(&folder)?;
+        println!("{name}: {bytes} bytes");
+        ensure!(more.is_empty() || (500_000..=1 << 20).contains(&bytes), "{bytes} bytes");
+    }
     drop(mounted);
     Ok(())
+}
+
+/// Bytes of all files in a folder.
+fn sizes(folder: &Path) -> Result<u64> {
+    let entries = fs::read_dir(folder)?.map(|entry| {
+        let path = entry?.path();
+        if path.is_dir() { sizes(&path) } else { Ok(path.metadata()?.len()) }
+    });
+    entries.sum()
 }

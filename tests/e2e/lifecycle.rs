@@ -15,12 +15,13 @@ use std::time::Duration;
 use testbed::host::{MemoryCgroup, Setting, read, write};
 use testbed::qemu::{Config, QEMU, Vm};
 use testbed::record::Recording;
-use testbed::results::{Killed, figure, json, lost, only_vm, rows, vm, within_a_percent};
+use testbed::results::{Killed, figure, json, lost, only_vm, rows, stand_in, vm, within_a_percent};
 use testbed::undo::Undo;
 use testbed::{PATIENCE, as_child, await_some, overcommit, run as output_of};
 
 pub(crate) const TESTS: Tests = &[
     ("a_vm_that_lives_for_300_ms_is_recorded", short_life),
+    ("a_micro_vm_is_recorded_before_it_opens_kvm", before_kvm),
     ("vms_that_start_and_end_are_followed", start_and_end),
     ("a_vm_that_is_migrated_away_is_said_to_be", migrated_away),
     ("a_vm_that_the_kernel_kills_is_told_of", out_of_memory),
@@ -63,6 +64,35 @@ fn short_life() -> Result<()> {
     // What the programs add up as its threads exit, for the coverage.
     let by_exits = brief["faults_kernel"].as_u64().context("no faults_kernel")?;
     within_a_percent("a brief VM's threads", by_exits + earlier, kernel, 0)
+}
+
+/// Micro VMs open KVM when they are told what to run; they are VMs from their first instruction on.
+fn before_kvm() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let recording = Recording::start(&dir.path().join("run"), ["--interval", "1s"])?;
+    let names = ["firecracker", "firecracker-v1.13.1-x86_64", "cloud-hypervisor-static"];
+    let mut kernel = Vec::new();
+    for name in names {
+        let program = dir.path().join(name);
+        fs::copy(stand_in(), &program)?;
+        let before = children_faults()?;
+        let mut vm = Command::new(program);
+        vm.args(["bystander", "300"]);
+        ensure!(as_child(&mut vm, Signal::SIGKILL).stdout(Stdio::null()).status()?.success());
+        kernel.push(children_faults()? - before);
+    }
+    let folder = recording.end()?;
+    let summary = json(&folder, "summary.json")?;
+    let vms = summary["vms"].as_array().context("no VMs")?;
+    ensure!(vms.len() == names.len(), "{summary:#}");
+    for ((vm, name), kernel) in vms.iter().zip(names).zip(kernel) {
+        let called = vm["vm"].as_str().context("no name")?;
+        ensure!(called.starts_with(&format!("{name}-")), "{called} is {name}");
+        let counted = figure(vm, "fault.minor", "count")? + figure(vm, "fault.major", "count")?;
+        println!("{called}: rusage {kernel}, counted {counted}");
+        ensure!(counted > 0 && counted <= kernel, "{counted} of {kernel} faults");
+    }
+    Ok(())
 }
 
 fn start_and_end() -> Result<()> {

@@ -3,15 +3,18 @@
 use crate::Tests;
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use testbed::qemu::Vm;
 use testbed::record::Recording;
 use testbed::squeeze::Squeeze;
 use testbed::{overcommit, root, run};
 
-pub(crate) const TESTS: Tests =
-    &[("a_page_is_drawn_in_a_browser", drawn), ("a_page_of_hostile_names_is_inert", hostile)];
+pub(crate) const TESTS: Tests = &[
+    ("a_page_is_drawn_in_a_browser", drawn),
+    ("a_page_of_hostile_names_is_inert", hostile),
+    ("a_comparison_is_drawn_in_a_browser", compared),
+];
 
 /// Looks at the page once it is drawn, uses what can be used, and notes what came of it where the
 /// browser prints it.
@@ -54,10 +57,10 @@ const wait = setInterval(() => {
 }, 20);
 </script>";
 
-/// What the browser noted of a page, as its last state has it; its console, too.
-fn look(dir: &Path, page: &str, width: u32) -> Result<String> {
+/// What a browser made of a page, and its console, on which no page says anything.
+fn browse(dir: &Path, page: &str, width: u32) -> Result<(String, String)> {
     let file = dir.join("page.html");
-    fs::write(&file, page.replace("</html>", &format!("{LOOK}</html>")))?;
+    fs::write(&file, page)?;
     let mut browser = Command::new("chromium");
     browser.args([
         "--headless",
@@ -78,7 +81,13 @@ fn look(dir: &Path, page: &str, width: u32) -> Result<String> {
     let console = String::from_utf8_lossy(&ended.stderr).into_owned();
     let said: Vec<&str> = console.lines().filter(|line| line.contains("CONSOLE")).collect();
     ensure!(said.is_empty(), "the browser's console: {said:?}");
-    let dom = String::from_utf8_lossy(&ended.stdout).into_owned();
+    Ok((String::from_utf8_lossy(&ended.stdout).into_owned(), console))
+}
+
+/// What it noted of a page, as its last state has it.
+fn look(dir: &Path, page: &str, width: u32) -> Result<String> {
+    let page = page.replace("</html>", &format!("{LOOK}</html>"));
+    let (dom, console) = browse(dir, &page, width)?;
     let start = dom.find("<html").with_context(|| format!("no page; {console}"))?;
     let end = dom[start..].find('>').context("no page")?;
     let noted = dom[start..start + end].to_owned();
@@ -138,16 +147,44 @@ fn drawn() -> Result<()> {
     Ok(())
 }
 
-fn hostile() -> Result<()> {
-    let dir = tempfile::tempdir()?;
+const HOSTILE: &str = r#"</script><b class='injected'>x</b><img src=x onerror='document.title=1'><script>throw 1</script>"#;
+
+/// A recording of which a VM is called so.
+fn hostile_recording(dir: &Path) -> Result<PathBuf> {
     let known = root().join("overcommit-userspace/recording/golden/now");
-    run(Command::new("cp").arg("-r").arg(known).arg(dir.path().join("known")))?;
-    let folder = dir.path().join("known");
+    let folder = dir.join("known");
+    run(Command::new("cp").arg("-r").arg(known).arg(&folder))?;
     let file = folder.join("run.json");
-    let name = r#"</script><b class='injected'>x</b><img src=x onerror='document.title=1'><script>throw 1</script>"#;
-    let hostile = fs::read_to_string(&file)?.replace("\"=db\"", &serde_json::to_string(name)?);
+    let hostile = fs::read_to_string(&file)?.replace("\"=db\"", &serde_json::to_string(HOSTILE)?);
     ensure!(hostile.contains("injected"), "no name was replaced");
     fs::write(&file, hostile)?;
+    Ok(folder)
+}
+
+/// The comparison of two recordings has both in each plot, and runs nothing.
+fn compared() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = hostile_recording(dir.path())?;
+    let out = dir.path().join("compared.html");
+    let mut compare = Command::new(overcommit());
+    compare.arg("compare").args([&folder, &folder]);
+    run(compare.args(["--format", "html", "--out"]).arg(&out))?;
+    let page = fs::read_to_string(&out)?;
+    let (dom, _) = browse(dir.path(), &page, 1_280)?;
+    for side in ["before", "after"] {
+        let curves = dom.matches(&format!("<polyline class=\"{side}\"")).count();
+        let plots = dom.matches("<figure>").count();
+        ensure!(plots > 0 && curves == plots, "{curves} curves of {plots} plots: {dom}");
+    }
+    ensure!(dom.contains("&lt;b class="), "the name is not shown: {dom}");
+    let injected = ["<b class", "<img", "<script"].into_iter().find(|tag| dom.contains(tag));
+    ensure!(injected.is_none(), "{injected:?} in {dom}");
+    Ok(())
+}
+
+fn hostile() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = hostile_recording(dir.path())?;
     let out = dir.path().join("known.html");
     let _ = Command::new(overcommit())
         .arg("report")

@@ -17,6 +17,7 @@ const RECORDING: Floors = &[
     &["view"],
     &["export", "exposition", "html"],
     &["report"],
+    &["anonymize"],
 ];
 
 const USERSPACE: Floors = &[

@@ -2,6 +2,7 @@
 //! with its man pages, completions, units, rules and dashboard; what it is made of; checksums.
 
 use crate::build::{self, Arch};
+use crate::notices;
 use crate::setup::{Crate, quietly, sha256, show};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -18,6 +19,8 @@ const CARGO_SBOM: Crate = Crate::of("cargo-cyclonedx", "0.5.9");
 const PACKAGE: &str = "overcommit-userspace";
 /// Folder below target/dist that the packages' manifest takes its files from.
 const STAGE: &str = "stage";
+/// What others' licences ask for.
+const NOTICES: &str = "LICENSES-THIRD-PARTY.txt";
 /// Crates without which it would not be what it is: a list without them is no list.
 const PLAUSIBLE: [&str; 4] = ["aya", "hdrhistogram", "overcommit-recording", "tokio"];
 /// What is as it is in the project.
@@ -61,6 +64,7 @@ fn staged(dist: &Path, arch: Arch, host: &Path) -> Result<PathBuf> {
         show(Command::new("cp").arg("-r").arg(root().join(name)).arg(&stage))?;
     }
     run(Command::new(host).arg("man-pages").arg(stage.join("man")))?;
+    fs::write(stage.join(NOTICES), notices::text(arch)?)?;
     fs::create_dir(stage.join("completions"))?;
     for (shell, name) in
         [("bash", "overcommit"), ("zsh", "_overcommit"), ("fish", "overcommit.fish")]

@@ -1,17 +1,73 @@
-//! `cargo xtask docs`: the documents that are made from the code.
+//! `cargo xtask docs`: the documents and pictures that are made from the code.
 
 use anyhow::{Context, Result};
 use overcommit_recording::view::documents;
+use std::fmt::Write;
 use std::fs;
 use testbed::root;
+
+/// The screen of an invented host, as the tests of `top` hold it, and its picture.
+const SCREEN: &str = "overcommit-userspace/src/top/screens/list-80x24.txt";
+const PICTURE: &str = "docs/top.svg";
 
 /// Writes them.
 ///
 /// # Errors
 /// A file cannot be written.
 pub(crate) fn run() -> Result<()> {
-    let path = root().join("docs/columns.md");
-    let failed = || format!("cannot write {}", path.display());
-    fs::create_dir_all(root().join("docs")).with_context(failed)?;
-    fs::write(&path, documents::columns()).with_context(failed)
+    fs::create_dir_all(root().join("docs")).context("cannot make docs")?;
+    for (name, content) in [("docs/columns.md", documents::columns()), (PICTURE, picture()?)] {
+        fs::write(root().join(name), content).with_context(|| format!("cannot write {name}"))?;
+    }
+    Ok(())
+}
+
+fn picture() -> Result<String> {
+    let screen = fs::read_to_string(root().join(SCREEN));
+    Ok(drawn(&screen.with_context(|| format!("cannot read {SCREEN}"))?))
+}
+
+/// A screen of 80 columns as an SVG, in the colours that words have in `top`.
+fn drawn(screen: &str) -> String {
+    // Characters of two columns have no such width in a browser.
+    let is_wide = |c: char| ('\u{2e80}'..).contains(&c);
+    let lines: Vec<&str> = screen.lines().filter(|line| !line.contains(is_wide)).collect();
+    let height = 24 + 18 * lines.len();
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 660 {height}\" role=\"img\" \
+         aria-label=\"The screen of overcommit top\">\n\
+         <style>text{{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',\
+         monospace;white-space:pre;fill:#d7dde4}}.bad{{fill:#ff9166;font-weight:bold}}\
+         .warn{{fill:#ecc05e}}.note{{fill:#6cb0ea}}.dim{{fill:#7d8791}}</style>\n\
+         <rect width=\"660\" height=\"{height}\" rx=\"6\" fill=\"#14171b\"/>\n"
+    );
+    for (number, line) in lines.iter().enumerate() {
+        let _ = writeln!(svg, "<text x=\"16\" y=\"{}\">{}</text>", 30 + 18 * number, marked(line));
+    }
+    svg + "</svg>\n"
+}
+
+/// With the words marked that stand out.
+fn marked(line: &str) -> String {
+    let escaped = line.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    if line.starts_with('─') {
+        return format!("<tspan class=\"dim\">{escaped}</tspan>");
+    }
+    let words = [("THRASHED", "bad"), ("THRASHING", "bad"), ("SLOWED", "warn"), ("CAUSE", "note")];
+    let mark = |text: String, (word, class): (&str, &str)| {
+        text.replace(word, &format!("<tspan class=\"{class}\">{word}</tspan>"))
+    };
+    words.into_iter().fold(escaped, mark)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_is_as_the_screen() {
+        let there = fs::read_to_string(root().join(PICTURE)).unwrap_or_default();
+        assert!(there == picture().unwrap(), "{PICTURE} is not as the screen: cargo xtask docs");
+        assert_eq!(marked("a <b> CAUSE"), "a &lt;b&gt; <tspan class=\"note\">CAUSE</tspan>");
+    }
 }

@@ -10,6 +10,7 @@ mod kernels;
 mod lab;
 mod last_test;
 mod managers;
+mod notices;
 mod plots;
 mod prometheus;
 mod scenario;

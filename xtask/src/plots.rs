@@ -10,9 +10,9 @@ use testbed::target;
 
 /// Its package.
 const PACKAGE: &str = "uplot@1.6.32";
-/// Its files that the binary carries, as the package has them and as they lie in target/, each
+/// Its files, of which the binary carries the first two, as the package has them and as they lie in target/, each
 /// with its SHA-256.
-const FILES: [(&str, &str, &str); 2] = [
+const FILES: [(&str, &str, &str); 3] = [
     (
         "package/dist/uPlot.iife.min.js",
         "uplot.js",
@@ -23,7 +23,23 @@ const FILES: [(&str, &str, &str); 2] = [
         "uplot.css",
         "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
     ),
+    (
+        "package/LICENSE",
+        LICENCE,
+        "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
+    ),
 ];
+/// Under which it is, in target/.
+const LICENCE: &str = "uplot-licence.txt";
+
+/// The text of its licence.
+///
+/// # Errors
+/// It was not fetched.
+pub(crate) fn licence() -> Result<String> {
+    fetch()?;
+    fs::read_to_string(target().join(LICENCE)).with_context(|| format!("cannot read {LICENCE}"))
+}
 
 /// Fetches it into target/, where it is not there yet.
 ///

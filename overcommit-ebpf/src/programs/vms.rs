@@ -132,8 +132,9 @@ fn abandon_fault(tid: u32) {
     }
 }
 
-/// What is QEMU by the file that it executes; the loader looks closer. The name
-/// comes from the file system, so a process cannot choose it for itself.
+/// What is QEMU, Firecracker or Cloud Hypervisor by the file that it executes; the loader looks
+/// closer. The name comes from the file system, so a process cannot choose it for itself. Not
+/// crosvm, whose commands to a VM that runs are the same program.
 #[inline(always)]
 fn looks_like_hypervisor(task: Kernel) -> bool {
     let offsets = OFFSETS.load();
@@ -151,6 +152,10 @@ fn looks_like_hypervisor(task: Kernel) -> bool {
     buffer.starts_with(b"qemu-system-")
         || buffer.starts_with(b"qemu-kvm")
         || buffer.starts_with(b"kvm\0")
+        || buffer.starts_with(b"firecracker\0")
+        || buffer.starts_with(b"firecracker-v")
+        // As much of the name as is read.
+        || buffer.starts_with(b"cloud-hyperviso")
 }
 
 /// Gives the task's memory a slot, or finds the one that it has.

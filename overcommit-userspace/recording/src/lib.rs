@@ -4,6 +4,7 @@
 //! recording on disk, hands out intervals; `recording` writes and reads them, `summary`, `slo`
 //! and `compare` are folds of them, `export` and `view` spell what came out.
 
+pub mod anonymize;
 pub mod compare;
 pub mod export;
 pub mod exposition;

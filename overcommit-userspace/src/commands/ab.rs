@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let [a, b] = [Side::A, Side::B].map(|side| out.join(side.name()));
     let open = |dir| compare::open(dir, &SpanArgs::default()).context("the runs are recorded");
-    compare::outcome(&open(&a)?, &open(&b)?, &args.outcome)
+    args.outcome.compare(&open(&a)?, &open(&b)?)
 }
 
 fn record_options(args: &Args) -> Vec<String> {

@@ -1,12 +1,13 @@
 //! `overcommit compare`
 
 use crate::commands::SpanArgs;
-use crate::terminal::{print, print_json, say};
+use crate::terminal::{json, print, say};
 use anyhow::{Context, Result, ensure};
 use overcommit_recording::compare::compare;
 use overcommit_recording::compare::series::Side;
-use overcommit_recording::recording::run_file;
-use overcommit_recording::recording::{Folder, Recording};
+use overcommit_recording::html;
+use overcommit_recording::recording::{Folder, Recording, run_file, single};
+use overcommit_recording::report::Format;
 use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
 use overcommit_recording::view::comparison_text;
 use std::path::{Path, PathBuf};
@@ -17,12 +18,19 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:
   overcommit compare before after
   overcommit compare runs-of-old runs-of-new --fail-on-regression
-  overcommit compare before after --from steady --to end")]
+  overcommit compare before after --from steady --to end
+  overcommit compare before after --format html --out change.html")]
 pub struct Args {
     /// The recording before the change, or a folder with several
     base: PathBuf,
     /// The recording after it, or a folder with several
     dir: PathBuf,
+    /// How to print it
+    #[arg(long, default_value = "text", conflicts_with = "json")]
+    format: Format,
+    /// Write to a file instead of the terminal
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     #[command(flatten)]
     outcome: OutcomeArgs,
     #[command(flatten)]
@@ -45,21 +53,40 @@ pub struct OutcomeArgs {
 /// # Errors
 /// One is no recording, or cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    outcome(&open(&args.base, &args.span)?, &open(&args.dir, &args.span)?, &args.outcome)
+    let (base, new) = (open(&args.base, &args.span)?, open(&args.dir, &args.span)?);
+    let format = if args.outcome.json { Format::Json } else { args.format };
+    outcome(&base, &new, args.outcome.fail_on_regression, format, args.out.as_deref())
 }
 
-/// Compares, prints what can be said, and gives the exit code.
-///
-/// # Errors
-/// A recording cannot be read, or the outcome cannot be printed.
-pub fn outcome(base: &[Side], new: &[Side], args: &OutcomeArgs) -> Result<ExitCode> {
-    let compared = compare(base, new)?;
-    if args.json {
-        print_json(&compared)?;
-    } else {
-        print(&comparison_text::text(&compared))?;
+impl OutcomeArgs {
+    /// Compares, prints what can be said, and gives the exit code.
+    ///
+    /// # Errors
+    /// A recording cannot be read, or the outcome cannot be printed.
+    pub fn compare(&self, base: &[Side], new: &[Side]) -> Result<ExitCode> {
+        let format = if self.json { Format::Json } else { Format::Text };
+        outcome(base, new, self.fail_on_regression, format, None)
     }
-    Ok(ExitCode::from(match args.fail_on_regression {
+}
+
+fn outcome(
+    base: &[Side],
+    new: &[Side],
+    fails: bool,
+    format: Format,
+    out: Option<&Path>,
+) -> Result<ExitCode> {
+    let compared = compare(base, new)?;
+    let text = match format {
+        Format::Text => comparison_text::text(&compared),
+        Format::Json => json(&compared)?,
+        Format::Html => html::comparison(&compared, base, new)?,
+    };
+    match out {
+        Some(path) => single::put(path, text.as_bytes())?,
+        None => print(&text)?,
+    }
+    Ok(ExitCode::from(match fails {
         true if compared.is_worse() => BROKEN,
         true if !compared.is_judged() => {
             say("overcommit: nothing could be judged, so the exit code is 4");

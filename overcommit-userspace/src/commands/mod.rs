@@ -1,6 +1,7 @@
 //! One file a subcommand; each only reads its options and prints.
 
 pub mod ab;
+pub mod anonymize;
 pub mod check;
 pub mod compare;
 pub mod export;
@@ -21,6 +22,7 @@ use crate::host::working_set::{self, Wanted};
 use crate::kernel::capability::CapabilitySet;
 use crate::kernel::{self, capability};
 use crate::self_test::{FAULTS, faults};
+use crate::terminal::show_reading;
 use crate::vm::Discovery;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -77,6 +79,8 @@ enum Command {
     Ab(ab::Args),
     /// Write a recording in formats that other programs read
     Export(export::Args),
+    /// Copy a recording without names, to pass it on
+    Anonymize(anonymize::Args),
     /// Mark the start of a load phase in a running recording
     Mark(mark::Args),
     /// List the VMs that run on this host
@@ -106,6 +110,10 @@ impl Cli {
     /// # Errors
     /// What failed, on what, and what to do next.
     pub fn run(self) -> Result<ExitCode> {
+        // A screen shows it itself.
+        if !matches!(self.command, Command::Top(_)) {
+            show_reading();
+        }
         match self.command {
             Command::Record(args) => record::run(args),
             Command::Report(args) => report::run(&args),
@@ -114,6 +122,7 @@ impl Cli {
             Command::Compare(args) => compare::run(&args),
             Command::Ab(args) => ab::run(&args),
             Command::Export(args) => export::run(&args),
+            Command::Anonymize(args) => anonymize::run(&args),
             Command::Mark(args) => mark::run(&args),
             Command::List(args) => list::run(&args),
             Command::Check(args) => check::run(&args),

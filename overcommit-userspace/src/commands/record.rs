@@ -1,7 +1,9 @@
 //! `overcommit record`
 
+pub(super) mod room;
 pub(super) mod said;
 
+use crate::commands::record::room::Room as DiskRoom;
 use crate::commands::record::said::{begun_with, failed, next, over, unserved};
 use crate::commands::subject::{Subject, ns, raise_limit};
 use crate::commands::whom::{find, selection, stopped};
@@ -11,13 +13,13 @@ use crate::kernel::capability;
 use crate::sampler::roster::Selection;
 use crate::session::Session;
 use crate::session::load::{self, Load};
-use crate::session::run::{End, Told, Until, follow, warm_up};
+use crate::session::run::{End, GO_ON, Taken, Told, Until, follow, warm_up};
 use crate::session::wait::{Waiter, Woken};
 use crate::terminal::{print, say};
 use crate::vm::owner::Room;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use overcommit_recording::format::text::{parse_duration, parse_positive_duration};
+use overcommit_recording::format::text::{parse_duration, parse_positive_duration, parse_size};
 use overcommit_recording::model::run::{Options, Run, StoppedBy};
 use overcommit_recording::recording::{Folder, Owner, Writer, single};
 use overcommit_recording::report::{Format, View, rebuild};
@@ -28,6 +30,7 @@ use overcommit_recording::view::progress::Progress;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
@@ -57,6 +60,9 @@ pub struct Args {
     /// Attach KEY=VALUE to the recording; may be repeated
     #[arg(long, help_heading = WHERE, value_name = "K=V", value_parser = parse_label)]
     label: Vec<(String, String)>,
+    /// End the recording when its files reach this size, such as 500M or 2G
+    #[arg(long, help_heading = WHEN, value_name = "SIZE", value_parser = parse_size)]
+    max_size: Option<u64>,
     /// Write this file once counting has begun; it holds the absolute path of the recording
     #[arg(long, help_heading = WHERE, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -135,6 +141,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     let progress = Progress::new(!args.quiet, args.duration);
     let mut taker = Taker {
         writer,
+        disk: DiskRoom::new(&folder, args.max_size)?,
         progress,
         is_quiet: args.quiet,
         has_said_unserved: false,
@@ -144,6 +151,11 @@ async fn record(args: Args) -> Result<ExitCode> {
     let take = |run: &Run, told: Told<'_>| taker.take(run, told);
     let end = follow(&until, &mut session, &mut waiter, &mut load, take).await;
     let end = end.inspect_err(|_| say(&format!("overcommit: {}", failed(&folder))))?;
+    if let End::Full(why) = &end
+        && (!args.quiet || *why == StoppedBy::DiskFull)
+    {
+        taker.say(&format!("the recording ends {}", why.words()));
+    }
     let writer = taker.writer;
     writer.write_run(session.run())?;
     let mut run = session.run().clone();
@@ -158,6 +170,7 @@ async fn record(args: Args) -> Result<ExitCode> {
 /// Takes what a session hands on.
 struct Taker {
     writer: Writer,
+    disk: DiskRoom,
     progress: Progress,
     is_quiet: bool,
     has_said_unserved: bool,
@@ -169,7 +182,7 @@ struct Taker {
 const ENDS_TOLD: usize = 100;
 
 impl Taker {
-    fn take(&mut self, run: &Run, told: Told<'_>) -> Result<()> {
+    fn take(&mut self, run: &Run, told: Told<'_>) -> Taken {
         match told {
             Told::Interval(interval) => {
                 self.writer.write(run, interval)?;
@@ -178,9 +191,10 @@ impl Taker {
                     self.say(&unserved(run));
                 }
                 self.progress.show(run, interval);
-                Ok(())
+                let full = self.disk.end(self.writer.written(), run.vms.len());
+                return Ok(full.map_or(ControlFlow::Continue(()), ControlFlow::Break));
             }
-            Told::SlowFaults(faults) => self.writer.write_slow_faults(run, faults),
+            Told::SlowFaults(faults) => self.writer.write_slow_faults(run, faults)?,
             Told::Ended(vm) => {
                 let vm = &run.vms[vm];
                 let told = &mut self.ends_told[usize::from(vm.was_lost())];
@@ -195,9 +209,9 @@ impl Taker {
                         ));
                     }
                 }
-                Ok(())
             }
         }
+        GO_ON
     }
 
     fn say(&self, text: &str) {
@@ -211,7 +225,7 @@ async fn end_load(end: End, load: Option<Load>) -> Result<(Option<ExitStatus>, O
     let signal = match end {
         End::Load(status) => return Ok((Some(status), None)),
         End::Signal(signal) => signal,
-        End::Time => Signal::SIGTERM,
+        End::Time | End::Full(_) => Signal::SIGTERM,
     };
     match load {
         Some(mut load) => Ok((Some(load.end(signal).await?), Some(signal))),
@@ -253,6 +267,7 @@ pub(super) fn stopped_by(end: &End) -> StoppedBy {
         End::Signal(Signal::SIGINT) => StoppedBy::Interrupt,
         End::Signal(Signal::SIGHUP) => StoppedBy::Hangup,
         End::Signal(_) => StoppedBy::Terminate,
+        End::Full(why) => *why,
     }
 }
 

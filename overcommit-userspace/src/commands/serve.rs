@@ -4,7 +4,7 @@ use crate::commands::subject::{Subject, raise_limit};
 use crate::commands::whom::{find, selection};
 use crate::commands::{WHERE, require_hosts_pids, require_root};
 use crate::serve::{Server, listen};
-use crate::session::run::{Told, Until, follow};
+use crate::session::run::{GO_ON, Told, Until, follow};
 use crate::session::wait::{Waiter, Woken};
 use crate::terminal::say;
 use anyhow::{Context, Result, ensure};
@@ -105,7 +105,7 @@ async fn serve(args: &Args) -> Result<ExitCode> {
             Told::Ended(vm) => tell_of_loss(run, vm),
             Told::SlowFaults(_) => {}
         }
-        Ok(())
+        GO_ON
     };
     let end = follow(&until, &mut session, &mut waiter, &mut None, take).await;
     notify(NotifyState::Stopping);

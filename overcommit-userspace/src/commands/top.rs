@@ -1,5 +1,6 @@
 //! `overcommit top`
 
+use crate::commands::record::room::Room;
 use crate::commands::record::said::failed;
 use crate::commands::record::stopped_by;
 use crate::commands::subject::{Subject, raise_limit};
@@ -20,6 +21,7 @@ use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
 use overcommit_recording::slo::judge::exit_code;
 use std::io::{IsTerminal, stdin, stdout};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -140,6 +142,7 @@ async fn watch(args: Args) -> Result<ExitCode> {
         Err(code) => return Ok(code),
     };
     let folder = args.out.as_ref().map(|out| Folder::create(out, owner)).transpose()?;
+    let disk = folder.as_ref().map(|folder| Room::new(folder, None)).transpose()?;
     let discard = || folder.iter().for_each(Folder::discard);
     let begin = || {
         let session = subject.begin(selection, room, &mut waiter, owner.is_some())?;
@@ -187,7 +190,9 @@ async fn watch(args: Args) -> Result<ExitCode> {
             }
             Told::Interval(_) | Told::Ended(_) => {}
         }
-        Ok(())
+        let (writer, disk) = (writer.as_ref(), disk.as_ref());
+        let full = writer.zip(disk).and_then(|(of, disk)| disk.end(of.written(), run.vms.len()));
+        Ok(full.map_or(ControlFlow::Continue(()), ControlFlow::Break))
     };
     let end = follow(&until, &mut session, &mut waiter, &mut None, take).await;
     if let (Err(_), Some(folder)) = (&end, &folder) {

@@ -5,6 +5,7 @@ use crate::kernel::TICK_NS;
 use crate::sampler::FaultCounts;
 use crate::sampler::ended::Ended;
 use crate::vm::Discovery;
+use crate::vm::discovery::is_micro_vm;
 use crate::vm::owner::{GONE, Slots, is_real};
 use anyhow::Result;
 use overcommit_recording::model::clock::Clocks;
@@ -193,7 +194,7 @@ impl Roster {
             .discovery
             .open(id)
             .is_ok_and(|process| process.stat().is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')));
-        let vm = match self.discovery.inspect(pid).filter(|vm| vm.id == id) {
+        let vm = match self.discovery.inspect_new(pid).filter(|vm| vm.id == id) {
             Some(vm) => vm,
             None if runs => return None,
             None => Vm::gone(id),
@@ -216,7 +217,10 @@ impl Roster {
     /// Looks again at VMs that were starting up when they were found.
     pub(super) fn look_again(&mut self, run: &mut [RunVm], now: &Clocks) {
         for (vm, run) in self.vms.iter_mut().zip(run).filter(|(_, run)| run.ended_us.is_none()) {
-            if now.realtime_ns.saturating_sub(run.first_seen_us * 1_000) > STARTING_UP_NS {
+            let age_ns = now.realtime_ns.saturating_sub(run.first_seen_us * 1_000);
+            // A micro VM may be started long before it is told what to run.
+            let is_told = vm.vcpus.is_some() || !is_micro_vm(&vm.executable);
+            if age_ns > STARTING_UP_NS && is_told {
                 continue;
             }
             if let Some(found) = self.discovery.inspect(vm.id.pid)

@@ -8,8 +8,9 @@ use crate::session::{RunningSession, Session};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use overcommit_recording::model::interval::Interval;
-use overcommit_recording::model::run::Run;
+use overcommit_recording::model::run::{Run, StoppedBy};
 use overcommit_recording::model::slow_fault::SlowFault;
+use std::ops::ControlFlow;
 use std::process::ExitStatus;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -42,7 +43,15 @@ pub enum End {
     Signal(Signal),
     /// The time is over.
     Time,
+    /// Whoever takes the intervals has no room for more.
+    Full(StoppedBy),
 }
+
+/// What whoever takes what a session hands on makes of it: after an interval it may be enough.
+pub type Taken = Result<ControlFlow<StoppedBy>>;
+
+/// It goes on.
+pub const GO_ON: Taken = Ok(ControlFlow::Continue(()));
 
 /// Why a session was over before it began.
 pub enum Early {
@@ -90,7 +99,7 @@ pub async fn follow(
     session: &mut RunningSession,
     waiter: &mut Waiter,
     load: &mut Option<Load>,
-    mut take: impl FnMut(&Run, Told<'_>) -> Result<()>,
+    mut take: impl FnMut(&Run, Told<'_>) -> Taken,
 ) -> Result<End> {
     let end = until.duration.map(|duration| Instant::now() + duration);
     let mut boundary = Boundary::after(&clock::now()?, until.interval);
@@ -116,8 +125,11 @@ pub async fn follow(
                 if boundary.reached(&now) {
                     hand_on_slow_faults(session, &mut take)?;
                     let interval = session.end_interval(Some(boundary.last_us(&now)))?;
-                    take(session.run(), Told::Interval(&interval))?;
+                    let taken = take(session.run(), Told::Interval(&interval))?;
                     tell_of_ends(session, &mut take)?;
+                    if let ControlFlow::Break(full) = taken {
+                        break End::Full(full);
+                    }
                     boundary = Boundary::after(&now, until.interval);
                 } else if end.is_some_and(|end| Instant::now() >= end) {
                     break End::Time;
@@ -128,22 +140,29 @@ pub async fn follow(
     session.stop_counting();
     hand_on_slow_faults(session, &mut take)?;
     let last = session.close().context("the last interval is lost")?;
-    take(session.run(), Told::Interval(&last)).context("cannot write the last interval")?;
+    // Nothing comes after it.
+    let _ = take(session.run(), Told::Interval(&last)).context("cannot write the last interval")?;
     tell_of_ends(session, &mut take)?;
     Ok(why)
 }
 
 fn tell_of_ends(
     session: &mut RunningSession,
-    take: &mut impl FnMut(&Run, Told<'_>) -> Result<()>,
+    take: &mut impl FnMut(&Run, Told<'_>) -> Taken,
 ) -> Result<()> {
-    session.ended().into_iter().try_for_each(|vm| take(session.run(), Told::Ended(vm)))
+    for vm in session.ended() {
+        let _ = take(session.run(), Told::Ended(vm))?;
+    }
+    Ok(())
 }
 
 fn hand_on_slow_faults(
     session: &mut RunningSession,
-    take: &mut impl FnMut(&Run, Told<'_>) -> Result<()>,
+    take: &mut impl FnMut(&Run, Told<'_>) -> Taken,
 ) -> Result<()> {
     let faults = session.slow_faults()?;
-    if faults.is_empty() { Ok(()) } else { take(session.run(), Told::SlowFaults(&faults)) }
+    if !faults.is_empty() {
+        let _ = take(session.run(), Told::SlowFaults(&faults))?;
+    }
+    Ok(())
 }

@@ -107,6 +107,14 @@ impl Discovery {
         vm(&process, &process.stat().ok()?, &self.folder(pid))
     }
 
+    /// The same of a process that has just begun to execute a hypervisor, which may not have
+    /// opened KVM yet.
+    pub fn inspect_new(&self, pid: i32) -> Option<Vm> {
+        let process = self.process(pid).ok()?;
+        let is_hypervisor = executable(&process).is_some_and(|name| is_micro_vm(&name));
+        if is_hypervisor { self.describe(pid).ok() } else { self.inspect(pid) }
+    }
+
     /// See [`owner::login_user`].
     pub fn login_user(&self, vm: &Vm) -> Option<u32> {
         owner::login_user(&self.process(vm.id.pid).ok()?, vm)
@@ -234,6 +242,17 @@ fn is_system_emulator(executable: &str) -> bool {
     executable.starts_with("qemu-system-") || matches!(executable, "qemu-kvm" | "kvm")
 }
 
+/// Whether that is Firecracker, whose releases are called `firecracker-v1.7.0-x86_64`, or Cloud
+/// Hypervisor; as the programs that see an exec have it.
+pub(crate) fn is_micro_vm(executable: &str) -> bool {
+    is_firecracker(executable) || MicroVm::of(executable) == Some(MicroVm::CloudHypervisor)
+}
+
+/// Not `firecracker-containerd`, which starts them.
+fn is_firecracker(executable: &str) -> bool {
+    executable == "firecracker" || executable.starts_with("firecracker-v")
+}
+
 /// What a process holds of KVM.
 #[derive(Clone, Copy, Default)]
 struct KvmHeld {
@@ -268,7 +287,7 @@ impl KvmHeld {
 /// micro VM. `None` if it has none yet.
 fn command_line(process: &Process, folder: &Path, executable: &str) -> Option<CommandLine> {
     let micro_vm = MicroVm::of(executable);
-    if !is_system_emulator(executable) && executable != "firecracker" && micro_vm.is_none() {
+    if !is_system_emulator(executable) && !is_firecracker(executable) && micro_vm.is_none() {
         return Some(CommandLine::default());
     }
     let mut bytes = Vec::new();

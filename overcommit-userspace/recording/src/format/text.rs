@@ -40,6 +40,28 @@ pub fn parse_positive_duration(text: &str) -> Result<Duration> {
     Ok(duration)
 }
 
+/// Reads a size with a unit, by 1,024: `500M`, `2G`, `1.5GiB`.
+///
+/// # Errors
+/// Says what is wrong with the text.
+pub fn parse_size(text: &str) -> Result<u64> {
+    /// So much that a recording has at least.
+    const LEAST: f64 = (1 << 20) as f64;
+    let wrong = || format!("{text} is not a size; write for example 500M or 2G");
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).with_context(wrong)?;
+    let (number, unit) = text.split_at(at);
+    let unit = unit.strip_suffix("iB").or(unit.strip_suffix('B')).unwrap_or(unit);
+    let power = ["K", "M", "G", "T"].iter().position(|name| name.eq_ignore_ascii_case(unit));
+    let power = power.with_context(wrong)? as i32 + 1;
+    let number: f64 = number.parse().ok().with_context(wrong)?;
+    let bytes = number * 1_024f64.powi(power);
+    ensure!(
+        bytes.is_finite() && (LEAST..1e18).contains(&bytes),
+        "{text} is less than 1M, or too much"
+    );
+    Ok(bytes as u64)
+}
+
 /// `--interval`: 10 ms to 1 h.
 ///
 /// # Errors
@@ -105,6 +127,18 @@ pub fn without_numbers(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_need_a_unit() {
+        for (text, bytes) in
+            [("1M", 1 << 20), ("500m", 500 << 20), ("1.5GiB", 3 << 29), ("2TB", 2 << 40)]
+        {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "5", "1000", "G", "-1G", "1Q", "1K", "inf", "infG", "NaNM", "9e9T", "B"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn durations_need_a_unit() {

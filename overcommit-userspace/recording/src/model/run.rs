@@ -5,7 +5,7 @@ use crate::model::coverage::{Coverage, MetricCoverage, Seen, coverage_of};
 use crate::model::exit::{self, Departure, Exit};
 use crate::model::interval::FileFaults;
 use crate::model::metric::MetricName;
-use crate::model::name::FOLDER_MAX;
+use crate::model::name::{FOLDER_MAX, Name};
 use crate::model::start::StartPhase;
 use crate::model::swap::{SwapArea, SwapSources};
 use crate::model::swapins::Swapins;
@@ -305,6 +305,10 @@ pub enum StoppedBy {
     Hangup,
     /// SIGTERM.
     Terminate,
+    /// Its files had reached `--max-size`.
+    MaxSize,
+    /// Little was left of its disk.
+    DiskFull,
     /// What a later version knows.
     #[serde(other)]
     Other,
@@ -319,6 +323,8 @@ impl StoppedBy {
             Self::Interrupt => "by Ctrl-C",
             Self::Hangup => "when its terminal hung up",
             Self::Terminate => "by SIGTERM",
+            Self::MaxSize => "at --max-size",
+            Self::DiskFull => "because its disk was nearly full",
             Self::Other => "",
         }
     }
@@ -367,15 +373,8 @@ pub struct NotCounted {
 }
 
 impl RunVm {
-    /// A VM that was just found, which is to have a folder of its own: its name's, or `~2` …
-    /// behind it if another VM has that. Case is folded: some file systems do.
+    /// A VM that was just found, which is to have a folder of its own.
     pub fn found(vm: &Vm, others: &[Self], now: &Clocks, faults_before: [u64; 2]) -> Self {
-        let first = vm.name.folder();
-        let numbered = (2..).map(|number: u64| with_suffix(&first, &format!("~{number}")));
-        let taken: BTreeSet<String> =
-            others.iter().map(|vm| vm.folder.to_ascii_lowercase()).collect();
-        let is_free = |folder: &String| !taken.contains(&folder.to_ascii_lowercase());
-        let folder = std::iter::once(first.clone()).chain(numbered).find(is_free);
         let names = Metric::FAULTS.map(|metric| metric.name().to_owned());
         let mut found = Self {
             vm_id: vm.id.to_string(),
@@ -384,7 +383,7 @@ impl RunVm {
             uuid: vm.uuid.clone(),
             proxmox_id: vm.proxmox_id.clone(),
             pid: vm.id.pid,
-            folder: folder.unwrap_or_default(),
+            folder: free_folder(&vm.name, others),
             executable: vm.executable.clone(),
             vcpus: vm.vcpus,
             memory_bytes: vm.memory_bytes,
@@ -425,6 +424,16 @@ impl RunVm {
     pub fn at_best(&self, metric: &MetricName) -> Coverage {
         self.hidden(metric).map_or(Coverage::Full, |_| Coverage::Partial)
     }
+}
+
+/// A folder that none of the others has: the name's, or `~2` … behind it. Case is folded: some
+/// file systems do.
+pub(crate) fn free_folder(name: &Name, others: &[RunVm]) -> String {
+    let first = name.folder();
+    let numbered = (2..).map(|number: u64| with_suffix(&first, &format!("~{number}")));
+    let taken: BTreeSet<String> = others.iter().map(|vm| vm.folder.to_ascii_lowercase()).collect();
+    let is_free = |folder: &String| !taken.contains(&folder.to_ascii_lowercase());
+    std::iter::once(first.clone()).chain(numbered).find(is_free).unwrap_or_default()
 }
 
 /// The name of a folder with something behind it, and as short as one may be: it is ASCII.

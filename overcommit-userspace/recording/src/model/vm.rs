@@ -158,11 +158,11 @@ impl Vm {
     pub fn gone(id: VmId) -> Self {
         Self {
             id,
-            name: Name::new(format!("qemu-{}", id.pid)),
+            name: Name::new(format!("vm-{}", id.pid)),
             named_by: NamedBy::Pid,
             uuid: None,
             proxmox_id: None,
-            executable: "qemu".to_owned(),
+            executable: "hypervisor".to_owned(),
             vcpus: None,
             memory_bytes: None,
             plugged: Plugged::default(),

@@ -13,6 +13,7 @@ use crate::recording::rows::{Rows, whole_length};
 use crate::recording::run_file;
 use crate::recording::span::Span;
 use anyhow::{Context, Result};
+use std::sync::OnceLock;
 
 /// A recording on disk.
 #[derive(Clone, Debug)]
@@ -23,6 +24,17 @@ pub struct Recording {
     pub folder: Folder,
     /// Whether it was still being written when it was opened.
     pub is_recording: bool,
+}
+
+/// Told after each interval that is read: its number from 1, and how many there are.
+pub type Watch = fn(u64, u64);
+
+static WATCH: OnceLock<Watch> = OnceLock::new();
+
+/// Has this function told how far each recording is read from now on: a long one takes its time.
+pub fn watch(watch: Watch) {
+    // The first one stays.
+    let _ = WATCH.set(watch);
 }
 
 /// Of which metrics the distributions are wanted: they take most of the time.
@@ -93,6 +105,9 @@ impl Recording {
             if span.holds(interval.place.start_us, interval.place.length_ns) {
                 decode(&mut interval, &lines, wanted, &mut reader)?;
                 take(&interval, &lines)?;
+            }
+            if let Some(watch) = WATCH.get() {
+                watch(interval.place.number + 1, self.run.recorded.intervals);
             }
         }
         Ok(())

@@ -26,6 +26,8 @@ pub struct Writer {
     slow_faults: Option<Table<SlowFault>>,
     /// By VM.
     latency_logs: Vec<LatencyLog>,
+    /// Bytes in all its logs.
+    written: u64,
 }
 
 /// The histogram log of a VM.
@@ -52,19 +54,20 @@ impl<T> Table<T> {
         Ok(Self { name, file, columns })
     }
 
-    /// Adds rows, all at once.
+    /// Adds rows, all at once; gives their length.
     fn write<'a>(
         &mut self,
         run: &Run,
         place: &Place,
         records: impl IntoIterator<Item = &'a T>,
-    ) -> Result<()>
+    ) -> Result<u64>
     where
         T: 'a,
     {
         let cells = |of| csv::cells(&self.columns, &Row { run, place, of });
         let rows = csv::rows(records.into_iter().map(cells))?;
-        self.file.write_all(&rows).with_context(|| format!("cannot write {}", self.name))
+        self.file.write_all(&rows).with_context(|| format!("cannot write {}", self.name))?;
+        Ok(rows.len() as u64)
     }
 }
 
@@ -83,6 +86,7 @@ impl Writer {
             evictions: Table::create(&folder, EVICTIONS, columns::evictions())?,
             slow_faults: run.options.slow_faults_ns.map(|_| slow_faults()).transpose()?,
             latency_logs: Vec::new(),
+            written: 0,
             folder,
         };
         // A VM of run.json has a log, whenever we are killed.
@@ -101,10 +105,10 @@ impl Writer {
         for vm in &interval.vms {
             self.write_latencies(run, place, vm)?;
         }
-        self.vms.write(run, place, &interval.vms)?;
-        self.host.write(run, place, [&interval.host])?;
-        self.evictions.write(run, place, &interval.evictions)?;
-        self.intervals.write(run, place, interval.metrics())?;
+        self.written += self.vms.write(run, place, &interval.vms)?
+            + self.host.write(run, place, [&interval.host])?
+            + self.evictions.write(run, place, &interval.evictions)?
+            + self.intervals.write(run, place, interval.metrics())?;
         self.write_run(run)?;
         // Only now: the run.json before this one named them. One that stays is no reason to end a recording.
         left_out.iter().for_each(|folder| drop(self.folder.remove_vm(folder)));
@@ -125,6 +129,7 @@ impl Writer {
             None => self.folder.append(&name)?,
         };
         file.write_all(&lines).with_context(|| format!("cannot write {name}"))?;
+        self.written += lines.len() as u64;
         log.file = run.vms[vm.vm].ended_us.is_none().then_some(file);
         Ok(())
     }
@@ -161,7 +166,13 @@ impl Writer {
     /// The file cannot be written.
     pub fn write_slow_faults(&mut self, run: &Run, faults: &[SlowFault]) -> Result<()> {
         let Some(table) = &mut self.slow_faults else { return Ok(()) };
-        table.write(run, &Place::default(), faults)
+        self.written += table.write(run, &Place::default(), faults)?;
+        Ok(())
+    }
+
+    /// Bytes in its logs, but for their heads.
+    pub const fn written(&self) -> u64 {
+        self.written
     }
 
     /// Writes run.json alone.

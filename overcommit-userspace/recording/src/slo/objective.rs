@@ -189,6 +189,12 @@ impl Objective {
         Ok(Self { text: text.to_owned(), vms, bound })
     }
 
+    /// What it asks for, without the VMs that it names; `None` if it is for every VM.
+    pub fn without_vms(&self) -> Option<&str> {
+        let vms = self.vms.as_ref()?.to_string();
+        self.text.strip_prefix(&vms)?.strip_prefix(':')
+    }
+
     /// Whether it is for that VM.
     pub fn is_for(&self, vm: &RunVm) -> bool {
         self.vms.as_ref().is_none_or(|pattern| pattern.matches_recorded(vm))

@@ -155,7 +155,7 @@ const OF_VM: [Column<OfVm>; 32] = [
     column(
         "stopped_by",
         Word,
-        "Why the recording ended: `duration`, `command`, `interrupt`, `hangup`, `terminate`",
+        "Why the recording ended: `duration`, `command`, `interrupt`, `hangup`, `terminate`, `max_size`, `disk_full`",
         |summary, _| word(summary.run.stopped_by.as_ref()),
     ),
 ];

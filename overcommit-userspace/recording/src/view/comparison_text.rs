@@ -15,20 +15,28 @@ pub fn text(compared: &Comparison) -> String {
         let said = often(&compared.compared);
         let _ = writeln!(text, "\n{}\n", table(&compared.compared, said).trim_fmt());
     }
-    for vm in &compared.unmatched {
-        let _ = writeln!(text, "{vm}: not in every recording, or its name is not unique there.");
-    }
-    for left_out in &compared.left_out {
-        let _ = writeln!(text, "{left_out}: not compared.");
-    }
-    for warning in &compared.warnings {
-        let _ = writeln!(text, "{}", wrapped(&format!("Note: {warning}."), "", "  "));
+    for note in notes(compared) {
+        let _ = writeln!(text, "{}", wrapped(&note, "", "  "));
     }
     text
 }
 
+/// What could not be compared, and what makes the sides unlike, each a sentence.
+pub(crate) fn notes(compared: &Comparison) -> Vec<String> {
+    let unmatched = compared.unmatched.iter();
+    let mut notes: Vec<String> = unmatched
+        .map(|vm| format!("{vm}: not in every recording, or its name is not unique there."))
+        .collect();
+    notes.extend(compared.left_out.iter().map(|left_out| format!("{left_out}: not compared.")));
+    notes.extend(compared.warnings.iter().map(|warning| format!("Note: {warning}.")));
+    notes
+}
+
+/// What leads to the table where nothing can be told.
+pub(crate) const WITHOUT_CLAIM: &str = "As measured, without a claim:";
+
 /// What changed for whom, or why nothing can be said.
-fn headline(compared: &[Compared]) -> String {
+pub(crate) fn headline(compared: &[Compared]) -> String {
     if compared.is_empty() {
         return "Nothing can be compared: no VM is on both sides.\n".to_owned();
     }
@@ -52,7 +60,7 @@ fn headline(compared: &[Compared]) -> String {
         return "No significant difference found. There may still be one.\n".to_owned();
     }
     let reason = often(compared).unwrap_or("nothing could be judged");
-    wrapped(&format!("Cannot tell: {reason}. As measured, without a claim:"), "", "  ") + "\n"
+    wrapped(&format!("Cannot tell: {reason}. {WITHOUT_CLAIM}"), "", "  ") + "\n"
 }
 
 /// The most frequent reason why nothing could be judged of a figure, where no figure was.
@@ -65,34 +73,47 @@ fn often(compared: &[Compared]) -> Option<&str> {
     reasons.iter().copied().max_by_key(often)
 }
 
-/// What is proven comes first, then what could be judged; of each the largest change.
 fn table(compared: &[Compared], said: Option<&str>) -> comfy_table::Table {
     let mut table = plain_table();
-    table.set_header(["VM", "FIGURE", "BEFORE", "AFTER", "CHANGE", "CLAIM"]);
-    let mut rows: Vec<&Compared> = compared.iter().collect();
-    let size = |entry: &Compared| entry.change().map_or(f64::INFINITY, f64::abs);
-    rows.sort_by(|one, other| {
-        let rank = |entry: &Compared| (!entry.is_real, entry.p.is_none());
-        rank(one).cmp(&rank(other)).then(size(other).total_cmp(&size(one)))
-    });
-    for entry in rows {
-        table.add_row([
-            short(&entry.vm),
-            figure(entry),
-            shown(entry.figure, entry.base),
-            shown(entry.figure, entry.new),
-            change(entry),
-            if entry.why_not.as_deref().is_some_and(|why| said == Some(why)) {
-                String::new()
-            } else {
-                claim(entry)
-            },
-        ]);
+    table.set_header(COLUMNS.map(str::to_uppercase));
+    for entry in in_order(compared) {
+        let mut cells = cells(entry);
+        cells[0] = short(&entry.vm);
+        if entry.why_not.as_deref().is_some_and(|why| said == Some(why)) {
+            cells[5].clear();
+        }
+        table.add_row(cells);
     }
     for column in table.column_iter_mut().filter(|column| (2..5).contains(&column.index)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// What a comparison says of each figure of each VM.
+pub(crate) const COLUMNS: [&str; 6] = ["VM", "figure", "before", "after", "change", "claim"];
+
+/// What is proven comes first, then what could be judged; of each the largest change.
+pub(crate) fn in_order(compared: &[Compared]) -> Vec<&Compared> {
+    let mut entries: Vec<&Compared> = compared.iter().collect();
+    let size = |entry: &Compared| entry.change().map_or(f64::INFINITY, f64::abs);
+    entries.sort_by(|one, other| {
+        let rank = |entry: &Compared| (!entry.is_real, entry.p.is_none());
+        rank(one).cmp(&rank(other)).then(size(other).total_cmp(&size(one)))
+    });
+    entries
+}
+
+/// Its [`COLUMNS`].
+pub(crate) fn cells(entry: &Compared) -> [String; 6] {
+    [
+        entry.vm.clone(),
+        figure(entry),
+        shown(entry.figure, entry.base),
+        shown(entry.figure, entry.new),
+        change(entry),
+        claim(entry),
+    ]
 }
 
 fn figure(entry: &Compared) -> String {
