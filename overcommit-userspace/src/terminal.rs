@@ -100,12 +100,10 @@ pub fn show_reading() {
             static READING: Mutex<Option<Reading>> = Mutex::new(None);
             let Ok(mut reading) = READING.lock() else { return };
             let now = Instant::now();
+            // Of several recordings since the first one.
             let of = reading.get_or_insert(Reading { since: now, shown: None });
             if let Some(line) = of.line(now, done, all) {
                 let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
-            }
-            if done >= all {
-                *reading = None;
             }
         });
     }
@@ -115,7 +113,7 @@ impl Reading {
     /// What is to be shown now, if anything; nothing in place of it at the end.
     fn line(&mut self, now: Instant, done: u64, all: u64) -> Option<String> {
         if done >= all {
-            return self.shown.map(|_| String::new());
+            return self.shown.take().map(|_| String::new());
         }
         let next = self.shown.map_or(self.since + PATIENCE, |shown| shown + AGAIN);
         (now >= next).then(|| {

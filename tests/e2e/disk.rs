@@ -89,21 +89,32 @@ fn full() -> Result<()> {
     let record = |name: &str, more: &[&str]| -> Result<(PathBuf, Output)> {
         let folder = dir.path().join(name);
         let mut record = Command::new(overcommit());
-        record.args(["record", "--interval", "10ms", "--duration", "10m"]).args(more);
-        record.arg("--out").arg(&folder);
+        record.args(["record", "--interval", "10ms", "--duration", "10m", "--out"]);
+        record.arg(&folder).args(more);
         Ok((folder, as_child(&mut record, Signal::SIGKILL).output()?))
     };
-    for (name, more, why, words) in [
-        ("small", &["--max-size", "1M"][..], "max_size", "ends at --max-size"),
+    // COMMAND goes on until it sees that the recording is over.
+    let run_file = dir.path().join("small/run.json");
+    let sees = format!(r#"grep -q '"stopped_by": "max_size"' {}"#, run_file.display());
+    let command = format!("until {sees}; do sleep 0.1; done");
+    for (name, more, code, why, words) in [
+        (
+            "small",
+            &["--max-size", "1M", "--", "sh", "-c", &command][..],
+            0,
+            "max_size",
+            "COMMAND goes on",
+        ),
         // Little is left for the second.
-        ("full", &[], "disk_full", "ends because its disk was nearly full"),
+        ("full", &[], 1, "disk_full", "is nearly full"),
     ] {
         if more.is_empty() {
             fs::write(dir.path().join("filler"), vec![1; 1_700_000])?;
         }
         let (folder, output) = record(name, more)?;
-        expect(&output, 0, words)?;
+        expect(&output, code, words)?;
         ensure!(json(&folder, "run.json")?["stopped_by"] == why, "{output:?}");
+        ensure!(more.is_empty() || json(&folder, "run.json")?["command_status"] == 0, "{output:?}");
         let summary = json(&folder, "summary.json")?;
         ensure!(summary["vms"][0]["vm"] == "guest", "{summary:#}");
         ensure!(folder.join("report.html").exists(), "{output:?}");

@@ -69,7 +69,8 @@ fn short_life() -> Result<()> {
 /// Micro VMs open KVM when they are told what to run; they are VMs from their first instruction on.
 fn before_kvm() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let recording = Recording::start(&dir.path().join("run"), ["--interval", "1s"])?;
+    let folder = dir.path().join("run");
+    let recording = Recording::start(&folder, ["--interval", "100ms"])?;
     let names = ["firecracker", "firecracker-v1.13.1-x86_64", "cloud-hypervisor-static"];
     let mut kernel = Vec::new();
     for name in names {
@@ -77,8 +78,14 @@ fn before_kvm() -> Result<()> {
         fs::copy(stand_in(), &program)?;
         let before = children_faults()?;
         let mut vm = Command::new(program);
-        vm.args(["bystander", "300"]);
-        ensure!(as_child(&mut vm, Signal::SIGKILL).stdout(Stdio::null()).status()?.success());
+        vm.args(["bystander", "600000"]);
+        let mut vm = as_child(&mut vm, Signal::SIGKILL).stdout(Stdio::null()).spawn()?;
+        await_some("it in run.json", PATIENCE, || {
+            let run = fs::read_to_string(folder.join("run.json"))?;
+            Ok(run.contains(&format!("\"{name}-{}\"", vm.id())).then_some(()))
+        })?;
+        vm.kill()?;
+        vm.wait()?;
         kernel.push(children_faults()? - before);
     }
     let folder = recording.end()?;

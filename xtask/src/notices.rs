@@ -14,7 +14,9 @@ use testbed::{root, run};
 /// What the binary is built of.
 const BUILT: [&str; 2] = ["overcommit-userspace", "overcommit-ebpf"];
 /// How files are called that hold a licence or a notice.
-const FILES: [&str; 5] = ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"];
+const FILES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
+/// What musl asks for, whose libc is linked into the static binary.
+const MUSL: &str = "Copyright \u{a9} 2005-2020 Rich Felker, et al.";
 
 /// The notices of everybody whose work is in the binary of that architecture.
 ///
@@ -45,22 +47,32 @@ pub(crate) fn text(arch: Arch) -> Result<String> {
     }
     texts.entry(plots::licence()?).or_default().insert("uPlot (MIT)".to_owned());
     ensure!(texts.len() > 20, "only {} licences were found", texts.len());
-    Ok(page(&texts, &without))
+    let unknown: Vec<&String> =
+        without.iter().filter(|name| !name.contains("Apache-2.0")).collect();
+    ensure!(unknown.is_empty(), "there is no text of the licence of {unknown:?}");
+    page(&texts, &without)
 }
 
-fn page(texts: &BTreeMap<String, BTreeSet<String>>, without: &[String]) -> String {
+fn page(texts: &BTreeMap<String, BTreeSet<String>>, without: &[String]) -> Result<String> {
     let mut page = "overcommit contains work of others, under these licences. Rust's standard \
-                    library (MIT OR Apache-2.0) and musl (MIT) are linked into it, too.\n"
+                    library (MIT OR Apache-2.0, Copyright (c) The Rust Project Contributors) is \
+                    linked into it, too; the text of the Apache License 2.0 is LICENSE-APACHE.\n"
         .to_owned();
     if !without.is_empty() {
-        let _ =
-            writeln!(page, "\nPublished without a text of their licence: {}.", without.join(", "));
+        let names = without.join(", ");
+        let _ = writeln!(page, "\nUnder that licence, without a text of their own: {names}.");
     }
-    for (text, names) in texts {
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let _ = writeln!(page, "\n{}\n{}:\n\n{text}", "=".repeat(80), names.join(", "));
+    // Behind its first lines the MIT licence is the same for all.
+    let ours = fs::read_to_string(root().join("LICENSE-MIT")).context("cannot read LICENSE-MIT")?;
+    let (_, mit) = ours.split_once("Permission is").context("LICENSE-MIT is another licence")?;
+    let musl = (format!("{MUSL}\n\nPermission is{mit}"), "musl (MIT)".to_owned());
+    let others = texts.iter().map(|(text, names)| {
+        (text.clone(), names.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
+    });
+    for (text, names) in others.chain([musl]) {
+        let _ = writeln!(page, "\n{}\n{names}:\n\n{}", "=".repeat(80), text.trim());
     }
-    page
+    Ok(page)
 }
 
 /// Packages that are not ours and become part of the binary, by cargo's own resolution.
@@ -114,7 +126,7 @@ mod tests {
     #[test]
     fn whoever_is_in_the_binary_has_their_notice() {
         let text = text(Arch::HOST).unwrap();
-        for name in ["aya ", "hdrhistogram ", "tokio ", "uPlot (MIT)"] {
+        for name in ["aya ", "hdrhistogram ", "tokio ", "rustix ", "uPlot (MIT)", "musl (MIT)"] {
             assert!(text.contains(name), "{name}");
         }
         assert!(text.contains("Permission is hereby granted"));

@@ -37,7 +37,6 @@ const LICENCE: &str = "uplot-licence.txt";
 /// # Errors
 /// It was not fetched.
 pub(crate) fn licence() -> Result<String> {
-    fetch()?;
     fs::read_to_string(target().join(LICENCE)).with_context(|| format!("cannot read {LICENCE}"))
 }
 

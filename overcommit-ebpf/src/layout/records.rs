@@ -5,7 +5,7 @@ use crate::layout::Part;
 use crate::layout::{FaultBacking, Metric, pack_aggressor};
 
 /// What happened to a VM's process, as one record of the `EVENTS` ring buffer:
-/// the three fields in this order, native byte order.
+/// the fields in this order, native byte order.
 #[repr(C)]
 pub struct Lifecycle {
     /// A [`LifecycleKind`].
@@ -14,8 +14,8 @@ pub struct Lifecycle {
     pub vm: u32,
     /// Process id in the initial namespace.
     pub tgid: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// 1 of a program that starts and runs VMs by KVM alone.
+    pub is_micro_vm: u32,
 }
 
 /// See [`Lifecycle`].

@@ -30,7 +30,7 @@ fn take(vm: &Vm, place: &AtomicU64) -> Option<u32> {
     }
     let number = FREE_CHUNKS.pop().ok()??;
     if take_one(&stock.free) == get(&stock.low) {
-        announce(LifecycleKind::FewChunks, 0, 0);
+        announce(LifecycleKind::FewChunks, 0, 0, 0);
     }
     match replace(place, 0, u64::from(number) + 1) {
         Ok(()) => {

@@ -56,7 +56,7 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
     if FOLLOW_EXEC.load() == 0 {
         return 0;
     }
-    if looks_like_hypervisor(task) {
+    if let Some(is_micro_vm) = hypervisor(task) {
         forget_former_owner(task, tgid);
         let slot = adopt(task, tgid);
         if let Some(vm) = slot.and_then(|slot| VMS.get(slot)) {
@@ -64,7 +64,7 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
         }
         debug!(&ctx, "exec of a hypervisor by {}: slot {}", tgid, slot.unwrap_or(u32::MAX));
         let kind = if slot.is_some() { LifecycleKind::Started } else { LifecycleKind::NoSlot };
-        announce(kind, slot.unwrap_or(u32::MAX), tgid);
+        announce(kind, slot.unwrap_or(u32::MAX), tgid, is_micro_vm);
     }
     0
 }
@@ -132,11 +132,11 @@ fn abandon_fault(tid: u32) {
     }
 }
 
-/// What is QEMU, Firecracker or Cloud Hypervisor by the file that it executes; the loader looks
-/// closer. The name comes from the file system, so a process cannot choose it for itself. Not
-/// crosvm, whose commands to a VM that runs are the same program.
+/// What is QEMU (0), or Firecracker or Cloud Hypervisor (1), by the file that it executes; the
+/// loader looks closer. The name comes from the file system, so a process cannot choose it for
+/// itself. Not crosvm, whose commands to a VM that runs are the same program.
 #[inline(always)]
-fn looks_like_hypervisor(task: Kernel) -> bool {
+fn hypervisor(task: Kernel) -> Option<u32> {
     let offsets = OFFSETS.load();
     let name = task
         .pointer(offsets.task_mm)
@@ -147,15 +147,16 @@ fn looks_like_hypervisor(task: Kernel) -> bool {
     // SAFETY: the helper checks the address.
     let read = unsafe { bpf_probe_read_kernel_str_bytes(name.0 as *const u8, &mut buffer) };
     if read.is_err() {
-        return false;
+        return None;
     }
-    buffer.starts_with(b"qemu-system-")
+    let is_qemu = buffer.starts_with(b"qemu-system-")
         || buffer.starts_with(b"qemu-kvm")
-        || buffer.starts_with(b"kvm\0")
-        || buffer.starts_with(b"firecracker\0")
+        || buffer.starts_with(b"kvm\0");
+    let is_micro_vm = buffer.starts_with(b"firecracker\0")
         || buffer.starts_with(b"firecracker-v")
         // As much of the name as is read.
-        || buffer.starts_with(b"cloud-hyperviso")
+        || buffer.starts_with(b"cloud-hyperviso");
+    (is_qemu || is_micro_vm).then_some(u32::from(is_micro_vm))
 }
 
 /// Gives the task's memory a slot, or finds the one that it has.
@@ -215,14 +216,14 @@ fn end(tgid: u32, exit_code: u64) {
     set(&vm.exit_code, exit_code);
     // SAFETY: the helper has no precondition.
     set(&vm.ended_ns, unsafe { bpf_ktime_get_ns() });
-    announce(LifecycleKind::Ended, slot, tgid);
+    announce(LifecycleKind::Ended, slot, tgid, 0);
 }
 
 #[inline(always)]
-pub(crate) fn announce(kind: LifecycleKind, vm: u32, tgid: u32) {
+pub(crate) fn announce(kind: LifecycleKind, vm: u32, tgid: u32, is_micro_vm: u32) {
     // A full buffer loses nothing: the loader rescans every second.
     if let Some(mut entry) = EVENTS.reserve::<Lifecycle>(0) {
-        entry.write(Lifecycle { kind: kind as u32, vm, tgid, reserved: 0 });
+        entry.write(Lifecycle { kind: kind as u32, vm, tgid, is_micro_vm });
         entry.submit(0);
     }
 }

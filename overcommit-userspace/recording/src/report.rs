@@ -19,7 +19,7 @@ use clap::ValueEnum;
 pub enum Format {
     /// A table
     Text,
-    /// summary.json
+    /// What other programs read
     Json,
     /// A page with plots
     Html,

@@ -12,9 +12,9 @@ use std::process::ExitCode;
 /// Options of `anonymize`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Names of VMs, hosts, processes, cgroups, marks and files become pseudonyms; UUIDs, too. Memory
-addresses, labels, the command and its arguments are left out. Figures, times, process ids and the
-kernel's release stay.
+    after_help = "Names and UUIDs of VMs, and names of hosts, processes, threads, cgroups, swap files and marks become
+pseudonyms. Memory addresses, labels, paths, and the command with its arguments are left out.
+Figures, times, process ids and the kernel's release stay.
 
 Examples:
   overcommit anonymize load --out for-support

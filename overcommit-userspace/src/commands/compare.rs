@@ -10,6 +10,7 @@ use overcommit_recording::recording::{Folder, Recording, run_file, single};
 use overcommit_recording::report::Format;
 use overcommit_recording::slo::judge::{BROKEN, NOT_JUDGED};
 use overcommit_recording::view::comparison_text;
+use overcommit_recording::view::style::plain;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -83,7 +84,7 @@ fn outcome(
         Format::Html => html::comparison(&compared, base, new)?,
     };
     match out {
-        Some(path) => single::put(path, text.as_bytes())?,
+        Some(path) => single::put(path, plain(&text).as_bytes())?,
         None => print(&text)?,
     }
     Ok(ExitCode::from(match fails {

@@ -110,8 +110,12 @@ impl Cli {
     /// # Errors
     /// What failed, on what, and what to do next.
     pub fn run(self) -> Result<ExitCode> {
-        // A screen shows it itself.
-        if !matches!(self.command, Command::Top(_)) {
+        let is_silent = match &self.command {
+            Command::Record(args) => args.is_quiet(),
+            // A screen shows it itself.
+            command => matches!(command, Command::Top(_)),
+        };
+        if !is_silent {
             show_reading();
         }
         match self.command {

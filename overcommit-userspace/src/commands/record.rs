@@ -34,6 +34,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Options of `record`.
 #[derive(Debug, clap::Args)]
@@ -60,7 +61,7 @@ pub struct Args {
     /// Attach KEY=VALUE to the recording; may be repeated
     #[arg(long, help_heading = WHERE, value_name = "K=V", value_parser = parse_label)]
     label: Vec<(String, String)>,
-    /// End the recording when its files reach this size, such as 500M or 2G
+    /// End the recording when its files reach about this size, such as 500M or 2G; COMMAND goes on
     #[arg(long, help_heading = WHEN, value_name = "SIZE", value_parser = parse_size)]
     max_size: Option<u64>,
     /// Write this file once counting has begun; it holds the absolute path of the recording
@@ -75,6 +76,13 @@ pub struct Args {
     /// Record from here to the end of this command, run as the user who ran sudo
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+impl Args {
+    /// Whether nothing but errors and warnings is to be printed.
+    pub const fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 fn parse_label(text: &str) -> Result<(String, String)> {
@@ -109,6 +117,7 @@ async fn record(args: Args) -> Result<ExitCode> {
         Err(code) => return Ok(code),
     };
     let folder = Folder::create(&out(&args)?, owner)?;
+    let disk = DiskRoom::new(&folder, args.max_size).inspect_err(|_| folder.discard())?;
     let of_user = OfUser { owner, descriptors };
     if !args.quiet && std::io::stderr().is_terminal() {
         say("overcommit: loading eBPF programs; this takes about a second");
@@ -141,7 +150,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     let progress = Progress::new(!args.quiet, args.duration);
     let mut taker = Taker {
         writer,
-        disk: DiskRoom::new(&folder, args.max_size)?,
+        disk,
         progress,
         is_quiet: args.quiet,
         has_said_unserved: false,
@@ -151,17 +160,19 @@ async fn record(args: Args) -> Result<ExitCode> {
     let take = |run: &Run, told: Told<'_>| taker.take(run, told);
     let end = follow(&until, &mut session, &mut waiter, &mut load, take).await;
     let end = end.inspect_err(|_| say(&format!("overcommit: {}", failed(&folder))))?;
-    if let End::Full(why) = &end
-        && (!args.quiet || *why == StoppedBy::DiskFull)
+    if let End::Full(StoppedBy::MaxSize) = &end
+        && !args.quiet
     {
-        taker.say(&format!("the recording ends {}", why.words()));
+        let goes_on = if load.is_some() { "; COMMAND goes on" } else { "" };
+        taker.say(&format!("the recording has reached --max-size and ends here{goes_on}"));
     }
     let writer = taker.writer;
     writer.write_run(session.run())?;
     let mut run = session.run().clone();
     drop((taker.progress, session));
     run.stopped_by = Some(stopped_by(&end));
-    let (status, sent) = end_load(end, load).await?;
+    writer.write_run(&run)?;
+    let (status, sent) = end_load(end, load, &mut waiter).await?;
     run.command_status = status.map(|status| load::code(status, None));
     writer.write_run(&run)?;
     conclude(&args, &folder, &run, status.map_or(0, |status| load::code(status, sent)))
@@ -220,18 +231,36 @@ impl Taker {
     }
 }
 
-/// Ends COMMAND; gives how it ended, and by which signal of ours, if by any.
-async fn end_load(end: End, load: Option<Load>) -> Result<(Option<ExitStatus>, Option<Signal>)> {
+/// Ends COMMAND, or waits for its end where only the recording is over; gives how it ended, and by
+/// which signal of ours, if by any.
+async fn end_load(
+    end: End,
+    mut load: Option<Load>,
+    waiter: &mut Waiter,
+) -> Result<(Option<ExitStatus>, Option<Signal>)> {
     let signal = match end {
         End::Load(status) => return Ok((Some(status), None)),
         End::Signal(signal) => signal,
-        End::Time | End::Full(_) => Signal::SIGTERM,
+        End::Time => Signal::SIGTERM,
+        End::Full(_) => loop {
+            if load.is_none() {
+                return Ok((None, None));
+            }
+            match waiter.until(Instant::now() + LONG, &mut load).await? {
+                Woken::LoadEnded(status) => return Ok((Some(status), None)),
+                Woken::Signal(signal) => break signal,
+                Woken::Time | Woken::Event | Woken::Scan | Woken::Poll => {}
+            }
+        },
     };
     match load {
         Some(mut load) => Ok((Some(load.end(signal).await?), Some(signal))),
         None => Ok((None, None)),
     }
 }
+
+/// Any length of time: it is waited for something else.
+const LONG: Duration = Duration::from_secs(3_600);
 
 /// Prints the report; `code` is that of COMMAND.
 fn conclude(args: &Args, folder: &Folder, run: &Run, code: u8) -> Result<ExitCode> {
@@ -254,6 +283,11 @@ fn conclude(args: &Args, folder: &Folder, run: &Run, code: u8) -> Result<ExitCod
     if let Some(error) = report.not_written {
         return Err(error);
     }
+    ensure!(
+        run.stopped_by != Some(StoppedBy::DiskFull),
+        "the recording ended early: the disk of {} is nearly full",
+        folder.path().display()
+    );
     // A broken objective comes first, then the load's own status.
     let objective_comes_first = report.code == BROKEN || code == 0;
     Ok(ExitCode::from(if objective_comes_first { report.code } else { code }))

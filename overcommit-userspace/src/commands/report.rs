@@ -5,6 +5,7 @@ use crate::terminal::{print, say};
 use anyhow::Result;
 use overcommit_recording::recording::{Folder, run_file, single};
 use overcommit_recording::report::{Format, View, rebuild};
+use overcommit_recording::view::style::plain;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -54,7 +55,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let report = rebuild(&folder, &view)?;
     match &args.out {
-        Some(path) => single::put(path, report.text.as_bytes())?,
+        Some(path) => single::put(path, plain(&report.text).as_bytes())?,
         None => print(&report.text)?,
     }
     if let Some(error) = report.not_written {

@@ -142,8 +142,9 @@ async fn watch(args: Args) -> Result<ExitCode> {
         Err(code) => return Ok(code),
     };
     let folder = args.out.as_ref().map(|out| Folder::create(out, owner)).transpose()?;
-    let disk = folder.as_ref().map(|folder| Room::new(folder, None)).transpose()?;
     let discard = || folder.iter().for_each(Folder::discard);
+    let disk = folder.as_ref().map(|folder| Room::new(folder, None)).transpose();
+    let disk = disk.inspect_err(|_| discard())?;
     let begin = || {
         let session = subject.begin(selection, room, &mut waiter, owner.is_some())?;
         let writer = folder.clone().map(|folder| Writer::create(folder, session.run()));

@@ -23,6 +23,8 @@ pub struct Event {
     pub slot: u32,
     /// Process id.
     pub pid: i32,
+    /// Whether what starts runs VMs by KVM alone.
+    pub is_micro_vm: bool,
 }
 
 impl Events {
@@ -96,7 +98,12 @@ fn event(mut record: &[u8]) -> Option<Event> {
         kind if kind == LifecycleKind::FewChunks as u32 => LifecycleKind::FewChunks,
         _ => return None,
     };
-    Some(Event { kind, slot: record.get_u32_ne(), pid: record.get_u32_ne().cast_signed() })
+    Some(Event {
+        kind,
+        slot: record.get_u32_ne(),
+        pid: record.get_u32_ne().cast_signed(),
+        is_micro_vm: record.get_u32_ne() != 0,
+    })
 }
 
 fn slow_fault(mut record: &[u8]) -> Option<(Metric, SlowFault)> {
@@ -135,10 +142,10 @@ mod tests {
     #[test]
     fn records_are_read_field_by_field() {
         let mut record = BytesMut::new();
-        for word in [2u32, 7, 4711, 0] {
+        for word in [2u32, 7, 4711, 1] {
             record.put_u32_ne(word);
         }
-        let ended = Event { kind: LifecycleKind::Ended, slot: 7, pid: 4711 };
+        let ended = Event { kind: LifecycleKind::Ended, slot: 7, pid: 4711, is_micro_vm: true };
         assert_eq!(event(&record), Some(ended));
         assert_eq!(event(&record[..12]), None, "cut off");
         record[0] = 99;

@@ -16,7 +16,7 @@ use crate::probes::rings::Event;
 use crate::probes::sight::{SILENT, Sight};
 use anyhow::Result;
 use evictions::{of_kernel, of_process, of_vm};
-use overcommit_ebpf::layout::{AggressorKind, Metric, Thread, unpack_aggressor};
+use overcommit_ebpf::layout::{AggressorKind, Metric, NEVER_RAN, Thread, unpack_aggressor};
 use overcommit_recording::model::clock::Clocks;
 use overcommit_recording::model::evictions::{Aggressor, Eviction};
 use overcommit_recording::model::run::RunVm;
@@ -162,7 +162,11 @@ impl Sampler {
         };
         let before = shared.faults_before.each_ref().map(|count| count.load(SeqCst));
         let started_ns = shared.start_boottime_ns.load(Relaxed);
-        match self.roster.started(event.pid, started_ns, self.free_now()) {
+        // It did nothing but say its version, or the like.
+        let never_ran = event.is_micro_vm
+            && self.probes.exits_absent().is_none()
+            && shared.first_run_ns.load(Relaxed) == NEVER_RAN;
+        match self.roster.started(event.pid, started_ns, never_ran, self.free_now()) {
             Some(vm) => {
                 let process = self.roster.open(vm.id);
                 let vm = self.roster.add(vm, run, now, before);

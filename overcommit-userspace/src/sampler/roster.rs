@@ -73,6 +73,8 @@ pub struct Roster {
     unserved: BTreeMap<VmId, (Name, Option<u32>)>,
     missed: u64,
     ended: Ended,
+    /// When the vCPUs of those that had none were first seen.
+    told_ns: BTreeMap<VmId, u64>,
 }
 
 impl Roster {
@@ -87,6 +89,7 @@ impl Roster {
             unserved: BTreeMap::new(),
             missed: 0,
             ended: Ended::default(),
+            told_ns: BTreeMap::new(),
         }
     }
 
@@ -187,8 +190,14 @@ impl Roster {
     /// The process that the exec tracepoint announced, if it is a VM and meant.
     ///
     /// One that is gone already goes by its PID: what the kernel saw it execute
-    /// was a hypervisor.
-    pub(super) fn started(&mut self, pid: i32, start_boottime_ns: u64, free: usize) -> Option<Vm> {
+    /// was a hypervisor; unless it is one that would have run a vCPU and never did.
+    pub(super) fn started(
+        &mut self,
+        pid: i32,
+        start_boottime_ns: u64,
+        never_ran: bool,
+        free: usize,
+    ) -> Option<Vm> {
         let id = VmId { pid, start_ticks: start_boottime_ns / TICK_NS };
         let runs = self
             .discovery
@@ -196,7 +205,7 @@ impl Roster {
             .is_ok_and(|process| process.stat().is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X')));
         let vm = match self.discovery.inspect_new(pid).filter(|vm| vm.id == id) {
             Some(vm) => vm,
-            None if runs => return None,
+            None if runs || never_ran => return None,
             None => Vm::gone(id),
         };
         let mut vm = vm;
@@ -217,15 +226,19 @@ impl Roster {
     /// Looks again at VMs that were starting up when they were found.
     pub(super) fn look_again(&mut self, run: &mut [RunVm], now: &Clocks) {
         for (vm, run) in self.vms.iter_mut().zip(run).filter(|(_, run)| run.ended_us.is_none()) {
-            let age_ns = now.realtime_ns.saturating_sub(run.first_seen_us * 1_000);
             // A micro VM may be started long before it is told what to run.
+            let begun_ns = self.told_ns.get(&vm.id).copied();
+            let begun_ns = begun_ns.unwrap_or(run.first_seen_us * 1_000);
             let is_told = vm.vcpus.is_some() || !is_micro_vm(&vm.executable);
-            if age_ns > STARTING_UP_NS && is_told {
+            if is_told && now.realtime_ns.saturating_sub(begun_ns) > STARTING_UP_NS {
                 continue;
             }
             if let Some(found) = self.discovery.inspect(vm.id.pid)
                 && found.id == vm.id
             {
+                if vm.vcpus.is_none() && found.vcpus.is_some() {
+                    self.told_ns.insert(vm.id, now.realtime_ns);
+                }
                 vm.accelerator = found.accelerator;
                 vm.vcpus = found.vcpus;
                 vm.mapping = found.mapping;
@@ -272,6 +285,7 @@ impl Roster {
     pub(super) fn ended(&mut self, vm: usize) {
         let id = self.vms[vm].id;
         self.ended.add(vm, self.slots.remove(id).is_some());
+        self.told_ns.remove(&id);
         // Its entry in /proc may outlive it; it is not to be found again.
         self.rule_out(id);
     }
@@ -297,7 +311,7 @@ impl Roster {
 
     /// A VM found no slot at its start.
     pub(super) fn missed(&mut self, pid: i32) {
-        match self.discovery.inspect(pid) {
+        match self.discovery.inspect_new(pid) {
             // Perhaps the next scan finds one.
             Some(vm) if self.selection.wants(&vm) => {
                 let user = self.discovery.login_user(&vm);

@@ -108,11 +108,15 @@ impl Discovery {
     }
 
     /// The same of a process that has just begun to execute a hypervisor, which may not have
-    /// opened KVM yet.
+    /// opened KVM yet; `None` of one that is only asked what it is.
     pub fn inspect_new(&self, pid: i32) -> Option<Vm> {
         let process = self.process(pid).ok()?;
-        let is_hypervisor = executable(&process).is_some_and(|name| is_micro_vm(&name));
-        if is_hypervisor { self.describe(pid).ok() } else { self.inspect(pid) }
+        if !executable(&process).is_some_and(|name| is_micro_vm(&name)) {
+            return self.inspect(pid);
+        }
+        let is_asked = |word: &String| ["--version", "-V", "--help", "-h"].contains(&word.as_str());
+        let words = process.cmdline().ok()?;
+        (!words.iter().any(is_asked)).then(|| self.describe(pid).ok())?
     }
 
     /// See [`owner::login_user`].
@@ -447,6 +451,24 @@ mod tests {
         assert!(discovery.scan().unwrap().is_empty(), "its descriptors are not walked every time");
         discovery.others.values_mut().for_each(|wait| wait.0 = Instant::now());
         assert_eq!(discovery.scan().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_micro_vm_is_one_before_it_opens_kvm() {
+        let root = tempfile::tempdir().unwrap();
+        let discovery = Discovery::new(root.path());
+        for (pid, program, line, name) in [
+            (1, "/firecracker", &b"/firecracker\0--id\0ab-1\0"[..], Some("ab-1")),
+            (2, "/opt/firecracker-v1.13.1-x86_64", b"f\0", Some("firecracker-v1.13.1-x86_64-2")),
+            (3, "/firecracker", b"/firecracker\0--version\0", None),
+            (4, "/usr/bin/cloud-hypervisor", b"cloud-hypervisor\0-V\0", None),
+            (5, "/usr/bin/firecracker-containerd", b"firecracker-containerd\0", None),
+        ] {
+            process(root.path(), pid, program, line, &[]);
+            let found = discovery.inspect_new(pid).map(|vm| vm.name.to_string());
+            assert_eq!(found.as_deref(), name, "{program}");
+            assert!(discovery.inspect(pid).is_none(), "nothing says that it runs a VM");
+        }
     }
 
     #[test]

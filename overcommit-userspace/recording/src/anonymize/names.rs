@@ -21,8 +21,35 @@ pub(super) enum Kind {
 #[derive(Debug, Default)]
 pub struct Pseudonyms(BTreeMap<Kind, BTreeMap<String, String>>);
 
-/// Swap devices by what they are, which tells nobody's name.
-const DEVICES: [&str; 9] = ["zram", "zswap", "nvme", "sd", "vd", "xvd", "dm-", "md", "mmcblk"];
+/// Hypervisors that anybody can have.
+const HYPERVISORS: [&str; 8] = [
+    "qemu-system-",
+    "qemu-kvm",
+    "kvm",
+    "firecracker",
+    "cloud-hypervisor",
+    "crosvm",
+    "hypervisor",
+    "stratovirt",
+];
+
+/// Threads that each kernel has, by how their names begin.
+const KERNELS: [&str; 10] = [
+    "kswapd",
+    "kdamond",
+    "kcompactd",
+    "khugepaged",
+    "kworker",
+    "ksmd",
+    "kthreadd",
+    "migration/",
+    "oom_reaper",
+    "others",
+];
+
+/// Paths that are alike on all hosts.
+const PUBLIC: [&str; 6] =
+    ["/proc/", "/sys/", "/dev/kvm", "/dev/kmsg", "/run/libvirt/", "/var/run/libvirt/"];
 
 impl Pseudonyms {
     /// What stands for a name; nothing for none.
@@ -51,76 +78,132 @@ impl Pseudonyms {
         name.map(|name| self.of(kind, name))
     }
 
+    /// The name of a program's file, where it is no known hypervisor.
+    pub(super) fn of_program(&mut self, name: &str) -> String {
+        let is_known = HYPERVISORS.iter().any(|known| match known.strip_suffix('-') {
+            Some(_) => name.starts_with(known),
+            None => name == *known,
+        });
+        if is_known { name.to_owned() } else { self.of(Kind::Process, name) }
+    }
+
+    /// The name of a thread of the kernel, where not each kernel has it: some are called after what
+    /// they serve.
+    pub(super) fn of_kernel_thread(&mut self, name: &str) -> String {
+        let is_known = KERNELS.iter().any(|known| name.starts_with(known));
+        if is_known { name.to_owned() } else { self.of(Kind::Thread, name) }
+    }
+
     /// A thread's name, but for those that a hypervisor gives each vCPU.
     pub(super) fn of_thread(&mut self, name: &str) -> String {
-        let is_vcpu = |name: &str| name.starts_with("CPU ") && name.ends_with("/KVM");
-        if is_vcpu(name) || name.starts_with("fc_vcpu ") || name.starts_with("vcpu") {
-            return name.to_owned();
-        }
-        self.of(Kind::Thread, name)
+        let between = |start: &str, end: &str| {
+            name.strip_prefix(start).and_then(|rest| rest.strip_suffix(end)).is_some_and(is_number)
+        };
+        let is_vcpu = between("CPU ", "/KVM")
+            || between("CPU ", "/TCG")
+            || between("fc_vcpu ", "")
+            || between("vcpu", "");
+        if is_vcpu { name.to_owned() } else { self.of(Kind::Thread, name) }
     }
 
     /// A swap device's name, where it says more than what the device is.
     pub(super) fn of_device(&mut self, name: &str) -> String {
-        let is_plain = |kind: &str| {
-            let rest = name.strip_prefix(kind);
-            rest.is_some_and(|rest| rest.len() <= 8 && !rest.contains(['-', '_', '.', '/']))
+        let numbered = ["zram", "md", "dm-", "loop", "zswap"];
+        let is_numbered = |kind: &&str| {
+            name.strip_prefix(*kind).is_some_and(|rest| rest.is_empty() || is_number(rest))
         };
-        if DEVICES.iter().any(|kind| is_plain(kind)) {
-            return name.to_owned();
-        }
-        self.of(Kind::Device, name)
+        let is_lettered = |kind: &&str| {
+            let rest = name.strip_prefix(*kind);
+            let rest = rest.map(|rest| rest.trim_end_matches(|c: char| c.is_ascii_digit()));
+            rest.is_some_and(|rest| {
+                rest.len() <= 2 && rest.bytes().all(|byte| byte.is_ascii_lowercase())
+            })
+        };
+        let is_parted = |kind: &&str| {
+            let rest = name.strip_prefix(*kind);
+            rest.is_some_and(|rest| {
+                rest.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'n' | b'p'))
+            })
+        };
+        let is_plain = numbered.iter().any(is_numbered)
+            || ["sd", "vd", "xvd", "hd"].iter().any(is_lettered)
+            || ["nvme", "mmcblk"].iter().any(is_parted);
+        if is_plain { name.to_owned() } else { self.of(Kind::Device, name) }
     }
 
-    /// A sentence with pseudonyms in place of what it names, and without paths but the kernel's.
+    /// A sentence with pseudonyms in place of what it names, and without paths but those that all
+    /// hosts have.
     pub(super) fn scrub(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for kind in [Kind::Cgroup, Kind::Uuid, Kind::Vm, Kind::Host] {
-            let mut given: Vec<_> = self.0.get(&kind).into_iter().flatten().collect();
-            given.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
-            for (name, pseudonym) in given {
-                text = replaced(&text, name, pseudonym);
-            }
-        }
-        without_paths(&text)
+        // A monitor's path may be anything.
+        let text = match text.strip_prefix("monitor ").and_then(|rest| rest.split_once(": ")) {
+            Some((_, why)) => format!("monitor PATH: {why}"),
+            None => text.to_owned(),
+        };
+        let kinds = [Kind::Cgroup, Kind::Uuid, Kind::Vm, Kind::Host];
+        let mut given: Vec<(&String, &String)> =
+            kinds.iter().filter_map(|kind| self.0.get(kind)).flatten().collect();
+        given.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+        without_paths(&replaced(&text, &given))
     }
 }
 
-/// Whether a character can be part of a longer name.
-fn is_of_name(c: char) -> bool {
-    c.is_alphanumeric() || matches!(c, '-' | '_' | '.')
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// With another name in place of one, where it stands by itself.
-fn replaced(text: &str, name: &str, by: &str) -> String {
+/// Whether a character can be part of a longer name, or of a path.
+fn is_of_name(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/')
+}
+
+/// With what stands for each name in its place, where it stands by itself.
+fn replaced(text: &str, given: &[(&String, &String)]) -> String {
     let mut made = String::new();
     let mut rest = text;
-    while let Some(at) = rest.find(name) {
-        let (before, from) = rest.split_at(at);
-        let after = &from[name.len()..];
-        made.push_str(before);
-        let is_longer = made.chars().next_back().is_some_and(is_of_name)
-            || after.chars().next().is_some_and(is_of_name) && !after.starts_with(". ");
-        made.push_str(if is_longer && after != "." { name } else { by });
-        rest = after;
+    let mut before = None;
+    while let Some(c) = rest.chars().next() {
+        let starts_alone = !before.is_some_and(is_of_name);
+        let found = given.iter().find(|(name, _)| {
+            let after = rest.strip_prefix(name.as_str());
+            starts_alone && after.is_some_and(ends_alone)
+        });
+        let length = match found {
+            Some((name, pseudonym)) => {
+                made.push_str(pseudonym);
+                name.len()
+            }
+            None => {
+                made.push(c);
+                c.len_utf8()
+            }
+        };
+        before = rest[..length].chars().next_back();
+        rest = &rest[length..];
     }
-    made + rest
+    made
+}
+
+/// Whether a name ends before this: a full stop behind it is none of its own.
+fn ends_alone(after: &str) -> bool {
+    let after = after
+        .strip_prefix('.')
+        .filter(|rest| rest.is_empty() || rest.starts_with(' '))
+        .unwrap_or(after);
+    !after.chars().next().is_some_and(is_of_name)
 }
 
 fn without_paths(text: &str) -> String {
     let is_private = |word: &str| {
-        word.starts_with('/')
-            && word.len() > 1
-            && !["/proc/", "/sys/", "/dev/kvm", "/cgroup-"].iter().any(|own| word.starts_with(own))
+        let is_path = word.starts_with('/') && word.len() > 1;
+        let is_public =
+            word.starts_with("/cgroup-") || PUBLIC.iter().any(|path| word.starts_with(path));
+        is_path && !is_public || word.contains(".sock")
     };
     let word = |word: &str| {
-        let from = word.find('/').unwrap_or(0);
-        let is_quoted = word[..from].chars().all(|c| !c.is_alphanumeric());
+        let from = word.find(|c: char| c == '/' || c.is_alphanumeric()).unwrap_or(0);
         let end = word.trim_end_matches([',', '.', ':', ';', ')', '"', '\'']).len();
         match word.get(from..end) {
-            Some(path) if is_quoted && is_private(path) => {
-                format!("{}PATH{}", &word[..from], &word[end..])
-            }
+            Some(path) if is_private(path) => format!("{}PATH{}", &word[..from], &word[end..]),
             _ => word.to_owned(),
         }
     };
@@ -139,24 +222,51 @@ mod tests {
         assert_eq!(names.of(Kind::Vm, "billing"), "vm-1");
         assert_eq!(names.of(Kind::Host, "billing"), "host-1");
         assert_eq!(names.of(Kind::Vm, ""), "");
-        assert_eq!(names.of_thread("CPU 3/KVM"), "CPU 3/KVM");
-        assert_eq!(names.of_thread("acme-worker"), "thread-1");
-        assert_eq!(names.of_device("nvme0n1"), "nvme0n1");
-        assert_eq!(names.of_device("sdacme-secret"), "swap-1");
-        assert_eq!(names.of_device("acme.swap"), "swap-2");
+    }
+
+    #[test]
+    fn what_every_host_has_keeps_its_name() {
+        let mut names = Pseudonyms::default();
+        for thread in ["CPU 3/KVM", "fc_vcpu 0", "vcpu12"] {
+            assert_eq!(names.of_thread(thread), thread);
+        }
+        for thread in ["acme-worker", "CPU acme/KVM", "vcpu-acme", "vcpu"] {
+            assert!(names.of_thread(thread).starts_with("thread-"), "{thread}");
+        }
+        for device in ["nvme0n1", "nvme1n1p3", "sda2", "vdb", "zram0", "dm-7", "mmcblk0p2"] {
+            assert_eq!(names.of_device(device), device);
+        }
+        for device in ["sdbilling", "mdsecret1", "acme.swap", "swapfile", "nvme-acme"] {
+            assert!(names.of_device(device).starts_with("swap-"), "{device}");
+        }
+        assert_eq!(names.of_kernel_thread("kswapd0"), "kswapd0");
+        assert!(names.of_kernel_thread("drbd_w_acme").starts_with("thread-"));
+        assert_eq!(names.of_program("qemu-system-x86_64"), "qemu-system-x86_64");
+        assert!(names.of_program("acme-sandboxd").starts_with("process-"));
     }
 
     #[test]
     fn a_sentence_names_nobody() {
         let mut names = Pseudonyms::default();
-        for (kind, name) in [(Kind::Vm, "web"), (Kind::Vm, "web-1"), (Kind::Cgroup, "/acme/web")] {
+        for (kind, name) in [
+            (Kind::Vm, "web"),
+            (Kind::Vm, "web-1"),
+            (Kind::Vm, "vm-1"),
+            (Kind::Vm, "kvm"),
+            (Kind::Cgroup, "/acme/web"),
+        ] {
             names.of(kind, name);
         }
         for (said, scrubbed) in [
             ("web shares its cgroup with web-1.", "vm-1 shares its cgroup with vm-2."),
+            ("web and vm-1", "vm-1 and vm-3"),
             ("website and web-10 stay", "website and web-10 stay"),
             ("its cgroup /acme/web holds others", "its cgroup /cgroup-1 holds others"),
             ("/run/acme/web.sock: refused (see /proc/swaps)", "PATH: refused (see /proc/swaps)"),
+            ("monitor /srv/Acme Billing/qmp: no answer", "monitor PATH: no answer"),
+            ("monitor acme.qmp: no answer", "monitor PATH: no answer"),
+            ("(run/acme.sock)", "(PATH)"),
+            ("/dev/kmsg: not permitted, nor /dev/kvm", "/dev/kmsg: not permitted, nor /dev/kvm"),
             ("read and/or written, \"/etc/x\"", "read and/or written, \"PATH\""),
         ] {
             assert_eq!(names.scrub(said), scrubbed);

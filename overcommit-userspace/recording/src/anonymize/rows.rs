@@ -2,13 +2,16 @@
 
 use crate::anonymize::names::{Kind, Pseudonyms};
 use crate::format::csv::{header, reader, text, untext};
+use crate::model::columns::{self, Column};
 use crate::model::evictions::AggressorClass;
-use crate::recording::Folder;
+use crate::recording::{Folder, span};
 use anyhow::{Context, Result};
 use csv::{StringRecord, Terminator, WriterBuilder};
+use std::collections::BTreeSet;
 use std::io::{BufReader, BufWriter, Write};
 
-/// Copies a table. A last row that is torn is left out.
+/// Copies a table. A last row that is torn is left out, and so is what stands in columns that this
+/// version does not know.
 ///
 /// # Errors
 /// It cannot be read, or the copy cannot be written.
@@ -20,6 +23,7 @@ pub(super) fn copy(from: &Folder, to: &Folder, name: &str, names: &mut Pseudonym
     let mut file = BufWriter::new(to.append(name)?);
     file.write_all(&header(&columns))?;
     let mut copied = WriterBuilder::new().terminator(Terminator::Any(b'\n')).from_writer(file);
+    let known = known_columns();
     let mut row = StringRecord::new();
     while rows.read_record(&mut row).with_context(failed)? {
         if row.len() < columns.len() {
@@ -28,11 +32,28 @@ pub(super) fn copy(from: &Folder, to: &Folder, name: &str, names: &mut Pseudonym
         let cells: Vec<String> = columns
             .iter()
             .zip(&row)
-            .map(|(column, plain)| cell(column, plain, &columns, &row, names))
+            .map(|(column, plain)| match known.contains(column.as_str()) {
+                true => cell(column, plain, &columns, &row, names),
+                false => String::new(),
+            })
             .collect();
         copied.write_record(&cells).with_context(failed)?;
     }
     copied.flush().with_context(failed)
+}
+
+fn known_columns() -> BTreeSet<String> {
+    fn names<T>(columns: Vec<Column<T>>) -> impl Iterator<Item = String> {
+        columns.into_iter().map(|column| column.name.into_owned())
+    }
+    let marks = span::COLUMNS.map(str::to_owned);
+    names(columns::metrics())
+        .chain(names(columns::vms()))
+        .chain(names(columns::host()))
+        .chain(names(columns::evictions()))
+        .chain(names(columns::slow_faults()))
+        .chain(marks)
+        .collect()
 }
 
 fn cell(
@@ -55,8 +76,7 @@ fn cell(
             match class {
                 Some(AggressorClass::Vm) => of(names, Kind::Vm),
                 Some(AggressorClass::Process) | None => of(names, Kind::Process),
-                // Threads of the kernel, which it names itself.
-                Some(_) => plain.to_owned(),
+                Some(_) => text(&names.of_kernel_thread(name)),
             }
         }
         "thread" => text(&names.of_thread(name)),

@@ -1,7 +1,6 @@
 //! run.json without names.
 //!
-//! Structs are taken apart as a whole, so that a new field has to be thought of here; of a VM the
-//! known names are replaced, and a test looks for them in the copy of a recording with every field.
+//! Structs are taken apart as a whole, so that a new field has to be thought of here.
 
 use crate::anonymize::names::{Kind, Pseudonyms};
 use crate::model::name::Name;
@@ -86,21 +85,83 @@ fn scrub_all(texts: &mut [String], names: &Pseudonyms) {
     texts.iter_mut().for_each(|text| *text = names.scrub(text));
 }
 
+/// Of each VM what it is called is replaced; reasons are scrubbed once all names are known.
 fn vm(of: &RunVm, others: &[RunVm], names: &mut Pseudonyms) -> RunVm {
-    let name = names.of(Kind::Vm, &of.name);
+    let RunVm {
+        vm_id,
+        name,
+        named_by,
+        uuid,
+        proxmox_id: _,
+        pid,
+        folder: _,
+        executable,
+        vcpus,
+        memory_bytes,
+        backing,
+        accelerator,
+        cgroup,
+        first_seen_us,
+        ended_us,
+        ended_by,
+        exit,
+        departure,
+        faults_before,
+        vcpus_known_by,
+        vcpu_times,
+        swapins,
+        file_faults,
+        start,
+        swap_sources,
+        balloon_unknown,
+        working_set_unknown,
+        evictions_absent,
+        exits_absent,
+        faults_hidden,
+        seen,
+        coverage,
+        not_counted,
+    } = of.clone();
+    let name = names.of(Kind::Vm, &name);
     RunVm {
         folder: free_folder(&Name::new(name.clone()), others),
         name,
-        uuid: names.of_some(Kind::Uuid, of.uuid.as_ref()),
+        uuid: names.of_some(Kind::Uuid, uuid.as_ref()),
         proxmox_id: None,
-        cgroup: names.of_some(Kind::Cgroup, of.cgroup.as_ref()),
-        swapins: of.swapins.clone().map(|mut swapins| {
+        executable: names.of_program(&executable),
+        cgroup: names.of_some(Kind::Cgroup, cgroup.as_ref()),
+        swapins: swapins.map(|mut swapins| {
             let from = std::mem::take(&mut swapins.from_device);
             swapins.from_device =
                 from.into_iter().map(|(device, pages)| (names.of_device(&device), pages)).collect();
             swapins
         }),
-        ..of.clone()
+        vm_id,
+        named_by,
+        pid,
+        vcpus,
+        memory_bytes,
+        backing,
+        accelerator,
+        first_seen_us,
+        ended_us,
+        ended_by,
+        exit,
+        departure,
+        faults_before,
+        vcpus_known_by,
+        vcpu_times,
+        file_faults,
+        start,
+        swap_sources,
+        balloon_unknown,
+        working_set_unknown,
+        evictions_absent,
+        exits_absent,
+        faults_hidden,
+        seen,
+        coverage,
+        not_counted,
     }
 }
 
@@ -172,7 +233,14 @@ fn objectives(run: &Run, vms: &[RunVm]) -> Result<Vec<String>> {
             continue;
         };
         let meant = run.vms.iter().zip(vms).filter(|(vm, _)| objective.is_for(vm));
-        let meant: BTreeSet<&str> = meant.map(|(_, vm)| vm.name.as_str()).collect();
+        // A name that several have is for all of them.
+        let is_only = |name: &str| vms.iter().filter(|vm| vm.name == name).count() == 1;
+        let meant: BTreeSet<&str> = meant
+            .map(|(_, vm)| match &vm.uuid {
+                Some(uuid) if !is_only(&vm.name) => uuid.as_str(),
+                _ => vm.name.as_str(),
+            })
+            .collect();
         if meant.is_empty() {
             texts.push(format!("nobody:{bound}"));
         }

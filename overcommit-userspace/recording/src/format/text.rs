@@ -57,7 +57,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
     let bytes = number * 1_024f64.powi(power);
     ensure!(
         bytes.is_finite() && (LEAST..1e18).contains(&bytes),
-        "{text} is less than 1M, or too much"
+        "{text} is too small (less than 1M) or too large"
     );
     Ok(bytes as u64)
 }

@@ -8,13 +8,16 @@ use crate::html::curve::{Plot, plot};
 use crate::html::tables::whole;
 use crate::model::latencies::Latencies;
 use crate::model::name::escape;
-use crate::view::comparison_text::{COLUMNS, WITHOUT_CLAIM, cells, headline, in_order, notes};
+use crate::view::comparison_text::{COLUMNS, WITHOUT_CLAIM, cells, gaps, headline, in_order};
 use crate::view::style::plain;
 use anyhow::Result;
 use askama::Template;
+use std::collections::BTreeMap;
 
 /// VMs whose curves are drawn.
 const DRAWN: usize = 24;
+/// Figures that a title names.
+const TITLED: usize = 3;
 /// Recordings of a side that are named.
 const NAMED: usize = 4;
 
@@ -45,8 +48,11 @@ pub fn comparison(compared: &Comparison, base: &[Side], new: &[Side]) -> Result<
     let (mut pairs, _) = matched(base, new);
     // The VM whose figures come first comes first.
     let entries = in_order(&compared.compared);
-    let place = |pair: &Pair<'_>| entries.iter().position(|entry| entry.vm == pair.name);
-    pairs.sort_by_key(|pair| place(pair).unwrap_or(usize::MAX));
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+    for (place, entry) in entries.iter().enumerate() {
+        places.entry(&entry.vm).or_insert(place);
+    }
+    pairs.sort_by_key(|pair| places.get(pair.name.as_str()).copied().unwrap_or(usize::MAX));
     let not_drawn = pairs.len().saturating_sub(DRAWN);
     pairs.truncate(DRAWN);
     let drawn = pairs.iter().map(|pair| (pair.name.clone(), plots(pair)));
@@ -65,9 +71,34 @@ pub fn comparison(compared: &Comparison, base: &[Side], new: &[Side]) -> Result<
 
 /// What changed for whom, in a line.
 fn title(compared: &Comparison) -> String {
+    let of = |is_more: bool| -> Vec<String> {
+        let real = compared.compared.iter().filter(|entry| entry.is_real);
+        let changed = real.filter(|entry| entry.is_more() == is_more);
+        changed.map(|entry| format!("{} {}", entry.vm, cells(entry)[1])).collect()
+    };
+    let said = [("WORSE", of(true)), ("Better", of(false))].into_iter().filter_map(|(word, of)| {
+        let more = of.len().saturating_sub(TITLED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let named = of.iter().take(TITLED).cloned().collect::<Vec<_>>().join(", ");
+        (!of.is_empty()).then(|| format!("{word}: {named}{more}."))
+    });
+    let said = said.collect::<Vec<_>>().join(" ");
+    if !said.is_empty() {
+        return said;
+    }
     let headline = plain(&headline(&compared.compared));
     let title = headline.split_whitespace().collect::<Vec<_>>().join(" ");
     title.strip_suffix(WITHOUT_CLAIM).unwrap_or(&title).trim_end().to_owned()
+}
+
+/// What makes the sides unlike, and what could not be compared.
+fn notes(compared: &Comparison) -> Vec<String> {
+    let sentence = |warning: &String| {
+        let mut letters = warning.chars();
+        let first = letters.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
+        format!("{first}{}.", letters.as_str())
+    };
+    compared.warnings.iter().map(sentence).chain(gaps(compared)).collect()
 }
 
 fn row(entry: &Compared) -> Row {

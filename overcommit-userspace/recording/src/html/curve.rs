@@ -31,9 +31,9 @@ pub(super) struct Plot {
     pub(super) size: [f64; 2],
     /// Where the lines of the grid begin and end.
     pub(super) area: [f64; 4],
-    /// Place and name of each percentile, and of each decade of latency.
+    /// Place and name of each percentile, and of latencies.
     pub(super) percentiles: Vec<(String, &'static str)>,
-    pub(super) decades: Vec<(String, String)>,
+    pub(super) latencies: Vec<(String, String)>,
     pub(super) curves: Vec<Curve>,
 }
 
@@ -56,14 +56,19 @@ pub(super) fn plot(metric: &str, sides: [(&'static str, &Latencies); 2]) -> Opti
     let y = |ns: f64| {
         BOTTOM - (ns.max(1.0).log10() - range[0]) / (range[1] - range[0]) * (BOTTOM - TOP)
     };
+    let within = |ns: &u64| (range[0]..range[1]).contains(&(*ns as f64).log10());
     let decades = (0..12).map(|power| 10u64.pow(power));
-    let decades = decades.filter(|ns| (range[0]..range[1]).contains(&(*ns as f64).log10()));
+    let mut ticks: Vec<u64> = decades.clone().filter(within).collect();
+    if ticks.len() < 2 {
+        ticks = decades.flat_map(|ns| [ns, 2 * ns, 5 * ns]).filter(within).collect();
+    }
     Some(Plot {
         metric: metric.to_owned(),
         size: [WIDTH, HEIGHT],
         area: [LEFT, RIGHT, TOP, BOTTOM],
         percentiles: NAMED.iter().map(|(of, name)| (number(x(nines(*of))), *name)).collect(),
-        decades: decades
+        latencies: ticks
+            .into_iter()
             .map(|ns| {
                 (number(y(ns as f64)), latency(Some(ns)).replace(".00", "").replace(".0", ""))
             })
@@ -156,8 +161,16 @@ mod tests {
             before.points.split(' ').next().unwrap().split(',').nth(1),
             Some(&*after.end[1])
         );
-        let names: Vec<&str> = plot.decades.iter().map(|(_, name)| name.as_str()).collect();
+        let names: Vec<&str> = plot.latencies.iter().map(|(_, name)| name.as_str()).collect();
         assert_eq!(names, ["1\u{a0}µs", "10\u{a0}µs", "100\u{a0}µs", "1\u{a0}ms"]);
+    }
+
+    #[test]
+    fn there_is_a_scale_within_a_decade() {
+        let narrow = of(&[(200_000, 5), (500_000, 5)]);
+        let plot = plot("swapin", [("before", &narrow), ("after", &narrow)]).unwrap();
+        let names: Vec<&str> = plot.latencies.iter().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(names, ["200\u{a0}µs", "500\u{a0}µs"]);
     }
 
     #[test]

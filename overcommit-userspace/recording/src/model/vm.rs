@@ -158,7 +158,7 @@ impl Vm {
     pub fn gone(id: VmId) -> Self {
         Self {
             id,
-            name: Name::new(format!("vm-{}", id.pid)),
+            name: Name::new(format!("gone-{}", id.pid)),
             named_by: NamedBy::Pid,
             uuid: None,
             proxmox_id: None,

@@ -37,6 +37,25 @@ pub fn watch(watch: Watch) {
     let _ = WATCH.set(watch);
 }
 
+/// A recording that is read. However that ends, it is over.
+struct Watched {
+    intervals: u64,
+}
+
+impl Watched {
+    fn at(&self, done: u64) {
+        if let Some(watch) = WATCH.get() {
+            watch(done, self.intervals);
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.at(self.intervals);
+    }
+}
+
 /// Of which metrics the distributions are wanted: they take most of the time.
 pub type Wanted<'a> = &'a dyn Fn(&MetricName) -> bool;
 
@@ -101,14 +120,13 @@ impl Recording {
         let members = self.members();
         let mut files = Files::open(self, &members)?;
         let mut reader = hlog::LineReader::default();
+        let watched = Watched { intervals: self.run.recorded.intervals };
         while let Some((mut interval, lines)) = files.next()? {
             if span.holds(interval.place.start_us, interval.place.length_ns) {
                 decode(&mut interval, &lines, wanted, &mut reader)?;
                 take(&interval, &lines)?;
             }
-            if let Some(watch) = WATCH.get() {
-                watch(interval.place.number + 1, self.run.recorded.intervals);
-            }
+            watched.at(interval.place.number + 1);
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ struct LatencyLog {
     vm_id: String,
     /// The VM's folder.
     folder: String,
+    /// Its length, but for its head.
+    written: u64,
     /// `None` once the VM has ended: more may come and go in one interval than files can be open.
     file: Option<File>,
 }
@@ -129,6 +131,7 @@ impl Writer {
             None => self.folder.append(&name)?,
         };
         file.write_all(&lines).with_context(|| format!("cannot write {name}"))?;
+        log.written += lines.len() as u64;
         self.written += lines.len() as u64;
         log.file = run.vms[vm.vm].ended_us.is_none().then_some(file);
         Ok(())
@@ -144,7 +147,11 @@ impl Writer {
             }
             let log = self.begin_log(run, vm)?;
             match self.latency_logs.get_mut(place) {
-                Some(there) => left_out.push(std::mem::replace(there, log).folder),
+                Some(there) => {
+                    let there = std::mem::replace(there, log);
+                    self.written -= there.written;
+                    left_out.push(there.folder);
+                }
                 None => self.latency_logs.push(log),
             }
         }
@@ -157,7 +164,7 @@ impl Writer {
         let head = hlog::header(run.clocks.start.realtime_ns / 1_000)?;
         file.write_all(&head).with_context(|| format!("cannot write {name}"))?;
         let (vm_id, folder) = (vm.vm_id.clone(), vm.folder.clone());
-        Ok(LatencyLog { vm_id, folder, file: vm.ended_us.is_none().then_some(file) })
+        Ok(LatencyLog { vm_id, folder, written: 0, file: vm.ended_us.is_none().then_some(file) })
     }
 
     /// Adds slow faults.

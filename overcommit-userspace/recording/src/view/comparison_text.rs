@@ -15,21 +15,23 @@ pub fn text(compared: &Comparison) -> String {
         let said = often(&compared.compared);
         let _ = writeln!(text, "\n{}\n", table(&compared.compared, said).trim_fmt());
     }
-    for note in notes(compared) {
-        let _ = writeln!(text, "{}", wrapped(&note, "", "  "));
+    for gap in gaps(compared) {
+        let _ = writeln!(text, "{}", wrapped(&gap, "", "  "));
+    }
+    for warning in &compared.warnings {
+        let _ = writeln!(text, "{}", wrapped(&format!("Note: {warning}."), "", "  "));
     }
     text
 }
 
-/// What could not be compared, and what makes the sides unlike, each a sentence.
-pub(crate) fn notes(compared: &Comparison) -> Vec<String> {
+/// What could not be compared, each a sentence.
+pub(crate) fn gaps(compared: &Comparison) -> Vec<String> {
     let unmatched = compared.unmatched.iter();
-    let mut notes: Vec<String> = unmatched
+    let mut gaps: Vec<String> = unmatched
         .map(|vm| format!("{vm}: not in every recording, or its name is not unique there."))
         .collect();
-    notes.extend(compared.left_out.iter().map(|left_out| format!("{left_out}: not compared.")));
-    notes.extend(compared.warnings.iter().map(|warning| format!("Note: {warning}.")));
-    notes
+    gaps.extend(compared.left_out.iter().map(|left_out| format!("{left_out}: not compared.")));
+    gaps
 }
 
 /// What leads to the table where nothing can be told.

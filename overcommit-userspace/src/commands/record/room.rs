@@ -9,8 +9,9 @@ use std::fs::File;
 /// Bytes that a summary takes with its page, at the most, and with the distributions of each VM.
 const SUMMARY: u64 = 1_500_000;
 const SUMMARY_OF_VM: u64 = 100_000;
-/// Part of what there is that is kept for the summary at the most.
+/// Parts of what there is that are kept for the summary at the most.
 const PART: u64 = 4;
+const PART_OF_MOST: u64 = 2;
 
 /// What a recording may take.
 pub(in crate::commands) struct Room {
@@ -35,7 +36,7 @@ impl Room {
     /// Why a recording of so many VMs is to end now that its logs have that many bytes, if so.
     pub(in crate::commands) fn end(&self, written: u64, vms: usize) -> Option<StoppedBy> {
         let summary = SUMMARY + SUMMARY_OF_VM * vms as u64;
-        let is_full = |most: u64| written >= most - summary.min(most / PART);
+        let is_full = |most: u64| written >= most - summary.min(most / PART_OF_MOST);
         if self.most.is_some_and(is_full) {
             return Some(StoppedBy::MaxSize);
         }
@@ -63,9 +64,9 @@ mod tests {
         let large = room(100_000_000);
         assert_eq!(large.end(98_000_000, 2), None);
         assert_eq!(large.end(98_300_000, 2), Some(StoppedBy::MaxSize));
-        // Of a small one no more than a quarter.
-        assert_eq!(room(1_000_000).end(749_999, 100), None);
-        assert_eq!(room(1_000_000).end(750_000, 100), Some(StoppedBy::MaxSize));
+        // Of a small one no more than half.
+        assert_eq!(room(1_000_000).end(499_999, 100), None);
+        assert_eq!(room(1_000_000).end(500_000, 100), Some(StoppedBy::MaxSize));
         let nearly = Room { free: u64::MAX, ..Room::new(&folder, None).unwrap() };
         assert_eq!(nearly.end(0, usize::MAX / 1_000_000), Some(StoppedBy::DiskFull));
     }
