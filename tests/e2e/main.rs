@@ -6,6 +6,7 @@
 mod ab;
 mod causes;
 mod command;
+mod cost;
 mod counts;
 mod disk;
 mod evictions;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         ab::TESTS,
         causes::TESTS,
         command::TESTS,
+        cost::TESTS,
         counts::TESTS,
         disk::TESTS,
         evictions::TESTS,

@@ -1,7 +1,7 @@
 //! Builds the eBPF programs, and what else the binary carries, then the binary.
 
 use crate::plots;
-use crate::setup::{BPF_LINKER, rust_source, rust_target, show};
+use crate::setup::{BPF_LINKER, require_root, rust_source, rust_target, show};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::PathBuf;
@@ -128,6 +128,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let binary = static_binary(args.arch)?;
     println!("built {}", binary.display());
     Ok(())
+}
+
+/// Measures what tracing adds to a page fault.
+///
+/// # Errors
+/// The build fails, or something cannot be traced.
+pub(crate) fn bench(json: bool) -> Result<()> {
+    require_root("bench")?;
+    all()?;
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args(["bench", "--quiet", "--package", "overcommit-userspace"]);
+    cargo.args(["--bench", "price", "--"]).args(json.then_some("--json"));
+    show(cargo.env("OVERCOMMIT_BINARY", testbed::overcommit()))
 }
 
 /// Builds a static binary; gives its file.

@@ -30,6 +30,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure what tracing adds to a page fault, beside other tools
+    Bench {
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Build the eBPF programs
     BuildEbpf,
     /// Build everything
@@ -67,6 +73,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = undo::on_signals().and_then(|()| match cli.command {
+        Command::Bench { json } => build::bench(json),
         Command::BuildEbpf => build::ebpf(build::Arch::HOST),
         Command::Build(args) => build::run(&args),
         Command::Demo(args) => demo::run(&args),

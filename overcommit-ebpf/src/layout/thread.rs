@@ -234,7 +234,8 @@ pub const READY: u64 = 1 << 37;
 pub const APF_OLDER_AT: u32 = 32;
 
 /// In [`Window::reason`]: the guest's tables had an entry for the page, which did not allow what the
-/// guest wanted. That is no wait for memory unless a fault lies in the window.
+/// guest wanted; or it was a guest of the guest that left. That is no wait for memory unless a fault
+/// lies in the window.
 pub const PROTECTED: u64 = 1 << 38;
 
 /// In [`Window::reason`]: the lowest bit of `task_struct::nvcsw` at the exit, as far as there is

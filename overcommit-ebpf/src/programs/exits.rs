@@ -104,6 +104,17 @@ pub(crate) fn kvm_mmio(_ctx: TracePointContext) -> u32 {
     0
 }
 
+/// On x86: the guest that left is one within the VM (`svm_handle_exit`, arch/x86/kvm/svm/svm.c;
+/// `nested_vmx_reflect_vmexit`, arch/x86/kvm/vmx/nested.c; 6.1 to 7.3). KVM hands such an exit to the
+/// VM, or fills the tables that it keeps for that guest.
+#[tracepoint]
+pub(crate) fn kvm_nested_vmexit(_ctx: TracePointContext) -> u32 {
+    if let Some(window) = open_window() {
+        set(&window.reason, get(&window.reason) | PROTECTED);
+    }
+    0
+}
+
 /// On arm64, whose `kvm_exit` does not say what a memory exit was for (`kvm_handle_guest_abort`,
 /// arch/arm64/kvm/mmu.c).
 #[tracepoint]
@@ -219,7 +230,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
     let within = within + get(&window.attempts_ns);
     // KVM mends such an entry by itself, and without sleep, as when it logs what a migrating guest
-    // writes; where faults are not seen by calls it may have been one.
+    // writes, or for a guest of the guest; where faults are not seen by calls it may have been one.
     let is_mended =
         reason & PROTECTED != 0 && within == 0 && BEGINS_AT_CALL.load() != 0 && !slept(window);
     let is_memory = reason & (MEMORY | MMIO) == MEMORY && !is_mended;

@@ -7,13 +7,18 @@ use crate::host::working_set::{Capabilities, Wanted as WantedSource};
 use crate::kernel;
 use crate::kernel::capability::{self, CapabilitySet};
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
+use crate::probes::footprint::KernelMemory;
 use crate::probes::host::{HostProbe, Trial};
 use crate::probes::object::Sizes;
 use crate::probes::sight::Sight;
 use crate::probes::{Kernel, Probes, sight, tracefs};
+use crate::sampler::roster::Selection;
+use crate::session::Want;
 use crate::terminal::{print, print_json};
 use crate::vm::Discovery;
+use crate::vm::owner::Room;
 use anyhow::{Result, anyhow};
+use overcommit_recording::format::text::readable_bytes;
 use overcommit_recording::model::coverage::{Coverage, MetricCoverage, absent};
 use overcommit_recording::model::memory::Source;
 use overcommit_recording::model::run::HookState;
@@ -106,6 +111,8 @@ struct Report {
     working_sets: [WorkingSetSource; 2],
     /// What the host has, and which VMs run on it.
     host: Inventory,
+    /// What it takes to record them; `None` where no backend is allowed.
+    kernel_memory: Option<KernelMemory>,
 }
 
 #[derive(Serialize)]
@@ -180,6 +187,9 @@ fn look() -> Result<Report> {
     let coverage = sight::declared(&sight);
     let working_sets =
         working_sets(kernel.as_ref().is_ok_and(|kernel| kernel.layout.mglru_sees_guests));
+    let want = Want::new(&Selection::default(), Room::for_vms(&vms, |vm| discovery.login_user(vm)));
+    let memory = |backend| KernelMemory::for_vms(want.sizes(backend)?, vms.len());
+    let kernel_memory = auto.map(memory).transpose()?;
     let reach = match auto {
         None => Reach::Nothing,
         Some(_) if absent(&coverage).is_empty() && is_measured(&working_sets) => Reach::Full,
@@ -207,6 +217,7 @@ fn look() -> Result<Report> {
         kills_unreadable: OomKills::follow().1,
         working_sets,
         host: Inventory::read(Path::new("/proc"), Path::new("/sys"), &vms),
+        kernel_memory,
     })
 }
 
@@ -261,7 +272,13 @@ fn summary(report: &Report) -> String {
     let refused = better.chain(sources);
     let refused = refused.filter_map(|(name, why)| Some((name.to_owned(), why?.to_owned())));
     facts::list(&mut out, "In the way", &refused.collect::<Vec<_>>());
-    report.host.facts().write(&mut out, "Host");
+    let mut facts = report.host.facts();
+    let memory = report.kernel_memory.map(|memory| {
+        let [start, most] = [memory.start_bytes, memory.most_bytes].map(readable_bytes);
+        format!("takes {start} of kernel memory at the start, {most} at most")
+    });
+    facts.add("recording", memory);
+    facts.write(&mut out, "Host");
     out
 }
 

@@ -21,6 +21,7 @@ use crate::host::working_set::guard::{self, GUARD};
 use crate::host::working_set::{self, Wanted};
 use crate::kernel::capability::CapabilitySet;
 use crate::kernel::{self, capability};
+use crate::probes::stats::{self, STATS};
 use crate::self_test::{FAULTS, faults};
 use crate::terminal::show_reading;
 use crate::vm::Discovery;
@@ -95,6 +96,12 @@ enum Command {
     /// The process of `check --self-test` that takes faults
     #[command(name = FAULTS, hide = true)]
     SelfTestFaults,
+    /// The process of a recorder that has its eBPF programs timed
+    #[command(name = STATS, hide = true)]
+    ProgramStats {
+        /// Their numbers
+        programs: Vec<u32>,
+    },
     /// The process that puts DAMON back for a recorder that is killed
     #[command(name = GUARD, hide = true)]
     DamonGuard {
@@ -133,6 +140,7 @@ impl Cli {
             Command::Completions(args) => manual::completions(&args),
             Command::ManPages(args) => manual::man_pages(&args),
             Command::SelfTestFaults => faults::run().map(|()| ExitCode::SUCCESS),
+            Command::ProgramStats { programs } => stats::run(&programs).map(|()| ExitCode::SUCCESS),
             Command::DamonGuard { stat } => guard::run(stat).map(|()| ExitCode::SUCCESS),
         }
     }

@@ -320,7 +320,7 @@ async fn begin(
     of_user: OfUser,
     waiter: &mut Waiter,
 ) -> Result<Result<(Session, HostOptions, Option<Load>), ExitCode>> {
-    let (mut session, host) = args.subject.attach(selection, room)?;
+    let (mut session, host) = args.subject.attach(selection, room, true)?;
     waiter.watch(session.events())?;
     if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {
         return Ok(Err(stopped(signal)));

@@ -87,7 +87,7 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         Ok(room) => room,
         Err(code) => return Ok(code),
     };
-    let mut session = args.subject.begin(selection, room, &mut waiter, false)?;
+    let mut session = args.subject.begin(selection, room, &mut waiter, false, false)?;
     if let Woken::Signal(_) = waiter.rest(Duration::ZERO).await {
         return Ok(ExitCode::SUCCESS);
     }

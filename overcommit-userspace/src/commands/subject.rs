@@ -60,7 +60,8 @@ pub(super) struct Subject {
 }
 
 impl Subject {
-    /// Attaches to the VMs that are selected; how the host is to be looked at comes with it.
+    /// Attaches to the VMs that are selected; how the host is to be looked at comes with it. `cost`
+    /// where it is to be measured what that costs.
     ///
     /// # Errors
     /// What this host lacks, or the kernel refuses.
@@ -68,13 +69,14 @@ impl Subject {
         &self,
         selection: Selection,
         room: Room,
+        cost: bool,
     ) -> Result<(Session, HostOptions)> {
         let kernel = Kernel::read().context("no backend works here")?;
         self.host.require_working_set(kernel.layout.mglru_sees_guests)?;
         let decision = choose(&kernel, self.backend)?;
         let mut want = Want::new(&selection, room);
         (want.slow_faults, want.verbose) = (self.slow_faults, self.verbose);
-        want.causes = self.causes;
+        (want.causes, want.cost) = (self.causes, cost);
         want.without.clone_from(&self.without);
         let roster = Roster::new(Discovery::new("/proc"), selection);
         let host = self.host.read(kernel.layout.mglru_sees_guests);
@@ -85,7 +87,7 @@ impl Subject {
     }
 
     /// Attaches, gives up what is not needed any more, and begins to count. `for_user` where a
-    /// recording is for a user who ran sudo.
+    /// recording is for a user who ran sudo; `cost` as there.
     ///
     /// # Errors
     /// As [`Self::attach`]; or the kernel refuses something else.
@@ -95,8 +97,9 @@ impl Subject {
         room: Room,
         waiter: &mut Waiter,
         for_user: bool,
+        cost: bool,
     ) -> Result<RunningSession> {
-        let (session, host) = self.attach(selection, room)?;
+        let (session, host) = self.attach(selection, room, cost)?;
         waiter.watch(session.events())?;
         capability::keep_what_records(for_user)?;
         session.begin(self.options(&self.objectives.read()), &host)

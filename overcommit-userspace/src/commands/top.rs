@@ -146,7 +146,8 @@ async fn watch(args: Args) -> Result<ExitCode> {
     let disk = folder.as_ref().map(|folder| Room::new(folder, None)).transpose();
     let disk = disk.inspect_err(|_| discard())?;
     let begin = || {
-        let session = subject.begin(selection, room, &mut waiter, owner.is_some())?;
+        let session =
+            subject.begin(selection, room, &mut waiter, owner.is_some(), folder.is_some())?;
         let writer = folder.clone().map(|folder| Writer::create(folder, session.run()));
         Ok::<_, anyhow::Error>((session, writer.transpose()?))
     };

@@ -68,6 +68,20 @@ pub fn keep_nothing() -> Result<()> {
     keep(CapabilitySets { effective: none, permitted: none, inheritable: none })
 }
 
+/// Gives up all but CAP_SYS_ADMIN.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn keep_admin() -> Result<()> {
+    let CapabilitySets { effective, permitted, .. } = sets()?;
+    let (admin, none) = (CapabilitySet::SYS_ADMIN, CapabilitySet::empty());
+    keep(CapabilitySets {
+        effective: effective & admin,
+        permitted: permitted & admin,
+        inheritable: none,
+    })
+}
+
 fn keep(sets: CapabilitySets) -> Result<()> {
     set_capabilities(None, sets).context("cannot give up capabilities")?;
     set_no_new_privs(true).context("cannot give up new privileges")

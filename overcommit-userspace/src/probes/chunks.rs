@@ -3,6 +3,7 @@
 
 use crate::probes::object::{self, Sizes};
 use crate::probes::shared::SharedArray;
+use crate::probes::slots::WANTED_AT_ONCE;
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, MapData, Queue};
@@ -31,6 +32,24 @@ pub struct Chunks {
     refused: Option<Instant>,
     free: Queue<MapData, u32>,
     stock: SharedArray<Stock>,
+}
+
+/// Free chunks from which on more are made for so many VMs.
+const fn few(vms: usize) -> u64 {
+    FEW + FEW_OF_VM * vms as u64
+}
+
+/// Free chunks that are enough for so many VMs and for some that are to begin.
+const fn enough(vms: usize, new: usize) -> u64 {
+    let low = few(vms + new);
+    low + low / 2 + OF_NEW_VM * new as u64
+}
+
+/// Blocks that are made when so many VMs are taken up, some after the others.
+pub(super) fn blocks_at_start(vms: usize) -> u64 {
+    let last = vms.saturating_sub(1) / WANTED_AT_ONCE * WANTED_AT_ONCE;
+    let most = enough(0, vms.min(WANTED_AT_ONCE)).max(enough(last, vms - last));
+    most / u64::from(BLOCK_CHUNKS) + 1
 }
 
 impl Chunks {
@@ -64,7 +83,7 @@ impl Chunks {
     /// # Errors
     /// There is not a single one.
     pub fn top_up(&mut self, vms: usize, new: usize) -> Result<()> {
-        let low = FEW + FEW_OF_VM * (vms + new) as u64;
+        let low = few(vms + new);
         if let Some(stock) = self.stock.get(0) {
             stock.low.store(low, SeqCst);
         }
@@ -72,7 +91,7 @@ impl Chunks {
             return Ok(());
         }
         self.refused = None;
-        let enough = low + low / 2 + OF_NEW_VM * new as u64;
+        let enough = enough(vms, new);
         while self.left() <= enough && (self.blocks.len() as u32) < self.sizes.blocks() {
             match self.add_block() {
                 Err(error) if self.blocks.is_empty() => return Err(error),

@@ -10,6 +10,7 @@
 //! leaves its hook out, with the reason.
 
 use crate::probes::decide::Backend;
+use crate::probes::footprint::field;
 use crate::probes::tracefs::{End, FunctionEvents};
 use crate::probes::{Kernel, tracefs};
 use anyhow::{Context, Result, anyhow, bail};
@@ -391,8 +392,7 @@ pub fn recursion_misses(ebpf: &mut Ebpf, name: &str) -> Option<u64> {
     let fd: &ProgramFd = ebpf.program(name)?.fd().ok()?;
     let fd = fd.as_fd().as_raw_fd();
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
-    line.trim().parse().ok()
+    field(&text, "recursion_misses:")
 }
 
 /// Runs a program at an event of tracefs, on every CPU: the program hangs on the

@@ -19,7 +19,7 @@ use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
 
 /// The function that the function hooks are tried on.
-const FUNCTION: &str = "handle_mm_fault";
+pub(super) const FUNCTION: &str = "handle_mm_fault";
 
 /// A kind of program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

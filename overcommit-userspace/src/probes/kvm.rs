@@ -19,11 +19,12 @@ use std::sync::atomic::Ordering::SeqCst;
 
 /// A program, the tracepoints that run it, and whether exits can be told without.
 /// In the order in which they are attached: what marks a window before what opens it.
-const PROGRAMS: [(&str, &[&str], bool); 9] = [
+const PROGRAMS: [(&str, &[&str], bool); 10] = [
     ("kvm_apf_completed", &["kvm_async_pf_completed"], false),
     ("kvm_apf_ready", &["kvm_async_pf_ready"], false),
     ("kvm_apf_not_present", &["kvm_async_pf_not_present"], false),
     ("kvm_mmio", &["kvm_mmio", "kvm_fast_mmio"], false),
+    ("kvm_nested_vmexit", &["kvm_nested_vmexit"], false),
     ("kvm_guest_fault", &["kvm_guest_fault"], false),
     ("kvm_wfx", &["kvm_wfx_arm64"], false),
     ("kvm_userspace_exit", &["kvm_userspace_exit"], true),

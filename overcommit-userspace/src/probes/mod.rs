@@ -4,7 +4,9 @@
 pub mod chunks;
 pub mod decide;
 pub mod discards;
+pub mod empty;
 pub mod evictions;
+pub mod footprint;
 pub mod functions;
 pub mod host;
 pub mod kvm;
@@ -17,6 +19,7 @@ pub mod shared;
 pub mod sight;
 pub mod slots;
 pub mod stacks;
+pub mod stats;
 pub mod tracefs;
 
 use crate::kernel::layout::{KernelLayout, VMLINUX_BTF};
@@ -30,7 +33,7 @@ use functions::{FunctionHooks, Purpose, Way};
 use kvm::KvmTracepoints;
 use log::ProgramLog;
 use object::Sizes;
-use overcommit_ebpf::layout::{Cpu, HotProgram};
+use overcommit_ebpf::layout::{BLOCK_CHUNKS, Cpu, HotProgram};
 use overcommit_recording::model::run::RunVm;
 use overcommit_recording::model::vm::Backing;
 use perf::PerfEvents;
@@ -39,6 +42,7 @@ use rings::{Events, SlowFaults};
 use shared::SharedArray;
 use slots::Slots;
 use stacks::Stacks;
+use stats::ProgramStats;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
@@ -96,6 +100,8 @@ pub struct Probes {
     is_exit_told_late: bool,
     /// Whether KVM takes faults of huge pages where no program sees them.
     hides_huge_faults: bool,
+    /// Bytes of kernel memory of the maps, without blocks of chunks.
+    map_memory: u64,
     /// Who has a slot.
     pub slots: Slots,
 }
@@ -143,6 +149,7 @@ impl Probes {
         sizes: Sizes,
     ) -> Result<(Self, Rings)> {
         let mut ebpf = object::load(kernel, sizes)?;
+        let map_memory = footprint::of_open_maps(sizes);
         // A program is loaded while its maps' descriptors are open, and attached
         // when the maps are ready.
         slots::load_iterator(&mut ebpf, &kernel.btf)?;
@@ -193,6 +200,7 @@ impl Probes {
             has_run_delay,
             is_exit_told_late: kernel::tells_exits_late(),
             hides_huge_faults,
+            map_memory,
             slots,
         };
         Ok((probes, rings))
@@ -256,6 +264,17 @@ impl Probes {
             // The kernel's own business.
             Source::Functions(_) => Ok(()),
         }
+    }
+
+    /// Has the programs timed now and then, see [`ProgramStats`].
+    pub fn time_programs(&self) -> ProgramStats {
+        ProgramStats::start(&self.ebpf)
+    }
+
+    /// Bytes of kernel memory that the maps take now.
+    pub fn map_memory(&self) -> u64 {
+        let blocks = self.slots.chunks.made() / u64::from(BLOCK_CHUNKS);
+        self.map_memory + blocks * footprint::of_block()
     }
 
     /// Stops the programs that measure; what the kernel skipped can then be told

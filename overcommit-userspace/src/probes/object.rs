@@ -12,7 +12,7 @@ use overcommit_ebpf::layout::{
 };
 
 /// The programs, as `cargo xtask build-ebpf` made them.
-static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(env!("OVERCOMMIT_EBPF_OBJECT"));
 
 /// Chunks for each VM that may be busy: ten in each of two dozen histograms. Where most VMs of a
 /// host have fewer, the others may have more.
@@ -101,6 +101,36 @@ impl Sizes {
         self.pool_at() + self.pooled()
     }
 
+    /// Entries of each map whose size is not in the object.
+    pub const fn entries(self) -> [(&'static str, u32); 24] {
+        [
+            ("MMS", self.vms),
+            ("TGIDS", self.vms),
+            ("CGROUPS", self.vms),
+            ("EVICTION_INDEX", self.shared_evictions()),
+            ("EVICTIONS", self.evictions()),
+            ("FREE_EVICTIONS", self.shared_evictions()),
+            ("FREE_VMS", self.vms),
+            ("VMS", self.vms),
+            ("WRITTEN", self.by_functions(WRITTEN)),
+            ("DROPPING", self.by_functions(DROPPING)),
+            ("ATTEMPTS", self.by_functions(ATTEMPTS)),
+            ("HISTOGRAMS", self.histograms()),
+            ("BLOCKS", self.blocks()),
+            ("FREE_CHUNKS", self.blocks() * BLOCK_CHUNKS),
+            ("POOLED", self.pooled()),
+            ("POOL_OWNERS", self.pooled()),
+            ("FREE_POOLED", self.pooled()),
+            ("TIDS", self.threads),
+            ("FREE_THREADS", self.threads),
+            ("THREADS", self.threads),
+            ("CPUS", self.cpus),
+            ("SLOW", self.slow_bytes),
+            ("STACKS", self.stacks()),
+            ("EVICTED", self.evicted()),
+        ]
+    }
+
     /// Blocks of chunks that there can be: a quarter of a MiB for a busy VM.
     pub const fn blocks(self) -> u32 {
         (self.busy_vms * CHUNKS_PER_VM).div_ceil(BLOCK_CHUNKS) + SPARE_BLOCKS
@@ -122,7 +152,11 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
     let log_level: u8 = if sizes.verbose { u8::MAX } else { 0 };
     let page_size = kernel::page_size();
     let follow_exec = u8::from(sizes.follow_exec);
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for (map, entries) in sizes.entries() {
+        loader.map_max_entries(map, entries);
+    }
+    loader
         .override_global("OFFSETS", &offsets[..], true)
         .override_global("FOLIO_OFFSETS", &folio_offsets[..], true)
         .override_global("IOCTL", &IOCTL, true)
@@ -140,30 +174,6 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("EVICTIONS_AT", &sizes.shared_evictions(), true)
         .override_global("POOL_AT", &sizes.pool_at(), true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
-        .map_max_entries("MMS", sizes.vms)
-        .map_max_entries("TGIDS", sizes.vms)
-        .map_max_entries("CGROUPS", sizes.vms)
-        .map_max_entries("EVICTION_INDEX", sizes.shared_evictions())
-        .map_max_entries("EVICTIONS", sizes.evictions())
-        .map_max_entries("FREE_EVICTIONS", sizes.shared_evictions())
-        .map_max_entries("FREE_VMS", sizes.vms)
-        .map_max_entries("VMS", sizes.vms)
-        .map_max_entries("WRITTEN", sizes.by_functions(WRITTEN))
-        .map_max_entries("DROPPING", sizes.by_functions(DROPPING))
-        .map_max_entries("ATTEMPTS", sizes.by_functions(ATTEMPTS))
-        .map_max_entries("HISTOGRAMS", sizes.histograms())
-        .map_max_entries("BLOCKS", sizes.blocks())
-        .map_max_entries("FREE_CHUNKS", sizes.blocks() * BLOCK_CHUNKS)
-        .map_max_entries("POOLED", sizes.pooled())
-        .map_max_entries("POOL_OWNERS", sizes.pooled())
-        .map_max_entries("FREE_POOLED", sizes.pooled())
-        .map_max_entries("TIDS", sizes.threads)
-        .map_max_entries("FREE_THREADS", sizes.threads)
-        .map_max_entries("THREADS", sizes.threads)
-        .map_max_entries("CPUS", sizes.cpus)
-        .map_max_entries("SLOW", sizes.slow_bytes)
-        .map_max_entries("STACKS", sizes.stacks())
-        .map_max_entries("EVICTED", sizes.evicted())
         .load(OBJECT)
         .map_err(refused)
 }

@@ -44,6 +44,17 @@ impl PerfEvents {
         Ok(Self { programs, cpus: BTreeMap::new(), gone: [0; HotProgram::COUNT] })
     }
 
+    /// With one program for all of them, attached.
+    ///
+    /// # Errors
+    /// As [`Self::follow_cpus`].
+    pub(super) fn of(program: RawFd) -> Result<Self> {
+        let programs = [program; PROGRAMS.len()];
+        let mut events = Self { programs, cpus: BTreeMap::new(), gone: [0; HotProgram::COUNT] };
+        events.follow_cpus()?;
+        Ok(events)
+    }
+
     /// Opens events on CPUs that came online and closes those of CPUs that went:
     /// the kernel does neither.
     ///

@@ -10,6 +10,8 @@ use overcommit_ebpf::layout::{
 };
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Types of which an array map may be shared.
 ///
@@ -37,6 +39,14 @@ unsafe impl Shared for Chunk {}
 // SAFETY: as above.
 unsafe impl Shared for Stock {}
 
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of array maps in this process's memory: all of them are there from the start
+/// (`array_map_mmap`, kernel/bpf/arraymap.c), and are the kernel's.
+pub fn mapped() -> u64 {
+    MAPPED.load(Relaxed)
+}
+
 /// An array map in this process's memory.
 pub struct SharedArray<T> {
     memory: MmapRaw,
@@ -63,6 +73,7 @@ impl<T: Shared> SharedArray<T> {
     pub fn map(map: &MapData, len: usize) -> Result<Self> {
         let fd = map.fd().as_fd().as_raw_fd();
         let memory = MmapOptions::new().len(len * size_of::<T>()).map_raw(fd)?;
+        MAPPED.fetch_add((len * size_of::<T>()) as u64, Relaxed);
         Ok(Self { memory, len, elements: PhantomData })
     }
 

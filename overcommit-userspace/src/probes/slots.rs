@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// Processes asked for in one walk, of the 1,024 for which `WANTED` has room: they all begin to
 /// count at once, and take chunks.
-const WANTED_AT_ONCE: usize = 128;
+pub(super) const WANTED_AT_ONCE: usize = 128;
 
 /// Slots of VMs and threads, and the maps by which the programs find them.
 pub struct Slots {

@@ -14,6 +14,7 @@ pub mod vcpus;
 use crate::probes::Probes;
 use crate::probes::rings::Event;
 use crate::probes::sight::{SILENT, Sight};
+use crate::probes::stats::ProgramStats;
 use anyhow::Result;
 use evictions::{of_kernel, of_process, of_vm};
 use overcommit_ebpf::layout::{AggressorKind, Metric, NEVER_RAN, Thread, unpack_aggressor};
@@ -284,6 +285,16 @@ impl Sampler {
     /// Stops the probes.
     pub fn stop(&mut self) {
         self.probes.stop();
+    }
+
+    /// Has the programs timed now and then.
+    pub fn time_programs(&self) -> ProgramStats {
+        self.probes.time_programs()
+    }
+
+    /// See [`Probes::map_memory`].
+    pub fn map_memory(&self) -> u64 {
+        self.probes.map_memory()
     }
 
     /// What can be seen, and was: on some KVMs no exit ever comes.

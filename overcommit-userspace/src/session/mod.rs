@@ -2,25 +2,28 @@
 //! of whoever asks.
 
 pub mod boundary;
+mod cost;
 pub mod load;
 pub mod run;
 pub mod wait;
+mod want;
+
+pub use want::Want;
 
 use crate::host::Host;
 use crate::host::inventory::swap_areas;
 use crate::host::oom::OomKills;
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::{self, clock};
-use crate::probes::decide::{Backend, Decision};
+use crate::probes::decide::Decision;
 use crate::probes::log::ProgramLog;
-use crate::probes::object::Sizes;
 use crate::probes::raw::Group;
 use crate::probes::rings::{Events, SlowFaults};
 use crate::probes::stacks::Stacks;
 use crate::probes::{Kernel, Probes, Rings};
 use crate::sampler::Sampler;
-use crate::sampler::roster::{Roster, Selection};
-use crate::vm::owner::Room;
+use crate::sampler::roster::Roster;
+use crate::session::cost::CostMeter;
 use anyhow::Result;
 use overcommit_ebpf::layout::{self, FaultBacking, LifecycleKind, Metric};
 use overcommit_recording::model::breakdown::Breakdown;
@@ -37,22 +40,6 @@ use overcommit_recording::model::slow_fault::SlowFault;
 use overcommit_recording::model::state::StateTimes;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::time::Duration;
-
-/// VMs that can be recorded at a time, beyond those that run at the start and a quarter of them.
-const SPARE_VMS: u32 = 256;
-/// The same of VMs by more than their name.
-const SPARE_BUSY: u32 = 128;
-/// VMs that can be recorded at a time, whatever runs.
-const SLOTS_MAX: u32 = 4096;
-/// Threads of a VM that fault in its memory beside its vCPUs.
-const BESIDE_VCPUS: usize = 16;
-/// Threads that can fault in VMs at a time, beyond those of the VMs that run at the start.
-const SPARE_THREADS: u32 = 16_384;
-/// The same, whatever runs.
-const THREADS_MAX: u32 = 65_536;
-/// Ring buffer of slow faults: more than a second of a host that swaps hard.
-const SLOW_BYTES: u32 = 16 << 20;
 
 /// Attached probes, whose intervals have not begun yet.
 pub struct Session {
@@ -62,6 +49,8 @@ pub struct Session {
     stacks: Stacks,
     events: Events,
     log: Option<ProgramLog>,
+    /// `None` where nobody wants to know what it costs.
+    cost: Option<CostMeter>,
 }
 
 impl Session {
@@ -70,24 +59,13 @@ impl Session {
     /// # Errors
     /// The kernel refuses something, or /proc cannot be read.
     pub fn attach(kernel: &Kernel, decision: Decision, roster: Roster, want: Want) -> Result<Self> {
-        let vms = slots(want.room.vms, SPARE_VMS);
-        let sizes = Sizes {
-            vms,
-            busy_vms: slots(want.room.real, SPARE_BUSY).min(vms),
-            threads: threads(want.room),
-            cpus: kernel::possible_cpus()?,
-            slow_bytes: if want.slow_faults.is_some() { SLOW_BYTES } else { 4096 },
-            slow_ns: want.slow_faults.map_or(u64::MAX, |least| least.as_nanos() as u64),
-            follow_exec: want.follow_exec,
-            hooks_calls: decision.backend != Backend::Perf,
-            sees_sleeps: want.causes || want.slow_faults.is_some(),
-            verbose: want.verbose,
-        };
+        let sizes = want.sizes(decision.backend)?;
         let (probes, Rings { events, slow, stacks, log }) =
             Probes::attach(kernel, decision.backend, &want.without, sizes)?;
         let now = clock::now()?;
         let sampler = Sampler::new(probes, roster, &now);
-        let mut session = Self { sampler, run: run(&decision)?, slow, stacks, events, log };
+        let cost = want.cost.then(|| CostMeter::start(&sampler));
+        let mut session = Self { sampler, run: run(&decision)?, slow, stacks, events, log, cost };
         session.sampler.rescan(&mut session.run.vms, &now)?;
         Ok(session)
     }
@@ -122,6 +100,7 @@ impl Session {
     /// # Errors
     /// See [`Sampler::rescan`].
     pub fn rescan(&mut self) -> Result<()> {
+        self.cost.iter_mut().for_each(CostMeter::tick);
         self.sampler.rescan(&mut self.run.vms, &clock::now()?)
     }
 
@@ -148,19 +127,9 @@ impl Session {
         let open = OpenInterval { start, start_us, number: 0, seen: None };
         let (oom_kills, unreadable) = OomKills::follow();
         self.run.host_state.kills_unreadable = unreadable;
+        self.cost.as_mut().map_or(Ok(()), CostMeter::begin)?;
         Ok(RunningSession { session: self, host, last: start, open, oom_kills, ended: Vec::new() })
     }
-}
-
-/// Places for VMs: for those that run, and for some that start.
-fn slots(running: usize, spare: u32) -> u32 {
-    let running = u32::try_from(running).unwrap_or(u32::MAX);
-    running.saturating_add(running / 4).saturating_add(spare).min(SLOTS_MAX)
-}
-
-fn threads(room: Room) -> u32 {
-    let running = room.vcpus + room.real * BESIDE_VCPUS;
-    u32::try_from(running).unwrap_or(u32::MAX).saturating_add(SPARE_THREADS).min(THREADS_MAX)
 }
 
 /// What is known of a recording before it begins.
@@ -189,37 +158,6 @@ fn run(decision: &Decision) -> Result<Run> {
         },
         ..Run::default()
     })
-}
-
-/// What the user wants of the probes.
-#[derive(Clone, Debug)]
-pub struct Want {
-    /// For which VMs there is to be room from the start.
-    pub room: Room,
-    /// `--slow-faults`
-    pub slow_faults: Option<Duration>,
-    /// `--causes`
-    pub causes: bool,
-    /// Whether VMs that start later can be meant.
-    pub follow_exec: bool,
-    /// `--verbose`
-    pub verbose: bool,
-    /// `--without`
-    pub without: Vec<String>,
-}
-
-impl Want {
-    /// For these VMs.
-    pub fn new(selection: &Selection, room: Room) -> Self {
-        Self {
-            room,
-            slow_faults: None,
-            causes: false,
-            follow_exec: selection.is_open(),
-            verbose: false,
-            without: Vec::new(),
-        }
-    }
 }
 
 /// Intervals, one after the other.
@@ -316,7 +254,7 @@ impl RunningSession {
     fn drain(&mut self, partial: bool) -> Result<()> {
         self.session.follow_events()?;
         let now = clock::now()?;
-        let Session { sampler, run, .. } = &mut self.session;
+        let Session { sampler, run, cost, .. } = &mut self.session;
         if now.stepped_since(&self.last) {
             run.clocks.steps.push(now);
         }
@@ -357,6 +295,10 @@ impl RunningSession {
         }
         self.host.note(run);
         run.not_counted = not_counted(sampler);
+        if let Some(cost) = cost {
+            let length_ns = now.monotonic_ns - run.clocks.start.monotonic_ns;
+            run.cost = Some(cost.so_far(length_ns, sampler)?);
+        }
         self.last = now;
         let vms = drained.into_iter().map(|(vm, _)| vm).collect();
         let mut seen = Interval { place, host, vms, evictions: sampler.evictions() };

@@ -45,6 +45,7 @@ pub(super) fn anonymous(run: &Run, names: &mut Pseudonyms) -> Result<Run> {
         page_size,
         command_status,
         stopped_by,
+        cost,
     } = run.clone();
     for metric in &mut coverage {
         scrub_all(&mut metric.not_seen, names);
@@ -78,6 +79,7 @@ pub(super) fn anonymous(run: &Run, names: &mut Pseudonyms) -> Result<Run> {
         page_size,
         command_status,
         stopped_by,
+        cost,
     })
 }
 

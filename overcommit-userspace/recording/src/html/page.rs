@@ -21,9 +21,9 @@ use crate::slo::objective::Bound;
 use crate::summary::cause::Cause;
 use crate::summary::verdict::{Fared, worst_first};
 use crate::summary::{Summary, SummaryVm};
-use crate::view::losses;
 use crate::view::style::plain;
 use crate::view::verdict_text::what;
+use crate::view::{cost_text, losses};
 use anyhow::Result;
 use askama::Template;
 use overcommit_ebpf::layout::Metric;
@@ -542,5 +542,7 @@ fn measured(run: &Run) -> String {
         format!("intervals of {interval}"),
     ];
     said.extend(run.options.slow_faults_ns.map(|ns| format!("slow faults from {}", readable(ns))));
-    format!("{}. Quantiles are at most 1/128 too high, never too low.", said.join(", "))
+    let cost = run.cost.as_ref().map(|cost| format!(" {}", cost_text::sentence(cost)));
+    let (said, cost) = (said.join(", "), cost.unwrap_or_default());
+    format!("{said}. Quantiles are at most 1/128 too high, never too low.{cost}")
 }

@@ -4,6 +4,7 @@ pub mod balloon;
 pub mod breakdown;
 pub mod clock;
 pub mod columns;
+pub mod cost;
 pub mod coverage;
 pub mod evictions;
 pub mod exit;

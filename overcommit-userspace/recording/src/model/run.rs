@@ -1,6 +1,7 @@
 //! What holds for a whole recording: run.json is this.
 
 use crate::model::clock::Clocks;
+use crate::model::cost::Cost;
 use crate::model::coverage::{Coverage, MetricCoverage, Seen, coverage_of};
 use crate::model::exit::{self, Departure, Exit};
 use crate::model::interval::FileFaults;
@@ -72,6 +73,9 @@ pub struct Run {
     /// Why it ended, if it did.
     #[serde(default)]
     pub stopped_by: Option<StoppedBy>,
+    /// What it took of the host; `None` where that was not measured.
+    #[serde(default)]
+    pub cost: Option<Cost>,
 }
 
 /// What versions that did not say so were run with.

@@ -7,6 +7,7 @@ use crate::compare::series::Side;
 use crate::model::balloon::{self, Balloon, BalloonState, GuestMemory};
 use crate::model::breakdown::Breakdown;
 use crate::model::clock::Clocks;
+use crate::model::cost::Cost;
 use crate::model::coverage::{Coverage, Seen};
 use crate::model::evictions::{Aggressor, AggressorClass, Eviction, EvictionCounts};
 use crate::model::interval::{
@@ -122,6 +123,15 @@ fn run_file() -> Run {
         evictions: Some(EvictionSight { written_absent: None, dropped_absent: None }),
         page_size: 4096,
         command_status: Some(7),
+        cost: Some(Cost {
+            length_ns: 1_750_000_000,
+            cpu_ns: 7_000_000,
+            resident_peak_bytes: 37 << 20,
+            kernel_bytes: 21 << 20,
+            programs_ns: Some(1_000_000),
+            programs_timed_ns: 100_000_000,
+            programs_untimed: None,
+        }),
         ..Run::default()
     }
 }

@@ -1,5 +1,6 @@
 //! What a summary says of its recording.
 
+use crate::model::cost::Cost;
 use crate::model::run::{Run, StoppedBy};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ pub struct SummaryRun {
     pub command_status: Option<u8>,
     /// Why it ended; `null` while it runs, and of one that was killed.
     pub stopped_by: Option<StoppedBy>,
+    /// What it took of the host, see [`Run::cost`].
+    pub cost: Option<Cost>,
 }
 
 impl SummaryRun {
@@ -37,6 +40,7 @@ impl SummaryRun {
             command: run.options.command.clone(),
             command_status: run.command_status,
             stopped_by: run.stopped_by,
+            cost: run.cost.clone(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A recording as people read it.
 
 pub mod comparison_text;
+pub mod cost_text;
 pub mod documents;
 pub mod facts;
 pub mod losses;

@@ -12,7 +12,9 @@ use crate::summary::verdict::{Fared, worst_first};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
 use crate::view::style::{bad, plain};
 use crate::view::vm_text::{self, Told};
-use crate::view::{WIDTH, facts, memory_text, plain_table, presence, verdict_text, wrapped};
+use crate::view::{
+    WIDTH, cost_text, facts, memory_text, plain_table, presence, verdict_text, wrapped,
+};
 use comfy_table::{CellAlignment, Table};
 use overcommit_ebpf::layout::Metric;
 use std::fmt::Write;
@@ -56,6 +58,16 @@ pub fn text(run: &Run, summary: &Summary, is_full: bool) -> String {
     }
     not_seen(&mut text, run, summary, is_full);
     not_followed(&mut text, run, summary);
+    if let Some(cost) = &run.cost {
+        let _ = writeln!(text, "\n{}", wrapped(&cost_text::sentence(cost), "", "  "));
+        if let Some(why) = cost.programs_untimed.as_ref().filter(|_| is_full) {
+            let _ = writeln!(
+                text,
+                "{}",
+                wrapped(&format!("Its eBPF programs were not timed: {why}."), "", "  ")
+            );
+        }
+    }
     text
 }
 

@@ -27,6 +27,7 @@ impl Guard {
         let mut guard = Command::new("/proc/self/exe");
         // Neither a terminal's signal nor its end is meant for it.
         guard
+            .arg0("overcommit")
             .arg(GUARD)
             .args(stat.then_some("--stat"))
             .stdin(Stdio::piped())
