@@ -21,7 +21,7 @@ use testbed::{PATIENCE, as_child, await_some, overcommit, run as output_of};
 
 pub(crate) const TESTS: Tests = &[
     ("a_vm_that_lives_for_300_ms_is_recorded", short_life),
-    ("a_micro_vm_is_recorded_before_it_opens_kvm", before_kvm),
+    ("a_micro_vm_is_recorded_from_its_first_instruction_on", before_kvm),
     ("vms_that_start_and_end_are_followed", start_and_end),
     ("a_vm_that_is_migrated_away_is_said_to_be", migrated_away),
     ("a_vm_that_the_kernel_kills_is_told_of", out_of_memory),

@@ -158,13 +158,19 @@ async fn record(args: Args) -> Result<ExitCode> {
     };
     // What the load does while it shuts down is none of the recording's.
     let take = |run: &Run, told: Told<'_>| taker.take(run, told);
+    let deadline = args.duration.map(|duration| Instant::now() + duration);
     let end = follow(&until, &mut session, &mut waiter, &mut load, take).await;
     let end = end.inspect_err(|_| say(&format!("overcommit: {}", failed(&folder))))?;
-    if let End::Full(StoppedBy::MaxSize) = &end
-        && !args.quiet
+    if let End::Full(why) = &end
+        && (!args.quiet || *why == StoppedBy::DiskFull)
     {
+        let what = match why {
+            StoppedBy::MaxSize => "the recording has reached --max-size",
+            _ => "the disk is nearly full: the recording",
+        };
+        let and = if *why == StoppedBy::MaxSize { " and" } else { "" };
         let goes_on = if load.is_some() { "; COMMAND goes on" } else { "" };
-        taker.say(&format!("the recording has reached --max-size and ends here{goes_on}"));
+        taker.say(&format!("{what}{and} ends here{goes_on}"));
     }
     let writer = taker.writer;
     writer.write_run(session.run())?;
@@ -172,7 +178,12 @@ async fn record(args: Args) -> Result<ExitCode> {
     drop((taker.progress, session));
     run.stopped_by = Some(stopped_by(&end));
     writer.write_run(&run)?;
-    let (status, sent) = end_load(end, load, &mut waiter).await?;
+    if load.is_some() && matches!(end, End::Full(_)) {
+        // COMMAND may take what is left of the disk.
+        let report = rebuild(&folder, &View::whole(Format::Text, false).drawn_by(PLOTS))?;
+        report.not_written.map_or(Ok(()), Err)?;
+    }
+    let (status, sent) = end_load(end, load, &mut waiter, deadline).await?;
     run.command_status = status.map(|status| load::code(status, None));
     writer.write_run(&run)?;
     conclude(&args, &folder, &run, status.map_or(0, |status| load::code(status, sent)))
@@ -202,10 +213,12 @@ impl Taker {
                     self.say(&unserved(run));
                 }
                 self.progress.show(run, interval);
-                let full = self.disk.end(self.writer.written(), run.vms.len());
-                return Ok(full.map_or(ControlFlow::Continue(()), ControlFlow::Break));
+                return self.room(run);
             }
-            Told::SlowFaults(faults) => self.writer.write_slow_faults(run, faults)?,
+            Told::SlowFaults(faults) => {
+                self.writer.write_slow_faults(run, faults)?;
+                return self.room(run);
+            }
             Told::Ended(vm) => {
                 let vm = &run.vms[vm];
                 let told = &mut self.ends_told[usize::from(vm.was_lost())];
@@ -225,6 +238,12 @@ impl Taker {
         GO_ON
     }
 
+    /// Whether there is room for more.
+    fn room(&self, run: &Run) -> Taken {
+        let full = self.disk.end(self.writer.written(), run.vms.len());
+        Ok(full.map_or(ControlFlow::Continue(()), ControlFlow::Break))
+    }
+
     fn say(&self, text: &str) {
         self.progress.interrupt();
         say(&format!("overcommit: {text}"));
@@ -237,6 +256,7 @@ async fn end_load(
     end: End,
     mut load: Option<Load>,
     waiter: &mut Waiter,
+    deadline: Option<Instant>,
 ) -> Result<(Option<ExitStatus>, Option<Signal>)> {
     let signal = match end {
         End::Load(status) => return Ok((Some(status), None)),
@@ -246,9 +266,12 @@ async fn end_load(
             if load.is_none() {
                 return Ok((None, None));
             }
-            match waiter.until(Instant::now() + LONG, &mut load).await? {
+            let time = deadline.unwrap_or_else(|| Instant::now() + LONG);
+            match waiter.until(time, &mut load).await? {
                 Woken::LoadEnded(status) => return Ok((Some(status), None)),
                 Woken::Signal(signal) => break signal,
+                // As it would have at the end of `--duration`.
+                Woken::Time if deadline.is_some() => break Signal::SIGTERM,
                 Woken::Time | Woken::Event | Woken::Scan | Woken::Poll => {}
             }
         },

@@ -15,7 +15,7 @@ use crate::top::look::Look;
 use crate::top::replay::Replay;
 use crate::top::terminal::show;
 use anyhow::{Context, Result, anyhow, ensure};
-use overcommit_recording::model::run::Run;
+use overcommit_recording::model::run::{Run, StoppedBy};
 use overcommit_recording::recording::{Folder, Owner, Recording, Writer};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
@@ -213,8 +213,10 @@ async fn watch(args: Args) -> Result<ExitCode> {
             updates.iter().for_each(|update| app.take(update));
             args.print(&mut app)
         }
-        (None, _) => {
+        (None, end) => {
             report.map_or(Ok(()), |report| print(&report))?;
+            let is_full = matches!(end, End::Full(StoppedBy::DiskFull));
+            ensure!(!is_full, "the recording ended early: its disk is nearly full");
             Ok(ExitCode::SUCCESS)
         }
     }

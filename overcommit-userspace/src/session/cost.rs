@@ -14,12 +14,14 @@ pub(super) struct CostMeter {
     programs: ProgramStats,
     /// CPU time of this process when the recording began, in nanoseconds.
     before_ns: u64,
+    /// The most of this process's own memory that was seen in RAM, in bytes.
+    peak_bytes: u64,
 }
 
 impl CostMeter {
     /// Begins while this process may still do everything.
     pub(super) fn start(sampler: &Sampler) -> Self {
-        Self { programs: sampler.time_programs(), before_ns: 0 }
+        Self { programs: sampler.time_programs(), before_ns: 0, peak_bytes: 0 }
     }
 
     /// What was taken so far was before the recording.
@@ -44,10 +46,12 @@ impl CostMeter {
     pub(super) fn so_far(&mut self, length_ns: u64, sampler: &Sampler) -> Result<Cost> {
         let programs = self.programs.so_far();
         let timed = programs.unwrap_or_default();
+        // Maps grow; the peak may lie before.
+        self.peak_bytes = self.peak_bytes.max(resident_peak()?.saturating_sub(shared::mapped()));
         Ok(Cost {
             length_ns,
             cpu_ns: cpu_ns()?.saturating_sub(self.before_ns),
-            resident_peak_bytes: resident_peak()?.saturating_sub(shared::mapped()),
+            resident_peak_bytes: self.peak_bytes,
             kernel_bytes: sampler.map_memory() + self.programs.memory(),
             programs_ns: (timed.length_ns > 0).then_some(timed.taken_ns),
             programs_timed_ns: timed.length_ns,

@@ -47,7 +47,7 @@ pub enum End {
     Full(StoppedBy),
 }
 
-/// What whoever takes what a session hands on makes of it: after an interval it may be enough.
+/// What whoever takes what a session hands on makes of it: it may be enough.
 pub type Taken = Result<ControlFlow<StoppedBy>>;
 
 /// It goes on.
@@ -114,16 +114,23 @@ pub async fn follow(
             Woken::Scan => {
                 session.session().rescan()?;
                 if until.interval > SCAN {
-                    hand_on_slow_faults(session, &mut take)?;
+                    if let ControlFlow::Break(full) = hand_on_slow_faults(session, &mut take)? {
+                        break End::Full(full);
+                    }
                     session.look()?;
                     tell_of_ends(session, &mut take)?;
                 }
             }
-            Woken::Poll => hand_on_slow_faults(session, &mut take)?,
+            Woken::Poll => {
+                if let ControlFlow::Break(full) = hand_on_slow_faults(session, &mut take)? {
+                    break End::Full(full);
+                }
+            }
             Woken::Time => {
                 let now = clock::now()?;
                 if boundary.reached(&now) {
-                    hand_on_slow_faults(session, &mut take)?;
+                    // Whether there is room is seen after the interval.
+                    let _ = hand_on_slow_faults(session, &mut take)?;
                     let interval = session.end_interval(Some(boundary.last_us(&now)))?;
                     let taken = take(session.run(), Told::Interval(&interval))?;
                     tell_of_ends(session, &mut take)?;
@@ -138,7 +145,7 @@ pub async fn follow(
         }
     };
     session.stop_counting();
-    hand_on_slow_faults(session, &mut take)?;
+    let _ = hand_on_slow_faults(session, &mut take)?;
     let last = session.close().context("the last interval is lost")?;
     // Nothing comes after it.
     let _ = take(session.run(), Told::Interval(&last)).context("cannot write the last interval")?;
@@ -159,10 +166,7 @@ fn tell_of_ends(
 fn hand_on_slow_faults(
     session: &mut RunningSession,
     take: &mut impl FnMut(&Run, Told<'_>) -> Taken,
-) -> Result<()> {
+) -> Taken {
     let faults = session.slow_faults()?;
-    if !faults.is_empty() {
-        let _ = take(session.run(), Told::SlowFaults(&faults))?;
-    }
-    Ok(())
+    if faults.is_empty() { GO_ON } else { take(session.run(), Told::SlowFaults(&faults)) }
 }

@@ -22,8 +22,12 @@ pub(super) enum Kind {
 pub struct Pseudonyms(BTreeMap<Kind, BTreeMap<String, String>>);
 
 /// Hypervisors that anybody can have.
-const HYPERVISORS: [&str; 8] = [
-    "qemu-system-",
+const HYPERVISORS: [&str; 12] = [
+    "qemu-system-x86_64",
+    "qemu-system-i386",
+    "qemu-system-aarch64",
+    "qemu-system-riscv64",
+    "qemu-system-s390x",
     "qemu-kvm",
     "kvm",
     "firecracker",
@@ -80,10 +84,7 @@ impl Pseudonyms {
 
     /// The name of a program's file, where it is no known hypervisor.
     pub(super) fn of_program(&mut self, name: &str) -> String {
-        let is_known = HYPERVISORS.iter().any(|known| match known.strip_suffix('-') {
-            Some(_) => name.starts_with(known),
-            None => name == *known,
-        });
+        let is_known = HYPERVISORS.contains(&name);
         if is_known { name.to_owned() } else { self.of(Kind::Process, name) }
     }
 
@@ -242,7 +243,9 @@ mod tests {
         assert_eq!(names.of_kernel_thread("kswapd0"), "kswapd0");
         assert!(names.of_kernel_thread("drbd_w_acme").starts_with("thread-"));
         assert_eq!(names.of_program("qemu-system-x86_64"), "qemu-system-x86_64");
-        assert!(names.of_program("acme-sandboxd").starts_with("process-"));
+        for program in ["acme-sandboxd", "qemu-system-x86_64-acme"] {
+            assert!(names.of_program(program).starts_with("process-"), "{program}");
+        }
     }
 
     #[test]

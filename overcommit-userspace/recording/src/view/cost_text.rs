@@ -11,7 +11,7 @@ pub fn sentence(cost: &Cost) -> String {
     let programs = match cost.programs_cpus() {
         Some(programs) => {
             let programs = share(programs);
-            format!("its eBPF programs took about {programs} of one CPU (timed for {timed:.1} s)")
+            format!("its eBPF programs took about {programs} of one CPU (timed for {timed:.2} s)")
         }
         None => "its eBPF programs were not timed".to_owned(),
     };
@@ -45,7 +45,7 @@ mod tests {
         };
         assert_eq!(
             sentence(&cost),
-            "Cost of recording: its eBPF programs took about 0.20 % of one CPU (timed for 0.3 s); \
+            "Cost of recording: its eBPF programs took about 0.20 % of one CPU (timed for 0.30 s); \
              overcommit itself took 0.40 % of one CPU, 37.0 MiB of memory, and 21.0 MiB in the kernel."
         );
         assert_eq!(
