@@ -10,8 +10,8 @@ use testbed::target;
 
 /// Its package.
 const PACKAGE: &str = "uplot@1.6.32";
-/// Its files, of which the binary carries the first two, as the package has them and as they lie in target/, each
-/// with its SHA-256.
+/// Its files, of which the binary carries the first two: as the package has them and as they lie in
+/// target/, each with its SHA-256.
 const FILES: [(&str, &str, &str); 3] = [
     (
         "package/dist/uPlot.iife.min.js",

@@ -4,7 +4,7 @@ pub(super) mod room;
 pub(super) mod said;
 
 use crate::commands::record::room::Room as DiskRoom;
-use crate::commands::record::said::{begun_with, failed, next, over, unserved};
+use crate::commands::record::said::{begun_with, failed, full, next, over, unserved};
 use crate::commands::subject::{Subject, ns, raise_limit};
 use crate::commands::whom::{find, selection, stopped};
 use crate::commands::{PLOTS, WHEN, WHERE, default_out, require_hosts_pids, require_root};
@@ -30,7 +30,6 @@ use overcommit_recording::view::progress::Progress;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
@@ -164,13 +163,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     if let End::Full(why) = &end
         && (!args.quiet || *why == StoppedBy::DiskFull)
     {
-        let what = match why {
-            StoppedBy::MaxSize => "the recording has reached --max-size",
-            _ => "the disk is nearly full: the recording",
-        };
-        let and = if *why == StoppedBy::MaxSize { " and" } else { "" };
-        let goes_on = if load.is_some() { "; COMMAND goes on" } else { "" };
-        taker.say(&format!("{what}{and} ends here{goes_on}"));
+        taker.say(&full(*why, load.is_some()));
     }
     let writer = taker.writer;
     writer.write_run(session.run())?;
@@ -213,11 +206,11 @@ impl Taker {
                     self.say(&unserved(run));
                 }
                 self.progress.show(run, interval);
-                return self.room(run);
+                return self.disk.goes_on(&self.writer, run);
             }
             Told::SlowFaults(faults) => {
                 self.writer.write_slow_faults(run, faults)?;
-                return self.room(run);
+                return self.disk.goes_on(&self.writer, run);
             }
             Told::Ended(vm) => {
                 let vm = &run.vms[vm];
@@ -236,12 +229,6 @@ impl Taker {
             }
         }
         GO_ON
-    }
-
-    /// Whether there is room for more.
-    fn room(&self, run: &Run) -> Taken {
-        let full = self.disk.end(self.writer.written(), run.vms.len());
-        Ok(full.map_or(ControlFlow::Continue(()), ControlFlow::Break))
     }
 
     fn say(&self, text: &str) {

@@ -6,7 +6,7 @@ use crate::commands::record::stopped_by;
 use crate::commands::subject::{Subject, raise_limit};
 use crate::commands::whom::{find, selection, stopped};
 use crate::commands::{PLOTS, WHERE, require_hosts_pids, require_root, signalled};
-use crate::session::run::{End, Told, Until, follow};
+use crate::session::run::{End, GO_ON, Told, Until, follow};
 use crate::session::wait::{Over, Waiter, Woken};
 use crate::terminal::{has_colour, print, print_json, say, wants_ascii};
 use crate::top::Update;
@@ -21,7 +21,6 @@ use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
 use overcommit_recording::slo::judge::exit_code;
 use std::io::{IsTerminal, stdin, stdout};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -192,9 +191,8 @@ async fn watch(args: Args) -> Result<ExitCode> {
             }
             Told::Interval(_) | Told::Ended(_) => {}
         }
-        let (writer, disk) = (writer.as_ref(), disk.as_ref());
-        let full = writer.zip(disk).and_then(|(of, disk)| disk.end(of.written(), run.vms.len()));
-        Ok(full.map_or(ControlFlow::Continue(()), ControlFlow::Break))
+        let recording = writer.as_ref().zip(disk.as_ref());
+        recording.map_or(GO_ON, |(writer, disk)| disk.goes_on(writer, run))
     };
     let end = follow(&until, &mut session, &mut waiter, &mut None, take).await;
     if let (Err(_), Some(folder)) = (&end, &folder) {

@@ -3,6 +3,7 @@
 
 use crate::kernel::page_size;
 use crate::probes::chunks::blocks_at_start;
+use crate::probes::fdinfo::field;
 use crate::probes::object::{OBJECT, Sizes};
 use anyhow::{Context, Result};
 use aya_obj::generated::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type};
@@ -35,11 +36,6 @@ pub(super) fn of_open_maps(sizes: Sizes) -> u64 {
         return of_maps(sizes).unwrap_or(0);
     }
     each.values().sum()
-}
-
-/// A number in what /proc tells of a descriptor.
-pub(super) fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
 /// Bytes that all maps of these sizes take, without the blocks of chunks that are made as VMs need

@@ -10,14 +10,14 @@
 //! leaves its hook out, with the reason.
 
 use crate::probes::decide::Backend;
-use crate::probes::footprint::field;
+use crate::probes::fdinfo;
 use crate::probes::tracefs::{End, FunctionEvents};
 use crate::probes::{Kernel, tracefs};
 use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::programs::fentry::FEntryLink;
 use aya::programs::fexit::FExitLink;
-use aya::programs::{FEntry, FExit, KProbe, ProgramFd};
+use aya::programs::{FEntry, FExit, KProbe};
 use overcommit_ebpf::layout::HotProgram;
 use overcommit_recording::model::run::HookState;
 use perf_event::events::Tracepoint;
@@ -386,13 +386,9 @@ fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Pr
     ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))
 }
 
-/// `recursion_misses` of a program, as /proc tells it (kernel/bpf/syscall.c,
-/// `bpf_prog_show_fdinfo`).
+/// `recursion_misses` of a program, as /proc tells it.
 pub fn recursion_misses(ebpf: &mut Ebpf, name: &str) -> Option<u64> {
-    let fd: &ProgramFd = ebpf.program(name)?.fd().ok()?;
-    let fd = fd.as_fd().as_raw_fd();
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    field(&text, "recursion_misses:")
+    fdinfo::of_program(ebpf.program(name)?.fd().ok()?, "recursion_misses:")
 }
 
 /// Runs a program at an event of tracefs, on every CPU: the program hangs on the

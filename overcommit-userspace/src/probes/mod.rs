@@ -6,6 +6,7 @@ pub mod decide;
 pub mod discards;
 pub mod empty;
 pub mod evictions;
+mod fdinfo;
 pub mod footprint;
 pub mod functions;
 pub mod host;

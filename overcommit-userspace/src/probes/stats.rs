@@ -4,16 +4,16 @@
 //! gives up; so a process of its own keeps it, and nothing else.
 
 use crate::kernel::capability::{self, CapabilitySet};
-use crate::probes::footprint;
+use crate::probes::fdinfo;
 use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
 use aya::programs::{ProgramFd, loaded_programs};
 use aya::sys::{Stats, enable_stats};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -91,8 +91,8 @@ impl ProgramStats {
     /// Of the programs that are loaded.
     pub fn start(ebpf: &Ebpf) -> Self {
         let fds = || ebpf.programs().filter_map(|(_, program)| program.fd().ok());
-        let memory = fds().filter_map(|fd| field(fd, "memlock:")).sum();
-        let ids = fds().filter_map(|fd| field(fd, "prog_id:")).collect();
+        let memory = fds().filter_map(|fd| fdinfo::of_program(fd, "memlock:")).sum();
+        let ids = fds().filter_map(|fd| fdinfo::of_program(fd, "prog_id:")).collect();
         Self { timer: Timer::start(ids).map_err(why), sum: Timed::default(), memory }
     }
 
@@ -191,12 +191,6 @@ impl Drop for Timer {
     }
 }
 
-/// A number that /proc tells of a program (`bpf_prog_show_fdinfo`, kernel/bpf/syscall.c).
-fn field(program: &ProgramFd, name: &str) -> Option<u64> {
-    let fd = program.as_fd().as_raw_fd();
-    footprint::field(&fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?, name)
-}
-
 /// The process: has the programs of these numbers timed for a moment whenever it is asked. Ends with
 /// whoever asks.
 ///
@@ -209,7 +203,8 @@ pub fn run(programs: &[u32]) -> Result<()> {
     signals.into_iter().collect::<SigSet>().thread_block().context("cannot block signals")?;
     let loaded = loaded_programs().flatten().filter(|program| programs.contains(&program.id()));
     let loaded: Vec<ProgramFd> = loaded.filter_map(|program| program.fd().ok()).collect();
-    let taken = || -> u64 { loaded.iter().filter_map(|fd| field(fd, "run_time_ns:")).sum() };
+    let taken =
+        || -> u64 { loaded.iter().filter_map(|fd| fdinfo::of_program(fd, "run_time_ns:")).sum() };
     let mut asked = std::io::stdin();
     // Not by lines: an answer is one write.
     let answer = std::io::stdout().as_fd().try_clone_to_owned().context("there is no output")?;

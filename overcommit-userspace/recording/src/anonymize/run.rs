@@ -5,7 +5,7 @@
 use crate::anonymize::names::{Kind, Pseudonyms};
 use crate::model::name::Name;
 use crate::model::run::{
-    BackendChoice, EvictionSight, HostState, NotCounted, Options, Run, RunVm, free_folder,
+    BackendChoice, EvictionSight, HostState, Options, Run, RunVm, free_folder,
 };
 use crate::slo::Objective;
 use anyhow::Result;
@@ -16,158 +16,109 @@ use std::collections::BTreeSet;
 /// # Errors
 /// It has an objective that is none.
 pub(super) fn anonymous(run: &Run, names: &mut Pseudonyms) -> Result<Run> {
-    let mut vms = Vec::new();
+    let mut copy = Run { vms: Vec::with_capacity(run.vms.len()), ..run.clone() };
     for of in &run.vms {
-        let vm = vm(of, &vms, names);
-        vms.push(vm);
+        let mut vm = of.clone();
+        rename_vm(&mut vm, &copy.vms, names);
+        copy.vms.push(vm);
     }
-    let host = names.of(Kind::Host, &run.host);
-    // Only now: it needs to know all names.
-    vms.iter_mut().for_each(|vm| scrub_reasons(vm, names));
-    let slo = objectives(run, &vms)?;
+    copy.options.slo = objectives(run, &copy.vms)?;
     let Run {
-        schema,
-        run_id,
-        tool_version,
-        host: _,
-        kernel,
-        boot_id: _,
-        recorder,
+        schema: _,
+        run_id: _,
+        tool_version: _,
+        host,
+        kernel: _,
+        boot_id,
+        recorder: _,
         options,
         backend,
-        clocks,
-        recorded,
-        vms: _,
-        mut coverage,
+        clocks: _,
+        recorded: _,
+        vms,
+        coverage,
         not_counted,
         host_state,
         evictions,
-        page_size,
-        command_status,
-        stopped_by,
-        cost,
-    } = run.clone();
-    for metric in &mut coverage {
-        scrub_all(&mut metric.not_seen, names);
+        page_size: _,
+        command_status: _,
+        stopped_by: _,
+        cost: _,
+    } = &mut copy;
+    *host = names.of(Kind::Host, host);
+    boot_id.clear();
+    rename_options(options, &run.vms, names);
+    not_counted.unserved.iter_mut().for_each(|vm| *vm = names.of(Kind::Vm, vm));
+    for area in host_state.swap_areas.iter_mut().flatten() {
+        area.name = names.of_device(&area.name);
     }
-    Ok(Run {
-        schema,
-        run_id,
-        tool_version,
-        host,
-        kernel,
-        boot_id: String::new(),
-        recorder,
-        options: Options { slo, ..options_of(options, &run.vms, names) },
-        backend: backend_of(backend, names),
-        clocks,
-        recorded,
-        vms,
-        coverage,
-        not_counted: NotCounted {
-            unserved: not_counted.unserved.iter().map(|vm| names.of(Kind::Vm, vm)).collect(),
-            ..not_counted
-        },
-        host_state: state_of(host_state, names),
-        evictions: evictions.map(|EvictionSight { written_absent, dropped_absent }| {
-            let scrub = |why: Option<String>| why.map(|why| names.scrub(&why));
-            EvictionSight {
-                written_absent: scrub(written_absent),
-                dropped_absent: scrub(dropped_absent),
-            }
-        }),
-        page_size,
-        command_status,
-        stopped_by,
-        cost,
-    })
+    // Only now: it needs to know all names.
+    vms.iter_mut().for_each(|vm| scrub(reasons_of(vm), names));
+    scrub(coverage.iter_mut().flat_map(|metric| &mut metric.not_seen), names);
+    scrub(reasons_of_host(host_state), names);
+    scrub(reasons_of_backend(backend), names);
+    if let Some(EvictionSight { written_absent, dropped_absent }) = evictions {
+        scrub([written_absent, dropped_absent].into_iter().flatten(), names);
+    }
+    Ok(copy)
 }
 
-fn scrub_all(texts: &mut [String], names: &Pseudonyms) {
-    texts.iter_mut().for_each(|text| *text = names.scrub(text));
+fn scrub<'a>(texts: impl IntoIterator<Item = &'a mut String>, names: &Pseudonyms) {
+    texts.into_iter().for_each(|text| *text = names.scrub(text));
 }
 
-/// Of each VM what it is called is replaced; reasons are scrubbed once all names are known.
-fn vm(of: &RunVm, others: &[RunVm], names: &mut Pseudonyms) -> RunVm {
+/// Replaces what a VM is called.
+fn rename_vm(vm: &mut RunVm, others: &[RunVm], names: &mut Pseudonyms) {
     let RunVm {
-        vm_id,
+        vm_id: _,
         name,
-        named_by,
+        named_by: _,
         uuid,
-        proxmox_id: _,
-        pid,
-        folder: _,
+        proxmox_id,
+        pid: _,
+        folder,
         executable,
-        vcpus,
-        memory_bytes,
-        backing,
-        accelerator,
+        vcpus: _,
+        memory_bytes: _,
+        backing: _,
+        accelerator: _,
         cgroup,
-        first_seen_us,
-        ended_us,
-        ended_by,
-        exit,
-        departure,
-        faults_before,
-        vcpus_known_by,
-        vcpu_times,
+        first_seen_us: _,
+        ended_us: _,
+        ended_by: _,
+        exit: _,
+        departure: _,
+        faults_before: _,
+        vcpus_known_by: _,
+        vcpu_times: _,
         swapins,
-        file_faults,
-        start,
-        swap_sources,
-        balloon_unknown,
-        working_set_unknown,
-        evictions_absent,
-        exits_absent,
-        faults_hidden,
-        seen,
-        coverage,
-        not_counted,
-    } = of.clone();
-    let name = names.of(Kind::Vm, &name);
-    RunVm {
-        folder: free_folder(&Name::new(name.clone()), others),
-        name,
-        uuid: names.of_some(Kind::Uuid, uuid.as_ref()),
-        proxmox_id: None,
-        executable: names.of_program(&executable),
-        cgroup: names.of_some(Kind::Cgroup, cgroup.as_ref()),
-        swapins: swapins.map(|mut swapins| {
-            let from = std::mem::take(&mut swapins.from_device);
-            swapins.from_device =
-                from.into_iter().map(|(device, pages)| (names.of_device(&device), pages)).collect();
-            swapins
-        }),
-        vm_id,
-        named_by,
-        pid,
-        vcpus,
-        memory_bytes,
-        backing,
-        accelerator,
-        first_seen_us,
-        ended_us,
-        ended_by,
-        exit,
-        departure,
-        faults_before,
-        vcpus_known_by,
-        vcpu_times,
-        file_faults,
-        start,
-        swap_sources,
-        balloon_unknown,
-        working_set_unknown,
-        evictions_absent,
-        exits_absent,
-        faults_hidden,
-        seen,
-        coverage,
-        not_counted,
+        file_faults: _,
+        start: _,
+        swap_sources: _,
+        // Scrubbed once all names are known, see `reasons_of`.
+        balloon_unknown: _,
+        working_set_unknown: _,
+        evictions_absent: _,
+        exits_absent: _,
+        faults_hidden: _,
+        seen: _,
+        coverage: _,
+        not_counted: _,
+    } = vm;
+    *name = names.of(Kind::Vm, name);
+    *folder = free_folder(&Name::new(name.clone()), others);
+    *uuid = names.of_some(Kind::Uuid, uuid.as_ref());
+    *proxmox_id = None;
+    *executable = names.of_program(executable);
+    *cgroup = names.of_some(Kind::Cgroup, cgroup.as_ref());
+    if let Some(swapins) = swapins {
+        let from = std::mem::take(&mut swapins.from_device);
+        swapins.from_device =
+            from.into_iter().map(|(device, pages)| (names.of_device(&device), pages)).collect();
     }
 }
 
-fn scrub_reasons(vm: &mut RunVm, names: &Pseudonyms) {
+fn reasons_of(vm: &mut RunVm) -> impl Iterator<Item = &mut String> {
     let reasons = [
         &mut vm.balloon_unknown,
         &mut vm.working_set_unknown,
@@ -175,55 +126,50 @@ fn scrub_reasons(vm: &mut RunVm, names: &Pseudonyms) {
         &mut vm.exits_absent,
         &mut vm.faults_hidden,
     ];
-    for reason in reasons.into_iter().flatten() {
-        *reason = names.scrub(reason);
-    }
+    reasons.into_iter().flatten()
 }
 
-/// What the user asked for, without what they called it.
-fn options_of(options: Options, vms: &[RunVm], names: &mut Pseudonyms) -> Options {
+fn reasons_of_host(state: &mut HostState) -> impl Iterator<Item = &mut String> {
+    let HostState { unreadable, discards_absent, kills_unreadable, swap_areas: _ } = state;
+    [unreadable, discards_absent, kills_unreadable].into_iter().flatten()
+}
+
+fn reasons_of_backend(backend: &mut BackendChoice) -> impl Iterator<Item = &mut String> {
+    let BackendChoice { name: _, fault_starts_at: _, refused, hooks } = backend;
+    refused.values_mut().chain(hooks.iter_mut().filter_map(|hook| hook.missing.as_mut()))
+}
+
+/// Replaces what the user called things when asking for the recording; objectives are replaced
+/// already.
+fn rename_options(options: &mut Options, vms: &[RunVm], names: &mut Pseudonyms) {
     let Options {
-        interval_ns,
-        duration_ns,
-        delay_ns,
+        interval_ns: _,
+        duration_ns: _,
+        delay_ns: _,
         vm,
-        wait,
-        wait_limit_ns,
-        backend,
-        pid,
-        slow_faults_ns,
-        causes,
+        wait: _,
+        wait_limit_ns: _,
+        backend: _,
+        pid: _,
+        slow_faults_ns: _,
+        causes: _,
         slo: _,
-        labels: _,
+        labels,
         command,
-        config: _,
-        monitor: _,
-        guest_stats,
-        working_set,
+        config,
+        monitor,
+        guest_stats: _,
+        working_set: _,
     } = options;
-    let pattern = |pattern: &String| match vms.iter().any(|vm| vm.name == *pattern) {
-        true => names.of(Kind::Vm, pattern),
-        false => names.of(Kind::Pattern, pattern),
-    };
-    Options {
-        interval_ns,
-        duration_ns,
-        delay_ns,
-        vm: vm.iter().map(pattern).collect(),
-        wait,
-        wait_limit_ns,
-        backend,
-        pid,
-        slow_faults_ns,
-        causes,
-        slo: Vec::new(),
-        labels: std::collections::BTreeMap::new(),
-        command: command.first().map(|_| "COMMAND".to_owned()).into_iter().collect(),
-        config: None,
-        monitor: Vec::new(),
-        guest_stats,
-        working_set,
+    for pattern in vm {
+        let is_name = vms.iter().any(|vm| vm.name == *pattern);
+        *pattern = names.of(if is_name { Kind::Vm } else { Kind::Pattern }, pattern);
     }
+    labels.clear();
+    monitor.clear();
+    *config = None;
+    command.truncate(1);
+    command.iter_mut().for_each(|program| *program = "COMMAND".to_owned());
 }
 
 /// Those of the recording: one that names VMs becomes one for each VM that it is for.
@@ -249,27 +195,4 @@ fn objectives(run: &Run, vms: &[RunVm]) -> Result<Vec<String>> {
         texts.extend(meant.into_iter().map(|name| format!("{name}:{bound}")));
     }
     Ok(texts)
-}
-
-fn backend_of(backend: BackendChoice, names: &Pseudonyms) -> BackendChoice {
-    let BackendChoice { name, fault_starts_at, mut refused, mut hooks } = backend;
-    refused.values_mut().for_each(|why| *why = names.scrub(why));
-    for why in hooks.iter_mut().filter_map(|hook| hook.missing.as_mut()) {
-        *why = names.scrub(why);
-    }
-    BackendChoice { name, fault_starts_at, refused, hooks }
-}
-
-fn state_of(state: HostState, names: &mut Pseudonyms) -> HostState {
-    let HostState { unreadable, discards_absent, kills_unreadable, mut swap_areas } = state;
-    for area in swap_areas.iter_mut().flatten() {
-        area.name = names.of_device(&area.name);
-    }
-    let scrub = |why: Option<String>| why.map(|why| names.scrub(&why));
-    HostState {
-        unreadable: scrub(unreadable),
-        discards_absent: scrub(discards_absent),
-        kills_unreadable: scrub(kills_unreadable),
-        swap_areas,
-    }
 }

@@ -1,7 +1,7 @@
 //! The figures that are compared, run by run.
 
 use crate::compare::batches::{Point, summed};
-use crate::compare::pairs::Pair;
+use crate::compare::pairs::{Pair, added};
 use crate::compare::series::Side;
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
@@ -152,9 +152,7 @@ fn thresholds(pair: &Pair<'_>, left_out: &mut Vec<String>) -> Vec<(MetricName, u
             left_out.push(format!("{}: {} (in {folder})", pair.name, why));
             continue;
         }
-        let mut all = Latencies::empty();
-        let each = pair.everywhere().filter_map(|(side, vm)| side.latencies(*vm, metric));
-        each.for_each(|latencies| all.merge(latencies));
+        let all = added(pair.everywhere(), metric);
         thresholds.push((metric.clone(), all.histogram().value_at_quantile(QUANTILE)));
     }
     thresholds

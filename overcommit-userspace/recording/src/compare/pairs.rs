@@ -1,6 +1,7 @@
 //! Which VM of one recording is which of another?
 
 use crate::compare::series::Side;
+use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 use crate::model::run::RunVm;
 use std::collections::BTreeSet;
@@ -31,6 +32,17 @@ impl<'a> Pair<'a> {
         metrics.dedup();
         metrics
     }
+}
+
+/// The distribution of a metric in all of these recordings together.
+pub fn added<'a>(
+    recordings: impl IntoIterator<Item = &'a (&'a Side, usize)>,
+    metric: &MetricName,
+) -> Latencies {
+    let mut all = Latencies::empty();
+    let each = recordings.into_iter().filter_map(|(side, vm)| side.latencies(*vm, metric));
+    each.for_each(|latencies| all.merge(latencies));
+    all
 }
 
 /// Pairs VMs by uuid, then by name; and names those that are not in every recording, or whose

@@ -1,14 +1,15 @@
 //! A comparison as a page that needs neither network nor script.
 
-use crate::compare::pairs::{Pair, matched};
+use crate::compare::pairs::{Pair, added, matched};
 use crate::compare::series::Side;
 use crate::compare::{Compared, Comparison};
 use crate::format::text::time_of_day;
 use crate::html::curve::{Plot, plot};
 use crate::html::tables::whole;
-use crate::model::latencies::Latencies;
 use crate::model::name::escape;
-use crate::view::comparison_text::{COLUMNS, WITHOUT_CLAIM, cells, gaps, headline, in_order};
+use crate::view::comparison_text::{
+    COLUMNS, WITHOUT_CLAIM, cells, changed, gaps, headline, in_order,
+};
 use crate::view::style::plain;
 use anyhow::Result;
 use askama::Template;
@@ -71,12 +72,8 @@ pub fn comparison(compared: &Comparison, base: &[Side], new: &[Side]) -> Result<
 
 /// What changed for whom, in a line.
 fn title(compared: &Comparison) -> String {
-    let of = |is_more: bool| -> Vec<String> {
-        let real = compared.compared.iter().filter(|entry| entry.is_real);
-        let changed = real.filter(|entry| entry.is_more() == is_more);
-        changed.map(|entry| format!("{} {}", entry.vm, cells(entry)[1])).collect()
-    };
-    let said = [("WORSE", of(true)), ("Better", of(false))].into_iter().filter_map(|(word, of)| {
+    let said = [("WORSE", true), ("Better", false)].into_iter().filter_map(|(word, is_more)| {
+        let of = changed(&compared.compared, is_more);
         let more = of.len().saturating_sub(TITLED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let named = of.iter().take(TITLED).cloned().collect::<Vec<_>>().join(", ");
@@ -115,13 +112,7 @@ fn row(entry: &Compared) -> Row {
 fn plots(pair: &Pair<'_>) -> Vec<Plot> {
     let metrics = pair.counted().into_iter();
     let plots = metrics.filter_map(|metric| {
-        let added = |side: &[(&Side, usize)]| {
-            let mut all = Latencies::empty();
-            let each = side.iter().filter_map(|(side, vm)| side.latencies(*vm, metric));
-            each.for_each(|latencies| all.merge(latencies));
-            all
-        };
-        let (base, new) = (added(&pair.base), added(&pair.new));
+        let (base, new) = (added(&pair.base, metric), added(&pair.new, metric));
         plot(metric.as_str(), [("before", &base), ("after", &new)])
     });
     plots.collect()

@@ -42,27 +42,27 @@ pub(crate) fn headline(compared: &[Compared]) -> String {
     if compared.is_empty() {
         return "Nothing can be compared: no VM is on both sides.\n".to_owned();
     }
-    let is_proven = compared.iter().any(|entry| entry.is_real);
-    if is_proven {
-        let of = |is_more| move |entry: &&Compared| entry.is_real && entry.is_more() == is_more;
-        let lines = [(bad("WORSE"), true), ("Better".to_owned(), false)];
-        let lines = lines.into_iter().map(|(word, is_more)| {
-            let changed = compared.iter().filter(of(is_more));
-            let changed: Vec<String> =
-                changed.map(|entry| format!("{} {}", entry.vm, figure(entry))).collect();
-            if changed.is_empty() {
-                String::new()
-            } else {
-                format!("{word}: {}.\n", changed.join(", "))
-            }
-        });
-        return lines.collect();
+    let lines = [(bad("WORSE"), true), ("Better".to_owned(), false)];
+    let lines: String = lines
+        .into_iter()
+        .map(|(word, is_more)| (word, changed(compared, is_more)))
+        .filter(|(_, changed)| !changed.is_empty())
+        .map(|(word, changed)| format!("{word}: {}.\n", changed.join(", ")))
+        .collect();
+    if !lines.is_empty() {
+        return lines;
     }
     if compared.iter().any(|entry| entry.p.is_some()) {
         return "No significant difference found. There may still be one.\n".to_owned();
     }
     let reason = often(compared).unwrap_or("nothing could be judged");
     wrapped(&format!("Cannot tell: {reason}. {WITHOUT_CLAIM}"), "", "  ") + "\n"
+}
+
+/// What is proven to have become more, or less.
+pub(crate) fn changed(compared: &[Compared], is_more: bool) -> Vec<String> {
+    let real = compared.iter().filter(|entry| entry.is_real && entry.is_more() == is_more);
+    real.map(|entry| format!("{} {}", entry.vm, figure(entry))).collect()
 }
 
 /// The most frequent reason why nothing could be judged of a figure, where no figure was.

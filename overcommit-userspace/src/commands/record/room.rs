@@ -1,10 +1,12 @@
 //! How much of a disk a recording may take: it ends while its summary still has room.
 
+use crate::session::run::Taken;
 use anyhow::{Context, Result};
 use nix::sys::statvfs::fstatvfs;
-use overcommit_recording::model::run::StoppedBy;
-use overcommit_recording::recording::Folder;
+use overcommit_recording::model::run::{Run, StoppedBy};
+use overcommit_recording::recording::{Folder, Writer};
 use std::fs::File;
+use std::ops::ControlFlow;
 
 /// Bytes that a summary takes with its page, at the most, and with the distributions of each VM.
 const SUMMARY: u64 = 1_500_000;
@@ -33,8 +35,14 @@ impl Room {
         Ok(Self { free: free(&descriptor)?, folder: descriptor, most })
     }
 
+    /// Whether a recording goes on.
+    pub(in crate::commands) fn goes_on(&self, writer: &Writer, run: &Run) -> Taken {
+        let full = self.end(writer.written(), run.vms.len());
+        Ok(full.map_or(ControlFlow::Continue(()), ControlFlow::Break))
+    }
+
     /// Why a recording of so many VMs is to end now that its logs have that many bytes, if so.
-    pub(in crate::commands) fn end(&self, written: u64, vms: usize) -> Option<StoppedBy> {
+    fn end(&self, written: u64, vms: usize) -> Option<StoppedBy> {
         let summary = SUMMARY + SUMMARY_OF_VM * vms as u64;
         let is_full = |most: u64| written >= most - summary.min(most / PART_OF_MOST);
         if self.most.is_some_and(is_full) {

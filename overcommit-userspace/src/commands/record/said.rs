@@ -7,7 +7,7 @@ use crate::session::run::Early;
 use crate::terminal::say;
 use overcommit_recording::compare::LENGTH_S;
 use overcommit_recording::format::text::vms;
-use overcommit_recording::model::run::Run;
+use overcommit_recording::model::run::{Run, StoppedBy};
 use overcommit_recording::recording::Folder;
 use overcommit_recording::slo::judge::NOT_JUDGED;
 use overcommit_recording::view::progress::length;
@@ -42,6 +42,16 @@ pub(super) fn unserved(run: &Run) -> String {
         "not every VM is recorded{names}: no slot was free, its user had reached the limit, or too \
          many had ended; the report counts them"
     )
+}
+
+/// Of a recording that has no room for more.
+pub(super) fn full(why: StoppedBy, has_command: bool) -> String {
+    let ends = match why {
+        StoppedBy::MaxSize => "the recording has reached --max-size and ends here",
+        _ => "the disk is nearly full: the recording ends here",
+    };
+    let goes_on = if has_command { "; COMMAND goes on" } else { "" };
+    format!("{ends}{goes_on}")
 }
 
 /// Of a recording that an error ends.
