@@ -11,6 +11,8 @@ pub trait Cell {
     fn add(&self, n: u64);
     /// Adds to it after all that was written before, and before all that is written afterwards.
     fn add_in_order(&self, n: u64);
+    /// Adds one to it, which nobody else writes, in the same order.
+    fn advance(&self);
     /// Makes it at least that.
     fn raise(&self, to: u64);
 }
@@ -18,9 +20,9 @@ pub trait Cell {
 /// Changes words that belong together; `sequence` is odd meanwhile. One thread alone may do so.
 #[inline(always)]
 pub fn change(sequence: &impl Cell, write: impl FnOnce()) {
-    sequence.add_in_order(1);
+    sequence.advance();
     write();
-    sequence.add_in_order(1);
+    sequence.advance();
 }
 
 /// Reads such words, each before what is read afterwards; `None` if they were being changed.
@@ -65,6 +67,10 @@ mod tests {
             fence(SeqCst);
             self.0.fetch_add(n, Relaxed);
             fence(SeqCst);
+        }
+
+        fn advance(&self) {
+            self.add_in_order(1);
         }
 
         fn raise(&self, to: u64) {

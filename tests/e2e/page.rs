@@ -33,9 +33,12 @@ const wait = setInterval(() => {
   change('metric', 'fault.minor');
   change('cvm', '0');
   const cells = () => $$('#vmt tbody td').map((cell) => cell.textContent).join('|');
+  const taken = () => $$('.mx td').map((cell) => cell.textContent).join('|');
   noted.whole = cells();
+  noted.taken = taken();
   change('to', '1');
   noted.part = cells();
+  noted.takenInPart = taken();
   const to = document.getElementById('to');
   change('to', to.options[to.options.length - 1].value);
   noted.again = cells();
@@ -131,6 +134,9 @@ fn drawn() -> Result<()> {
         // A part differs from the whole, which comes back as the summary has it.
         ensure!(noted(&of, "part")? != noted(&of, "whole")?, "{of}");
         ensure!(noted(&of, "again")? == noted(&of, "whole")?, "{of}");
+        // The spans together are as the summary has it.
+        let taken = noted(&of, "taken")?;
+        ensure!(taken == printed_matrix(&page) && taken != noted(&of, "taken-in-part")?, "{of}");
         ensure!(noted(&of, "filtered")? == "0", "{of}");
     }
     // The same from the command, also of a part.
@@ -145,6 +151,14 @@ fn drawn() -> Result<()> {
     let of = look(dir.path(), &fs::read_to_string(&out)?, 1_280)?;
     ensure!(noted(&of, "empty")?.is_empty(), "{of}");
     Ok(())
+}
+
+/// What stands in the cells of the matrix before the page's script runs.
+fn printed_matrix(page: &str) -> String {
+    let table = page.split_once("<table class=\"mx\">").map_or("", |(_, rest)| rest);
+    let table = table.split("</table>").next().unwrap_or_default();
+    let cells = table.split("<td").skip(1).filter_map(|cell| cell.split(['>', '<']).nth(1));
+    cells.collect::<Vec<_>>().join("|")
 }
 
 const HOSTILE: &str = r#"</script><b class='injected'>x</b><img src=x onerror='document.title=1'><script>throw 1</script>"#;

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use testbed::host::quote;
 use testbed::qemu::{Config, Vm};
-use testbed::results::json;
+use testbed::results::{json, rows};
 use testbed::squeeze::Squeeze;
 use testbed::undo::Undo;
 use testbed::{PATIENCE, await_some, overcommit, root, run};
@@ -153,7 +153,14 @@ fn live() -> Result<()> {
             .iter()
             .all(|text| screen.contains(text))
     })?;
-    terminal.press(&["p"])?;
+    terminal.press(&["m"])?;
+    terminal.await_text("live [mark 1]")?;
+    run(Command::new(overcommit()).args(["mark", "--", &out.display().to_string(), "steady"]))?;
+    terminal.await_text("live [steady]")?;
+    let marks = rows(&out, "marks.csv")?;
+    let marks: Vec<&str> = marks.iter().map(|mark| mark["text"].as_str()).collect();
+    ensure!(marks == ["mark 1", "steady"], "{marks:?}");
+    terminal.press(&["p", "["])?;
     terminal.await_text("paused")?;
     terminal.press(&["C-z"])?;
     let stopped = terminal.await_line("READY$")?;

@@ -29,8 +29,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     scenarios
 }
 
-/// The lab's slow disk.
-const DISK: &str = "/dev/vda";
 /// MiB that the guest walks, and may hold.
 const WALK: u64 = 64;
 const LIMIT: u64 = 48;
@@ -60,7 +58,7 @@ impl Swapped {
     /// Filled without a limit, then squeezed while it stands still.
     fn start(guest: Guest) -> Result<Self> {
         let settings = settings()?;
-        let swap = DiskSwap::new(DISK)?;
+        let swap = DiskSwap::new(crate::disk())?;
         let cgroup = MemoryCgroup::new("lab")?;
         let config = Config { cgroup: Some(&cgroup), guest, ..Config::new("swapped", WALK) };
         let mut vm = Vm::start(&config)?;
@@ -164,7 +162,8 @@ impl Seen {
     /// those that were read ahead of anybody's need.
     fn sources_agree(&self) -> Result<()> {
         let swapins = &self.summary["swapins"];
-        let from_disk = swapins["from_device"]["vda"].as_u64().unwrap_or(0);
+        let from_disk =
+            swapins["from_device"][crate::disk().trim_start_matches("/dev/")].as_u64().unwrap_or(0);
         println!("from the disk {from_disk} of {} read; {swapins}", self.read);
         let most = self.read + 3.max(self.read / 100);
         ensure!(from_disk > 0 && from_disk <= most, "{swapins}, read {}", self.read);

@@ -89,8 +89,6 @@ fn userfault(dir: &Path, backend: &str) -> Result<()> {
     }
 }
 
-/// The lab's slow disk.
-const DISK: &str = "/dev/vda";
 /// MiB of a guest, and bytes of it that are read back: from a slow disk, from memory.
 const WALK: u64 = 16;
 const FROM_DISK: u64 = 3 << 20;
@@ -126,7 +124,7 @@ fn zram(dir: &Path, backend: &str) -> Result<()> {
 
 /// What lies on a slow disk comes back to whoever reads it.
 fn disk(dir: &Path, backend: &str) -> Result<()> {
-    let _swap = DiskSwap::new(DISK)?;
+    let _swap = DiskSwap::new(crate::disk())?;
     let (folder, vm) = read_back(dir, FROM_DISK, &["--backend", backend, "--slow-faults", "2ms"])?;
     dominates(&vm, "swapin")?;
     // The disk is slow by the machine's clock: the busier that one is, the shorter this takes by

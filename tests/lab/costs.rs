@@ -3,6 +3,7 @@
 
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use std::path::Path;
 use testbed::host::{Setting, read};
 use testbed::payload::Guest;
@@ -17,7 +18,72 @@ const PAGES: u64 = 256;
 const PASSES: usize = 40;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![("costs".to_owned(), Box::new(costs))]
+    vec![
+        ("costs".to_owned(), Box::new(costs)),
+        ("programs_cost_what_they_did".to_owned(), Box::new(programs)),
+    ]
+}
+
+/// Instructions of a run of each program, with what the kernel takes to time it (about a hundred), on
+/// Debian's 6.12, while a guest boots and touches its memory for the first time. Whoever changes one
+/// changes its line.
+const PROGRAMS: [(&str, f64); 7] = [
+    ("fentry_fault", 432.0),
+    ("fexit_fault", 509.0),
+    ("fentry_write", 132.0),
+    ("fentry_invalidation", 276.0),
+    ("kvm_exit", 512.0),
+    ("kvm_entry", 712.0),
+    ("kvm_userspace_exit", 174.0),
+];
+/// How far a figure may be from its line: a share of it, and some instructions for what the kernel
+/// does in between.
+const TOLERANCE: f64 = 0.03;
+const SLACK: f64 = 5.0;
+
+fn programs(dir: &Path) -> Result<()> {
+    let _small_pages = Setting::small_pages()?;
+    let mut walker = Vm::start(&Config { stopped: true, ..Config::new("walker", WALK.0) })?;
+    let recording = Recording::start(&dir.join("run"), [""; 0])?;
+    let _timed = Setting::new("/proc/sys/kernel/bpf_stats_enabled", "1")?;
+    walker.resume()?;
+    walker.await_passes(1)?;
+    walker.stop()?;
+    let taken = taken(recording.pid())?;
+    println!("{taken:#.1?}");
+    for (name, known) in PROGRAMS {
+        let now = *taken.get(name).with_context(|| format!("{name} did not run"))?;
+        let is_near = (now - known).abs() <= known * TOLERANCE + SLACK;
+        ensure!(is_near, "{name} takes {now:.0} instructions, not {known:.0}");
+    }
+    recording.end().map(drop)
+}
+
+/// Nanoseconds, which are instructions here, of a run of each program of a process.
+fn taken(pid: u32) -> Result<BTreeMap<String, f64>> {
+    let symbols = read("/proc/kallsyms")?;
+    // Such as `ffffffffc0a1 t bpf_prog_5f37985b7ddcc38a_kvm_exit	[bpf]`.
+    let name = |tag: &str| {
+        let rest = symbols.split_once(&format!(" bpf_prog_{tag}_"))?.1;
+        rest.split_whitespace().next().map(str::to_owned)
+    };
+    let mut taken = BTreeMap::new();
+    for file in glob::glob(&format!("/proc/{pid}/fdinfo/*"))? {
+        // It may be closed meanwhile.
+        let text = read(file?).unwrap_or_default();
+        let field = |key: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(key));
+            value.map(|value| value.trim_start_matches(':').trim().to_owned())
+        };
+        let number = |key: &str| field(key).and_then(|value| value.parse::<f64>().ok());
+        let Some(name) = field("prog_tag").and_then(|tag| name(&tag)) else { continue };
+        if let (Some(time), Some(runs)) = (number("run_time_ns"), number("run_cnt"))
+            && runs > 0.0
+        {
+            taken.insert(name, time / runs);
+        }
+    }
+    Ok(taken)
 }
 
 fn costs(dir: &Path) -> Result<()> {

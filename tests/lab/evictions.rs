@@ -22,8 +22,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 type Row = HashMap<String, String>;
 
-/// The lab's slow disk.
-const DISK: &str = "/dev/vda";
 /// MiB that each of two guests fills, and what both may hold when one has.
 const WALK: u64 = 32;
 const SPARE: u64 = 2;
@@ -99,7 +97,7 @@ fn whole() -> Value {
 
 fn matrix(dir: &Path) -> Result<()> {
     let _small_pages = Setting::small_pages()?;
-    let _swap = DiskSwap::new(DISK)?;
+    let _swap = DiskSwap::new(crate::disk())?;
     let mut pair = Pair::start()?;
     FUNCTION_BACKENDS.iter().try_for_each(|backend| {
         let taken = Taken::of(&mut pair, &dir.join(backend), backend)?;

@@ -113,7 +113,7 @@ fn memory_hotplug(dir: &Path) -> Result<()> {
         let rows = rows(&folder, "host.csv")?;
         rows.iter().map(|row| Ok(row["memory_total_bytes"].parse()?)).collect()
     };
-    let whole = sizes()?.last().copied().context("no interval")?;
+    let whole = await_some("an interval", PATIENCE, || Ok(sizes()?.pop()))?;
     let mut blocks: Vec<PathBuf> =
         glob::glob(&format!("{BLOCKS}/memory[0-9]*"))?.collect::<Result<_, _>>()?;
     blocks.sort();

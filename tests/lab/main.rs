@@ -37,6 +37,11 @@ const LONG: Duration = Duration::from_secs(240);
 /// Backends that see every fault, whoever takes it.
 const FUNCTION_BACKENDS: [&str; 2] = ["fentry", "kprobe"];
 
+/// A disk whose content is nobody's; but with Bochs, a slow one.
+fn disk() -> &'static str {
+    if witness::is_intel() { "/dev/sdb" } else { "/dev/vda" }
+}
+
 fn main() -> ExitCode {
     if let Err(error) = undo::on_signals() {
         eprintln!("{error:#}");

@@ -9,7 +9,7 @@ use testbed::host::read;
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 39] = [
+const ON_SOME: [(&str, &[&str]); 41] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -33,6 +33,7 @@ const ON_SOME: [(&str, &[&str]); 39] = [
     ("working_set_contiguous", &["6.12"]),
     ("pause_and_device_are_no_stall", &["6.12"]),
     ("migration_is_no_stall", &["6.12"]),
+    ("a_vm_that_runs_vms_waits_for_none_of_it", &["6.12"]),
     ("a_swapped_device_model_is_a_stall", &["6.12"]),
     ("pages_that_leave_the_guest_are_counted", &["6.1", "7.x"]),
     ("postcopy_is_a_wait_for_another_process", &["6.1"]),
@@ -47,6 +48,7 @@ const ON_SOME: [(&str, &[&str]); 39] = [
     ("slow_faults_name_who_evicted", &[]),
     ("kswapd_works_for_who_allocates", &["7.x"]),
     ("costs", &["7.x"]),
+    ("programs_cost_what_they_did", &["6.12"]),
     ("a_start_is_told_by_phases", &["6.12"]),
     // For the documents alone.
     ("kernel_summary", &[]),
@@ -55,9 +57,12 @@ const FENTRY: &[&str] = &["6.1", "6.12"];
 /// Preempted lazily, where trampolines miss calls.
 const KPROBE: &[&str] = &["7.x"];
 
-/// Those for which the CPU matters, and which need no share and no slow disk: all that the lab with an
+/// Those for which the CPU matters, and which need no share: all that the lab with an
 /// Intel CPU runs.
-const ON_INTEL: [&str; 7] = [
+const ON_INTEL: [&str; 10] = [
+    "async_faults_fentry",
+    "async_faults_halt_walker",
+    "async_faults_not_without_interrupts",
     "counts_fentry_anonymous",
     "counts_kprobe_anonymous",
     "counts_perf_anonymous",

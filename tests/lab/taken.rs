@@ -114,12 +114,11 @@ fn kinds_count(dir: &Path, backend: &str) -> Result<()> {
 
 /// MiB that a restored guest walks, and the lab's disk, which is its snapshot.
 const RESTORED: u64 = 16;
-const DISK: &str = "/dev/vda";
 
 /// What it reads is of the file, what it writes a copy.
 fn restore(dir: &Path, backend: &str) -> Result<()> {
     let options = ["--backend", backend, "--causes"];
-    let walks = measure(dir, Path::new(DISK), RESTORED, &["cold"], &options)?;
+    let walks = measure(dir, Path::new(crate::disk()), RESTORED, &["cold"], &options)?;
     print(&walks)?;
     let pages = RESTORED << 8;
     for walk in walks {

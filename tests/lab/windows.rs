@@ -20,6 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         ("pause_and_device_are_no_stall".to_owned(), Box::new(pause_and_device)),
         ("migration_is_no_stall".to_owned(), Box::new(migration)),
+        ("a_vm_that_runs_vms_waits_for_none_of_it".to_owned(), Box::new(nested)),
         ("postcopy_is_a_wait_for_another_process".to_owned(), Box::new(postcopy)),
         ("a_swapped_device_model_is_a_stall".to_owned(), Box::new(swapped_device_model)),
         ("pages_that_leave_the_guest_are_counted".to_owned(), Box::new(invalidations)),
@@ -127,6 +128,46 @@ fn migration(dir: &Path) -> Result<()> {
     println!("{exits} exits for memory, {stalls} of them stalls, share {share}");
     ensure!(exits >= WRITTEN * 256 / 4, "{exits} exits are too few");
     ensure!(stalls * 20 <= exits && share <= 0.01, "{stalls} stalls of {exits}, share {share}");
+    Ok(())
+}
+
+/// MiB that a guest within a guest walks, and how often.
+const NESTED: u64 = 16;
+const NESTED_PASSES: usize = 3;
+
+/// A VM that runs one of its own leaves its guest for each page that it gives that one or takes from
+/// it, and waits for no memory, which is there. What it then really waits for is a stall.
+fn nested(dir: &Path) -> Result<()> {
+    let squeeze = Squeeze::to(2 * NESTED + 64)?;
+    let guest = Config { cgroup: Some(&squeeze.cgroup), ..Config::new("hypervisor", NESTED) };
+    let mut vm = Vm::start(&Config { guest: Guest::Nested, ..guest })?;
+    vm.await_passes(1)?;
+    let exits = Histogram::start("kvm/kvm_nested_vmexit", "common_pid")?;
+    let recording = Recording::start(&dir.join("healthy"), [""; 0])?;
+    let passes = vm.passes()?;
+    vm.await_passes(passes + NESTED_PASSES)?;
+    vm.stop()?;
+    let of_nested = exits.total()?;
+    let summary = only_vm(&recording.end()?)?;
+    let of_memory = of_memory_exits(&summary, "count");
+    let stalls = figure(&summary, "stall.memory", "count").unwrap_or(0);
+    let share = summary["stall"]["share"].as_f64().context("no stall")?;
+    println!("{of_nested} exits, {of_memory} for memory: {stalls} stalls, share {share}");
+    ensure!(of_nested.min(of_memory) >= NESTED * 256 * NESTED_PASSES as u64, "too few exits");
+    ensure!(stalls * 20 <= of_memory && share <= 0.01, "{stalls} stalls, share {share}");
+
+    // Some of it cannot be taken, which is said as an error.
+    let _ = squeeze.cgroup.reclaim(squeeze.cgroup.charged()? >> 20);
+    let recording = Recording::start(&dir.join("swapped"), [""; 0])?;
+    vm.resume()?;
+    vm.await_majors(NESTED * 256 / 2)?;
+    vm.stop()?;
+    let summary = only_vm(&recording.end()?)?;
+    let majors = figure(&summary, "fault.major", "count")?;
+    let stalls = figure(&summary, "stall.memory", "count")?;
+    println!("{majors} major faults, {stalls} stalls");
+    // A few are of QEMU's own memory.
+    ensure!(stalls * 10 >= majors * 9, "{stalls} stalls are too few for {majors} major faults");
     Ok(())
 }
 

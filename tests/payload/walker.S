@@ -1,7 +1,8 @@
 # A guest that walks its memory: multiboot, 32-bit. Interrupts are off, or (STI=1) on
 # with none to come. With APF=1 too it is told of pages that the host has not, and halts
 # until they are there. With DEVICE=1 it reads a device's register for each page instead. With
-# WORK it executes that many instructions between two pages.
+# WORK it executes that many instructions between two pages. With NESTED=1 a guest of its own walks
+# (AMD's SVM alone): it gives that one a page where it wants one, and takes all of them after each pass.
 #
 # The command line says how many MiB to walk, from 2 MiB on, and how many of them, and
 # every how many pages, from the second pass on, and how many of the first passes only read
@@ -14,6 +15,29 @@
 
 # Instructions between two pages: in an emulated host, whose clock counts instructions, a page
 # costs as much of the machine's time as hundreds of them.
+    .set VMCB_MISC2, 0x010              # offsets in AMD's virtual machine control block
+    .set VMCB_ASID, 0x058
+    .set VMCB_TLB_CONTROL, 0x05c
+    .set VMCB_EXITCODE, 0x070
+    .set VMCB_EXITINFO2, 0x080
+    .set VMCB_NP_ENABLE, 0x090
+    .set VMCB_N_CR3, 0x0b0
+    .set VMCB_ES, 0x400
+    .set VMCB_CS, 0x410
+    .set VMCB_SS, 0x420
+    .set VMCB_DS, 0x430
+    .set VMCB_EFER, 0x4d0
+    .set VMCB_CR0, 0x558
+    .set VMCB_DR7, 0x560
+    .set VMCB_DR6, 0x568
+    .set VMCB_RFLAGS, 0x570
+    .set VMCB_RIP, 0x578
+    .set VMCB_RAX, 0x5f8
+    .set VMCB_G_PAT, 0x668
+    .set NESTED_TABLES, 17              # for 66 MiB
+    .set EXIT_VMMCALL, 0x81
+    .set EXIT_NPF, 0x400
+
     .macro work
     .if WORK
     movl $WORK / 2, %edx
@@ -21,6 +45,12 @@ spin\@:
     decl %edx
     jnz spin\@
     .endif
+    .endm
+
+# A flat segment of the nested guest.
+    .macro segment offset, attributes
+    movl $\attributes << 16 + 0x10, vmcb + \offset
+    movl $-1, vmcb + \offset + 4
     .endm
 
     .section .multiboot, "a"
@@ -76,20 +106,7 @@ every:
     movl $idt + TICK * 8, %edi          # looks again at times: in an emulated host
     movl $ready, %eax                   # a guest was seen to halt for good
     call set_gate
-    movl $pages, %edi                   # paging, or it would not be told: all as it is
-    movl $0x83, %eax                    # present, writable, 4 MiB
-map:
-    movl %eax, (%edi)
-    addl $4, %edi
-    addl $0x400000, %eax
-    jnc map
-    movl $pages, %eax
-    movl %eax, %cr3
-    movl $0x10, %eax                    # CR4.PSE
-    movl %eax, %cr4
-    movl %cr0, %eax
-    orl $0x80000000, %eax               # CR0.PG
-    movl %eax, %cr0
+    call paging_on                      # or it would not be told
     movl $0x1ff, 0xfee000f0             # the local APIC takes interrupts
     movl $0xb, 0xfee003e0               # and ticks: not divided, periodic
     movl $0x20000 + TICK, 0xfee00320
@@ -110,6 +127,72 @@ map:
     popl %eax
     sti
     .endif
+    .if NESTED
+    cld
+    pushl %eax
+    call paging_on                      # nested paging wants it
+    call nested_paging
+    movl $0xc0000080, %ecx              # EFER
+    rdmsr
+    orl $0x1000, %eax                   # SVME
+    wrmsr
+    movl $0xc0010117, %ecx              # VM_HSAVE_PA
+    movl $host_save, %eax
+    xorl %edx, %edx
+    wrmsr
+    movl $0x3, vmcb + VMCB_MISC2        # vmrun and vmmcall come back
+    movl $1, vmcb + VMCB_ASID
+    movl $1, vmcb + VMCB_NP_ENABLE
+    movl $nested_pages, vmcb + VMCB_N_CR3
+    segment VMCB_ES, 0xc93
+    segment VMCB_CS, 0xc9b
+    segment VMCB_SS, 0xc93
+    segment VMCB_DS, 0xc93
+    movl $0x1000, vmcb + VMCB_EFER
+    movl $0x11, vmcb + VMCB_CR0
+    movl $0x400, vmcb + VMCB_DR7
+    movl $0xffff0ff0, vmcb + VMCB_DR6
+    movl $0x2, vmcb + VMCB_RFLAGS
+    movl $pass, vmcb + VMCB_RIP
+    movl $0x00070406, vmcb + VMCB_G_PAT
+    movl $0x00070406, vmcb + VMCB_G_PAT + 4
+    popl %eax
+    movl %eax, vmcb + VMCB_RAX
+    movl $1, %ecx
+enter:
+    movl $vmcb, %eax
+    vmrun
+    pushal                              # all but %eax and %esp are the nested guest's
+    movl $0, vmcb + VMCB_TLB_CONTROL
+    movl vmcb + VMCB_EXITCODE, %eax
+    cmpl $EXIT_NPF, %eax
+    je give_page
+    cmpl $EXIT_VMMCALL, %eax
+    je take_pages
+failed:
+    hlt
+    jmp failed
+give_page:
+    movl vmcb + VMCB_EXITINFO2, %eax    # its address
+    movl %eax, %edx
+    shrl $12, %eax
+    andl $0xfffff000, %edx
+    orl $0x7, %edx                      # present, writable, for the guest
+    movl %edx, nested_tables(, %eax, 4)
+    popal
+    jmp enter
+take_pages:
+    xorl %eax, %eax
+    movl $nested_tables + 512 * 4, %edi
+    movl end, %ecx
+    shrl $12, %ecx
+    subl $512, %ecx
+    rep stosl
+    movl $1, vmcb + VMCB_TLB_CONTROL    # flush
+    addl $3, vmcb + VMCB_RIP            # behind vmmcall
+    popal
+    jmp enter
+    .endif
 pass:
     movl %ebp, %edi
     cmpl $0, reads
@@ -129,6 +212,9 @@ passed:
     movw $0x3f8, %dx
     movb $'.', %al
     outb %al, %dx
+    .if NESTED
+    vmmcall
+    .endif
     movl hot_step, %eax
     movl %eax, step
     movl hot_end, %eax
@@ -164,6 +250,55 @@ digit:
     jmp digit
 parsed:
     ret
+
+    .if APF || NESTED
+# Has all memory mapped as it is.
+paging_on:
+    movl $pages, %edi
+    call map_all
+    movl $pages, %eax
+    movl %eax, %cr3
+    movl $0x10, %eax                    # CR4.PSE
+    movl %eax, %cr4
+    movl %cr0, %eax
+    orl $0x80000000, %eax               # CR0.PG
+    movl %eax, %cr0
+    ret
+
+# Makes the page directory at %edi.
+map_all:
+    movl $0x87, %eax                    # present, writable, for all, 4 MiB
+map:
+    movl %eax, (%edi)
+    addl $4, %edi
+    addl $0x400000, %eax
+    jnc map
+    ret
+    .endif
+
+    .if NESTED
+# Maps all but what is walked for the nested guest.
+nested_paging:
+    movl $nested_pages, %edi
+    call map_all
+    movl $nested_pages, %edi
+    movl $nested_tables + 0x7, %eax
+table:
+    movl %eax, (%edi)
+    addl $4, %edi
+    addl $4096, %eax
+    cmpl $nested_tables + 0x7 + NESTED_TABLES * 4096, %eax
+    jb table
+    movl $nested_tables, %edi
+    movl $0x7, %eax
+low_page:
+    movl %eax, (%edi)
+    addl $4, %edi
+    addl $4096, %eax
+    cmpl %ebp, %eax                     # the first byte walked
+    jb low_page
+    ret
+    .endif
 
 # Makes the gate at %edi one for the interrupt handler at %eax, and goes to the next.
 set_gate:
@@ -234,10 +369,20 @@ hot_step:
     .skip 4
 reads:
     .skip 4
-    .if APF
+    .if APF || NESTED
     .align 4096
 pages:
     .skip 4096
+    .endif
+    .if NESTED
+vmcb:
+    .skip 4096
+host_save:
+    .skip 4096
+nested_pages:
+    .skip 4096
+nested_tables:
+    .skip NESTED_TABLES * 4096
     .endif
     .align 64
 apf:                                    # struct kvm_vcpu_pv_apf_data

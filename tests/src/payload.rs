@@ -20,6 +20,8 @@ pub enum Guest {
     Paravirtual,
     /// Reads a device's register instead.
     Device,
+    /// Has a guest of its own walk; on AMD alone.
+    Nested,
     /// Halts until its timer fires, over and over; on arm64 alone.
     Idle,
     /// Linux with one program that walks; only in the lab, which has a kernel for it.
@@ -37,6 +39,7 @@ impl Guest {
             Self::Interruptible => "walker-sti",
             Self::Paravirtual => "walker-apf",
             Self::Device => "walker-device",
+            Self::Nested => "walker-nested",
             Self::Idle => "walker-idle",
             Self::Linux => "linux",
             Self::Shell => "shell",
@@ -60,7 +63,13 @@ impl Processor {
     /// The guests that there are for it.
     const fn guests(self) -> &'static [Guest] {
         match self {
-            Self::X86 => &[Guest::Walker, Guest::Interruptible, Guest::Paravirtual, Guest::Device],
+            Self::X86 => &[
+                Guest::Walker,
+                Guest::Interruptible,
+                Guest::Paravirtual,
+                Guest::Device,
+                Guest::Nested,
+            ],
             Self::Arm64 => &[Guest::Walker, Guest::Device, Guest::Idle],
         }
     }
@@ -131,6 +140,7 @@ fn without_system(guest: Guest, processor: Processor, works: bool) -> Result<Pat
         symbol("STI", matches!(guest, Guest::Interruptible | Guest::Paravirtual)),
         symbol("APF", guest == Guest::Paravirtual),
         symbol("DEVICE", guest == Guest::Device),
+        symbol("NESTED", guest == Guest::Nested),
         symbol("IDLE", guest == Guest::Idle),
         format!("--defsym=WORK={}", if works { WORK } else { 0 }),
     ];

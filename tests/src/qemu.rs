@@ -134,9 +134,12 @@ impl<'a> Config<'a> {
         let socket = format!("unix:{},server=on,wait=off", dir.join("qmp").display());
         command.arg("-qmp").arg(socket);
         command.arg("-kernel").arg(payload::kernel(self.guest)?);
+        if matches!(self.guest, Guest::Linux | Guest::Nested) {
+            command.args(["-cpu", "host"]);
+        }
         match self.guest {
             Guest::Linux => {
-                command.args(["-cpu", "host", "-append", LINUX]);
+                command.args(["-append", LINUX]);
                 command.arg("-initrd").arg(payload::named_file(payload::LINUX_INITRAMFS)?);
             }
             Guest::Shell => self.share_root(&mut command, dir)?,
@@ -375,6 +378,13 @@ impl Vm {
     /// # Errors
     /// The monitor refuses.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        self.ask(command, &arguments).with_context(|| {
+            let complaints = fs::read_to_string(self.dir.join("stderr")).unwrap_or_default();
+            format!("{command} of a VM that says: {complaints}")
+        })
+    }
+
+    fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.qmp.get_mut(), "{request}")?;
         loop {

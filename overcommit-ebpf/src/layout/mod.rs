@@ -29,13 +29,21 @@ fn zero(cells: &[impl core::borrow::Borrow<AtomicU64>]) {
 #[repr(transparent)]
 pub struct Word(pub AtomicU64);
 
-/// What is counted for each CPU, a cache line each.
+/// What is counted for each CPU, and what was looked up there last: cache lines of its own.
 #[repr(C, align(64))]
 pub struct Cpu {
     /// Runs of each [`HotProgram`], to be held against its event's own counter.
     pub runs: [AtomicU64; HotProgram::COUNT],
-    /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 2],
+    /// Entry of the thread that was looked up last, which says itself whose it is.
+    pub thread: AtomicU64,
+    /// Slot of the VM that was looked up last, whose `mm` says whose memory it is.
+    pub vm: AtomicU64,
+    /// The `mm_struct` that was last seen to be no VM's, and how often VMs had come by then.
+    pub other_mm: AtomicU64,
+    /// See there.
+    pub other_changes: AtomicU64,
+    /// Explicit padding to whole cache lines, of which CPUs fetch two at a time.
+    pub reserved: [AtomicU64; 6],
 }
 
-const _: () = assert!(size_of::<Cpu>() == 64);
+const _: () = assert!(size_of::<Cpu>() == 128);

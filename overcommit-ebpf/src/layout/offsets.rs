@@ -148,10 +148,6 @@ pub struct KvmFields {
     pub exit_info1: AtomicU64,
     /// kvm_exit: `vcpu_id`; [`ABSENT`] on arm64.
     pub exit_vcpu: AtomicU64,
-    /// kvm_userspace_exit: `reason`.
-    pub userspace_reason: AtomicU64,
-    /// kvm_userspace_exit: `errno`.
-    pub userspace_errno: AtomicU64,
     /// kvm_async_pf_not_present and …_ready: `token`.
     pub apf_token: AtomicU64,
     /// kvm_guest_fault, which arm64 alone has: `hsr`, the syndrome.
@@ -159,8 +155,11 @@ pub struct KvmFields {
     /// kvm_wfx_arm64: `is_wfe`, of one byte.
     pub wfx_is_wfe: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 6],
+    pub reserved: [AtomicU64; 8],
 }
+
+/// Words of the record of kvm_exit that are read; all its fields lie in them.
+pub const RECORD_WORDS: usize = 8;
 
 /// In [`KvmFields`]: the record has no such field.
 pub const ABSENT: u64 = u64::MAX;

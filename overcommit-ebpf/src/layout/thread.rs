@@ -90,6 +90,8 @@ pub struct Thread {
     /// Backends on `handle_mm_fault`: [`FaultBacking`] of the fault that it is in; 0 if the
     /// backend does not tell.
     pub backing: AtomicU64,
+    /// Explicit padding to whole cache lines.
+    pub reserved: [AtomicU64; 7],
 }
 
 /// In [`Thread::call`]: the call has not returned.
@@ -172,6 +174,8 @@ pub struct Window {
     pub stalls: AtomicU64,
     /// Those in which more time passed in faults than in the window.
     pub stalls_inverted: AtomicU64,
+    /// Place in the pool of the last exit's histogram, whose owner says whether it is this one's.
+    pub pooled: AtomicU64,
     /// The thread's `sched_info::run_delay` at its last entry, in nanoseconds.
     pub run_delay_ns: AtomicU64,
     /// The same at the exit.
@@ -184,7 +188,7 @@ pub struct Window {
 }
 
 impl Window {
-    fn words(&self) -> [&AtomicU64; 22] {
+    fn words(&self) -> [&AtomicU64; 23] {
         [
             &self.exit_ns,
             &self.reason,
@@ -205,6 +209,7 @@ impl Window {
             &self.stall_halted_ns,
             &self.stalls,
             &self.stalls_inverted,
+            &self.pooled,
             &self.run_delay_ns,
             &self.exit_run_delay_ns,
             &self.has_parts,
@@ -246,4 +251,4 @@ pub const SLEEPS_AT: u32 = 48;
 /// include/uapi/linux/kvm.h.
 pub const KVM_RUN: u64 = 0xae80;
 
-const _: () = assert!(size_of::<Thread>() == 576);
+const _: () = assert!(size_of::<Thread>() == 640);

@@ -4,6 +4,7 @@
 //! cannot even select the stores,
 //! although the instructions have been there since Linux 5.12 (`BPF_CMPXCHG`).
 
+use crate::maps::STORES_IN_ORDER;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::order::Cell;
@@ -30,7 +31,16 @@ impl Cell for InKernel<'_> {
 
     #[inline(always)]
     fn add_in_order(&self, n: u64) {
-        fetch_add(self.0, n);
+        add_in_order(self.0, n);
+    }
+
+    #[inline(always)]
+    fn advance(&self) {
+        if STORES_IN_ORDER.load() != 0 {
+            set(self.0, get(self.0) + 1);
+        } else {
+            fetch_add(self.0, 1);
+        }
     }
 
     #[inline(always)]
@@ -45,6 +55,12 @@ impl Cell for InKernel<'_> {
             tries += 1;
         }
     }
+}
+
+/// Adds `n` after all that was written before, and before all that is written afterwards.
+#[inline(always)]
+pub(crate) fn add_in_order(counter: &AtomicU64, n: u64) {
+    fetch_add(counter, n);
 }
 
 /// Takes one away; gives how many there were.

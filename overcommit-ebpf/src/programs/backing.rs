@@ -6,7 +6,7 @@
 //! `do_wp_page` (mm/memory.c), where a page that is there may not be written.
 
 use crate::atomic::{get, set};
-use crate::kernel::Kernel;
+use crate::kernel::Structure;
 use crate::maps::{OFFSETS, histogram, lose};
 use crate::threads::known_thread;
 use crate::{parts, pool};
@@ -89,23 +89,23 @@ fn has_waited() {
 
 /// What a fault in an area takes if nothing else is seen.
 #[inline(always)]
-pub(crate) fn of_area(area: Kernel, fault_flags: u64) -> FaultBacking {
+pub(crate) fn of_area(area: impl Structure, fault_flags: u64) -> FaultBacking {
     let offsets = OFFSETS.load();
-    let flags = area.u64(offsets.vma_flags);
+    let flags = area.word(offsets.vma_flags);
     if flags & HUGETLB != 0 {
         return FaultBacking::Hugetlb;
     }
-    let file = area.pointer(offsets.vma_file);
-    if file.0 == 0 {
+    let file = area.follow(offsets.vma_file);
+    if file.is_null() {
         return FaultBacking::Anon;
     }
     if fault_flags & WRITE != 0 && flags & SHARED == 0 {
         return FaultBacking::Cow;
     }
     // The file itself may be a node in /dev, which is a tmpfs.
-    let content = file.pointer(offsets.file_mapping).pointer(offsets.mapping_host);
-    let volume = content.pointer(offsets.inode_sb);
-    if volume.u64(offsets.sb_magic) == TMPFS { FaultBacking::Shmem } else { FaultBacking::File }
+    let content = file.follow(offsets.file_mapping).follow(offsets.mapping_host);
+    let volume = content.follow(offsets.inode_sb);
+    if volume.word(offsets.sb_magic) == TMPFS { FaultBacking::Shmem } else { FaultBacking::File }
 }
 
 /// The current thread's fault, if it is in one of a VM, goes through that.

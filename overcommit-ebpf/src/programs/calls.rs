@@ -8,9 +8,10 @@
 
 use crate::atomic::{add, get, set};
 use crate::backing;
-use crate::kernel::Kernel;
+use crate::cpu::slot_of;
+use crate::kernel::{Kernel, Structure, Typed};
 use crate::latency::complete;
-use crate::maps::{MMS, OFFSETS, VMS, lose};
+use crate::maps::{OFFSETS, VMS, lose};
 use crate::threads::{keep_wait_before, known_thread, ran, start, thread_entry};
 use crate::{parts, swapin};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -40,11 +41,9 @@ mod reason {
 
 #[fentry(function = "handle_mm_fault")]
 pub(crate) fn fentry_fault(ctx: FEntryContext) -> i32 {
-    let vma: *const u8 = ctx.arg(0);
-    // SAFETY: the argument is a live area, and the offset is vm_area_struct::vm_mm of
-    // this kernel's BTF; the verifier checks both.
-    let mm = unsafe { *vma.add(OFFSETS.load().vma_mm as usize).cast::<u64>() };
-    enter(Kernel(vma as u64), mm, ctx.arg(1), ctx.arg(2));
+    // SAFETY: the argument is a vm_area_struct.
+    let vma = unsafe { Typed::new(ctx.arg(0)) };
+    enter(vma, ctx.arg(1), ctx.arg(2));
     0
 }
 
@@ -59,8 +58,7 @@ pub(crate) fn fexit_fault(ctx: FExitContext) -> i32 {
 pub(crate) fn kprobe_fault(ctx: ProbeContext) -> u32 {
     ran(HotProgram::CallEntry);
     let vma = Kernel(ctx.arg(0).unwrap_or(0));
-    let mm = vma.u64(OFFSETS.load().vma_mm);
-    enter(vma, mm, ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0));
+    enter(vma, ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0));
     0
 }
 
@@ -72,13 +70,11 @@ pub(crate) fn kretprobe_fault(ctx: RetProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn enter(vma: Kernel, mm: u64, address: u64, flags: u32) {
-    // SAFETY: entries are only read and written as whole words.
-    let Some(slot) = (unsafe { MMS.get(mm) }) else {
-        return;
-    };
-    let Some(vm) = VMS.get(*slot) else { return };
-    let Some(thread) = thread_entry(*slot) else {
+fn enter(vma: impl Structure, address: u64, flags: u32) {
+    let mm = vma.word(OFFSETS.load().vma_mm);
+    let Some(slot) = slot_of(mm) else { return };
+    let Some(vm) = VMS.get(slot) else { return };
+    let Some(thread) = thread_entry(slot) else {
         lose(vm, Loss::ThreadsFull);
         return;
     };
@@ -94,7 +90,7 @@ fn enter(vma: Kernel, mm: u64, address: u64, flags: u32) {
     set(&thread.backing, backing::of_area(vma, flags) as u64);
     set(&thread.mm, mm);
     set(&thread.call, flags | IN_CALL);
-    start(thread, *slot, address);
+    start(thread, slot, address);
 }
 
 /// Whether this call goes on with the fault that the thread is in: of the same page,

@@ -1,8 +1,9 @@
 //! Which memory does a VM give back?
 
 use crate::atomic::{add, get};
+use crate::cpu::slot_of;
 use crate::kernel::current_mm;
-use crate::maps::{HOST_PAGE, MMS, VMS};
+use crate::maps::{HOST_PAGE, VMS};
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 
@@ -34,9 +35,7 @@ pub(crate) fn madvise(ctx: TracePointContext) -> u32 {
     if length != HOST_PAGE.load() {
         return 0;
     }
-    // SAFETY: entries are only read and written as whole words.
-    let slot = unsafe { MMS.get(current_mm()) };
-    let Some(vm) = slot.and_then(|slot| VMS.get(*slot)) else { return 0 };
+    let Some(vm) = slot_of(current_mm()).and_then(|slot| VMS.get(slot)) else { return 0 };
     if start < get(&vm.memory_start) || start >= get(&vm.memory_end) {
         return 0;
     }

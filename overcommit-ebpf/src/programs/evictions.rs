@@ -2,11 +2,12 @@
 //! is on a disk already.
 
 use crate::atomic::{add, get, set};
+use crate::cpu::slot_of;
 use crate::free::{self, FreeList};
 use crate::kernel::{Kernel, current_mm};
 use crate::maps::{
-    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, EVICTIONS_AT, FOLIO_OFFSETS, MMS,
-    SEES_DROPS, TAKES_AGGRESSORS, VMS, WRITTEN, lose,
+    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, EVICTIONS_AT, FOLIO_OFFSETS, SEES_DROPS,
+    TAKES_AGGRESSORS, VMS, WRITTEN, lose,
 };
 use crate::threads::known_thread;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -201,9 +202,8 @@ fn aggressor() -> (AggressorKind, u32) {
         let by = if comm.starts_with(b"kworker") { 0 } else { id as u32 };
         return (AggressorKind::Kernel, by);
     }
-    // SAFETY: entries are only read and written as whole words.
-    match unsafe { MMS.get(mm) } {
-        Some(slot) => (AggressorKind::Vm, *slot),
+    match slot_of(mm) {
+        Some(slot) => (AggressorKind::Vm, slot),
         None => (AggressorKind::Process, (id >> 32) as u32),
     }
 }

@@ -7,20 +7,25 @@
 
 use crate::atomic::{InKernel, add, get, set};
 use crate::calls::goes_on;
+use crate::cpu::slot_of;
 use crate::kernel::{current_mm, current_run_delay, current_sleeps};
 use crate::latency::record;
-use crate::maps::{APFS, BEGINS_AT_CALL, KVM_FIELDS, MMS, VMS, histogram, lose};
+use crate::maps::{APFS, BEGINS_AT_CALL, KVM_FIELDS, VMS, histogram, lose};
 use crate::threads::{known_thread, thread_entry};
 use crate::{parts, pool};
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel};
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel, generated,
+};
+use aya_ebpf::macros::{raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
+use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::exit::{aged, arm64_fault_marks, arm64_reason, by_age, marks, without_one};
 use overcommit_ebpf::layout::{
     APF, HALT, IN_BACKGROUND, ISA_ARM64, Loss, MEMORY, MMIO, Metric, NEVER_RAN, OUTSIDE_FAULTS,
-    PAUSED, PROTECTED, Part, READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
+    PAUSED, PROTECTED, Part, READY, REASON_MMIO, RECORD_WORDS, SLEEPS_AT, Thread, Vm, Window,
+    exit_key,
 };
 use overcommit_ebpf::order;
 
@@ -28,6 +33,9 @@ use overcommit_ebpf::order;
 const USERSPACE_INTERRUPTED: u32 = 10;
 /// The token that tells a guest that all its pages are ready.
 const APF_BROADCAST: u32 = u32::MAX;
+
+/// A classic tracepoint: its record has the reason, which each vendor's module keeps elsewhere. Those
+/// of which no field is needed are raw: making a record costs more than what is done here.
 #[tracepoint]
 pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     let Some((vm, thread)) = current_vcpu() else { return 0 };
@@ -36,20 +44,21 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
     if get(&window.exit_ns) != 0 {
         lose(vm, Loss::ExitWithoutEntry);
     }
-    let mut reason: u32 = read(&ctx, &fields.exit_reason);
-    let isa = if is_absent(&fields.exit_isa) { ISA_ARM64 } else { read(&ctx, &fields.exit_isa) };
+    let record = Record::read(&ctx);
+    let mut reason = record.u32(&fields.exit_reason);
+    let isa = if is_absent(&fields.exit_isa) { ISA_ARM64 } else { record.u32(&fields.exit_isa) };
     if isa == ISA_ARM64 && !is_absent(&fields.exit_ret) {
-        reason = arm64_reason(read(&ctx, &fields.exit_ret), reason);
+        reason = arm64_reason(record.u32(&fields.exit_ret), reason);
     }
     if !is_absent(&fields.exit_vcpu) {
-        set(&window.vcpu, u64::from(read::<u32>(&ctx, &fields.exit_vcpu)));
+        set(&window.vcpu, u64::from(record.u32(&fields.exit_vcpu)));
     }
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     if get(&vm.first_run_ns) == NEVER_RAN {
         set(&vm.first_run_ns, now);
     }
-    let mut marks = marks(isa, reason, || read(&ctx, &fields.exit_info1));
+    let mut marks = marks(isa, reason, || record.u64(&fields.exit_info1));
     if marks & HALT != 0 && age(vm, window, now) != 0 {
         marks |= APF;
     }
@@ -96,8 +105,8 @@ fn open_window() -> Option<&'static Window> {
 }
 
 /// On `kvm_mmio` and `kvm_fast_mmio`: a device's memory is meant.
-#[tracepoint]
-pub(crate) fn kvm_mmio(_ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub(crate) fn kvm_mmio(_ctx: RawTracePointContext) -> i32 {
     if let Some(window) = open_window() {
         set(&window.reason, get(&window.reason) | MMIO);
     }
@@ -107,8 +116,8 @@ pub(crate) fn kvm_mmio(_ctx: TracePointContext) -> u32 {
 /// On x86: the guest that left is one within the VM (`svm_handle_exit`, arch/x86/kvm/svm/svm.c;
 /// `nested_vmx_reflect_vmexit`, arch/x86/kvm/vmx/nested.c; 6.1 to 7.3). KVM hands such an exit to the
 /// VM, or fills the tables that it keeps for that guest.
-#[tracepoint]
-pub(crate) fn kvm_nested_vmexit(_ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub(crate) fn kvm_nested_vmexit(_ctx: RawTracePointContext) -> i32 {
     if let Some(window) = open_window() {
         set(&window.reason, get(&window.reason) | PROTECTED);
     }
@@ -143,21 +152,18 @@ pub(crate) fn kvm_wfx(ctx: TracePointContext) -> u32 {
     0
 }
 
-#[tracepoint]
-pub(crate) fn kvm_userspace_exit(ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub(crate) fn kvm_userspace_exit(ctx: RawTracePointContext) -> i32 {
     let Some(thread) = known_thread() else { return 0 };
     let window = &thread.window;
     if get(&window.exit_ns) == 0 {
         return 0;
     }
-    let Some(fields) = KVM_FIELDS.get(0) else { return 0 };
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     come_back(window, now);
-    // After an error the reason is that of an earlier exit.
-    let errno: u32 = read(&ctx, &fields.userspace_errno);
-    let interrupted = errno.cast_signed() < 0
-        || read::<u32>(&ctx, &fields.userspace_reason) == USERSPACE_INTERRUPTED;
+    // (reason, errno); after an error the reason is that of an earlier exit.
+    let interrupted = ctx.arg::<i32>(1) < 0 || ctx.arg::<u32>(0) == USERSPACE_INTERRUPTED;
     let marks = get(&window.reason) & !PAUSED;
     set(&window.reason, marks | if interrupted { PAUSED } else { MMIO });
     set(&window.user_since_ns, now);
@@ -176,8 +182,8 @@ fn come_back(window: &Window, now: u64) {
     }
 }
 
-#[tracepoint]
-pub(crate) fn kvm_entry(_ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub(crate) fn kvm_entry(_ctx: RawTracePointContext) -> i32 {
     let Some(thread) = known_thread() else { return 0 };
     let window = &thread.window;
     let slot = get(&thread.vm) as u32;
@@ -275,7 +281,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     }
     let device = reason & (MEMORY | MMIO) == MEMORY | MMIO;
     let key = if device { exit_key(0, REASON_MMIO) } else { reason as u32 };
-    match pool::place(slot, key).and_then(pool::histogram) {
+    match pool::place_near(&window.pooled, slot, key).and_then(pool::histogram) {
         Some(histogram) => {
             record(vm, histogram, active);
         }
@@ -408,8 +414,7 @@ fn current_vcpu() -> Option<(&'static Vm, &'static Thread)> {
     let thread = match known_thread() {
         Some(thread) => thread,
         None => {
-            // SAFETY: entries are only read and written as whole words.
-            let slot = *unsafe { MMS.get(current_mm()) }?;
+            let slot = slot_of(current_mm())?;
             let vm = VMS.get(slot)?;
             let Some(thread) = thread_entry(slot) else {
                 lose(vm, Loss::ThreadsFull);
@@ -425,6 +430,38 @@ fn current_vcpu() -> Option<(&'static Vm, &'static Thread)> {
 #[inline(always)]
 fn is_absent(field: &AtomicU64) -> bool {
     get(field) > 0xffff
+}
+
+/// The first words of the record of `kvm_exit`, which is no longer (`TRACE_EVENT_KVM_EXIT`,
+/// arch/x86/kvm/trace.h; arch/arm64/kvm/trace_arm.h; 6.1 to 7.3): read at once, they cost what a single
+/// field does.
+struct Record([u64; RECORD_WORDS]);
+
+impl Record {
+    #[inline(always)]
+    fn read(ctx: &TracePointContext) -> Self {
+        let mut words = MaybeUninit::<[u64; RECORD_WORDS]>::uninit();
+        // SAFETY: the helper writes all of them: zeros where it cannot read.
+        unsafe {
+            generated::bpf_probe_read_kernel(
+                words.as_mut_ptr().cast(),
+                size_of::<[u64; RECORD_WORDS]>() as u32,
+                ctx.as_ptr().cast(),
+            );
+            Self(words.assume_init())
+        }
+    }
+
+    /// A field of eight bytes. The loader does without exits where one lies further on.
+    #[inline(always)]
+    fn u64(&self, field: &AtomicU64) -> u64 {
+        self.0[get(field) as usize / 8 % RECORD_WORDS]
+    }
+
+    #[inline(always)]
+    fn u32(&self, field: &AtomicU64) -> u32 {
+        (self.u64(field) >> (get(field) % 8 * 8)) as u32
+    }
 }
 
 /// A field of the record that the program was called with; 0 if it cannot be read.

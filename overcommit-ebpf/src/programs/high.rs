@@ -3,9 +3,10 @@
 //! (`mem_cgroup_handle_over_high`, mm/memcontrol.c). Reclaim within is part of it.
 
 use crate::atomic::{get, set};
+use crate::cpu::slot_of;
 use crate::kernel::{Kernel, current_mm};
 use crate::latency::record;
-use crate::maps::{MMS, OFFSETS, VMS, histogram};
+use crate::maps::{OFFSETS, VMS, histogram};
 use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
@@ -48,10 +49,9 @@ fn begin() {
         }
         return;
     }
-    // SAFETY: entries are only read and written as whole words.
-    let Some(slot) = (unsafe { MMS.get(current_mm()) }) else { return };
+    let Some(slot) = slot_of(current_mm()) else { return };
     // A large charge is held back within the fault, whose time that is.
-    if let Some(thread) = thread_entry(*slot).filter(|thread| get(&thread.call) & IN_CALL == 0) {
+    if let Some(thread) = thread_entry(slot).filter(|thread| get(&thread.call) & IN_CALL == 0) {
         // SAFETY: the helper has no precondition.
         set(&thread.high_since_ns, unsafe { bpf_ktime_get_ns() });
     }
@@ -67,9 +67,8 @@ fn end() {
     set(&thread.high_since_ns, 0);
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: entries are only read and written as whole words.
-    let Some(slot) = (unsafe { MMS.get(current_mm()) }) else { return };
-    if let (Some(vm), Some(histogram)) = (VMS.get(*slot), histogram(*slot, Metric::MemoryHigh)) {
+    let Some(slot) = slot_of(current_mm()) else { return };
+    if let (Some(vm), Some(histogram)) = (VMS.get(slot), histogram(slot, Metric::MemoryHigh)) {
         record(vm, histogram, now.saturating_sub(since));
     }
 }

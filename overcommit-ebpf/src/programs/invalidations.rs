@@ -4,8 +4,9 @@
 //! listens to).
 
 use crate::atomic::{add, get};
-use crate::kernel::{Kernel, current_mm};
-use crate::maps::{MMS, OFFSETS, VMS};
+use crate::cpu::slot_of;
+use crate::kernel::{Kernel, Structure, Typed, current_mm};
+use crate::maps::{OFFSETS, VMS};
 use crate::parts;
 use crate::threads::known_thread;
 use aya_ebpf::helpers::bpf_get_current_comm;
@@ -19,28 +20,26 @@ const PROTECTION: u32 = 2;
 
 #[fentry]
 pub(crate) fn fentry_invalidation(ctx: FEntryContext) -> i32 {
-    count(Kernel(ctx.arg(0)));
+    let offsets = OFFSETS.load();
+    // SAFETY: the argument is an mmu_notifier_range.
+    let range = unsafe { Typed::new(ctx.arg(0)) };
+    count(range.word(offsets.invalidation_mm), || range.half(offsets.invalidation_event));
     0
 }
 
 #[kprobe]
 pub(crate) fn kprobe_invalidation(ctx: ProbeContext) -> u32 {
-    count(Kernel(ctx.arg(0).unwrap_or(0)));
+    let offsets = OFFSETS.load();
+    let range = Kernel(ctx.arg(0).unwrap_or(0));
+    count(range.u64(offsets.invalidation_mm), || range.u32(offsets.invalidation_event));
     0
 }
 
 #[inline(always)]
-fn count(range: Kernel) {
-    let offsets = OFFSETS.load();
-    let mm = range.u64(offsets.invalidation_mm);
-    // SAFETY: entries are only read and written as whole words.
-    let Some(slot) = (unsafe { MMS.get(mm) }) else { return };
-    let Some(vm) = VMS.get(*slot) else { return };
-    let by = if range.u32(offsets.invalidation_event) == PROTECTION {
-        Invalidator::Numa
-    } else {
-        invalidator(mm)
-    };
+fn count(mm: u64, event: impl FnOnce() -> u32) {
+    let Some(slot) = slot_of(mm) else { return };
+    let Some(vm) = VMS.get(slot) else { return };
+    let by = if event() == PROTECTION { Invalidator::Numa } else { invalidator(mm) };
     add(&vm.invalidated[by as usize], 1);
 }
 

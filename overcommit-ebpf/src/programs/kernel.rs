@@ -32,6 +32,70 @@ impl Kernel {
     }
 }
 
+/// A structure of the kernel's, read through.
+pub(crate) trait Structure: Copy {
+    fn word(self, offset: u32) -> u64;
+    fn follow(self, offset: u32) -> Self;
+    fn is_null(self) -> bool;
+}
+
+impl Structure for Kernel {
+    #[inline(always)]
+    fn word(self, offset: u32) -> u64 {
+        self.u64(offset)
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Self {
+        self.pointer(offset)
+    }
+
+    #[inline(always)]
+    fn is_null(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// One of which the verifier knows the type, and so those of what it points to: read by loads, which
+/// the kernel catches where an address is bad.
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(*const u8);
+
+impl Typed {
+    /// # Safety
+    /// The pointer is one by the verifier's own account, and the offsets that are read are those of
+    /// fields by this kernel's BTF; it checks both.
+    #[inline(always)]
+    pub(crate) unsafe fn new(pointer: *const u8) -> Self {
+        Self(pointer)
+    }
+
+    #[inline(always)]
+    pub(crate) fn half(self, offset: u32) -> u32 {
+        // SAFETY: see `new`.
+        unsafe { *self.0.add(offset as usize).cast::<u32>() }
+    }
+}
+
+impl Structure for Typed {
+    #[inline(always)]
+    fn word(self, offset: u32) -> u64 {
+        // SAFETY: see `new`.
+        unsafe { *self.0.add(offset as usize).cast::<u64>() }
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Self {
+        // SAFETY: see `new`.
+        Self(unsafe { *self.0.add(offset as usize).cast::<*const u8>() })
+    }
+
+    #[inline(always)]
+    fn is_null(self) -> bool {
+        self.0.is_null()
+    }
+}
+
 /// Address of the `mm_struct` that the current thread uses; 0 for a kernel
 /// thread that borrows none.
 ///

@@ -7,8 +7,9 @@
 //! a system call cannot be told from the call's own use of the lock.
 
 use crate::atomic::{get, set};
+use crate::cpu::slot_of;
 use crate::kernel::{current_mm, current_run_delay, in_fault_handler, in_kvm_run};
-use crate::maps::{BEGINS_AT_CALL, MMS, OFFSETS, VMS};
+use crate::maps::{BEGINS_AT_CALL, OFFSETS, VMS};
 use crate::parts;
 use crate::threads::{known_thread, thread_entry, waited_before};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -127,14 +128,13 @@ fn is_lock_of(thread: &Thread, lock: u64) -> bool {
 /// a worker that does so for KVM (`async_pf_execute`, virt/kvm/async_pf.c).
 #[inline(always)]
 fn waits_before(mm: u64) {
-    // SAFETY: entries are only read and written as whole words.
-    let Some(slot) = (unsafe { MMS.get(mm) }) else { return };
+    let Some(slot) = slot_of(mm) else { return };
     let own = current_mm();
     let is_for_fault = own == 0 || own == mm && (in_fault_handler() || in_kvm_run());
     if !is_for_fault {
         return;
     }
-    let Some(thread) = thread_entry(*slot) else { return };
+    let Some(thread) = thread_entry(slot) else { return };
     // SAFETY: the helper has no precondition.
     set(&thread.lock_since_ns, unsafe { bpf_ktime_get_ns() });
     set(&thread.lock_run_delay_ns, current_run_delay());

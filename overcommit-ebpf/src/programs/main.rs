@@ -20,6 +20,7 @@ mod atomic;
 mod backing;
 mod calls;
 mod chunks;
+mod cpu;
 mod discards;
 mod evictions;
 mod exits;

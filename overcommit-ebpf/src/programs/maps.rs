@@ -19,6 +19,10 @@ use overcommit_ebpf::layout::{
 #[map]
 pub(crate) static MMS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader */, 0);
 
+/// How often [`MMS`] has grown; one entry.
+#[map]
+pub(crate) static MMS_CHANGES: Array<Word> = Array::with_max_entries(1, 0);
+
 /// Process id → slot, for exec and exit.
 #[map]
 pub(crate) static TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(1 /* loader */, 0);
@@ -196,6 +200,10 @@ pub(crate) static TAKES_AGGRESSORS: Global<u8> = Global::new(0);
 /// for the lock before it is to be added.
 #[unsafe(no_mangle)]
 pub(crate) static BEGINS_AT_CALL: Global<u8> = Global::new(0);
+
+/// Whether every CPU sees the writes of another in their order, as on x86-64.
+#[unsafe(no_mangle)]
+pub(crate) static STORES_IN_ORDER: Global<u8> = Global::new(0);
 
 /// Number of the system call `ioctl` on this architecture.
 #[unsafe(no_mangle)]

@@ -1,9 +1,10 @@
 //! Backend `perf`: page faults by perf's software events.
 
 use crate::atomic::{get, set};
+use crate::cpu::slot_of;
 use crate::kernel::current_mm;
 use crate::latency::complete;
-use crate::maps::{MMS, VMS, lose};
+use crate::maps::{VMS, lose};
 use crate::threads::{known_thread, ran, start, thread_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::perf_event;
@@ -43,30 +44,24 @@ fn address(ctx: &PerfEventContext) -> u64 {
 
 #[inline(always)]
 fn begin(address: u64) {
-    // SAFETY: entries are only read and written as whole words.
-    let Some(slot) = (unsafe { MMS.get(current_mm()) }) else {
-        return;
-    };
-    let Some(vm) = VMS.get(*slot) else { return };
-    let Some(thread) = thread_entry(*slot) else {
+    let Some(slot) = slot_of(current_mm()) else { return };
+    let Some(vm) = VMS.get(slot) else { return };
+    let Some(thread) = thread_entry(slot) else {
         lose(vm, Loss::ThreadsFull);
         return;
     };
     if get(&thread.since_ns) != 0 {
         lose(vm, Loss::StartWithoutEnd);
     }
-    start(thread, *slot, address);
+    start(thread, slot, address);
 }
 
 #[inline(always)]
 fn finish(metric: Metric, address: u64) {
-    // SAFETY: as in `begin`.
-    let Some(slot) = (unsafe { MMS.get(current_mm()) }) else {
-        return;
-    };
+    let Some(slot) = slot_of(current_mm()) else { return };
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Some(vm) = VMS.get(*slot) else { return };
+    let Some(vm) = VMS.get(slot) else { return };
     let Some(thread) = known_thread() else {
         lose(vm, Loss::EndWithoutStart);
         return;
@@ -83,5 +78,5 @@ fn finish(metric: Metric, address: u64) {
         lose(vm, Loss::EndWithoutStart);
         return;
     }
-    complete(vm, *slot, thread, metric, now);
+    complete(vm, slot, thread, metric, now);
 }

@@ -5,9 +5,10 @@
 //! 7.3). One never runs within another.
 
 use crate::atomic::{get, set};
+use crate::cpu::slot_of;
 use crate::kernel::current_mm;
 use crate::latency::record;
-use crate::maps::{MMS, VMS, histogram};
+use crate::maps::{VMS, histogram};
 use crate::parts;
 use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -105,7 +106,6 @@ fn served() -> Option<(&'static Thread, u32)> {
     {
         return Some((thread, get(&thread.vm) as u32));
     }
-    // SAFETY: entries are only read and written as whole words.
-    let slot = unsafe { MMS.get(current_mm()) }.copied()?;
+    let slot = slot_of(current_mm())?;
     Some((thread_entry(slot)?, slot))
 }

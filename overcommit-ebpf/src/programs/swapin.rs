@@ -8,12 +8,13 @@
 
 use crate::atomic::{add, get, replace, set};
 use crate::backing;
+use crate::cpu::slot_of;
 use crate::evictions::aggressor_of;
 use crate::kernel::Kernel;
 use crate::latency::record;
 use crate::maps::{
-    ATTEMPTS, MMS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_ENTRY, SWAP_INFO_AT,
-    TAKES_AGGRESSORS, VMS, ZSWAP_LOADED, histogram,
+    ATTEMPTS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_ENTRY, SWAP_INFO_AT, TAKES_AGGRESSORS,
+    VMS, ZSWAP_LOADED, histogram,
 };
 use crate::parts;
 use crate::threads::known_thread;
@@ -131,8 +132,7 @@ fn enter_anonymous(fault: u64) {
     let Some(device) = device(entry) else { return };
     if !enter(device, entry) {
         let mm = Kernel(fault).pointer(offsets.fault_vma).u64(offsets.vma_mm);
-        // SAFETY: entries are only read and written as whole words.
-        if let Some(vm) = unsafe { MMS.get(mm) }.and_then(|slot| VMS.get(*slot)) {
+        if let Some(vm) = slot_of(mm).and_then(|slot| VMS.get(slot)) {
             // khugepaged: nobody waits.
             add(&vm.swapin.without_fault, 1);
         }

@@ -1,19 +1,29 @@
 //! The entry of the current thread, which holds the fault that it is in.
 
 use crate::atomic::{get, replace, set};
+use crate::cpu::this_cpu;
 use crate::free::{self, FreeList};
 use crate::kernel::in_kvm_run;
-use crate::maps::{CPUS, THREADS, TIDS};
+use crate::maps::{THREADS, TIDS};
 use crate::parts;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use overcommit_ebpf::layout::{HotProgram, Part, Thread};
 
 #[inline(always)]
 pub(crate) fn known_thread() -> Option<&'static Thread> {
-    let tid = bpf_get_current_pid_tgid() as u32;
+    let id = bpf_get_current_pid_tgid();
+    let cpu = this_cpu()?;
+    // Most programs run where the last one of their thread did.
+    if let Some(thread) = THREADS.get(get(&cpu.thread) as u32)
+        && get(&thread.id) == id
+        && id != 0
+    {
+        return Some(thread);
+    }
     // SAFETY: entries are only read and written as whole words.
-    let index = unsafe { TIDS.get(tid) }?;
-    THREADS.get(*index)
+    let index = *unsafe { TIDS.get(id as u32) }?;
+    set(&cpu.thread, u64::from(index));
+    THREADS.get(index)
 }
 
 /// The entry of the current thread; its first fault takes a free one.
@@ -83,9 +93,7 @@ pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
 /// program (`bpf_prog_active` held on this CPU).
 #[inline(always)]
 pub(crate) fn ran(program: HotProgram) {
-    // SAFETY: the helper has no precondition.
-    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
-    if let Some(cpu) = CPUS.get(cpu) {
+    if let Some(cpu) = this_cpu() {
         let runs = &cpu.runs[program as usize];
         // No other program of ours can run on this CPU meanwhile.
         set(runs, get(runs) + 1);

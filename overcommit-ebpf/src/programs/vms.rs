@@ -3,6 +3,7 @@
 
 use crate::atomic::{add, get, set};
 use crate::calls::goes_on;
+use crate::cpu::vm_has_come;
 use crate::kernel::Kernel;
 use crate::maps::{EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED};
 use aya_ebpf::helpers::{
@@ -77,8 +78,9 @@ fn forget_former_owner(task: Kernel, tgid: u32) {
     let mm = task.u64(OFFSETS.load().task_mm);
     // SAFETY: entries are only read and written as whole words.
     let owner = unsafe { MMS.get(mm) }.and_then(|slot| VMS.get(*slot));
-    if owner.is_some_and(|vm| get(&vm.tgid) != u64::from(tgid)) {
+    if let Some(vm) = owner.filter(|vm| get(&vm.tgid) != u64::from(tgid)) {
         let _ = MMS.remove(mm);
+        set(&vm.mm, 0);
     }
 }
 
@@ -189,6 +191,7 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
         let _ = FREE_VMS.push(slot, 0);
         return None;
     }
+    vm_has_come();
     Some(slot)
 }
 
@@ -212,6 +215,7 @@ fn end(tgid: u32, exit_code: u64) {
     if unsafe { MMS.get(mm) } == Some(&slot) {
         let _ = MMS.remove(mm);
     }
+    set(&vm.mm, 0);
     // Whoever sees that it ended sees how.
     set(&vm.exit_code, exit_code);
     // SAFETY: the helper has no precondition.

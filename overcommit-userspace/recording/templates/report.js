@@ -591,6 +591,22 @@ function drawEnds(u, vms, of) {
   c.restore();
 }
 
+/* ---- matrix: with one span it stays as it was printed ---- */
+function matrix() {
+  if (last < 2) return;
+  const add = (spans) => spans.slice(S.from, S.to).reduce((a, b) => a.map((pages, i) => pages + b[i]));
+  const rows = D.taken.map(add), sums = rows.map((row) => row.reduce((a, b) => a + b, 0)), most = Math.max(1, ...sums);
+  const mib = (pages) => int(Math.ceil(pages * D.pageMib));
+  $$(".mx tbody tr").forEach((row, i) => {
+    $$(".c", row).forEach((cell, k) => {
+      const pages = rows[i][k];
+      cell.textContent = pages ? mib(pages) : "·";
+      cell.style.setProperty("--a", pages ? 6 + Math.floor(74 * Math.sqrt(pages / most)) : 0);
+    });
+    $(".tot", row).textContent = mib(sums[i]);
+  });
+}
+
 /* ---- table ---- */
 function table() {
   const from = D.edges[S.from], to = D.edges[S.to], isWhole = S.from === 0 && S.to === last;
@@ -653,6 +669,7 @@ function time() {
 const all = () => {
   time();
   perc();
+  matrix();
   table();
   const text = spanText(S.from, S.to) + ", " + clock(D.edges[S.from]) + " – " + clock(D.edges[S.to]) + ".";
   $$(".spant").forEach((span) => { span.textContent = text; });

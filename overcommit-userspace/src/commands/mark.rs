@@ -2,13 +2,12 @@
 
 use crate::kernel::clock;
 use crate::terminal::say;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::builder::NonEmptyStringValueParser;
 use overcommit_recording::format::text::time_of_day;
-use overcommit_recording::recording::folder::MARKS;
+use overcommit_recording::recording::Folder;
 use overcommit_recording::recording::run_file;
-use overcommit_recording::recording::{Folder, span};
-use std::io::Write;
+use overcommit_recording::recording::span::{self, Mark};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -39,10 +38,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         dir.display()
     );
     let now = clock::now()?;
-    let line = span::line(now.realtime_ns / 1_000, &args.text)?;
-    // In one piece: others may mark too.
-    let mut file = folder.append(MARKS)?;
-    file.write_all(&line).with_context(|| format!("cannot write {MARKS}"))?;
+    let mark = Mark { at_us: now.realtime_ns / 1_000, text: args.text.clone() };
+    span::add(&folder, &mark)?;
     let since_ns = now.boottime_ns.saturating_sub(run.clocks.start.boottime_ns);
     say(&format!(
         "overcommit: marked {:?} at {}, {:.1} s into {}",

@@ -13,10 +13,10 @@ use crate::top::Update;
 use crate::top::app::App;
 use crate::top::look::Look;
 use crate::top::replay::Replay;
-use crate::top::terminal::show;
+use crate::top::terminal::{Living, show};
 use anyhow::{Context, Result, anyhow, ensure};
 use overcommit_recording::model::run::{Run, StoppedBy};
-use overcommit_recording::recording::{Folder, Owner, Recording, Writer};
+use overcommit_recording::recording::{Folder, Owner, Recording, Writer, span};
 use overcommit_recording::report::{Format, View, rebuild};
 use overcommit_recording::slo::Objective;
 use overcommit_recording::slo::judge::exit_code;
@@ -24,7 +24,7 @@ use std::io::{IsTerminal, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -120,6 +120,7 @@ fn replay(args: &Args, recording: Recording) -> Result<ExitCode> {
         objectives = Objective::recorded(&recording.run)?;
     }
     let mut app = args.app(objectives);
+    app.take(Update::Marks(span::marks(&recording.folder)?));
     if args.once {
         Replay::last(&recording)?.into_iter().for_each(|update| app.take(update));
         app.end();
@@ -166,7 +167,10 @@ async fn watch(args: Args) -> Result<ExitCode> {
     // Of `--once` there is no screen, and what has come is looked at in the end.
     let (screen, once) = match args.once {
         true => (None, Some((app, updates))),
-        false => (Some(Screen::start(app, updates, Arc::clone(&enough))), None),
+        false => {
+            let living = Living::new(updates, folder.clone());
+            (Some(Screen::start(app, living, Arc::clone(&enough))), None)
+        }
     };
     let mut has_whole = false;
     let take = |run: &Run, told: Told<'_>| {
@@ -232,11 +236,11 @@ fn conclude(writer: Writer, folder: &Folder, mut run: Run, end: &End) -> Result<
 struct Screen(JoinHandle<Result<()>>);
 
 impl Screen {
-    fn start(mut app: App, mut updates: Receiver<Update>, enough: Arc<Notify>) -> Self {
+    fn start(mut app: App, mut living: Living, enough: Arc<Notify>) -> Self {
         Self(std::thread::spawn(move || {
             // However it ends, nobody records for a screen that is gone.
             let _over = Over(enough);
-            show(&mut app, &mut updates)
+            show(&mut app, &mut living)
         }))
     }
 

@@ -1,35 +1,45 @@
 //! KVM's tracepoints, on whichever backend: why a vCPU left its guest, and for how
 //! long.
 //!
-//! Classic tracepoints: the exit reason is worked out in the record itself, and kvm
-//! mostly is a module, whose BTF typed programs cannot use. A module that is loaded
+//! Tracepoints and not typed programs: the exit reason is worked out in a classic tracepoint's record
+//! itself, and kvm mostly is a module, whose BTF typed programs cannot use. A module that is loaded
 //! later is picked up by the next look.
 
 use crate::probes::functions::open_tracepoint;
+use crate::probes::raw;
 use crate::probes::shared::SharedArray;
 use crate::probes::tracefs;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::Ebpf;
-use aya::programs::TracePoint;
-use overcommit_ebpf::layout::{ABSENT, KvmFields};
+use aya::programs::{RawTracePoint, TracePoint};
+use overcommit_ebpf::layout::{ABSENT, KvmFields, RECORD_WORDS};
 use perf_event::Counter;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
-/// A program, the tracepoints that run it, and whether exits can be told without.
+/// How a program is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It takes fields of the record.
+    Classic,
+    /// It takes arguments, or none: no record is made.
+    Raw,
+}
+
+/// A program, how it is attached to which tracepoints, and whether exits can be told without.
 /// In the order in which they are attached: what marks a window before what opens it.
-const PROGRAMS: [(&str, &[&str], bool); 10] = [
-    ("kvm_apf_completed", &["kvm_async_pf_completed"], false),
-    ("kvm_apf_ready", &["kvm_async_pf_ready"], false),
-    ("kvm_apf_not_present", &["kvm_async_pf_not_present"], false),
-    ("kvm_mmio", &["kvm_mmio", "kvm_fast_mmio"], false),
-    ("kvm_nested_vmexit", &["kvm_nested_vmexit"], false),
-    ("kvm_guest_fault", &["kvm_guest_fault"], false),
-    ("kvm_wfx", &["kvm_wfx_arm64"], false),
-    ("kvm_userspace_exit", &["kvm_userspace_exit"], true),
-    ("kvm_entry", &["kvm_entry"], true),
-    ("kvm_exit", &["kvm_exit"], true),
+const PROGRAMS: [(&str, Way, &[&str], bool); 10] = [
+    ("kvm_apf_completed", Way::Classic, &["kvm_async_pf_completed"], false),
+    ("kvm_apf_ready", Way::Classic, &["kvm_async_pf_ready"], false),
+    ("kvm_apf_not_present", Way::Classic, &["kvm_async_pf_not_present"], false),
+    ("kvm_mmio", Way::Raw, &["kvm_mmio", "kvm_fast_mmio"], false),
+    ("kvm_nested_vmexit", Way::Raw, &["kvm_nested_vmexit"], false),
+    ("kvm_guest_fault", Way::Classic, &["kvm_guest_fault"], false),
+    ("kvm_wfx", Way::Classic, &["kvm_wfx_arm64"], false),
+    ("kvm_userspace_exit", Way::Raw, &["kvm_userspace_exit"], true),
+    ("kvm_entry", Way::Raw, &["kvm_entry"], true),
+    ("kvm_exit", Way::Classic, &["kvm_exit"], true),
 ];
 
 /// The names of the programs.
@@ -41,11 +51,19 @@ pub fn programs() -> impl Iterator<Item = &'static str> {
 pub struct KvmTracepoints {
     programs: Vec<RawFd>,
     fields: SharedArray<KvmFields>,
-    attached: Vec<Counter>,
+    attached: Vec<Attached>,
     /// Why they are not attached.
     missing: Option<String>,
     /// Whether asynchronous page faults are told.
     has_apf: bool,
+}
+
+/// An attachment, which ends when it is dropped.
+enum Attached {
+    #[expect(dead_code, reason = "held")]
+    Classic(Counter),
+    #[expect(dead_code, reason = "held")]
+    Raw(OwnedFd),
 }
 
 /// Where tracefs is, with the tracepoints of KVM in it.
@@ -63,10 +81,16 @@ impl KvmTracepoints {
     /// # Errors
     /// The kernel refuses a program.
     pub fn load(ebpf: &mut Ebpf) -> Result<Vec<RawFd>> {
-        let load = |(name, ..): (&str, &[&str], bool)| -> Result<RawFd> {
+        let load = |(name, way, ..): (&str, Way, &[&str], bool)| -> Result<RawFd> {
             let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
+            let refuses = || format!("the kernel refuses the program {name}");
+            if way == Way::Raw {
+                let program: &mut RawTracePoint = program.try_into()?;
+                program.load().with_context(refuses)?;
+                return Ok(program.fd()?.as_fd().as_raw_fd());
+            }
             let program: &mut TracePoint = program.try_into()?;
-            program.load().with_context(|| format!("the kernel refuses the program {name}"))?;
+            program.load().with_context(refuses)?;
             Ok(program.fd()?.as_fd().as_raw_fd())
         };
         PROGRAMS.into_iter().map(load).collect()
@@ -110,12 +134,17 @@ impl KvmTracepoints {
     fn attach(&mut self) -> Result<()> {
         let root = find()?;
         self.find_fields(&root.join("events/kvm"))?;
-        for ((_, tracepoints, is_needed), program) in PROGRAMS.into_iter().zip(&self.programs) {
+        for ((_, way, tracepoints, is_needed), program) in PROGRAMS.into_iter().zip(&self.programs)
+        {
             for tracepoint in tracepoints {
-                let opened = tracefs::tracepoint_id(&root, &format!("kvm/{tracepoint}"))
-                    .and_then(|id| open_tracepoint(id, *program));
-                match opened {
-                    Ok(event) => self.attached.push(event),
+                let attached = match way {
+                    Way::Classic => tracefs::tracepoint_id(&root, &format!("kvm/{tracepoint}"))
+                        .and_then(|id| open_tracepoint(id, *program))
+                        .map(Attached::Classic),
+                    Way::Raw => raw::open(tracepoint, *program).map(Attached::Raw),
+                };
+                match attached {
+                    Ok(attached) => self.attached.push(attached),
                     Err(error) if is_needed => return Err(error),
                     Err(_) => {}
                 }
@@ -129,31 +158,26 @@ impl KvmTracepoints {
         let exit = tracefs::Format::read(kvm, "kvm_exit")?;
         // arm64 has the class of the exception instead of a reason, if there was one.
         let reason = exit.offset("exit_reason").or_else(|| exit.offset("esr_ec"));
-        let userspace = tracefs::Format::read(kvm, "kvm_userspace_exit")?;
         // Not every architecture has them.
         let elsewhere = |tracepoint, name| {
             tracefs::Format::read(kvm, tracepoint).ok().and_then(|format| format.offset(name))
         };
         let apf = elsewhere("kvm_async_pf_ready", "token");
         self.has_apf = apf.is_some();
-        fields.exit_reason.store(reason.context("kvm_exit has no reason")?, SeqCst);
+        let reason = reason.context("kvm_exit has no reason")?;
+        fields.exit_reason.store(reason, SeqCst);
+        let mut last = reason;
         for (field, name) in [
             (&fields.exit_isa, "isa"),
             (&fields.exit_ret, "ret"),
             (&fields.exit_info1, "info1"),
             (&fields.exit_vcpu, "vcpu_id"),
         ] {
-            field.store(exit.offset(name).unwrap_or(ABSENT), SeqCst);
+            let offset = exit.offset(name);
+            field.store(offset.unwrap_or(ABSENT), SeqCst);
+            last = last.max(offset.unwrap_or(0));
         }
-        for (field, name) in
-            [(&fields.userspace_reason, "reason"), (&fields.userspace_errno, "errno")]
-        {
-            let offset = userspace.offset(name);
-            field.store(
-                offset.with_context(|| format!("kvm_userspace_exit has no {name}"))?,
-                SeqCst,
-            );
-        }
+        ensure!(last < 8 * RECORD_WORDS as u64, "the record of kvm_exit is too long");
         for (field, place) in [
             (&fields.apf_token, apf),
             (&fields.fault_syndrome, elsewhere("kvm_guest_fault", "hsr")),

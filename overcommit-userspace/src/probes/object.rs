@@ -160,6 +160,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("OFFSETS", &offsets[..], true)
         .override_global("FOLIO_OFFSETS", &folio_offsets[..], true)
         .override_global("IOCTL", &IOCTL, true)
+        .override_global("STORES_IN_ORDER", &u8::from(cfg!(target_arch = "x86_64")), true)
         .override_global("SLOW_NS", &sizes.slow_ns, true)
         .override_global("HOST_PAGE", &page_size, true)
         .override_global("FOLLOW_EXEC", &follow_exec, true)

@@ -3,7 +3,11 @@
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::programs::RawTracePoint;
+use nix::errno::Errno;
+use nix::libc;
 use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// Programs that belong together and that a recording can do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,6 +129,37 @@ pub fn attach(ebpf: &mut Ebpf, programs: &[(&str, &str)]) -> Result<()> {
 fn named<'a>(ebpf: &'a mut Ebpf, program: &str) -> Result<&'a mut RawTracePoint> {
     let found = ebpf.program_mut(program).ok_or_else(|| anyhow!("no program {program}"))?;
     Ok(found.try_into()?)
+}
+
+/// Attaches a program to a tracepoint until what it gives is dropped: also where the module that has
+/// the tracepoint came after the program.
+///
+/// # Errors
+/// There is no such tracepoint now, or the kernel refuses.
+pub fn open(tracepoint: &str, program: RawFd) -> Result<OwnedFd> {
+    /// The part of `union bpf_attr` for `BPF_RAW_TRACEPOINT_OPEN`, include/uapi/linux/bpf.h.
+    #[repr(C)]
+    struct Attributes {
+        name: u64,
+        program: u32,
+        reserved: u32,
+    }
+    const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+    let name = CString::new(tracepoint)?;
+    let attributes =
+        Attributes { name: name.as_ptr() as u64, program: program.cast_unsigned(), reserved: 0 };
+    // SAFETY: the kernel reads the attributes and the name, which live until the call is over.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            RAW_TRACEPOINT_OPEN,
+            &raw const attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    let fd = Errno::result(fd).with_context(|| refuses(tracepoint))?;
+    // SAFETY: a descriptor that the call has just made.
+    Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd)?) })
 }
 
 fn refuses(tracepoint: &str) -> String {

@@ -248,6 +248,7 @@ impl Slots {
             if self.mms.get(&mm, 0).is_ok_and(|now| now == slot) {
                 let _ = self.mms.remove(&mm);
             }
+            vm.mm.store(0, SeqCst);
             let tgid = vm.tgid.load(Relaxed) as u32;
             if self.tgids.get(&tgid, 0).is_ok_and(|now| now == slot) {
                 let _ = self.tgids.remove(&tgid);
@@ -300,7 +301,8 @@ impl Slots {
             return Ok(());
         };
         let tid = thread.tid().cast_unsigned();
-        // Without the index no program writes to the entry any more.
+        // With neither no program writes to the entry any more.
+        thread.id.store(0, SeqCst);
         let _ = self.tids.remove(&tid);
         thread.clear();
         self.free_threads.push(index, 0).context("cannot free a thread's entry")

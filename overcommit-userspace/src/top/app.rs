@@ -7,6 +7,7 @@ use crate::top::{Update, help, list, vm};
 use overcommit_recording::model::run::Run;
 use overcommit_recording::model::slow_fault::SlowFault;
 use overcommit_recording::recent::{Board, History, Line as Past, VmRow};
+use overcommit_recording::recording::span::Mark;
 use overcommit_recording::slo::Objective;
 use overcommit_recording::summary::verdict::Fared;
 use overcommit_recording::view::cut;
@@ -40,6 +41,8 @@ pub enum Ask {
     Quit,
     /// So many seconds further on in the recording, or back.
     Seek(f64),
+    /// A mark for this moment.
+    Mark,
 }
 
 /// What a screen shows.
@@ -60,6 +63,7 @@ pub struct App {
     pub(super) board: Option<Board>,
     /// By VM.
     pub(super) slow: BTreeMap<String, VecDeque<SlowFault>>,
+    pub(super) marks: Vec<Mark>,
     view: View,
     /// What help goes back to.
     view_before: View,
@@ -87,6 +91,7 @@ impl App {
             history: History::default(),
             board: None,
             slow: BTreeMap::new(),
+            marks: Vec::new(),
             view: View::List,
             view_before: View::List,
             is_over: false,
@@ -112,6 +117,7 @@ impl App {
                     self.board = None;
                 }
             }
+            Update::Marks(marks) => self.marks = marks,
             Update::SlowFaults(faults) => {
                 for (vm_id, fault) in faults {
                     if self.slow.len() < SLOW_VMS || self.slow.contains_key(&vm_id) {
@@ -268,9 +274,14 @@ impl App {
         let lines = self.history.lines();
         let Some(now) = self.now().map(|now| now.place.number) else { return };
         let place = lines.iter().position(|line| line.place.number == now).unwrap_or(0);
-        let next = place.saturating_add_signed(by);
-        self.at = match lines.get(next) {
-            Some(line) if next + 1 < lines.len() => Some(line.place.number),
+        self.show(place.saturating_add_signed(by));
+    }
+
+    /// Shows the interval at that place of the history; the last one goes on.
+    pub(super) fn show(&mut self, place: usize) {
+        let lines = self.history.lines();
+        self.at = match lines.get(place) {
+            Some(line) if place + 1 < lines.len() => Some(line.place.number),
             _ => None,
         };
         self.board = None;
@@ -345,6 +356,9 @@ impl App {
             (KeyCode::Right, _) => self.step(1),
             (KeyCode::Char('('), _) => self.step(-MANY),
             (KeyCode::Char(')'), _) => self.step(MANY),
+            (KeyCode::Char('['), _) => return self.go_to_mark(false),
+            (KeyCode::Char(']'), _) => return self.go_to_mark(true),
+            (KeyCode::Char('m'), None) => return Ask::Mark,
             (KeyCode::Char('0'), _) => (self.at, self.board) = (None, None),
             (KeyCode::Char('+'), Some(pace)) => self.pace = Some((pace * 2.0).min(PACE[1])),
             (KeyCode::Char('-'), Some(pace)) => self.pace = Some((pace / 2.0).max(PACE[0])),
@@ -359,14 +373,15 @@ impl App {
     pub(super) fn tense(&self) -> String {
         let last = self.history.lines().back().map_or(0, |line| line.end_ns);
         let behind = self.now().map_or(0.0, |now| (last - now.end_ns) as f64 / 1e9);
-        match (self.at, self.pace) {
+        let tense = match (self.at, self.pace) {
             (Some(_), _) if behind >= 1.0 => format!("paused, {behind:.0} s back"),
             (Some(_), _) => "paused".to_owned(),
             (None, Some(_)) if self.is_over => "replay, at its end".to_owned(),
             (None, Some(pace)) if pace <= PACE[0] => "replay".to_owned(),
             (None, Some(pace)) => format!("replay, {pace:.0} x"),
             (None, None) => "live".to_owned(),
-        }
+        };
+        self.mark_now().map_or_else(|| tense.clone(), |mark| format!("{tense} [{mark}]"))
     }
 }
 

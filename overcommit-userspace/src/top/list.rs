@@ -274,7 +274,7 @@ fn keys(app: &App, columns: u16) -> Line<'static> {
     let hurt = if app.hurt_only { "h all" } else { "h hurt only" };
     let text = match columns {
         WIDE.. => format!(
-            "↑↓ select  Enter open  / filter  s sort: {}  {hurt}  p pause  ←→ in time  ? help  q quit",
+            "↑↓ select  Enter open  / filter  s sort: {}  {hurt}  p pause  ←→ in time  [ ] marks  ? help  q quit",
             app.order.name()
         ),
         NARROW.. => format!(

@@ -1,7 +1,7 @@
 //! `overcommit top`: a screen that follows a living session, or a recording.
 //!
 //! `app` holds what is looked at and takes keys; `list`, `vm` and `help` give the lines of each
-//! view for a size, `columns` what the list has, `plot` those of its plots, in the signs and styles of `look`; `terminal` shows
+//! view for a size, `marks` goes to marks and makes them, `columns` what the list has, `plot` those of its plots, in the signs and styles of `look`; `terminal` shows
 //! them; `replay` is a recording as a source.
 
 pub mod app;
@@ -9,6 +9,7 @@ mod columns;
 mod help;
 mod list;
 pub mod look;
+mod marks;
 mod plot;
 pub mod replay;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use overcommit_recording::model::interval::Interval;
 use overcommit_recording::model::run::Run;
 use overcommit_recording::model::slow_fault::SlowFault;
 use overcommit_recording::recent::slim;
+use overcommit_recording::recording::span::Mark;
 use std::sync::Arc;
 
 /// What a source hands on.
@@ -28,6 +30,8 @@ pub enum Update {
     Interval(Arc<Run>, Box<Interval>),
     /// Slow faults have come, each of the VM with that id.
     SlowFaults(Vec<(String, SlowFault)>),
+    /// All marks there are by now.
+    Marks(Vec<Mark>),
 }
 
 impl Update {

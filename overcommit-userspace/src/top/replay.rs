@@ -7,6 +7,7 @@ use overcommit_recording::model::interval::Interval;
 use overcommit_recording::model::run::Run;
 use overcommit_recording::model::slow_fault::SlowFault;
 use overcommit_recording::recent::{WANTED, slim};
+use overcommit_recording::recording::span::Mark;
 use overcommit_recording::recording::{Recording, Span};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
@@ -145,6 +146,10 @@ impl Source for Replay {
         Ok(Next::Update(Update::interval(&self.run, &interval)))
     }
 
+    fn mark(&mut self, _: &Mark) -> Result<()> {
+        Ok(())
+    }
+
     fn seek(&mut self, by_s: f64) -> bool {
         let start_s = self.run.clocks.start.realtime_ns as f64 / 1e9;
         let from_s = self.at_s.max(self.until_s);
@@ -168,7 +173,9 @@ mod tests {
         loop {
             match replay.next(pace).unwrap() {
                 Next::Update(Update::Interval(_, interval)) => return interval.place.number,
-                Next::Update(Update::SlowFaults(_)) | Next::Nothing | Next::Soon => {
+                Next::Update(Update::SlowFaults(_) | Update::Marks(_))
+                | Next::Nothing
+                | Next::Soon => {
                     std::thread::yield_now();
                 }
                 Next::End | Next::Over => panic!("it has more"),

@@ -21,6 +21,7 @@ use overcommit_recording::model::slow_fault::SlowFault;
 use overcommit_recording::model::state::StateTimes;
 use overcommit_recording::model::swap::{HostSwap, Memory, Rates, SwapState, VmSwap};
 use overcommit_recording::model::swapins::Swapins;
+use overcommit_recording::recording::span::Mark;
 use overcommit_recording::slo::Objective;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use std::path::Path;
@@ -388,6 +389,23 @@ fn the_past_is_looked_at_while_the_present_goes_on() {
     app.take(Update::interval(&std::sync::Arc::new(run()), &next));
     let still = text(&mut app, 120, 40);
     assert!(still.contains("paused, 82 s back") && still.contains("12 VMs: 0 hurt"), "{still}");
+    app.take(Update::Marks(vec![
+        Mark { at_us: START_US + 100_500_000, text: "ramp".to_owned() },
+        Mark { at_us: START_US + 200_000_000, text: "steady".to_owned() },
+    ]));
+    press(&mut app, &[KeyCode::Char('0'), KeyCode::Char('[')]);
+    let marked = |app: &mut App| text(app, 120, 40).lines().next().unwrap().to_owned();
+    assert!(marked(&mut app).contains(" s back [steady]"), "{}", marked(&mut app));
+    press(&mut app, &[KeyCode::Char('[')]);
+    assert!(marked(&mut app).contains(" s back [ramp]"), "{}", marked(&mut app));
+    // There is none before it.
+    press(&mut app, &[KeyCode::Char('['), KeyCode::Left]);
+    assert!(!marked(&mut app).contains('['), "{}", marked(&mut app));
+    press(&mut app, &[KeyCode::Char(']')]);
+    assert!(marked(&mut app).contains("[ramp]"), "{}", marked(&mut app));
     press(&mut app, &[KeyCode::Char('0')]);
+    assert_eq!(press(&mut app, &[KeyCode::Char('m')]), Ask::Mark);
+    app.marks.push(app.new_mark(START_US + (LENGTH + 2) * 1_000_000).unwrap());
+    assert!(marked(&mut app).contains("live [mark 1]"), "{}", marked(&mut app));
     assert!(!app.is_paused() && text(&mut app, 120, 40).contains("live"));
 }

@@ -1,11 +1,14 @@
 //! The terminal that shows the screen, and is left as it was found: at the end, in a panic, on a
 //! signal, and while the program is stopped.
 
+use crate::kernel::clock;
 use crate::top::Update;
 use crate::top::app::{App, Ask};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
+use overcommit_recording::recording::Folder;
+use overcommit_recording::recording::span::{self, Mark};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::widgets::Paragraph;
@@ -28,6 +31,12 @@ pub trait Source {
     /// It cannot be read.
     fn next(&mut self, pace: f64) -> Result<Next>;
 
+    /// Keeps a mark, if it is recorded.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn mark(&mut self, mark: &Mark) -> Result<()>;
+
     /// Goes so many seconds on, or back, if it can: all that was handed on is of no use then.
     fn seek(&mut self, by_s: f64) -> bool;
 }
@@ -47,13 +56,42 @@ pub enum Next {
 }
 
 /// A living session.
-impl Source for Receiver<Update> {
+pub struct Living {
+    updates: Receiver<Update>,
+    /// What it is recorded into.
+    folder: Option<Folder>,
+    /// Whether marks may have come since they were read.
+    has_marks: bool,
+}
+
+impl Living {
+    /// Of what comes there, and is recorded there, if it is.
+    pub fn new(updates: Receiver<Update>, folder: Option<Folder>) -> Self {
+        Self { updates, folder, has_marks: false }
+    }
+}
+
+impl Source for Living {
     fn next(&mut self, _: f64) -> Result<Next> {
-        Ok(match self.try_recv() {
+        if let Some(folder) = self.folder.as_ref().filter(|_| self.has_marks) {
+            self.has_marks = false;
+            // What cannot be read the report will say.
+            if let Ok(marks) = span::marks(folder) {
+                return Ok(Next::Update(Update::Marks(marks)));
+            }
+        }
+        let update = self.updates.try_recv();
+        // Others may mark the recording too.
+        self.has_marks = matches!(update, Ok(Update::Interval(..)));
+        Ok(match update {
             Ok(update) => Next::Update(update),
             Err(TryRecvError::Empty) => Next::Nothing,
             Err(TryRecvError::Disconnected) => Next::Over,
         })
+    }
+
+    fn mark(&mut self, mark: &Mark) -> Result<()> {
+        self.folder.as_ref().map_or(Ok(()), |folder| span::add(folder, mark))
     }
 
     fn seek(&mut self, _: f64) -> bool {
@@ -132,6 +170,15 @@ fn follow(
                 Ask::Quit => return Ok(()),
                 Ask::Redraw => terminal.clear()?,
                 Ask::Suspend => suspend(terminal)?,
+                Ask::Mark => {
+                    if let Some(mut mark) = app.new_mark(clock::now()?.realtime_ns / 1_000) {
+                        // No reason to end a recording.
+                        if source.mark(&mark).is_err() {
+                            mark.text = "not written".to_owned();
+                        }
+                        app.marks.push(mark);
+                    }
+                }
                 Ask::Seek(by_s) => {
                     if source.seek(by_s) {
                         app.clear();

@@ -59,8 +59,10 @@ pub(super) fn lines(app: &App, row: &VmRow, columns: u16, rows: u16) -> Vec<Line
     lines.extend(slow.into_iter().take(room));
     lines.resize(usize::from(rows).saturating_sub(2), Line::default());
     lines.push(look.rule(columns));
-    let keys = "Esc list  ↑↓ next VM  Tab metric  p pause  ←→ in time  ? help  q quit";
-    lines.push(look.line(fitted(keys, columns.into()), Tone::Strong));
+    let marks = if columns >= WIDE { "  [ ] marks" } else { "" };
+    let keys =
+        format!("Esc list  ↑↓ next VM  Tab metric  p pause  ←→ in time{marks}  ? help  q quit");
+    lines.push(look.line(fitted(&keys, columns.into()), Tone::Strong));
     lines
 }
 

@@ -72,6 +72,9 @@ const QEMU_FILES: [&str; 6] = [
 /// MiB of the disk beside what lies on it.
 const SPARE: u64 = 256;
 
+/// MiB of the disk for swap.
+const SWAP: u64 = 252;
+
 /// The emulator, with the disks of one host.
 pub(crate) struct Bochs {
     emulator: PathBuf,
@@ -114,6 +117,9 @@ impl Bochs {
         testbed::run(Command::new("cp").arg("--sparse=always").arg(&self.root).arg(disk))?;
         let (disk, disc) = (disk.display(), self.disc.display());
         let log = self.work.join("bochs.log");
+        let swap = self.work.join("swap.img");
+        fs::File::create(&swap)?.set_len(SWAP << 20)?;
+        let swap = swap.display();
         let text = format!(
             "display_library: nogui\n\
              config_interface: textconfig\n\
@@ -127,6 +133,7 @@ impl Bochs {
              ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
              ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15\n\
              ata0-master: type=disk, path=\"{disk}\", mode=flat\n\
+             ata0-slave: type=disk, path=\"{swap}\", mode=flat\n\
              ata1-master: type=cdrom, path=\"{disc}\", status=inserted\n\
              boot: cdrom\n\
              com1: enabled=1, mode=file, dev=/dev/stdout\n\

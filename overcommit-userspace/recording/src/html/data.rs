@@ -1,7 +1,8 @@
 //! What the page's script draws from: the timeline in few bytes.
 
 use crate::html::encode::{Bytes, packed, series};
-use crate::html::timeline::{HostColumn, METRICS, SERIES, Timeline, VmTimeline};
+use crate::html::matrix::Matrix;
+use crate::html::timeline::{HostColumn, METRICS, MIB, SERIES, Timeline, VmTimeline};
 use crate::model::latencies::Latencies;
 use crate::model::slow_fault::SlowFault;
 use crate::model::state::State;
@@ -123,10 +124,11 @@ pub(super) fn pack(
     drawn: &[Drawn],
     limits: &[Limit],
     slow: &Slow,
+    matrix: &Matrix,
 ) -> Result<(String, Left)> {
     let mut last = (String::new(), Left::Nothing);
     for left in Left::ALL {
-        let text = serde_json::to_vec(&data(timeline, drawn, limits, slow, left))?;
+        let text = serde_json::to_vec(&data(timeline, drawn, limits, slow, matrix, left))?;
         last = (packed(&text).context("cannot compress the data of the plots")?, left);
         if last.0.len() <= LARGEST {
             break;
@@ -135,7 +137,14 @@ pub(super) fn pack(
     Ok(last)
 }
 
-fn data(timeline: &Timeline, drawn: &[Drawn], limits: &[Limit], slow: &Slow, left: Left) -> Value {
+fn data(
+    timeline: &Timeline,
+    drawn: &[Drawn],
+    limits: &[Limit],
+    slow: &Slow,
+    matrix: &Matrix,
+    left: Left,
+) -> Value {
     let round = |value: Option<f64>| value.map(|value| (value * 100.0).round() / 100.0);
     let host = |of: &dyn Fn(&HostColumn) -> Option<f64>| -> Vec<Option<f64>> {
         timeline.host.iter().map(|column| round(of(column))).collect()
@@ -165,6 +174,8 @@ fn data(timeline: &Timeline, drawn: &[Drawn], limits: &[Limit], slow: &Slow, lef
         },
         "states": states(timeline, drawn),
         "vms": vms,
+        "pageMib": timeline.page_size as f64 / MIB,
+        "taken": matrix.rows.iter().map(|row| &row.spans).collect::<Vec<_>>(),
         "slow": slow,
         "words": names.words,
         "limits": limits.iter().map(|limit| json!({

@@ -2,9 +2,10 @@
 
 use crate::format::text::{percent, readable, readable_bytes, time_of_day, vms as how_many};
 use crate::html::data::{Drawn, Limit, Slow, pack, states};
+use crate::html::matrix::Matrix;
 use crate::html::tables::{
-    COLUMNS, FitRow, Matrix, ObjectiveRow, VmRow, count, coverage, fit, latency, matrix, minutes,
-    objectives, percentiles, share, vms, whole, word,
+    COLUMNS, FitRow, ObjectiveRow, VmRow, count, coverage, fit, latency, minutes, objectives,
+    percentiles, share, vms, whole, word,
 };
 use crate::html::timeline::{CPU, MEMORY, METRICS, Timeline};
 use crate::model::interval::Interval;
@@ -158,7 +159,9 @@ impl Page {
         slow: &Slow,
         library: Library,
     ) -> Result<Self> {
-        let (data, left) = pack(timeline, drawn, &limits(run, objectives_of), slow)?;
+        let matrix = Matrix::of(run, summary, &timeline.taken, timeline.edges.len() - 1);
+        let limits = limits(run, objectives_of);
+        let (data, left) = pack(timeline, drawn, &limits, slow, &matrix)?;
         let mut foot = Vec::new();
         foot.extend(
             left.words().map(|what| format!("Left out so that this file stays small: {what}.")),
@@ -185,7 +188,7 @@ impl Page {
             states: states_table(timeline, drawn),
             minutes: minutes(timeline),
             percentiles: seen.iter().map(|vm| (vm.vm.clone(), percentiles(vm))).collect(),
-            matrix: matrix(run, summary),
+            matrix,
             fit,
             fit_ticks: (0..=4)
                 .map(|k| (25.0 * f64::from(k), tick(width * f64::from(k) / 4.0)))

@@ -3,20 +3,16 @@
 use crate::format::text::{percent, readable, time_of_day};
 use crate::html::timeline::{GIB, HostColumn, MIB, Timeline};
 use crate::model::coverage::{Coverage, Seen};
-use crate::model::evictions::{Aggressor, AggressorClass};
 use crate::model::figures::VmFigures;
 use crate::model::memory::Source;
 use crate::model::run::Run;
 use crate::slo::{Judged, Verdict as Outcome};
-use crate::summary::evictions::EvictedBy;
 use crate::summary::verdict::{Fared, worst_first};
 use crate::summary::{Summary, SummaryMetric, SummaryVm};
 use crate::view::summary_text::value_of;
 use overcommit_ebpf::layout::Metric;
 use std::collections::BTreeMap;
 
-/// Rows and columns of the matrix that have names.
-const NAMED: usize = 8;
 /// VMs of which it is drawn whether they fit.
 const FIT: usize = 24;
 
@@ -249,91 +245,6 @@ pub(super) fn percentiles(vm: &SummaryVm) -> [String; 6] {
         quantile(majors, |of| of.max_ns, 1),
         count(majors.map_or(0, |of| of.count)),
     ]
-}
-
-/// Who took memory of whom, in MiB.
-#[derive(Default)]
-pub(super) struct Matrix {
-    pub(super) columns: Vec<String>,
-    pub(super) rows: Vec<MatrixRow>,
-}
-
-/// One who lost some.
-pub(super) struct MatrixRow {
-    pub(super) name: String,
-    pub(super) cells: Vec<MatrixCell>,
-    pub(super) sum: String,
-}
-
-/// What one took of it: the stronger the colour, from 0 to 80, the more.
-pub(super) struct MatrixCell {
-    pub(super) text: String,
-    pub(super) colour: u32,
-    pub(super) is_self: bool,
-}
-
-/// The matrix of those who lost and took most; others together.
-pub(super) fn matrix(run: &Run, summary: &Summary) -> Matrix {
-    let mut taken: BTreeMap<Taker, u64> = BTreeMap::new();
-    let mut lost: Vec<(&SummaryVm, u64)> = Vec::new();
-    for vm in summary.seen() {
-        let Some(evictions) = vm.evictions.as_ref().filter(|of| of.pages > 0) else { continue };
-        lost.push((vm, evictions.pages));
-        for by in &evictions.by {
-            let sum = taken.entry(taker(by)).or_default();
-            *sum = sum.saturating_add(pages(by));
-        }
-    }
-    lost.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
-    let mut columns: Vec<(Taker, u64)> = taken.into_iter().collect();
-    columns.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
-    let columns: Vec<Taker> = columns.into_iter().take(NAMED).map(|(taker, _)| taker).collect();
-    let most = lost.first().map_or(0, |(_, pages)| *pages).max(1);
-    let mib = |pages: u64| count((pages as f64 * run.page_size as f64 / MIB).ceil() as u64);
-    let cell = |pages: u64, is_self| MatrixCell {
-        text: if pages == 0 { "·".to_owned() } else { mib(pages) },
-        colour: if pages == 0 {
-            0
-        } else {
-            6 + (74.0 * (pages as f64 / most as f64).sqrt()) as u32
-        },
-        is_self,
-    };
-    let row = |(vm, all): &(&SummaryVm, u64)| {
-        let by = || vm.evictions.iter().flat_map(|of| &of.by);
-        let of = |wanted: &Taker| by().filter(|by| taker(by) == *wanted).map(pages).sum::<u64>();
-        let is_self = |wanted: &Taker| by().any(|by| by.is_itself && taker(by) == *wanted);
-        let mut cells: Vec<MatrixCell> =
-            columns.iter().map(|wanted| cell(of(wanted), is_self(wanted))).collect();
-        let named = columns.iter().map(of).fold(0, u64::saturating_add);
-        cells.push(cell(all.saturating_sub(named), false));
-        MatrixRow { name: vm.vm.clone(), cells, sum: mib(*all) }
-    };
-    let rows = lost.iter().take(NAMED).map(row).collect();
-    let names = columns.iter().map(|(class, name, _)| who(*class, name));
-    Matrix { columns: names.chain(["others".to_owned()]).collect(), rows }
-}
-
-/// One who takes pages: VMs of one name are told apart by their ids.
-type Taker = (AggressorClass, String, String);
-
-fn taker(by: &EvictedBy) -> Taker {
-    let Aggressor { class, id, name } = &by.aggressor;
-    let id = if *class == AggressorClass::Vm { id.clone() } else { String::new() };
-    (*class, name.clone(), id)
-}
-
-fn pages(by: &EvictedBy) -> u64 {
-    by.written_pages.saturating_add(by.dropped_pages.unwrap_or(0))
-}
-
-fn who(class: AggressorClass, name: &str) -> String {
-    match class {
-        AggressorClass::Vm => name.to_owned(),
-        AggressorClass::Kswapd => "kswapd".to_owned(),
-        AggressorClass::Process => format!("process {name}"),
-        class => format!("{} {name}", class.name()),
-    }
 }
 
 /// Whether a VM's memory fits what it needs: parts of the width of the largest one, in per cent.

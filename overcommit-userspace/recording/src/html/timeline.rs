@@ -1,10 +1,12 @@
 //! A recording in columns of time, as its plots have it: what a fold of its intervals gives.
 
+use crate::html::matrix::Taken;
 use crate::model::interval::{Interval, Place, VmInterval};
 use crate::model::latencies::Latencies;
 use crate::model::memory::OvercommitState;
 use crate::model::run::Run;
 use crate::model::swap::SwapState;
+use crate::recording::span::Mark;
 use overcommit_ebpf::layout::{Metric, Part};
 
 /// Columns at the most: more would share a pixel.
@@ -52,7 +54,9 @@ pub(super) struct Timeline {
     cells: usize,
     /// The column with which maps end early, because they would not fit.
     pub(super) full_from: Option<usize>,
-    page_size: u64,
+    pub(super) page_size: u64,
+    /// Gathered where there are several spans.
+    pub(super) taken: Taken,
 }
 
 /// The host in a column.
@@ -101,8 +105,8 @@ pub(super) fn row(ns: u64) -> u8 {
 }
 
 impl Timeline {
-    /// Of a recording with these marks, by the time of day in microseconds.
-    pub(super) fn new(run: &Run, marks: &[(u64, String)]) -> Self {
+    /// Of a recording with these marks.
+    pub(super) fn new(run: &Run, marks: &[Mark]) -> Self {
         let interval_ns = run.options.interval_ns.max(1);
         let length_s = interval_ns.saturating_mul(run.recorded.intervals) / 1_000_000_000;
         let step_s = step(interval_ns, length_s);
@@ -121,10 +125,11 @@ impl Timeline {
             cells: 0,
             full_from: None,
             page_size: run.page_size,
+            taken: Taken::default(),
         };
-        for (at_us, text) in marks {
-            let column = timeline.column(*at_us);
-            timeline.marks.push((text.clone(), column));
+        for mark in marks {
+            let column = timeline.column(mark.at_us);
+            timeline.marks.push((mark.text.clone(), column));
             if timeline.edges.len() < SPANS
                 && timeline.edges.last().is_some_and(|last| *last < column)
             {
@@ -152,6 +157,9 @@ impl Timeline {
         self.host.resize(self.host.len().max(column + 1), HostColumn::default());
         self.host[column].add(interval);
         let span = self.edges.iter().filter(|edge| **edge <= column).count() - 1;
+        if self.edges.len() > 1 {
+            self.taken.add(span, &interval.evictions);
+        }
         for vm in interval.vms.iter().filter(|vm| vm.vm < VMS) {
             if self.vms.len() <= vm.vm {
                 self.vms.resize(vm.vm + 1, VmTimeline::default());
@@ -352,7 +360,8 @@ mod tests {
 
     #[test]
     fn a_column_has_all_of_its_intervals_and_a_gap_none() {
-        let marks = [(2_000_000, "load".to_owned()), (90_000_000, "late".to_owned())];
+        let mark = |at_us, text: &str| Mark { at_us, text: text.to_owned() };
+        let marks = [mark(2_000_000, "load"), mark(90_000_000, "late")];
         let mut timeline = Timeline::new(&run(1, 8), &marks);
         let mut half = interval(2, 1, 5_000_000);
         half.place.length_ns /= 2;

@@ -5,6 +5,7 @@ use crate::format::csv::{reader, seconds_of_us, text, untext};
 use crate::model::columns::units;
 use crate::recording::folder::{Folder, MARKS};
 use anyhow::{Context, Result, bail, ensure};
+use std::io::Write;
 
 /// The columns of marks.csv.
 pub const COLUMNS: [&str; 2] = ["unix_s", "text"];
@@ -19,9 +20,11 @@ pub struct Span {
 
 /// A line of marks.csv.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Mark {
-    at_us: u64,
-    text: String,
+pub struct Mark {
+    /// When, in Unix microseconds.
+    pub at_us: u64,
+    /// What begins.
+    pub text: String,
 }
 
 impl Span {
@@ -42,9 +45,7 @@ impl Span {
         if from.is_none() && to.is_none() {
             return Ok(Self::WHOLE);
         }
-        let failed = || format!("cannot read {}", folder.file(MARKS).display());
-        let marks = read(&folder.content(MARKS)?).with_context(failed)?;
-        Self::of(&marks, from, to).with_context(|| format!("{}", folder.path().display()))
+        Self::of(&marks(folder)?, from, to).with_context(|| format!("{}", folder.path().display()))
     }
 
     fn of(marks: &[Mark], from: Option<&str>, to: Option<&str>) -> Result<Self> {
@@ -72,24 +73,31 @@ fn unknown(marks: &[Mark], name: &str, after_us: u64) -> String {
     format!("there is no mark {name:?}{after}; this recording has {}", texts.join(", "))
 }
 
-/// Each mark, by the time of day in microseconds.
+/// Each mark, in the order of their making.
 ///
 /// # Errors
 /// marks.csv cannot be read.
-pub fn marks(folder: &Folder) -> Result<Vec<(u64, String)>> {
+pub fn marks(folder: &Folder) -> Result<Vec<Mark>> {
     if !folder.has(MARKS) {
         return Ok(Vec::new());
     }
-    let marks = read(&folder.content(MARKS)?)
-        .with_context(|| format!("cannot read {}", folder.file(MARKS).display()))?;
-    Ok(marks.into_iter().map(|mark| (mark.at_us, mark.text)).collect())
+    read(&folder.content(MARKS)?)
+        .with_context(|| format!("cannot read {}", folder.file(MARKS).display()))
+}
+
+/// Adds a mark to a recording that runs.
+///
+/// # Errors
+/// The text is empty or has more than one line, or the file cannot be written.
+pub fn add(folder: &Folder, mark: &Mark) -> Result<()> {
+    let line = line(mark.at_us, &mark.text)?;
+    // In one piece: others may mark too.
+    let mut file = folder.append(MARKS)?;
+    file.write_all(&line).with_context(|| format!("cannot write {}", folder.file(MARKS).display()))
 }
 
 /// A line of marks.csv.
-///
-/// # Errors
-/// The text is empty or has more than one line.
-pub fn line(at_us: u64, mark: &str) -> Result<Vec<u8>> {
+fn line(at_us: u64, mark: &str) -> Result<Vec<u8>> {
     ensure!(!mark.is_empty(), "the mark's text is empty");
     if mark.chars().any(char::is_control) {
         bail!("the mark's text {mark:?} has more than one line, or control characters");

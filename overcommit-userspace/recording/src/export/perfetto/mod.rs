@@ -81,9 +81,9 @@ pub(super) fn write(
         }
         Ok(())
     })?;
-    let marks = marks(&recording.folder)?.into_iter().filter(|(at_us, _)| span.holds(*at_us, 0));
-    for (at_us, text) in marks {
-        tracks.trace.instant(tracks.host, "marks", at_us.saturating_mul(1_000), &text);
+    let marks = marks(&recording.folder)?.into_iter().filter(|mark| span.holds(mark.at_us, 0));
+    for mark in marks {
+        tracks.trace.instant(tracks.host, "marks", mark.at_us.saturating_mul(1_000), &mark.text);
     }
     let (folder, name) = match into {
         Some(into) => (into, NAME.to_owned()),
