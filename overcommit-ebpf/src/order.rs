@@ -49,7 +49,8 @@ mod tests {
     use loom::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
     use loom::sync::atomic::{AtomicU64, fence};
 
-    /// As eBPF gives it, and the loader's loads.
+    /// As eBPF gives it on arm64, and the loader's loads. Where CPUs see stores in their order, plain ones
+    /// do for [`Cell::advance`].
     struct Weak(AtomicU64);
 
     impl Weak {

@@ -9,7 +9,7 @@ use testbed::host::read;
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 41] = [
+const ON_SOME: [(&str, &[&str]); 40] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -48,7 +48,6 @@ const ON_SOME: [(&str, &[&str]); 41] = [
     ("slow_faults_name_who_evicted", &[]),
     ("kswapd_works_for_who_allocates", &["7.x"]),
     ("costs", &["7.x"]),
-    ("programs_cost_what_they_did", &["6.12"]),
     ("a_start_is_told_by_phases", &["6.12"]),
     // For the documents alone.
     ("kernel_summary", &[]),

@@ -112,7 +112,7 @@ fn kinds_count(dir: &Path, backend: &str) -> Result<()> {
     add_up(&summary)
 }
 
-/// MiB that a restored guest walks, and the lab's disk, which is its snapshot.
+/// MiB that a guest walks that is restored from a snapshot on the lab's disk.
 const RESTORED: u64 = 16;
 
 /// What it reads is of the file, what it writes a copy.

@@ -13,8 +13,6 @@
     .set TICK, 0x51                     # of a higher class, so that READY does not hold it back
     .set TICK_NS, 100000000             # KVM's local APIC counts nanoseconds
 
-# Instructions between two pages: in an emulated host, whose clock counts instructions, a page
-# costs as much of the machine's time as hundreds of them.
     .set VMCB_MISC2, 0x010              # offsets in AMD's virtual machine control block
     .set VMCB_ASID, 0x058
     .set VMCB_TLB_CONTROL, 0x05c
@@ -38,6 +36,8 @@
     .set EXIT_VMMCALL, 0x81
     .set EXIT_NPF, 0x400
 
+# Instructions between two pages: in an emulated host, whose clock counts instructions, a page
+# costs as much of the machine's time as hundreds of them.
     .macro work
     .if WORK
     movl $WORK / 2, %edx

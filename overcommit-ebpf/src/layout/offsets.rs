@@ -158,7 +158,7 @@ pub struct KvmFields {
     pub reserved: [AtomicU64; 8],
 }
 
-/// Words of the record of kvm_exit that are read; all its fields lie in them.
+/// Words of the record of kvm_exit that are read.
 pub const RECORD_WORDS: usize = 8;
 
 /// In [`KvmFields`]: the record has no such field.

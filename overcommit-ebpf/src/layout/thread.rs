@@ -31,9 +31,9 @@ pub struct Thread {
     /// Backends on `handle_mm_fault`: flags of the call that it is in or was in
     /// last, with [`IN_CALL`] and [`TO_BE_RETRIED`].
     pub call: AtomicU64,
-    /// The same: `mm_struct` of that call.
+    /// `mm_struct` in which it faults, or did last.
     pub mm: AtomicU64,
-    /// The same: `CLOCK_MONOTONIC` at which the call that is to be retried returned, in
+    /// Backends on `handle_mm_fault`: `CLOCK_MONOTONIC` at which the call that is to be retried returned, in
     /// nanoseconds.
     pub retried_ns: AtomicU64,
     /// The same: the wait for a swapped page in that fault, see `swapin` among the
@@ -90,8 +90,6 @@ pub struct Thread {
     /// Backends on `handle_mm_fault`: [`FaultBacking`] of the fault that it is in; 0 if the
     /// backend does not tell.
     pub backing: AtomicU64,
-    /// Explicit padding to whole cache lines.
-    pub reserved: [AtomicU64; 7],
 }
 
 /// In [`Thread::call`]: the call has not returned.
@@ -153,7 +151,8 @@ pub struct Window {
     pub apf_open: AtomicU64,
     /// `CLOCK_MONOTONIC` from which the younger ones are counted, in nanoseconds.
     pub apf_since_ns: AtomicU64,
-    /// Number of the vCPU.
+    /// Number of the vCPU (lower half), and the place in the pool of its last exit's histogram, whose
+    /// owner says whether it is the next one's.
     pub vcpu: AtomicU64,
     /// Windows that have ended.
     pub exits: AtomicU64,
@@ -174,8 +173,6 @@ pub struct Window {
     pub stalls: AtomicU64,
     /// Those in which more time passed in faults than in the window.
     pub stalls_inverted: AtomicU64,
-    /// Place in the pool of the last exit's histogram, whose owner says whether it is this one's.
-    pub pooled: AtomicU64,
     /// The thread's `sched_info::run_delay` at its last entry, in nanoseconds.
     pub run_delay_ns: AtomicU64,
     /// The same at the exit.
@@ -188,7 +185,7 @@ pub struct Window {
 }
 
 impl Window {
-    fn words(&self) -> [&AtomicU64; 23] {
+    fn words(&self) -> [&AtomicU64; 22] {
         [
             &self.exit_ns,
             &self.reason,
@@ -209,7 +206,6 @@ impl Window {
             &self.stall_halted_ns,
             &self.stalls,
             &self.stalls_inverted,
-            &self.pooled,
             &self.run_delay_ns,
             &self.exit_run_delay_ns,
             &self.has_parts,
@@ -251,4 +247,4 @@ pub const SLEEPS_AT: u32 = 48;
 /// include/uapi/linux/kvm.h.
 pub const KVM_RUN: u64 = 0xae80;
 
-const _: () = assert!(size_of::<Thread>() == 640);
+const _: () = assert!(size_of::<Thread>() == 576);

@@ -16,7 +16,7 @@ pub const STALL_PARTS: usize = Part::COUNT + 2;
 /// A VM's slot: who it is for the kernel, and what is known beside the histograms.
 #[repr(C)]
 pub struct Vm {
-    /// Address of its `mm_struct`; 0 in a free slot, and once it has ended.
+    /// Address of its `mm_struct` while it is counted; 0 in a free slot.
     pub mm: AtomicU64,
     /// `task_struct::start_boottime` of its leader, in nanoseconds.
     pub start_boottime_ns: AtomicU64,

@@ -51,7 +51,8 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
         reason = arm64_reason(record.u32(&fields.exit_ret), reason);
     }
     if !is_absent(&fields.exit_vcpu) {
-        set(&window.vcpu, u64::from(record.u32(&fields.exit_vcpu)));
+        let vcpu = u64::from(record.u32(&fields.exit_vcpu));
+        set(&window.vcpu, get(&window.vcpu) >> 32 << 32 | vcpu);
     }
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -281,7 +282,7 @@ fn end_window(vm: &Vm, slot: u32, thread: &Thread, length: u64) {
     }
     let device = reason & (MEMORY | MMIO) == MEMORY | MMIO;
     let key = if device { exit_key(0, REASON_MMIO) } else { reason as u32 };
-    match pool::place_near(&window.pooled, slot, key).and_then(pool::histogram) {
+    match pool::place_near(&window.vcpu, slot, key).and_then(pool::histogram) {
         Some(histogram) => {
             record(vm, histogram, active);
         }
@@ -393,8 +394,8 @@ pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
 /// A worker has brought the page of an asynchronous fault (`async_pf_execute`, virt/kvm/async_pf.c).
 /// Where it waited and then found the page there, it does not call again, and goes on with something
 /// else.
-#[tracepoint]
-pub(crate) fn kvm_apf_completed(_ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub(crate) fn kvm_apf_completed(_ctx: RawTracePointContext) -> i32 {
     if let Some(thread) = known_thread()
         && get(&thread.since_ns) != 0
     {
@@ -432,9 +433,9 @@ fn is_absent(field: &AtomicU64) -> bool {
     get(field) > 0xffff
 }
 
-/// The first words of the record of `kvm_exit`, which is no longer (`TRACE_EVENT_KVM_EXIT`,
-/// arch/x86/kvm/trace.h; arch/arm64/kvm/trace_arm.h; 6.1 to 7.3): read at once, they cost what a single
-/// field does.
+/// The first words of the record of `kvm_exit`, in which all lies that is read of it
+/// (`TRACE_EVENT_KVM_EXIT`, arch/x86/kvm/trace.h; arch/arm64/kvm/trace_arm.h; 6.1 to 7.3): at once they
+/// cost what a single field does.
 struct Record([u64; RECORD_WORDS]);
 
 impl Record {
@@ -452,7 +453,7 @@ impl Record {
         }
     }
 
-    /// A field of eight bytes. The loader does without exits where one lies further on.
+    /// A field of eight bytes; see the loader for one that lies further on.
     #[inline(always)]
     fn u64(&self, field: &AtomicU64) -> u64 {
         self.0[get(field) as usize / 8 % RECORD_WORDS]

@@ -9,7 +9,7 @@
 use crate::atomic::{get, set};
 use crate::cpu::slot_of;
 use crate::kernel::{current_mm, current_run_delay, in_fault_handler, in_kvm_run};
-use crate::maps::{BEGINS_AT_CALL, OFFSETS, VMS};
+use crate::maps::{BEGINS_AT_CALL, OFFSETS};
 use crate::parts;
 use crate::threads::{known_thread, thread_entry, waited_before};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -119,8 +119,7 @@ fn memory_of(lock: u64) -> u64 {
 /// Whether that is the lock of the memory in which the thread has a fault open.
 #[inline(always)]
 fn is_lock_of(thread: &Thread, lock: u64) -> bool {
-    let vm = VMS.get(get(&thread.vm) as u32);
-    vm.is_some_and(|vm| lock == get(&vm.mm) + u64::from(OFFSETS.load().mm_mmap_lock))
+    memory_of(lock) == get(&thread.mm)
 }
 
 /// The current thread waits for the lock of that memory; if it is a VM's, and the thread is

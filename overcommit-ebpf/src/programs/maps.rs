@@ -15,13 +15,14 @@ use overcommit_ebpf::layout::{
     KernelOffsets, KvmFields, Loss, Metric, SWAP_DEVICES_MAX, Stock, SwapDevice, Thread, Vm, Word,
 };
 
-/// `mm_struct` address → slot. The filter of every fault on the host.
+/// `mm_struct` address → slot. The filter of every fault on the host, where the CPU does not know
+/// it.
 #[map]
 pub(crate) static MMS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader */, 0);
 
-/// How often [`MMS`] has grown; one entry.
+/// Changes with each VM that comes, and at each look of the loader; one entry.
 #[map]
-pub(crate) static MMS_CHANGES: Array<Word> = Array::with_max_entries(1, 0);
+pub(crate) static MMS_CHANGES: Array<Word> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Process id → slot, for exec and exit.
 #[map]
@@ -156,7 +157,7 @@ pub(crate) static EMPTY_UNTIL: Array<Word> = Array::with_max_entries(LISTS, 0);
 pub(crate) static THREADS: Array<Thread> =
     Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 
-/// CPU → its counters.
+/// CPU → its counters, and what it looked up last.
 #[map]
 pub(crate) static CPUS: Array<Cpu> = Array::with_max_entries(1 /* loader */, BPF_F_MMAPABLE);
 

@@ -44,7 +44,8 @@ fn address(ctx: &PerfEventContext) -> u64 {
 
 #[inline(always)]
 fn begin(address: u64) {
-    let Some(slot) = slot_of(current_mm()) else { return };
+    let mm = current_mm();
+    let Some(slot) = slot_of(mm) else { return };
     let Some(vm) = VMS.get(slot) else { return };
     let Some(thread) = thread_entry(slot) else {
         lose(vm, Loss::ThreadsFull);
@@ -53,6 +54,7 @@ fn begin(address: u64) {
     if get(&thread.since_ns) != 0 {
         lose(vm, Loss::StartWithoutEnd);
     }
+    set(&thread.mm, mm);
     start(thread, slot, address);
 }
 

@@ -27,10 +27,10 @@ pub(crate) fn place(slot: u32, key: u32) -> Option<u32> {
     Some(place)
 }
 
-/// The same, where it is likely to be the last one.
+/// The same, where it is likely to be the last one, which is kept in the upper half of a word.
 #[inline(always)]
 pub(crate) fn place_near(last: &AtomicU64, slot: u32, key: u32) -> Option<u32> {
-    let place = get(last) as u32;
+    let place = (get(last) >> 32) as u32;
     let owner = u64::from(slot) << 32 | u64::from(key);
     if let Some(of_last) = POOL_OWNERS.get(place)
         && get(&of_last.0) == owner + 1
@@ -38,7 +38,7 @@ pub(crate) fn place_near(last: &AtomicU64, slot: u32, key: u32) -> Option<u32> {
         return Some(place);
     }
     let place = self::place(slot, key)?;
-    set(last, u64::from(place));
+    set(last, get(last) << 32 >> 32 | u64::from(place) << 32);
     Some(place)
 }
 

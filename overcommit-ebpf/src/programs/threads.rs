@@ -12,9 +12,10 @@ use overcommit_ebpf::layout::{HotProgram, Part, Thread};
 #[inline(always)]
 pub(crate) fn known_thread() -> Option<&'static Thread> {
     let id = bpf_get_current_pid_tgid();
-    let cpu = this_cpu()?;
+    let cpu = this_cpu();
     // Most programs run where the last one of their thread did.
-    if let Some(thread) = THREADS.get(get(&cpu.thread) as u32)
+    if let Some(cpu) = cpu
+        && let Some(thread) = THREADS.get(get(&cpu.thread) as u32)
         && get(&thread.id) == id
         && id != 0
     {
@@ -22,7 +23,9 @@ pub(crate) fn known_thread() -> Option<&'static Thread> {
     }
     // SAFETY: entries are only read and written as whole words.
     let index = *unsafe { TIDS.get(id as u32) }?;
-    set(&cpu.thread, u64::from(index));
+    if let Some(cpu) = cpu {
+        set(&cpu.thread, u64::from(index));
+    }
     THREADS.get(index)
 }
 

@@ -6,6 +6,7 @@ use crate::calls::goes_on;
 use crate::cpu::vm_has_come;
 use crate::kernel::Kernel;
 use crate::maps::{EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns,
     bpf_probe_read_kernel_str_bytes,
@@ -184,12 +185,23 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
     set(&vm.faults_at_end[1], major);
     set(&vm.faults_before[0], minor + task.u64(offsets.task_min_flt));
     set(&vm.faults_before[1], major + task.u64(offsets.task_maj_flt));
-    set(&vm.mm, mm);
-    if MMS.insert(mm, slot, 0).is_err() || TGIDS.insert(tgid, slot, 0).is_err() {
+    if MMS.insert(mm, slot, u64::from(BPF_NOEXIST)).is_err() {
+        let _ = FREE_VMS.push(slot, 0);
+        // Somebody else may have been faster.
+        // SAFETY: as above.
+        return unsafe { MMS.get(mm) }.copied();
+    }
+    if TGIDS.insert(tgid, slot, 0).is_err() {
         let _ = MMS.remove(mm);
-        set(&vm.mm, 0);
         let _ = FREE_VMS.push(slot, 0);
         return None;
+    }
+    // Last: programs go by it.
+    set(&vm.mm, mm);
+    if get(&vm.ended_ns) != 0 {
+        // It has ended meanwhile.
+        let _ = MMS.remove(mm);
+        set(&vm.mm, 0);
     }
     vm_has_come();
     Some(slot)

@@ -8,7 +8,7 @@ use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::wait::Waiter;
-use crate::session::{RunningSession, Session, Want};
+use crate::session::{Exits, RunningSession, Session, Want};
 use crate::vm::Discovery;
 use crate::vm::owner::Room;
 use anyhow::{Context, Result, anyhow};
@@ -49,6 +49,9 @@ pub(super) struct Subject {
     /// Also measure sleep inside faults; runs an eBPF program at every context switch of the host
     #[arg(long, help_heading = DEPTH)]
     pub(super) causes: bool,
+    /// Which exits of the guests to see
+    #[arg(long, help_heading = DEPTH, value_name = "WHICH", default_value = "all")]
+    pub(super) exits: Exits,
     #[command(flatten)]
     pub(super) host: HostArgs,
     /// Print the debug log of the eBPF programs
@@ -76,7 +79,7 @@ impl Subject {
         let decision = choose(&kernel, self.backend)?;
         let mut want = Want::new(&selection, room);
         (want.slow_faults, want.verbose) = (self.slow_faults, self.verbose);
-        (want.causes, want.cost) = (self.causes, cost);
+        (want.causes, want.exits, want.cost) = (self.causes, self.exits, cost);
         want.without.clone_from(&self.without);
         let roster = Roster::new(Discovery::new("/proc"), selection);
         let host = self.host.read(kernel.layout.mglru_sees_guests);

@@ -51,11 +51,11 @@ with 4 if one could not be judged.")]
 pub struct Args {
     /// Replay this recording instead of watching the host
     #[arg(conflicts_with_all = ["out", "interval", "vm", "wait", "pid", "backend", "slow_faults",
-        "causes", "monitor", "guest_stats", "working_set", "verbose", "without"])]
+        "causes", "exits", "monitor", "guest_stats", "working_set", "verbose", "without"])]
     dir: Option<PathBuf>,
     #[command(flatten)]
     subject: Subject,
-    /// Also record into this folder, new or empty
+    /// Also record into this folder, new or empty; marks are written there too
     #[arg(long, help_heading = WHERE, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print one screen after the first whole interval and exit; of a recording, its last screen
@@ -120,7 +120,10 @@ fn replay(args: &Args, recording: Recording) -> Result<ExitCode> {
         objectives = Objective::recorded(&recording.run)?;
     }
     let mut app = args.app(objectives);
-    app.take(Update::Marks(span::marks(&recording.folder)?));
+    // What of them cannot be read the report says.
+    if let Ok(marks) = span::marks(&recording.folder) {
+        app.take(Update::Marks(marks));
+    }
     if args.once {
         Replay::last(&recording)?.into_iter().for_each(|update| app.take(update));
         app.end();
@@ -274,6 +277,7 @@ mod tests {
             "--pid 1",
             "--backend perf",
             "--causes",
+            "--exits off",
             "--slow-faults 1ms",
             "--monitor a=/b",
             "--guest-stats",

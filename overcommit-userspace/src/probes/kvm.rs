@@ -9,7 +9,7 @@ use crate::probes::functions::open_tracepoint;
 use crate::probes::raw;
 use crate::probes::shared::SharedArray;
 use crate::probes::tracefs;
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::programs::{RawTracePoint, TracePoint};
 use overcommit_ebpf::layout::{ABSENT, KvmFields, RECORD_WORDS};
@@ -30,7 +30,7 @@ enum Way {
 /// A program, how it is attached to which tracepoints, and whether exits can be told without.
 /// In the order in which they are attached: what marks a window before what opens it.
 const PROGRAMS: [(&str, Way, &[&str], bool); 10] = [
-    ("kvm_apf_completed", Way::Classic, &["kvm_async_pf_completed"], false),
+    ("kvm_apf_completed", Way::Raw, &["kvm_async_pf_completed"], false),
     ("kvm_apf_ready", Way::Classic, &["kvm_async_pf_ready"], false),
     ("kvm_apf_not_present", Way::Classic, &["kvm_async_pf_not_present"], false),
     ("kvm_mmio", Way::Raw, &["kvm_mmio", "kvm_fast_mmio"], false),
@@ -52,6 +52,8 @@ pub struct KvmTracepoints {
     programs: Vec<RawFd>,
     fields: SharedArray<KvmFields>,
     attached: Vec<Attached>,
+    /// Whether they are to be attached.
+    are_wanted: bool,
     /// Why they are not attached.
     missing: Option<String>,
     /// Whether asynchronous page faults are told.
@@ -96,14 +98,15 @@ impl KvmTracepoints {
         PROGRAMS.into_iter().map(load).collect()
     }
 
-    /// Takes the loaded programs.
+    /// Takes the loaded programs, which are attached if they `are_wanted`.
     ///
     /// # Errors
     /// The kernel refuses to map the list of fields.
-    pub fn new(ebpf: &mut Ebpf, programs: Vec<RawFd>) -> Result<Self> {
+    pub fn new(ebpf: &mut Ebpf, programs: Vec<RawFd>, are_wanted: bool) -> Result<Self> {
         let fields = SharedArray::open(ebpf, "KVM_FIELDS", 1)?;
-        let missing = Some("not attached yet".to_owned());
-        Ok(Self { programs, fields, attached: Vec::new(), missing, has_apf: false })
+        let missing = if are_wanted { "not attached yet" } else { "seen with --exits all" };
+        let missing = Some(missing.to_owned());
+        Ok(Self { programs, fields, attached: Vec::new(), are_wanted, missing, has_apf: false })
     }
 
     /// Why exits are not seen, if they are not.
@@ -118,7 +121,7 @@ impl KvmTracepoints {
 
     /// Attaches to what is there by now.
     pub fn follow(&mut self) {
-        if self.missing.is_some() {
+        if self.are_wanted && self.missing.is_some() {
             self.missing = self.attach().err().map(|error| format!("{error:#}"));
             if self.missing.is_some() {
                 self.attached.clear();
@@ -164,20 +167,19 @@ impl KvmTracepoints {
         };
         let apf = elsewhere("kvm_async_pf_ready", "token");
         self.has_apf = apf.is_some();
-        let reason = reason.context("kvm_exit has no reason")?;
+        let is_read = |offset: &u64| *offset < 8 * RECORD_WORDS as u64;
+        let reason = reason
+            .filter(is_read)
+            .context("kvm_exit has no reason, or one that lies too far on")?;
         fields.exit_reason.store(reason, SeqCst);
-        let mut last = reason;
         for (field, name) in [
             (&fields.exit_isa, "isa"),
             (&fields.exit_ret, "ret"),
             (&fields.exit_info1, "info1"),
             (&fields.exit_vcpu, "vcpu_id"),
         ] {
-            let offset = exit.offset(name);
-            field.store(offset.unwrap_or(ABSENT), SeqCst);
-            last = last.max(offset.unwrap_or(0));
+            field.store(exit.offset(name).filter(is_read).unwrap_or(ABSENT), SeqCst);
         }
-        ensure!(last < 8 * RECORD_WORDS as u64, "the record of kvm_exit is too long");
         for (field, place) in [
             (&fields.apf_token, apf),
             (&fields.fault_syndrome, elsewhere("kvm_guest_fault", "hsr")),

@@ -184,7 +184,7 @@ impl Probes {
         raw::attach(&mut ebpf, LIFECYCLE)?;
         source.attach(&mut ebpf)?;
         groups.attach(&mut ebpf, |group| group != Group::Locks || !source.has(Purpose::Lock));
-        let mut kvm = KvmTracepoints::new(&mut ebpf, kvm)?;
+        let mut kvm = KvmTracepoints::new(&mut ebpf, kvm, sizes.sees_exits)?;
         kvm.follow();
         let has_run_delay = kernel.layout.has_run_delay;
         // get_user_pages handled them itself then, without handle_mm_fault and without account
@@ -254,12 +254,13 @@ impl Probes {
         }
     }
 
-    /// Follows CPUs that come and go, and a kvm that is loaded late.
+    /// Follows CPUs that come and go, and a kvm that is loaded late; see also [`Slots::forget_others`].
     ///
     /// # Errors
     /// The kernel refuses the events of a new CPU.
     pub fn follow_host(&mut self) -> Result<()> {
         self.kvm.follow();
+        self.slots.forget_others();
         match &mut self.source {
             Source::Perf(events) => events.follow_cpus(),
             // The kernel's own business.

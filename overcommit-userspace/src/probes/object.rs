@@ -41,6 +41,8 @@ pub struct Sizes {
     pub hooks_calls: bool,
     /// Whether threads that sleep in faults are seen.
     pub sees_sleeps: bool,
+    /// Whether exits of guests are seen.
+    pub sees_exits: bool,
     /// Whether the programs log what they decide.
     pub verbose: bool,
 }
@@ -57,6 +59,7 @@ impl Sizes {
         follow_exec: false,
         hooks_calls: false,
         sees_sleeps: false,
+        sees_exits: true,
         verbose: false,
     };
 

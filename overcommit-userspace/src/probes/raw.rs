@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::programs::RawTracePoint;
+use aya_obj::generated::bpf_cmd;
 use nix::errno::Errno;
 use nix::libc;
 use std::collections::BTreeMap;
@@ -144,7 +145,6 @@ pub fn open(tracepoint: &str, program: RawFd) -> Result<OwnedFd> {
         program: u32,
         reserved: u32,
     }
-    const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
     let name = CString::new(tracepoint)?;
     let attributes =
         Attributes { name: name.as_ptr() as u64, program: program.cast_unsigned(), reserved: 0 };
@@ -152,7 +152,7 @@ pub fn open(tracepoint: &str, program: RawFd) -> Result<OwnedFd> {
     let fd = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            RAW_TRACEPOINT_OPEN,
+            bpf_cmd::BPF_RAW_TRACEPOINT_OPEN,
             &raw const attributes,
             size_of::<Attributes>(),
         )

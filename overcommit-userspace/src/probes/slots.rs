@@ -36,6 +36,7 @@ pub struct Slots {
     pub threads: SharedArray<Thread>,
     threads_used: usize,
     mms: HashMap<MapData, u64, u32>,
+    mms_changes: SharedArray<Word>,
     tgids: HashMap<MapData, u32, u32>,
     tids: HashMap<MapData, u32, u32>,
     cgroups: HashMap<MapData, u64, u32>,
@@ -123,6 +124,7 @@ impl Slots {
             threads: SharedArray::open(ebpf, "THREADS", threads)?,
             threads_used: 0,
             mms: HashMap::try_from(take(ebpf, "MMS")?)?,
+            mms_changes: SharedArray::open(ebpf, "MMS_CHANGES", 1)?,
             tgids: HashMap::try_from(take(ebpf, "TGIDS")?)?,
             tids: HashMap::try_from(take(ebpf, "TIDS")?)?,
             cgroups: HashMap::try_from(take(ebpf, "CGROUPS")?)?,
@@ -240,6 +242,13 @@ impl Slots {
         }
     }
 
+    /// Has CPUs look up again whose memory is no VM's.
+    pub fn forget_others(&self) {
+        if let Some(changes) = self.mms_changes.get(0) {
+            changes.0.fetch_add(1, SeqCst);
+        }
+    }
+
     /// Stops counting for a slot. What was counted stays until [`Self::free`].
     pub fn close(&mut self, slot: u32) {
         if let Some(vm) = self.vms.get(slot as usize) {
@@ -301,7 +310,7 @@ impl Slots {
             return Ok(());
         };
         let tid = thread.tid().cast_unsigned();
-        // With neither no program writes to the entry any more.
+        // With neither no program finds the entry any more.
         thread.id.store(0, SeqCst);
         let _ = self.tids.remove(&tid);
         thread.clear();

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 fn read(window: &Window) -> VcpuTime {
     VcpuTime {
-        vcpu: window.vcpu.load(SeqCst),
+        vcpu: window.vcpu.load(SeqCst) & 0xffff_ffff,
         exits: window.exits.load(SeqCst),
         kernel_ns: window.kernel_total_ns.load(SeqCst),
         user_ns: window.user_total_ns.load(SeqCst),

@@ -8,7 +8,7 @@ pub mod run;
 pub mod wait;
 mod want;
 
-pub use want::Want;
+pub use want::{Exits, Want};
 
 use crate::host::Host;
 use crate::host::inventory::swap_areas;

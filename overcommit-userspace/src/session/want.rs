@@ -6,6 +6,7 @@ use crate::probes::object::Sizes;
 use crate::sampler::roster::Selection;
 use crate::vm::owner::Room;
 use anyhow::Result;
+use clap::ValueEnum;
 use std::time::Duration;
 
 /// VMs that can be recorded at a time, beyond those that run at the start and a quarter of them.
@@ -23,6 +24,16 @@ const THREADS_MAX: u32 = 65_536;
 /// Ring buffer of slow faults: more than a second of a host that swaps hard.
 const SLOW_BYTES: u32 = 16 << 20;
 
+/// Which exits of guests are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Exits {
+    /// Each of them
+    All,
+    /// None, so that exits cost nothing: the stall share comes from page faults, and there are no
+    /// metrics of exits, halts, asynchronous faults and waits for a CPU
+    Off,
+}
+
 /// What the user wants of the probes.
 #[derive(Clone, Debug)]
 pub struct Want {
@@ -32,6 +43,8 @@ pub struct Want {
     pub slow_faults: Option<Duration>,
     /// `--causes`
     pub causes: bool,
+    /// `--exits`
+    pub exits: Exits,
     /// Whether VMs that start later can be meant.
     pub follow_exec: bool,
     /// `--verbose`
@@ -59,6 +72,7 @@ impl Want {
             follow_exec: self.follow_exec,
             hooks_calls: backend != Backend::Perf,
             sees_sleeps: self.causes || self.slow_faults.is_some(),
+            sees_exits: self.exits == Exits::All,
             verbose: self.verbose,
         })
     }
@@ -69,6 +83,7 @@ impl Want {
             room,
             slow_faults: None,
             causes: false,
+            exits: Exits::All,
             follow_exec: selection.is_open(),
             verbose: false,
             without: Vec::new(),

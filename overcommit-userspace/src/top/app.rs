@@ -3,10 +3,11 @@
 
 use crate::top::columns::{COLUMNS, Order, verdict};
 use crate::top::look::{Look, Tone};
+use crate::top::moment::PACE;
 use crate::top::{Update, help, list, vm};
 use overcommit_recording::model::run::Run;
 use overcommit_recording::model::slow_fault::SlowFault;
-use overcommit_recording::recent::{Board, History, Line as Past, VmRow};
+use overcommit_recording::recent::{Board, History, VmRow};
 use overcommit_recording::recording::span::Mark;
 use overcommit_recording::slo::Objective;
 use overcommit_recording::summary::verdict::Fared;
@@ -19,14 +20,8 @@ use std::sync::Arc;
 /// Slow faults that are kept of a VM, and VMs of which some are.
 const SLOW: usize = 200;
 const SLOW_VMS: usize = 200;
-/// Intervals of a long step in time, and lines of a page.
+/// Lines of a page.
 const MANY: isize = 10;
-/// Seconds of the past that plots show.
-pub(super) const PAST_S: f64 = 300.0;
-/// Seconds of a jump in a recording.
-const JUMP_S: f64 = 60.0;
-/// Times as fast as it was recorded, at the least and the most.
-const PACE: [f64; 2] = [1.0, 1_024.0];
 
 /// What the keys ask of whoever shows the screen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,6 +36,8 @@ pub enum Ask {
     Quit,
     /// So many seconds further on in the recording, or back.
     Seek(f64),
+    /// That moment of the recording, in Unix seconds.
+    GoTo(f64),
     /// A mark for this moment.
     Mark,
 }
@@ -70,7 +67,9 @@ pub struct App {
     /// Whether nothing more will come.
     pub(super) is_over: bool,
     /// The number of the interval that is shown; the last one if not given.
-    at: Option<u64>,
+    pub(super) at: Option<u64>,
+    /// The moment that was asked for and has not come yet, in Unix microseconds.
+    pub(super) sought_us: Option<u64>,
     /// How fast a recording is replayed; `None` of a living session.
     pub(super) pace: Option<f64>,
     selected: Option<String>,
@@ -96,6 +95,7 @@ impl App {
             view_before: View::List,
             is_over: false,
             at: None,
+            sought_us: None,
             pace: is_replay.then_some(PACE[0]),
             selected: None,
             order: Order::default(),
@@ -113,11 +113,12 @@ impl App {
             Update::Interval(run, interval) => {
                 self.history.add(&run, *interval);
                 self.run = run;
+                self.pause_at_sought();
                 if self.at.is_none() && self.history.is_whole() {
                     self.board = None;
                 }
             }
-            Update::Marks(marks) => self.marks = marks,
+            Update::Marks(marks) => self.take_marks(marks),
             Update::SlowFaults(faults) => {
                 for (vm_id, fault) in faults {
                     if self.slow.len() < SLOW_VMS || self.slow.contains_key(&vm_id) {
@@ -146,18 +147,6 @@ impl App {
         self.at.is_some()
     }
 
-    /// Whether it is the present of a living session that is shown.
-    pub(super) fn is_living(&self) -> bool {
-        self.pace.is_none() && !self.is_paused()
-    }
-
-    /// The line of the moment that is shown.
-    pub(super) fn now(&self) -> Option<&Past> {
-        let lines = self.history.lines();
-        let at = self.at.and_then(|at| lines.iter().find(|line| line.place.number >= at));
-        at.or(lines.back())
-    }
-
     /// What it shows, as a program reads it; `None` before the first interval.
     pub fn board(&mut self) -> Option<&Board> {
         if self.board.is_none() {
@@ -166,28 +155,6 @@ impl App {
             self.board = board;
         }
         self.board.as_ref()
-    }
-
-    /// What was in the last minutes, up to the moment that is shown, in so many cells: of several
-    /// intervals the worst.
-    pub(super) fn past(
-        &self,
-        cells: usize,
-        worst: fn(f64, f64) -> f64,
-        of: impl Fn(&Past) -> Option<f64>,
-    ) -> Vec<Option<f64>> {
-        let mut past = vec![None; cells];
-        let Some(now) = self.now() else { return past };
-        for line in self.history.lines_until(now) {
-            let age_s = (now.end_ns - line.end_ns) as f64 / 1e9;
-            let cell = (age_s / PAST_S * cells as f64) as usize;
-            if let Some(at) = past.iter_mut().rev().nth(cell)
-                && let Some(value) = of(line)
-            {
-                *at = Some(at.map_or(value, |before: f64| worst(before, value)));
-            }
-        }
-        past
     }
 
     /// The screen: no line is longer than the terminal is wide.
@@ -269,24 +236,6 @@ impl App {
         self.selected = rows.get(next).map(|row| row.vm_id.clone());
     }
 
-    /// Shows the interval that many later; the last one goes on.
-    fn step(&mut self, by: isize) {
-        let lines = self.history.lines();
-        let Some(now) = self.now().map(|now| now.place.number) else { return };
-        let place = lines.iter().position(|line| line.place.number == now).unwrap_or(0);
-        self.show(place.saturating_add_signed(by));
-    }
-
-    /// Shows the interval at that place of the history; the last one goes on.
-    pub(super) fn show(&mut self, place: usize) {
-        let lines = self.history.lines();
-        self.at = match lines.get(place) {
-            Some(line) if place + 1 < lines.len() => Some(line.place.number),
-            _ => None,
-        };
-        self.board = None;
-    }
-
     /// What a key asks for.
     pub fn key(&mut self, key: KeyEvent) -> Ask {
         if key.modifiers.contains(KeyModifiers::CONTROL) {
@@ -340,48 +289,6 @@ impl App {
             KeyCode::Enter => self.edits_filter = false,
             _ => {}
         }
-    }
-
-    /// Keys that move in time.
-    fn time_key(&mut self, code: KeyCode) -> Ask {
-        match (code, self.pace) {
-            (KeyCode::Char('p' | ' '), _) => {
-                self.at = match (self.at, self.now()) {
-                    (None, Some(now)) => Some(now.place.number),
-                    _ => None,
-                };
-                self.board = None;
-            }
-            (KeyCode::Left, _) => self.step(-1),
-            (KeyCode::Right, _) => self.step(1),
-            (KeyCode::Char('('), _) => self.step(-MANY),
-            (KeyCode::Char(')'), _) => self.step(MANY),
-            (KeyCode::Char('['), _) => return self.go_to_mark(false),
-            (KeyCode::Char(']'), _) => return self.go_to_mark(true),
-            (KeyCode::Char('m'), None) => return Ask::Mark,
-            (KeyCode::Char('0'), _) => (self.at, self.board) = (None, None),
-            (KeyCode::Char('+'), Some(pace)) => self.pace = Some((pace * 2.0).min(PACE[1])),
-            (KeyCode::Char('-'), Some(pace)) => self.pace = Some((pace / 2.0).max(PACE[0])),
-            (KeyCode::Char('{'), Some(_)) => return Ask::Seek(-JUMP_S),
-            (KeyCode::Char('}'), Some(_)) => return Ask::Seek(JUMP_S),
-            _ => {}
-        }
-        Ask::Nothing
-    }
-
-    /// Whether it is the present that is shown, or what of the past.
-    pub(super) fn tense(&self) -> String {
-        let last = self.history.lines().back().map_or(0, |line| line.end_ns);
-        let behind = self.now().map_or(0.0, |now| (last - now.end_ns) as f64 / 1e9);
-        let tense = match (self.at, self.pace) {
-            (Some(_), _) if behind >= 1.0 => format!("paused, {behind:.0} s back"),
-            (Some(_), _) => "paused".to_owned(),
-            (None, Some(_)) if self.is_over => "replay, at its end".to_owned(),
-            (None, Some(pace)) if pace <= PACE[0] => "replay".to_owned(),
-            (None, Some(pace)) => format!("replay, {pace:.0} x"),
-            (None, None) => "live".to_owned(),
-        };
-        self.mark_now().map_or_else(|| tense.clone(), |mark| format!("{tense} [{mark}]"))
     }
 }
 

@@ -11,7 +11,7 @@ LIST     s S         sort by the next column, reverse the order
          h           hurt VMs only
 TIME     p  space    pause, go on         ← →     one interval back, on
          ( )         ten back, on         0       back to now
-         [ ]         the mark before, after           m   mark this moment
+         [ ]         mark before, after  m       mark this moment (live)
 REPLAY   + -         faster, slower       { }     a minute back, on
 VM       Tab         next metric          ↑ ↓     next VM
 OTHER    r           redraw               q       quit

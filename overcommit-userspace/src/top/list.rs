@@ -18,6 +18,8 @@ use ratatui::text::{Line, Span};
 
 /// Columns, and lines, from which there is room for more of the host.
 pub(super) const WIDE: u16 = 100;
+/// Columns from which all keys have room.
+const WIDEST: u16 = 110;
 const TALL: u16 = 30;
 /// Columns from which there is a line of the host at all.
 const NARROW: u16 = 60;
@@ -97,7 +99,9 @@ fn head(app: &App, board: &Board, columns: u16) -> Line<'static> {
     let left = format!("overcommit top  {host}");
     // Shorter intervals are shown together.
     let every = readable(app.run.options.interval_ns.max(1_000_000_000)).replace(".00", "");
-    let right = [time, format!("every {every}"), tense, counts].join("  ");
+    // There is no room for both.
+    let every = app.mark_now().unwrap_or_else(|| format!("every {every}"));
+    let right = [time, every, tense, counts].join("  ");
     let gap = usize::from(columns)
         .saturating_sub(Span::raw(left.as_str()).width() + Span::raw(right.as_str()).width())
         .max(2);
@@ -271,10 +275,13 @@ fn keys(app: &App, columns: u16) -> Line<'static> {
             .look
             .line(fitted(&format!("/{}{cursor}", app.filter), columns.into()), Tone::Strong);
     }
+    // Behind the short names of orders alone.
+    let has_room = columns >= WIDEST && app.order.name().len() < 6;
+    let marks = if has_room { "  [ ] marks" } else { "" };
     let hurt = if app.hurt_only { "h all" } else { "h hurt only" };
     let text = match columns {
         WIDE.. => format!(
-            "↑↓ select  Enter open  / filter  s sort: {}  {hurt}  p pause  ←→ in time  [ ] marks  ? help  q quit",
+            "↑↓ select  Enter open  / filter  s sort: {}  {hurt}  p pause  ←→ in time{marks}  ? help  q quit",
             app.order.name()
         ),
         NARROW.. => format!(

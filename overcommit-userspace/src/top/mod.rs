@@ -1,7 +1,8 @@
 //! `overcommit top`: a screen that follows a living session, or a recording.
 //!
 //! `app` holds what is looked at and takes keys; `list`, `vm` and `help` give the lines of each
-//! view for a size, `marks` goes to marks and makes them, `columns` what the list has, `plot` those of its plots, in the signs and styles of `look`; `terminal` shows
+//! view for a size, `columns` what the list has, `plot` those of its plots, in the signs and styles of
+//! `look`; `moment` says which one is shown, `marks` goes to marks and makes them; `terminal` shows
 //! them; `replay` is a recording as a source.
 
 pub mod app;
@@ -10,6 +11,7 @@ mod help;
 mod list;
 pub mod look;
 mod marks;
+mod moment;
 mod plot;
 pub mod replay;
 #[cfg(test)]

@@ -53,11 +53,9 @@ impl Replay {
     /// It cannot be read.
     pub fn last(recording: &Recording) -> Result<Vec<Update>> {
         let run = Arc::new(recording.run.clone());
-        let length_ns = run.options.interval_ns.saturating_mul(run.recorded.intervals);
-        let start_ns = run.clocks.start.realtime_ns;
-        let end_ns = run.clocks.end.map_or(start_ns + length_ns, |end| end.realtime_ns);
         let mut updates = Vec::new();
-        let span = Span::from_s(end_ns as f64 / 1e9 - BEFORE_S);
+        let [_, end_s] = bounds_s(&run);
+        let span = Span::from_s(end_s - BEFORE_S);
         recording.each(span, WANTED, |interval| {
             updates.push(Update::interval(&run, interval));
             Ok(())
@@ -86,9 +84,22 @@ impl Replay {
         Ok(self.next_slow.take_if(|fault| fault.end_ns as f64 / 1e9 <= end_s))
     }
 
-    fn is_due(&self, interval: &Interval) -> bool {
-        interval.place.end_s() <= self.until_s || self.due.is_none_or(|due| Instant::now() >= due)
+    /// Whether it begins before the moment that was asked for.
+    fn is_caught_up(&self, interval: &Interval) -> bool {
+        interval.place.start_us as f64 / 1e6 <= self.until_s
     }
+
+    fn is_due(&self, interval: &Interval) -> bool {
+        self.is_caught_up(interval) || self.due.is_none_or(|due| Instant::now() >= due)
+    }
+}
+
+/// Its start and its end, in Unix seconds.
+fn bounds_s(run: &Run) -> [f64; 2] {
+    let length_ns = run.options.interval_ns.saturating_mul(run.recorded.intervals);
+    let start_ns = run.clocks.start.realtime_ns;
+    let end_ns = run.clocks.end.map_or(start_ns.saturating_add(length_ns), |end| end.realtime_ns);
+    [start_ns, end_ns].map(|ns| ns as f64 / 1e9)
 }
 
 /// Has a thread read that part, which waits while nobody takes what it has read, and ends when
@@ -140,7 +151,10 @@ impl Source for Replay {
         }
         let now = Instant::now();
         let length = Duration::from_nanos(interval.place.length_ns).div_f64(pace);
-        let due = self.due.filter(|due| now.saturating_duration_since(*due) < BEHIND);
+        // What is caught up took no time.
+        let due = self.due.filter(|due| {
+            !self.is_caught_up(&interval) && now.saturating_duration_since(*due) < BEHIND
+        });
         self.due = Some(due.unwrap_or(now) + length);
         self.at_s = end_s;
         Ok(Next::Update(Update::interval(&self.run, &interval)))
@@ -150,10 +164,13 @@ impl Source for Replay {
         Ok(())
     }
 
-    fn seek(&mut self, by_s: f64) -> bool {
-        let start_s = self.run.clocks.start.realtime_ns as f64 / 1e9;
-        let from_s = self.at_s.max(self.until_s);
-        self.until_s = (from_s + by_s).max(start_s);
+    fn at_s(&self) -> f64 {
+        self.at_s.max(self.until_s)
+    }
+
+    fn go_to(&mut self, unix_s: f64) -> bool {
+        let [start_s, end_s] = bounds_s(&self.run);
+        self.until_s = unix_s.min(end_s).max(start_s);
         self.at_s = self.until_s - BEFORE_S;
         self.intervals = read(&self.recording, Span::from_s(self.at_s));
         self.slow = read_slow(&self.recording);
@@ -197,7 +214,7 @@ mod tests {
             std::thread::yield_now();
         }
         // Far more than there is.
-        assert!(replay.seek(-1e6) && replay.seek(-1e6));
+        assert!(replay.go_to(0.0));
         // The first one comes at once, the next one in its time.
         assert_eq!(next(&mut replay, 1e-6), 0);
         for _ in 0..1_000 {
@@ -205,5 +222,10 @@ mod tests {
         }
         replay.due = None;
         assert_eq!(next(&mut replay, 1e9), 1);
+        // What was caught up takes no time: the next one is due an interval later.
+        assert!(replay.go_to(1e12));
+        assert_eq!([next(&mut replay, 1.0), next(&mut replay, 1.0)], [0, 1]);
+        let left = replay.due.unwrap().saturating_duration_since(Instant::now());
+        assert!(left <= Duration::from_nanos(replay.run.options.interval_ns), "{left:?}");
     }
 }

@@ -253,23 +253,24 @@ fn slow_fault(number: u64) -> SlowFault {
     }
 }
 
+fn interval(number: u64) -> Interval {
+    let place = Place {
+        number,
+        start_us: START_US + number * 1_000_000,
+        length_ns: SECOND_NS,
+        ..Place::default()
+    };
+    let vms = (0..CAST.len()).map(|vm| vm_interval(vm, number)).collect();
+    Interval { place, host: host(number), vms, evictions: evictions(number) }
+}
+
 /// A screen at the end of the story.
 fn app(look: Look) -> App {
     let objectives = ["web-*:fault.major:p99<2ms", "stall.share<5%"];
     let objectives = objectives.map(|text| Objective::parse(text).unwrap());
     let mut app = App::new(look, objectives.to_vec(), false);
     let run = std::sync::Arc::new(run());
-    for number in 0..LENGTH {
-        let place = Place {
-            number,
-            start_us: START_US + number * 1_000_000,
-            length_ns: SECOND_NS,
-            ..Place::default()
-        };
-        let vms = (0..CAST.len()).map(|vm| vm_interval(vm, number)).collect();
-        let interval = Interval { place, host: host(number), vms, evictions: evictions(number) };
-        app.take(Update::interval(&run, &interval));
-    }
+    (0..LENGTH).for_each(|number| app.take(Update::interval(&run, &interval(number))));
     let faults: Vec<SlowFault> = (0..4).map(slow_fault).collect();
     app.take(Update::slow_faults(&run, &faults));
     app
@@ -395,9 +396,9 @@ fn the_past_is_looked_at_while_the_present_goes_on() {
     ]));
     press(&mut app, &[KeyCode::Char('0'), KeyCode::Char('[')]);
     let marked = |app: &mut App| text(app, 120, 40).lines().next().unwrap().to_owned();
-    assert!(marked(&mut app).contains(" s back [steady]"), "{}", marked(&mut app));
+    assert!(marked(&mut app).contains("[steady]  paused, "), "{}", marked(&mut app));
     press(&mut app, &[KeyCode::Char('[')]);
-    assert!(marked(&mut app).contains(" s back [ramp]"), "{}", marked(&mut app));
+    assert!(marked(&mut app).contains("[ramp]  paused, "), "{}", marked(&mut app));
     // There is none before it.
     press(&mut app, &[KeyCode::Char('['), KeyCode::Left]);
     assert!(!marked(&mut app).contains('['), "{}", marked(&mut app));
@@ -405,7 +406,36 @@ fn the_past_is_looked_at_while_the_present_goes_on() {
     assert!(marked(&mut app).contains("[ramp]"), "{}", marked(&mut app));
     press(&mut app, &[KeyCode::Char('0')]);
     assert_eq!(press(&mut app, &[KeyCode::Char('m')]), Ask::Mark);
-    app.marks.push(app.new_mark(START_US + (LENGTH + 2) * 1_000_000).unwrap());
-    assert!(marked(&mut app).contains("live [mark 1]"), "{}", marked(&mut app));
+    app.mark(START_US + LENGTH * 1_000_000 + 900_000, |mark| mark.text == "mark 1");
+    assert!(marked(&mut app).contains("[mark 1]  live"), "{}", marked(&mut app));
+    // Of the past, not of this moment.
+    press(&mut app, &[KeyCode::Left]);
+    assert_eq!(press(&mut app, &[KeyCode::Char('m')]), Ask::Nothing);
+    press(&mut app, &[KeyCode::Char('0')]);
     assert!(!app.is_paused() && text(&mut app, 120, 40).contains("live"));
+}
+
+#[test]
+fn a_replay_stands_still_at_the_mark_that_was_sought() {
+    let mut app = App::new(PLAIN, Vec::new(), true);
+    let run = std::sync::Arc::new(run());
+    let take = |app: &mut App, numbers: std::ops::RangeInclusive<u64>| {
+        numbers.for_each(|number| app.take(Update::interval(&run, &interval(number))));
+    };
+    let at_us = START_US + 50_500_000;
+    app.take(Update::Marks(vec![Mark { at_us, text: "late".to_owned() }]));
+    take(&mut app, 0..=9);
+    assert_eq!(press(&mut app, &[KeyCode::Char(']')]), Ask::GoTo(at_us as f64 / 1e6));
+    app.clear();
+    take(&mut app, 45..=49);
+    let before = text(&mut app, 120, 40);
+    assert!(!app.is_paused() && !before.contains("[late]"), "{before}");
+    take(&mut app, 50..=50);
+    let there = text(&mut app, 120, 40);
+    let clock =
+        overcommit_recording::format::text::time_of_day((START_US + 51_000_000) as f64 / 1e6);
+    assert!(app.is_paused() && there.contains(&format!("{clock}  [late]")), "{there}");
+    // It is the last one that has come, and stays.
+    press(&mut app, &[KeyCode::Left, KeyCode::Char(']')]);
+    assert!(app.is_paused() && text(&mut app, 120, 40).contains("[late]"));
 }

@@ -37,8 +37,11 @@ pub trait Source {
     /// It cannot be written.
     fn mark(&mut self, mark: &Mark) -> Result<()>;
 
-    /// Goes so many seconds on, or back, if it can: all that was handed on is of no use then.
-    fn seek(&mut self, by_s: f64) -> bool;
+    /// Goes to that moment, in Unix seconds, if it can: all that was handed on is of no use then.
+    fn go_to(&mut self, unix_s: f64) -> bool;
+
+    /// The moment that it has come to, or is on its way to.
+    fn at_s(&self) -> f64;
 }
 
 /// See [`Source::next`].
@@ -94,8 +97,12 @@ impl Source for Living {
         self.folder.as_ref().map_or(Ok(()), |folder| span::add(folder, mark))
     }
 
-    fn seek(&mut self, _: f64) -> bool {
+    fn go_to(&mut self, _: f64) -> bool {
         false
+    }
+
+    fn at_s(&self) -> f64 {
+        0.0
     }
 }
 
@@ -171,21 +178,18 @@ fn follow(
                 Ask::Redraw => terminal.clear()?,
                 Ask::Suspend => suspend(terminal)?,
                 Ask::Mark => {
-                    if let Some(mut mark) = app.new_mark(clock::now()?.realtime_ns / 1_000) {
-                        // No reason to end a recording.
-                        if source.mark(&mark).is_err() {
-                            mark.text = "not written".to_owned();
-                        }
-                        app.marks.push(mark);
-                    }
+                    app.mark(clock::now()?.realtime_ns / 1_000, |mark| source.mark(mark).is_ok());
                 }
-                Ask::Seek(by_s) => {
-                    if source.seek(by_s) {
-                        app.clear();
-                    }
-                }
+                Ask::Seek(by_s) => go_to(app, source, source.at_s() + by_s),
+                Ask::GoTo(unix_s) => go_to(app, source, unix_s),
             }
         }
+    }
+}
+
+fn go_to(app: &mut App, source: &mut impl Source, unix_s: f64) {
+    if source.go_to(unix_s) {
+        app.clear();
     }
 }
 

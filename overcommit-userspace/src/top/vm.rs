@@ -1,9 +1,10 @@
 //! One VM: how its latencies are distributed, when and why it waited, who took its memory.
 
-use crate::top::app::{App, PAST_S};
+use crate::top::app::App;
 use crate::top::columns::verdict;
 use crate::top::list::WIDE;
 use crate::top::look::{Look, Tone};
+use crate::top::moment::PAST_S;
 use crate::top::plot::{Histogram, bars, short_latency};
 use overcommit_recording::format::text::{percent, readable, readable_bytes, time_of_day};
 use overcommit_recording::model::latencies::Latencies;
@@ -38,7 +39,9 @@ pub(super) fn lines(app: &App, row: &VmRow, columns: u16, rows: u16) -> Vec<Line
     };
     let look = app.look;
     let is_tall = rows >= 34;
-    let mut above = vec![head(look, board, row, vm, &app.tense(), columns)];
+    let tense = [Some(app.tense()), app.mark_now()].into_iter().flatten();
+    let tense = tense.collect::<Vec<_>>().join(" ");
+    let mut above = vec![head(look, board, row, vm, tense, columns)];
     above.extend(why(look, summary, columns).into_iter().take(if is_tall { 6 } else { 3 }));
     above.push(look.rule(columns));
     let mut below = stall(app, row, columns, if is_tall { 3 } else { 1 });
@@ -74,13 +77,13 @@ fn head(
     board: &Board,
     row: &VmRow,
     vm: &RunVm,
-    tense: &str,
+    tense: String,
     columns: u16,
 ) -> Line<'static> {
     let (word, tone) = verdict(row);
     let since =
         if row.hurt_s >= 1.0 { format!(" hurt for {:.0} s", row.hurt_s) } else { String::new() };
-    let mut facts = vec![time_of_day(board.unix_s), tense.to_owned()];
+    let mut facts = vec![time_of_day(board.unix_s), tense];
     facts.extend(vm.vcpus.map(|vcpus| format!("{vcpus} vCPUs")));
     facts.extend(row.configured_bytes.map(readable_bytes));
     facts.push(format!("PID {}", vm.pid));

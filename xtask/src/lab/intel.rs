@@ -72,7 +72,7 @@ const QEMU_FILES: [&str; 6] = [
 /// MiB of the disk beside what lies on it.
 const SPARE: u64 = 256;
 
-/// MiB of the disk for swap.
+/// MiB of the disk for swap: 512 cylinders of 16 heads and 63 sectors, as Bochs wants whole ones.
 const SWAP: u64 = 252;
 
 /// The emulator, with the disks of one host.

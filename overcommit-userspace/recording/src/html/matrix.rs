@@ -113,7 +113,7 @@ impl Matrix {
 fn lost_and_takers(summary: &Summary) -> (Vec<(usize, &SummaryVm, u64)>, Vec<Taker>) {
     let mut taken: BTreeMap<Taker, u64> = BTreeMap::new();
     let mut lost: Vec<(usize, &SummaryVm, u64)> = Vec::new();
-    for (place, vm) in summary.vms.iter().enumerate() {
+    for (place, vm) in summary.vms.iter().enumerate().filter(|(_, vm)| vm.length_s > 0.0) {
         let Some(evictions) = vm.evictions.as_ref().filter(|of| of.pages > 0) else { continue };
         lost.push((place, vm, evictions.pages));
         for by in &evictions.by {

@@ -1,8 +1,8 @@
 //! A recording as a page that needs no network: report.html.
 //!
 //! `timeline` folds intervals into columns of time, `data` packs them for the page's script,
-//! `tables` and `matrix` are what is readable without it, `page` puts all into the template. The script, style
-//! and template lie in `templates/`. `comparison` is the page of two recordings, whose `curve`s are
+//! `tables` and `matrix` are what is readable without it, `page` puts all into the template. The
+//! script, style and template lie in `templates/`. `comparison` is the page of two recordings, whose `curve`s are
 //! drawn here already.
 
 mod comparison;

@@ -135,6 +135,8 @@ struct Page {
     states: Vec<[String; 3]>,
     minutes: Vec<[String; 6]>,
     percentiles: Vec<(String, [String; 6])>,
+    /// What the page is of, where no other span is chosen.
+    whole: &'static str,
     matrix: Matrix,
     fit: Vec<FitRow>,
     fit_ticks: Vec<(f64, String)>,
@@ -169,6 +171,13 @@ impl Page {
         if timeline.full_from.is_some() {
             foot.push("The latency maps end early: there were too many faults to draw.".to_owned());
         }
+        if timeline.without_span > 0 {
+            let marks = timeline.marks.len();
+            let chosen = marks.saturating_sub(timeline.without_span);
+            foot.push(format!(
+                "Of {marks} marks only the first {chosen} can be chosen for a span."
+            ));
+        }
         if timeline.step_s > 1 {
             foot.push(format!("A column of the plots is {} s.", timeline.step_s));
         }
@@ -188,6 +197,7 @@ impl Page {
             states: states_table(timeline, drawn),
             minutes: minutes(timeline),
             percentiles: seen.iter().map(|vm| (vm.vm.clone(), percentiles(vm))).collect(),
+            whole: whole_of(summary),
             matrix,
             fit,
             fit_ticks: (0..=4)
@@ -346,6 +356,12 @@ fn some(names: &[&str]) -> String {
         [most @ .., last] if names.len() <= NAMED => format!("{} and {last}", most.join(", ")),
         _ => format!("{} and {} others", names[..NAMED - 1].join(", "), names.len() - NAMED + 1),
     }
+}
+
+/// What the page is of; the marks of a part stand at its head.
+fn whole_of(summary: &Summary) -> &'static str {
+    let is_part = summary.marks.from.is_some() || summary.marks.to.is_some();
+    if is_part { "the whole part" } else { "whole recording" }
 }
 
 /// Which recording it is.

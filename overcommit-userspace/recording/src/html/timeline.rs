@@ -47,6 +47,8 @@ pub(super) struct Timeline {
     pub(super) columns: usize,
     /// Marks, by column.
     pub(super) marks: Vec<(String, usize)>,
+    /// Marks at which no span begins, because there are too many.
+    pub(super) without_span: usize,
     /// Columns at which spans begin, and the end.
     pub(super) edges: Vec<usize>,
     pub(super) host: Vec<HostColumn>,
@@ -119,6 +121,7 @@ impl Timeline {
             step_s,
             columns: 1,
             marks: Vec::new(),
+            without_span: 0,
             edges: vec![0],
             host: Vec::new(),
             vms: Vec::new(),
@@ -130,10 +133,12 @@ impl Timeline {
         for mark in marks {
             let column = timeline.column(mark.at_us);
             timeline.marks.push((mark.text.clone(), column));
-            if timeline.edges.len() < SPANS
-                && timeline.edges.last().is_some_and(|last| *last < column)
-            {
-                timeline.edges.push(column);
+            if timeline.edges.last().is_some_and(|last| *last < column) {
+                if timeline.edges.len() < SPANS {
+                    timeline.edges.push(column);
+                } else {
+                    timeline.without_span += 1;
+                }
             }
         }
         timeline

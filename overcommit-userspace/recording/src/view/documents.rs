@@ -35,7 +35,7 @@ pub fn columns() -> String {
     head(&mut text, "summary.csv", "one row per VM and metric, of the whole run");
     table::columns().for_each(|column| row(&mut text, column.name, column.unit, column.about));
     let [at, text_of] = span::COLUMNS;
-    head(&mut text, "marks.csv", "one row per `mark`");
+    head(&mut text, "marks.csv", "one row per mark, of `mark` or `top`");
     row(&mut text, at, Unit::Microseconds, "When, in Unix time");
     row(&mut text, text_of, Unit::Text, "What began then");
     text
