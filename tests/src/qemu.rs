@@ -385,8 +385,9 @@ impl Vm {
     }
 
     fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.qmp.get_mut(), "{request}")?;
+        // In one piece: QEMU may be gone before the second one of `quit`.
+        let request = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
+        self.qmp.get_mut().write_all(request.as_bytes())?;
         loop {
             let answer = self.line()?;
             if let Some(error) = answer.get("error") {
