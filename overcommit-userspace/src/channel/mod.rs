@@ -54,6 +54,7 @@ enum Event {
 pub struct Channels {
     guests: Vec<Pattern>,
     answering: JoinHandle<Result<()>>,
+    connecting: JoinHandle<Result<()>>,
     events: UnboundedSender<Event>,
     /// The last one alone: a socket may hang on its file system.
     run: watch::Sender<Arc<Run>>,
@@ -76,8 +77,7 @@ impl Channels {
         let (events, received) = unbounded_channel();
         let (run, runs) = watch::channel(Arc::default());
         let ports = Ports::new("/proc", guests.clone(), events.clone());
-        // Not waited for in the end.
-        spawn("guest-ports", Arc::clone(&failed), move || {
+        let connecting = spawn("guest-ports", Arc::clone(&failed), move || {
             keep_what_connects()?;
             ports.follow(runs)
         })?;
@@ -89,7 +89,7 @@ impl Channels {
             let runtime = runtime.context("cannot make a runtime")?;
             LocalSet::new().block_on(&runtime, answer::answer(listener, received))
         })?;
-        Ok(Self { guests, answering, events, run, has_vsock })
+        Ok(Self { guests, answering, connecting, events, run, has_vsock })
     }
 
     /// Whether guests can ask by vsock.
@@ -116,10 +116,16 @@ impl Channels {
     /// # Errors
     /// It could not go on before.
     pub fn end(self) -> Result<()> {
-        let Self { answering, events, run, .. } = self;
+        let Self { answering, connecting, events, run, .. } = self;
+        // One that goes on may hang on a file system.
+        let has_failed = connecting.is_finished();
         let _ = events.send(Event::Over);
         drop((events, run));
-        answering.join().map_err(|_| anyhow!("what tells guests failed; see above"))?
+        let ended = |thread: JoinHandle<Result<()>>| {
+            thread.join().map_err(|_| anyhow!("what tells guests failed; see above"))?
+        };
+        ended(answering)?;
+        if has_failed { ended(connecting) } else { Ok(()) }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::channel::{Event, Guest};
 use crate::host::socket::{self, Socket};
 use crate::terminal::say;
 use crate::vm::Discovery;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::{Run, RunVm};
 use overcommit_recording::model::vm::{Listening, Port, Vm};
@@ -45,8 +45,8 @@ struct Known {
     ports: Vec<Place>,
     /// Whether it is told of itself.
     is_told: bool,
-    /// Whether no user who logs in has started it.
-    is_trusted: bool,
+    /// Whether its CID is its own: no user who logs in has started it, and it has vhost-vsock open.
+    has_cid: bool,
 }
 
 /// A port of it.
@@ -101,8 +101,14 @@ impl Ports {
             let found = self.discovery.inspect(of.pid);
             if let Some(vm) = found.filter(|vm| vm.id.to_string() == of.vm_id) {
                 let is_told = self.guests.iter().any(|guests| guests.matches_recorded(of));
-                let is_trusted = self.discovery.login_user(&vm).is_none();
-                self.known.insert(of.vm_id.clone(), Known::new(of, vm, is_told, is_trusted));
+                self.known.insert(of.vm_id.clone(), Known::new(of, vm, is_told));
+            }
+        }
+        for Known { guest, vm, has_cid, .. } in self.known.values_mut() {
+            // It may not have opened it at first.
+            if !*has_cid && vm.channels.cid.is_some() {
+                let process = self.proc.join(guest.pid.to_string());
+                *has_cid = holds_vsock(&process) && self.discovery.login_user(vm).is_none();
             }
         }
         let cids = self.known_cids();
@@ -117,11 +123,8 @@ impl Ports {
     /// has started are told by vsock.
     fn known_cids(&self) -> BTreeMap<u32, Guest> {
         let mut cids: BTreeMap<u32, Option<Guest>> = BTreeMap::new();
-        for Known { guest, vm, is_told, is_trusted, .. } in self.known.values() {
-            if let Some(cid) = vm.channels.cid
-                && *is_trusted
-                && holds_vsock(&self.proc.join(guest.pid.to_string()))
-            {
+        for Known { guest, vm, is_told, has_cid, .. } in self.known.values() {
+            if let Some(cid) = vm.channels.cid.filter(|_| *has_cid) {
                 let guest = Some(guest.clone()).filter(|_| *is_told);
                 cids.entry(cid).and_modify(|known| *known = None).or_insert(guest);
             }
@@ -140,7 +143,13 @@ impl Ports {
                 let port = place.port.place.clone();
                 let opened = open(process, vm.id.pid, port, Arc::clone(&place.token));
                 let connected = timeout(CONNECT, connect(opened, vm.id.pid)).await;
-                match connected.unwrap_or_else(|_| Err(anyhow!("nobody answers"))) {
+                let connected = connected.unwrap_or_else(|_| Err(anyhow!("nobody answers")));
+                // Its number may be another's by now.
+                let is_it = self.discovery.id(vm.id.pid) == Some(vm.id);
+                match connected.and_then(|stream| {
+                    ensure!(is_it, "it has ended");
+                    Ok(stream)
+                }) {
                     Ok(stream) => {
                         place.wait = Duration::ZERO;
                         let token = Arc::clone(&place.token);
@@ -159,7 +168,7 @@ impl Ports {
 }
 
 impl Known {
-    fn new(of: &RunVm, vm: Vm, is_told: bool, is_trusted: bool) -> Self {
+    fn new(of: &RunVm, vm: Vm, is_told: bool) -> Self {
         let guest = Guest {
             vm_id: of.vm_id.clone(),
             uuid: of.uuid.clone().unwrap_or_default(),
@@ -167,7 +176,7 @@ impl Known {
         };
         let ports = vm.channels.ports.iter().filter(|_| is_told).cloned();
         let ports = ports.map(Place::new).collect();
-        Self { guest, name: of.name.clone(), vm, ports, is_told, is_trusted }
+        Self { guest, name: of.name.clone(), vm, ports, is_told, has_cid: false }
     }
 }
 
@@ -222,6 +231,8 @@ const VHOST_VSOCK: (u32, u32) = (10, 241);
 fn holds_vsock(process: &Path) -> bool {
     let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else { return false };
     let is_it = |path: PathBuf| {
+        // By its name first: a file on a server that hangs is not asked for.
+        std::fs::read_link(&path).ok().filter(|link| link == Path::new("/dev/vhost-vsock"))?;
         let stat = rustix::fs::stat(path).ok()?;
         let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
         Some(is_device && (major(stat.st_rdev), minor(stat.st_rdev)) == VHOST_VSOCK)

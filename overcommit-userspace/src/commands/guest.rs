@@ -49,7 +49,7 @@ On the host: overcommit serve --guests PATTERN, and a channel to this VM; see
 docs/guest-protocol.md. Exit code: 3 if an objective is broken; else COMMAND's, if that is not 0; 4 if
 the host does not tell what was asked for.")]
 pub struct Args {
-    /// Ask once a second, and print a line each
+    /// Ask once a second, and print one line each time
     #[arg(long, help_heading = WHEN, conflicts_with = "command")]
     watch: bool,
     /// What this VM must meet, over the last minute or while COMMAND runs: stall.share<PERCENT% or
@@ -63,13 +63,13 @@ pub struct Args {
     /// Also write the figures there, for node_exporter's textfile collector
     #[arg(long, help_heading = WHERE, value_name = "FILE", conflicts_with = "command")]
     textfile: Option<PathBuf>,
-    /// The virtio-serial port to ask by, instead of the one that is found
+    /// Use this virtio-serial port instead of the one found automatically
     #[arg(long, help_heading = WHERE, value_name = "DEVICE")]
     port: Option<PathBuf>,
-    /// Ask by vsock, also where there is a port
+    /// Ask over vsock, even if there is a port
     #[arg(long, help_heading = WHERE, conflicts_with = "port")]
     vsock: bool,
-    /// Run this, and tell what the host took meanwhile
+    /// Run this, and report what the host took meanwhile
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
@@ -132,7 +132,7 @@ fn once(args: &Args) -> Result<ExitCode> {
         Err(error) => {
             say(&untold(&error));
             if !args.json {
-                print(&format!("What this VM sees alone, in {seconds:.0} s\n{alone}"))?;
+                print(&format!("What this VM sees on its own, in {seconds:.0} s\n{alone}"))?;
             }
             return Ok(ExitCode::from(NOT_JUDGED));
         }
@@ -145,8 +145,15 @@ fn once(args: &Args) -> Result<ExitCode> {
         ))?;
     }
     write(args.textfile.as_deref(), &message)?;
-    let minute = &message.last_60s;
-    Ok(ExitCode::from(exit_code(&args.slo, minute, minute.seconds)))
+    Ok(ExitCode::from(judged(&args.slo, &message)))
+}
+
+/// How objectives come out over the last minute.
+fn judged(objectives: &[Objective], message: &Message) -> u8 {
+    if message.is_stale() && !objectives.is_empty() {
+        return NOT_JUDGED;
+    }
+    exit_code(objectives, &message.last_60s, message.last_60s.seconds)
 }
 
 /// What to do where the host does not tell.
@@ -205,18 +212,22 @@ async fn watch(args: &Args) -> Result<ExitCode> {
                     Ok(message) => {
                         print(&line(&message, args.json)?)?;
                         write(args.textfile.as_deref(), &message)?;
-                        last = Some(message.last_60s);
+                        last = Some(judged(&args.slo, &message));
                     }
-                    Err(error) if !std::mem::replace(&mut has_said, true) => say(&untold(&error)),
-                    Err(error) => say(&format!("overcommit: {error:#}")),
+                    Err(error) => {
+                        last = None;
+                        let is_first = !std::mem::replace(&mut has_said, true);
+                        let said = format!("overcommit: {error:#}");
+                        say(&if is_first { untold(&error) } else { said });
+                    }
                 }
                 continue;
             }
         };
-        let judged =
-            last.map_or(NOT_JUDGED, |minute| exit_code(&args.slo, &minute, minute.seconds));
-        let is_judged = last.is_none() || !args.slo.is_empty() && judged != 0;
-        return Ok(if is_judged { ExitCode::from(judged) } else { signalled(signal) });
+        return Ok(match last.unwrap_or(NOT_JUDGED) {
+            0 => signalled(signal),
+            judged => ExitCode::from(judged),
+        });
     }
 }
 
@@ -229,11 +240,11 @@ fn line(message: &Message, json: bool) -> Result<String> {
     let majors = &message.major_faults;
     let p99 = majors.p99_ns.map(|ns| format!(", p99 {}", readable(ns))).unwrap_or_default();
     Ok(format!(
-        "{}  memory {}  CPU {}  major faults {:.1}/s{p99}  host {}\n",
+        "{}  memory {}  CPU {}  major faults {}{p99}  host {}\n",
         time_of_day(message.unix_s),
         share(stall_share),
         share(cpu_share),
-        majors.per_s,
+        majors.per_s.map_or("not seen".to_owned(), |per_s| format!("{per_s:.1}/s")),
         message.host.name()
     ))
 }
@@ -276,7 +287,12 @@ async fn while_command_runs(args: &Args) -> Result<ExitCode> {
         && since.elapsed().as_secs_f64() < seconds + last_s
     {
         last_s = last_s.max(2.0 * meanwhile.longest_s());
-        match timeout(LAST, answers.recv()).await {
+        let answer = tokio::select! {
+            biased;
+            _ = waiter.signal() => break,
+            answer = timeout(LAST, answers.recv()) => answer,
+        };
+        match answer {
             Ok(Some((Ok(message), at_s))) => meanwhile.add(&message, at_s),
             Ok(Some((Err(error), _))) => why = Some(error),
             Ok(None) | Err(_) => break,

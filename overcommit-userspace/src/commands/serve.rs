@@ -58,7 +58,7 @@ pub struct Args {
     /// Only sums over all VMs, for hosts with thousands
     #[arg(long, help_heading = WHERE)]
     aggregate: bool,
-    /// Tell each VM of this name or uuid, or of a glob over either, its own figures when it asks, by
+    /// Tell each VM of this name or uuid, or of a glob over either, its own figures when it asks, over
     /// virtio-serial or vsock; may be repeated
     #[arg(long, help_heading = WHERE, value_name = "PATTERN", value_parser = Pattern::parse)]
     guests: Vec<Pattern>,

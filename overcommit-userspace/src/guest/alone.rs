@@ -77,7 +77,8 @@ impl Alone {
         line("steal", format!("{}{untold}", share(self.steal_share)));
         line("longest pause", readable(self.longest_pause_ns));
         line("major faults", format!("{:.1}/s by its own kernel", self.own_major_faults_per_s));
-        line("memory PSI", format!("{} by its own kernel", share(self.own_psi_some_share)));
+        let psi = self.own_psi_some_share.map(|psi| format!("{} by its own kernel", percent(psi)));
+        line("memory PSI", psi.unwrap_or("not told".to_owned()));
         let ballooned = self.ballooned_bytes.map_or("no balloon".to_owned(), readable_bytes);
         line("ballooned", ballooned);
         text

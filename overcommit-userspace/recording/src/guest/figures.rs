@@ -48,12 +48,12 @@ fn gauges(message: &Message) -> Vec<Gauge> {
     vec![
         gauge(
             "overcommit_guest_stall_ratio",
-            "Part of the vCPUs' time that waited for the host's memory.",
+            "Fraction of vCPU time spent waiting for the host to bring memory.",
             windows(|of| of.stall_share),
         ),
         gauge(
             "overcommit_guest_cpu_wait_ratio",
-            "Part of the vCPUs' time that waited for a CPU of the host.",
+            "Fraction of vCPU time spent waiting for a CPU of the host.",
             windows(|of| of.cpu_share),
         ),
         gauge(
@@ -64,11 +64,11 @@ fn gauges(message: &Message) -> Vec<Gauge> {
         gauge(
             "overcommit_guest_major_faults_per_second",
             "Major faults of the host for this VM, over the last minute.",
-            one(Some(majors.per_s)),
+            one(majors.per_s),
         ),
         gauge(
             "overcommit_guest_swapped_bytes",
-            "What of this VM lies on the host's swap.",
+            "Memory of this VM in the host's swap.",
             bytes(message.swapped_bytes),
         ),
         gauge(
@@ -78,17 +78,17 @@ fn gauges(message: &Message) -> Vec<Gauge> {
         ),
         gauge(
             "overcommit_guest_ballooned_bytes",
-            "What this VM's balloon took back.",
+            "Memory that this VM's balloon gave back to the host.",
             bytes(message.ballooned_bytes),
         ),
         gauge(
             "overcommit_guest_resident_bytes",
-            "What of this VM is in the host's RAM.",
+            "Memory of this VM in the host's RAM.",
             bytes(message.resident_bytes),
         ),
         gauge(
             "overcommit_guest_limit_bytes",
-            "What the host lets this VM hold.",
+            "Memory that the host lets this VM hold.",
             bytes(message.limit_bytes),
         ),
         gauge(

@@ -1,5 +1,6 @@
 //! The message, as docs/guest-protocol.md explains it to a VM's owner.
 
+use crate::model::coverage::Coverage;
 use crate::model::memory::Range;
 use crate::summary::SummaryMetric;
 use crate::summary::cause::Cause;
@@ -68,6 +69,16 @@ pub struct Message {
     pub last_oom_kill_unix_s: Option<f64>,
 }
 
+impl Message {
+    /// Whether it says nothing of now: the host's recorder is held up.
+    pub fn is_stale(&self) -> bool {
+        self.age_s > STALE * self.last_1s.seconds.max(1.0)
+    }
+}
+
+/// Intervals after which there should have been another message.
+const STALE: f64 = 3.0;
+
 /// A verdict of a later version says nothing to this one.
 fn known<'de, D: Deserializer<'de>>(text: D) -> Result<Fared, D::Error> {
     let word = String::deserialize(text)?;
@@ -89,8 +100,8 @@ pub struct Shares {
 /// How long faults took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
-    /// How many a second.
-    pub per_s: f64,
+    /// How many a second; `null` where they are not seen.
+    pub per_s: Option<f64>,
     /// Their median, in nanoseconds; `null` of none.
     pub p50_ns: Option<u64>,
     /// Their quantile 0.99, in nanoseconds; `null` of none.
@@ -102,8 +113,9 @@ pub struct Latency {
 impl Latency {
     /// Of a summary's figures.
     pub(super) fn of(metric: Option<&SummaryMetric>) -> Self {
-        metric.map_or_else(Self::default, |metric| Self {
-            per_s: metric.rate_per_s,
+        let seen = metric.filter(|metric| metric.coverage != Coverage::Absent);
+        seen.map_or_else(Self::default, |metric| Self {
+            per_s: Some(metric.rate_per_s),
             p50_ns: metric.p50_ns,
             p99_ns: metric.p99_ns,
             max_ns: metric.max_ns,
@@ -178,12 +190,12 @@ pub(super) mod tests {
             last_60s: shares(60.0, 0.14),
             held_back_share: None,
             major_faults: Latency {
-                per_s: 120.5,
+                per_s: Some(120.5),
                 p50_ns: Some(90_000),
                 p99_ns: Some(2_500_000),
                 max_ns: Some(40_000_000),
             },
-            minor_faults: Latency::default(),
+            minor_faults: Latency { per_s: Some(0.0), ..Latency::default() },
             swapped_in_bytes_per_s: Some(4_096.0),
             swapped_bytes: Some(512 << 20),
             ballooned_bytes: None,

@@ -6,7 +6,7 @@ use crate::model::evictions::Eviction;
 use crate::model::interval::{HostInterval, Interval, VmInterval};
 use crate::model::run::{Run, RunVm};
 use crate::model::swap::SwapState;
-use crate::recent::{History, slim};
+use crate::recent::History;
 use crate::summary::cause::{Cause, held_back};
 use crate::summary::{Marks, Summary, SummaryVm, Summing};
 use overcommit_ebpf::layout::Metric;
@@ -32,10 +32,10 @@ pub struct Telling {
 }
 
 impl Telling {
-    /// Adds an interval, of which only VMs that may be told are needed.
-    pub fn add(&mut self, run: &Arc<Run>, interval: &Interval) {
+    /// Adds an interval, see [`slim`](crate::recent::slim), of which only VMs that may be told are needed.
+    pub fn add(&mut self, run: &Arc<Run>, interval: Interval) {
         let history = self.history.get_or_insert_with(History::of_the_last_minute);
-        history.add(run, slim(interval));
+        history.add(run, interval);
         for vm in &run.vms {
             if let (Some(_), Some(ended_us), Some(uuid)) = (vm.ended_by, vm.ended_us, &vm.uuid) {
                 let at = self.kills.entry((uuid.clone(), vm.name.clone())).or_default();
@@ -231,7 +231,7 @@ mod tests {
         let mut telling = Telling::default();
         assert!(telling.message("web-1").is_none());
         for number in 0..100 {
-            telling.add(&run, &second(number, if number < 95 { 0 } else { 400 }));
+            telling.add(&run, second(number, if number < 95 { 0 } else { 400 }));
         }
         let message = telling.message("web-1").unwrap();
         let share = |of: Shares| (of.stall_share.unwrap() * 1e3).round() / 1e3;
@@ -248,7 +248,7 @@ mod tests {
     fn nothing_tells_of_a_neighbour() {
         let run = run(vec![vm("web"), vm("neighbour")]);
         let mut telling = Telling::default();
-        telling.add(&run, &second(0, 400));
+        telling.add(&run, second(0, 400));
         let message = telling.message("web-1").unwrap();
         assert_eq!(
             (message.verdict, message.cause.clone()),
@@ -266,9 +266,9 @@ mod tests {
             ..vm("web")
         };
         let mut telling = Telling::default();
-        telling.add(&run(vec![killed, vm("neighbour")]), &second(0, 0));
+        telling.add(&run(vec![killed, vm("neighbour")]), second(0, 0));
         let again = RunVm { vm_id: "web-2".to_owned(), ..vm("web") };
-        telling.add(&run(vec![again, vm("neighbour")]), &second(1, 0));
+        telling.add(&run(vec![again, vm("neighbour")]), second(1, 0));
         let told = |telling: &mut Telling, id| telling.message(id).unwrap().last_oom_kill_unix_s;
         assert_eq!(told(&mut telling, "web-2"), Some(1_700_000_000.5));
         assert_eq!(told(&mut telling, "neighbour-1"), None);

@@ -33,10 +33,11 @@ pub fn xml(about: &About, message: Option<&Message>) -> String {
         }
     };
     real("TotalCPUTime", about.cpu_s);
-    if let Some(message) = message {
+    // Without a sign of its age, an old figure would pass for one of now.
+    if let Some(message) = message.filter(|message| !message.is_stale()) {
         real("MemoryStallShare", message.last_60s.stall_share);
         real("CPUWaitShare", message.last_60s.cpu_share);
-        real("MajorFaultRate", Some(message.major_faults.per_s));
+        real("MajorFaultRate", message.major_faults.per_s);
         let seconds = |ns: Option<u64>| ns.map(|ns| ns as f64 / 1e9);
         real("MajorFaultP99", seconds(message.major_faults.p99_ns));
         real("SwapInRate", message.swapped_in_bytes_per_s);

@@ -15,6 +15,13 @@ pub fn sentence(message: &Message) -> String {
     let (stall, cpu) = (minute.stall_share.unwrap_or(0.0), minute.cpu_share.unwrap_or(0.0));
     let time = time(minute.seconds);
     let cause = message.cause.as_ref().unwrap_or(&Cause::Unknown);
+    if message.is_stale() {
+        return format!(
+            "The host last told this VM something {:.0} s ago: its recorder is held up, which itself \
+             may be for want of memory.",
+            message.age_s
+        );
+    }
     match message.verdict {
         Fared::Ok => format!(
             "The host disturbed this VM little in the last {time}: it took {} of its vCPU time for \
@@ -83,6 +90,9 @@ pub fn lines(message: &Message) -> String {
     let shares = [message.last_1s, message.last_10s, message.last_60s];
     let [one_s, ten_s, minute_s] = shares.map(|of| of.seconds);
     let each = |of: [Option<f64>; 3]| {
+        if of.iter().all(Option::is_none) {
+            return NOT_SEEN.to_owned();
+        }
         let [one, ten, minute] = of.map(share);
         format!(
             "{one} of the last {one_s:.0} s, {ten} of {ten_s:.0} s, {minute} of {minute_s:.0} s"
@@ -116,7 +126,8 @@ pub fn lines(message: &Message) -> String {
 
 fn latency(of: &Latency) -> String {
     let ns = |ns: Option<u64>| ns.map_or("-".to_owned(), readable);
-    let rate = format!("{:.1}/s", of.per_s);
+    let Some(per_s) = of.per_s else { return NOT_SEEN.to_owned() };
+    let rate = format!("{per_s:.1}/s");
     if of.max_ns.is_none() {
         return rate;
     }
@@ -140,6 +151,8 @@ mod tests {
         assert!(sentence(&cpu).starts_with(
             "The host took 2.0 % of this VM's last minute: it had no CPU for this VM."
         ));
+        let old = Message { age_s: 30.0, ..message() };
+        assert!(sentence(&old).starts_with("The host last told this VM something 30 s ago"));
         let ok = Message { cause: None, verdict: Fared::Ok, ..message() };
         assert!(sentence(&ok).starts_with("The host disturbed this VM little in the last minute"));
     }
