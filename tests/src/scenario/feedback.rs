@@ -25,6 +25,8 @@ const MESSAGES: usize = 12;
 const SLACK: f64 = 0.05;
 /// Part of the messages that have to agree.
 const AGREE: f64 = 0.9;
+/// What of its time the squeezed one waits for memory at least, and the calm one does not.
+const SQUEEZED: f64 = 0.02;
 /// A port to the host.
 const PORT: [&str; 6] = [
     "-device",
@@ -180,9 +182,11 @@ fn check(seen: &[String], told: &[Vec<Value>]) -> Result<()> {
     ensure!(squeezed.contains("The host took"), "{squeezed}");
     // Lines may be broken there.
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let limit = "at the memory limit that the host sets for it";
-    ensure!(words(squeezed).contains(limit), "{squeezed}");
-    ensure!(!words(calm).contains(limit), "{calm}");
+    // The larger loss comes first: on a busy machine it is the want of a CPU.
+    let memory = ["at the memory limit that the host sets for it", "went to waits for memory"];
+    let is_of_memory = |text: &str| memory.iter().any(|part| words(text).contains(part));
+    ensure!(is_of_memory(squeezed), "{squeezed}");
+    ensure!(!is_of_memory(calm), "{calm}");
     // Its own kernel saw nobody wait for memory.
     let some = squeezed.lines().find(|line| line.starts_with("some")).context("no PSI")?;
     ensure!(some.contains("avg10=0.00"), "{some}");
@@ -196,6 +200,7 @@ fn check(seen: &[String], told: &[Vec<Value>]) -> Result<()> {
         |told: &[Value]| told.last().and_then(|last| last["last_10s"]["stall_share"].as_f64());
     let shares = told.iter().map(|told| last(told)).collect::<Option<Vec<f64>>>();
     let shares = shares.context("a guest was told no share")?;
-    ensure!(shares[0] > 0.05 && shares[1] < 0.05, "{shares:?} of the last ten seconds");
+    let is_told_apart = shares[0] > SQUEEZED && shares[1] < SQUEEZED;
+    ensure!(is_told_apart, "{shares:?} of the last ten seconds");
     Ok(())
 }

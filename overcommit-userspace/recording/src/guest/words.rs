@@ -3,7 +3,7 @@
 use crate::format::text::{percent, readable, readable_bytes};
 use crate::guest::message::{Latency, Message};
 use crate::summary::cause::Cause;
-use crate::summary::verdict::Fared;
+use crate::summary::verdict::{CPU, Fared, STALL};
 use std::fmt::Write;
 
 /// What a figure is that is not seen.
@@ -41,8 +41,18 @@ pub fn sentence(message: &Message) -> String {
                 Cause::MemoryHigh => (message.held_back_share.unwrap_or(stall), " for memory"),
                 _ => (stall, " for memory"),
             };
+            let also = match cause {
+                Cause::Cpu if stall >= STALL => (stall, "memory"),
+                Cause::Cpu => (0.0, ""),
+                _ if cpu >= CPU => (cpu, "a CPU"),
+                _ => (0.0, ""),
+            };
+            let also = match also {
+                (0.0, _) => String::new(),
+                (share, what) => format!(" Another {} went to waits for {what}.", percent(share)),
+            };
             format!(
-                "The host took {} of this VM's last {time}{what}: {}. {HELPLESS}",
+                "The host took {} of this VM's last {time}{what}: {}.{also} {HELPLESS}",
                 percent(share),
                 why(cause)
             )
@@ -137,6 +147,7 @@ fn latency(of: &Latency) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::message::Shares;
     use crate::guest::message::tests::message;
 
     #[test]
@@ -149,8 +160,12 @@ mod tests {
         );
         let cpu = Message { cause: Some(Cause::Cpu), verdict: Fared::Slowed, ..message() };
         assert!(sentence(&cpu).starts_with(
-            "The host took 2.0 % of this VM's last minute: it had no CPU for this VM."
+            "The host took 2.0 % of this VM's last minute: it had no CPU for this VM. Another 14.0 % \
+             went to waits for memory."
         ));
+        let waits = Shares { cpu_share: Some(0.05), ..message().last_60s };
+        let both = sentence(&Message { last_60s: waits, ..message() });
+        assert!(both.contains("swapped it out. Another 5.0 % went to waits for a CPU."), "{both}");
         let old = Message { age_s: 30.0, ..message() };
         assert!(sentence(&old).starts_with("The host last told this VM something 30 s ago"));
         let ok = Message { cause: None, verdict: Fared::Ok, ..message() };
