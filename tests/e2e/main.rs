@@ -13,7 +13,6 @@ mod evictions;
 mod exits;
 mod fakes;
 mod files;
-mod guests;
 mod host_state;
 mod input;
 mod libvirt;
@@ -69,7 +68,6 @@ fn main() -> ExitCode {
         exits::TESTS,
         fakes::TESTS,
         files::TESTS,
-        guests::TESTS,
         host_state::TESTS,
         input::TESTS,
         libvirt::TESTS,

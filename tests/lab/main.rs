@@ -6,7 +6,6 @@ mod causes;
 mod costs;
 mod counts;
 mod evictions;
-mod guests;
 mod host_changes;
 mod kernel;
 mod kswapd;
@@ -72,7 +71,6 @@ fn trials() -> Result<Vec<Trial>> {
         lifecycle::scenarios(),
         working_set::scenarios(),
         evictions::scenarios(),
-        guests::scenarios(),
         kswapd::scenarios(),
         causes::scenarios(),
         costs::scenarios(),

@@ -230,7 +230,6 @@ fn describe(
         accelerator,
         cgroup: cgroup(process),
         monitors: line.monitors,
-        channels: line.channels,
     }
 }
 

@@ -6,4 +6,5 @@
 
 pub mod libvirt;
 pub mod qmp;
+pub mod socket;
 pub mod state;
