@@ -9,7 +9,9 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod ab;
+pub mod channel;
 pub mod commands;
+pub mod guest;
 pub mod host;
 pub mod kernel;
 pub mod probes;

@@ -13,6 +13,7 @@ mod evictions;
 mod exits;
 mod fakes;
 mod files;
+mod guests;
 mod host_state;
 mod input;
 mod libvirt;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         exits::TESTS,
         fakes::TESTS,
         files::TESTS,
+        guests::TESTS,
         host_state::TESTS,
         input::TESTS,
         libvirt::TESTS,

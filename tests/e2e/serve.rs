@@ -10,14 +10,15 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, vm};
+use testbed::serving::Serving;
 use testbed::squeeze::Squeeze;
 use testbed::undo::Running;
-use testbed::{PATIENCE, as_child, await_some, overcommit, root, run, target};
+use testbed::{PATIENCE, await_some, overcommit, root, run, target};
 
 pub(crate) const PROMETHEUS: &str = "prometheus_has_the_figures_of_a_recording";
 
@@ -45,7 +46,7 @@ pub(crate) fn of_system() -> PathBuf {
 
 /// A server that runs, and where.
 struct Server {
-    child: Child,
+    serving: Serving,
     address: String,
 }
 
@@ -55,18 +56,14 @@ impl Server {
     }
 
     /// By a command that ends with ours.
-    fn spawn(dir: &Path, mut command: Command, more: &[&str]) -> Result<Self> {
-        let told = dir.join("told");
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(more);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&told)?);
-        let mut child = as_child(&mut command, Signal::SIGTERM).spawn()?;
-        let address = await_some("metrics", PATIENCE, || {
-            let text = fs::read_to_string(&told)?;
-            ensure!(child.try_wait()?.is_none(), "overcommit serve ended: {text}");
+    fn spawn(dir: &Path, command: Command, more: &[&str]) -> Result<Self> {
+        let options = [&["--listen", "127.0.0.1:0"], more].concat();
+        let mut serving = Serving::spawn(dir, command, &options)?;
+        let address = serving.await_told(|text| {
             let place = text.split("http://").nth(1).and_then(|rest| rest.split('/').next());
-            Ok(place.map(str::to_owned))
+            place.map(str::to_owned)
         })?;
-        let server = Self { child, address };
+        let server = Self { serving, address };
         await_some("an interval", PATIENCE, || {
             Ok(server.get("/-/ready", "")?.starts_with("HTTP/1.1 200").then_some(()))
         })?;
@@ -97,21 +94,8 @@ impl Server {
     }
 
     /// Ends it as systemd does.
-    fn end(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
-        let status = self.child.wait()?;
-        ensure!(status.success(), "{status}");
-        Ok(())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Its number may be another's once it is waited for.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
-            let _ = self.child.wait();
-        }
+    fn end(self) -> Result<()> {
+        self.serving.end()
     }
 }
 
@@ -284,7 +268,7 @@ fn hostile() -> Result<()> {
         Ok((now >= first + 5).then_some(now))
     })?;
     println!("{} intervals in {:?}, with {} clients", last - first, start.elapsed(), held.len());
-    let memory = fs::read_to_string(format!("/proc/{}/status", server.child.id()))?;
+    let memory = fs::read_to_string(format!("/proc/{}/status", server.serving.pid()))?;
     let resident = memory.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let resident: u64 = resident
         .and_then(|text| text.trim().split(' ').next()?.parse().ok())
@@ -318,13 +302,13 @@ fn hostile() -> Result<()> {
     posting.read_exact(&mut status)?;
     ensure!(&status == b"HTTP/1.1 405", "{:?}", String::from_utf8_lossy(&status));
     // Who talks to strangers has nothing to lose.
-    ensure!(capabilities_of(server.child.id(), "serve")? == 0, "it holds capabilities");
+    ensure!(capabilities_of(server.serving.pid(), "serve")? == 0, "it holds capabilities");
     // The clients are still there.
     server.end()
 }
 
 /// Effective capabilities of a process's thread of that name.
-fn capabilities_of(pid: u32, name: &str) -> Result<u64> {
+pub(crate) fn capabilities_of(pid: u32, name: &str) -> Result<u64> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end meanwhile.
         let status = fs::read_to_string(task?.path().join("status")).unwrap_or_default();

@@ -6,6 +6,7 @@ mod causes;
 mod costs;
 mod counts;
 mod evictions;
+mod guests;
 mod host_changes;
 mod kernel;
 mod kswapd;
@@ -71,6 +72,7 @@ fn trials() -> Result<Vec<Trial>> {
         lifecycle::scenarios(),
         working_set::scenarios(),
         evictions::scenarios(),
+        guests::scenarios(),
         kswapd::scenarios(),
         causes::scenarios(),
         costs::scenarios(),

@@ -15,7 +15,7 @@ const RECORDING: Floors = &[
     &["summary", "compare"],
     &["recent"],
     &["view"],
-    &["export", "exposition", "html"],
+    &["export", "exposition", "guest", "html"],
     &["report"],
     &["anonymize"],
 ];
@@ -26,7 +26,7 @@ const USERSPACE: Floors = &[
     &["probes", "host"],
     &["sampler"],
     &["session"],
-    &["ab", "self_test", "serve", "top"],
+    &["ab", "channel", "guest", "self_test", "serve", "top"],
     &["commands"],
 ];
 

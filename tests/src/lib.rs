@@ -10,6 +10,7 @@ pub mod qemu;
 pub mod record;
 pub mod results;
 pub mod scenario;
+pub mod serving;
 pub mod squeeze;
 pub mod swap;
 pub mod undo;

@@ -219,6 +219,12 @@ pub fn self_tested() -> Result<()> {
     Ok(())
 }
 
+/// The middle one of them.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
 /// The program of the stand-ins, which cargo builds one folder above the tests.
 pub fn stand_in() -> PathBuf {
     stand_in_of(&std::env::current_exe().unwrap_or_default())

@@ -9,6 +9,7 @@ pub mod compare;
 pub mod export;
 pub mod exposition;
 pub mod format;
+pub mod guest;
 pub mod html;
 pub mod model;
 pub mod recent;

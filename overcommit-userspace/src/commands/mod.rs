@@ -5,6 +5,7 @@ pub mod anonymize;
 pub mod check;
 pub mod compare;
 pub mod export;
+pub mod guest;
 pub mod list;
 pub mod manual;
 pub mod mark;
@@ -74,6 +75,8 @@ enum Command {
     Top(top::Args),
     /// Serve every VM's figures as metrics for Prometheus
     Serve(serve::Args),
+    /// Inside a VM: ask the host what it took from this VM
+    Guest(guest::Args),
     /// Compare two recordings and say whether a difference is real
     Compare(compare::Args),
     /// Record two commands alternately, several times, and compare them
@@ -130,6 +133,7 @@ impl Cli {
             Command::Report(args) => report::run(&args),
             Command::Top(args) => top::run(args),
             Command::Serve(args) => serve::run(args),
+            Command::Guest(args) => guest::run(args),
             Command::Compare(args) => compare::run(&args),
             Command::Ab(args) => ab::run(&args),
             Command::Export(args) => export::run(&args),

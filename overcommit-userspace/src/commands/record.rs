@@ -340,7 +340,7 @@ async fn begin(
         match Load::start(&args.command, of_user.owner, of_user.descriptors, args.json) {
             Ok(started) => load = Some(started),
             Err(not_started) => {
-                say(&format!("overcommit: error: {}", not_started.message));
+                say(&format!("overcommit: error: {}; nothing was recorded", not_started.message));
                 return Ok(Err(ExitCode::from(not_started.code)));
             }
         }

@@ -1,5 +1,6 @@
 //! `overcommit serve`
 
+use crate::channel::Channels;
 use crate::commands::subject::{Subject, raise_limit};
 use crate::commands::whom::{find, selection};
 use crate::commands::{WHERE, require_hosts_pids, require_root};
@@ -9,16 +10,23 @@ use crate::session::wait::{Waiter, Woken};
 use crate::terminal::say;
 use anyhow::{Context, Result, ensure};
 use overcommit_recording::exposition::{BUCKETS, Exposition, Options, SCHEMA};
+use overcommit_recording::guest::message::VSOCK_PORT;
+use overcommit_recording::model::interval::Interval;
+use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::Run;
 use overcommit_recording::view::presence::ended;
 use sd_notify::NotifyState;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Shorter ones have no look at the host each, longer ones make scrapes stale.
 const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+
+/// Options that say how metrics are served.
+const SCRAPED: [&str; 4] = ["listen", "aggregate", "native_schema", "native_buckets"];
 
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
@@ -27,10 +35,12 @@ const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
   overcommit serve                                metrics of every VM at 127.0.0.1:9555/metrics
   overcommit serve --vm 'web-*' --slo 'fault.major:p99<2ms'
   overcommit serve --aggregate                    sums of the host, without series of each VM
+  overcommit serve --guests 'web-*'               also tell these VMs their own figures
 
 Prometheus reads classic histograms as they are; native ones it takes with
 scrape_native_histograms: true (before 3.8: --enable-feature=native-histograms). Whoever reaches the
-address can read the VMs' names and figures.")]
+address can read the VMs' names and figures. How a VM asks for its own, and what it gets, is in
+docs/guest-protocol.md; inside the VM: overcommit guest.")]
 pub struct Args {
     #[command(flatten)]
     subject: Subject,
@@ -48,6 +58,13 @@ pub struct Args {
     /// Only sums over all VMs, for hosts with thousands
     #[arg(long, help_heading = WHERE)]
     aggregate: bool,
+    /// Tell each VM of this name or uuid, or of a glob over either, its own figures when it asks, over
+    /// virtio-serial or vsock; may be repeated
+    #[arg(long, help_heading = WHERE, value_name = "PATTERN", value_parser = Pattern::parse)]
+    guests: Vec<Pattern>,
+    /// Tell guests, and serve no metrics
+    #[arg(long, help_heading = WHERE, requires = "guests", conflicts_with_all = SCRAPED)]
+    guests_only: bool,
 }
 
 /// Serves metrics until it is stopped.
@@ -71,14 +88,7 @@ async fn serve(args: &Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
     raise_limit()?;
     let selection = selection(&args.subject)?;
-    let (listener, address) = listen(args.listen)?;
-    let exposition = Exposition::new(Options {
-        schema: args.native_schema,
-        buckets: args.native_buckets,
-        aggregate: args.aggregate,
-        objectives: args.subject.objectives.read(),
-    });
-    let server = Server::start(listener, exposition, waiter.enough())?;
+    let listeners = Listeners::start(args, &waiter)?;
     if args.subject.wait.is_some() {
         // Nobody is to wait for it as long as it waits itself.
         notify(NotifyState::Ready);
@@ -91,13 +101,13 @@ async fn serve(args: &Args) -> Result<ExitCode> {
     if let Woken::Signal(_) = waiter.rest(Duration::ZERO).await {
         return Ok(ExitCode::SUCCESS);
     }
-    say(&format!("overcommit: serving metrics at http://{address}/metrics; Ctrl-C ends it"));
+    listeners.say();
     let until = Until { interval: args.subject.interval, duration: None, slow_faults: false };
     let mut is_ready = false;
     let take = |run: &Run, told: Told<'_>| {
         match told {
             Told::Interval(interval) => {
-                server.tell(run, interval);
+                listeners.tell(run, interval);
                 if !std::mem::replace(&mut is_ready, true) {
                     notify(NotifyState::Ready);
                 }
@@ -109,10 +119,71 @@ async fn serve(args: &Args) -> Result<ExitCode> {
     };
     let end = follow(&until, &mut session, &mut waiter, &mut None, take).await;
     notify(NotifyState::Stopping);
-    let served = server.end();
+    let served = listeners.end();
     end.context("the metrics end here")?;
     served?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whoever is told of each interval.
+struct Listeners {
+    /// Who scrapes metrics, and where.
+    metrics: Option<(Server, SocketAddr)>,
+    /// The guests.
+    guests: Option<Channels>,
+    /// Those as they were given.
+    patterns: Vec<String>,
+}
+
+impl Listeners {
+    fn start(args: &Args, waiter: &Waiter) -> Result<Self> {
+        let metrics = || -> Result<(Server, SocketAddr)> {
+            let (listener, address) = listen(args.listen)?;
+            let exposition = Exposition::new(Options {
+                schema: args.native_schema,
+                buckets: args.native_buckets,
+                aggregate: args.aggregate,
+                objectives: args.subject.objectives.read(),
+            });
+            Ok((Server::start(listener, exposition, waiter.enough())?, address))
+        };
+        let metrics = (!args.guests_only).then(metrics).transpose()?;
+        let guests = (!args.guests.is_empty())
+            .then(|| Channels::start(args.guests.clone(), waiter.enough()))
+            .transpose()?;
+        let patterns = args.guests.iter().map(Pattern::to_string).collect();
+        Ok(Self { metrics, guests, patterns })
+    }
+
+    fn say(&self) {
+        if let Some((_, address)) = &self.metrics {
+            say(&format!(
+                "overcommit: serving metrics at http://{address}/metrics; Ctrl-C ends it"
+            ));
+        }
+        if let Some(guests) = &self.guests {
+            let vsock = match guests.has_vsock() {
+                true => format!(" and port {VSOCK_PORT} of vsock"),
+                false => String::new(),
+            };
+            say(&format!(
+                "overcommit: telling guests ({}) their own figures, by virtio-serial{vsock}",
+                self.patterns.join(", ")
+            ));
+        }
+    }
+
+    fn tell(&self, run: &Run, interval: &Interval) {
+        let run = Arc::new(run.clone());
+        self.metrics.iter().for_each(|(server, _)| server.tell(&run, interval));
+        self.guests.iter().for_each(|guests| guests.tell(&run, interval));
+    }
+
+    fn end(self) -> Result<()> {
+        let told = self.guests.map_or(Ok(()), Channels::end);
+        let served = self.metrics.map_or(Ok(()), |(server, _)| server.end());
+        told.and(served)
+    }
 }
 
 /// The log of a service has each VM that was killed or crashed.

@@ -51,9 +51,9 @@ impl Server {
     }
 
     /// Hands an interval on.
-    pub fn tell(&self, run: &Run, interval: &Interval) {
+    pub fn tell(&self, run: &Arc<Run>, interval: &Interval) {
         // The session ends soon after the thread, by its `Over`.
-        let _ = self.updates.send((Arc::new(run.clone()), interval.copied(|_| true)));
+        let _ = self.updates.send((Arc::clone(run), interval.copied(|_| true)));
     }
 
     /// Ends it, when what is being answered is answered.

@@ -54,7 +54,7 @@ impl Load {
         let program = words[0].to_string_lossy().into_owned();
         let not_started = |error: &std::io::Error| NotStarted {
             code: if error.kind() == ErrorKind::NotFound { 127 } else { 126 },
-            message: format!("cannot run {program}: {}; nothing was recorded", reason(error)),
+            message: format!("cannot run {program}: {}", reason(error)),
         };
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);

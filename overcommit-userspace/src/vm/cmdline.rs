@@ -5,11 +5,13 @@
 //! are separated by commas, a comma in a value is written twice, and the first
 //! pair may leave out its key (`opts_parse`, util/qemu-option.c).
 
+use crate::vm::channels::ChannelDevices;
+use crate::vm::chardev::Sockets;
 use crate::vm::memory_devices::MemoryDevices;
 use crate::vm::monitor::Monitors;
 use crate::vm::options::{pairs, sections, size, value};
 use overcommit_recording::model::balloon::LARGEST;
-use overcommit_recording::model::vm::{Monitor, Plugged};
+use overcommit_recording::model::vm::{Channels, Monitor, Plugged};
 
 /// Options that take no argument, over all versions since QEMU 2.0
 /// (qemu-options.hx, those without `HAS_ARG`). All others take one.
@@ -113,6 +115,8 @@ pub struct CommandLine {
     pub is_of_xen: bool,
     /// `-qmp`, and `-mon` in control mode: where it can be asked.
     pub monitors: Vec<Monitor>,
+    /// By which ways its guest can reach us.
+    pub channels: Channels,
 }
 
 impl CommandLine {
@@ -126,8 +130,7 @@ impl CommandLine {
         config: impl Fn(&[u8]) -> Option<String>,
     ) -> Self {
         let mut line = Self::default();
-        let mut monitors = Monitors::default();
-        let mut devices = MemoryDevices::default();
+        let mut devices = Devices::default();
         let mut words = words.into_iter().skip(1).peekable();
         let mut files = 0;
         while let Some(word) = words.next() {
@@ -146,19 +149,18 @@ impl CommandLine {
             let takes = |next: &&[u8]| is_looked_for(word) || !is_looked_for(next);
             let Some(argument) = words.next_if(takes) else { continue };
             line.option(option, argument);
-            monitors.option(option, argument);
             devices.option(option, argument);
             if option == b"readconfig" && files < CONFIG_FILES {
                 files += 1;
                 for (option, argument) in sections(&config(argument).unwrap_or_default()) {
                     line.option(&option, &argument);
-                    monitors.option(&option, &argument);
                     devices.option(&option, &argument);
                 }
             }
         }
-        line.monitors = monitors.found();
-        line.plugged = devices.plugged();
+        line.monitors = devices.monitors.found(&devices.sockets);
+        line.channels = devices.channels.found(&devices.sockets);
+        line.plugged = devices.memory.plugged();
         let Plugged { dimms, virtio_mem, .. } = line.plugged;
         let all = |base: u64| base.checked_add(dimms)?.checked_add(virtio_mem);
         line.memory_bytes = line.memory_bytes.and_then(all).filter(|bytes| *bytes <= LARGEST);
@@ -223,6 +225,24 @@ impl CommandLine {
                 _ => {}
             }
         }
+    }
+}
+
+/// What is described by several options together.
+#[derive(Default)]
+struct Devices {
+    sockets: Sockets,
+    monitors: Monitors,
+    channels: ChannelDevices,
+    memory: MemoryDevices,
+}
+
+impl Devices {
+    fn option(&mut self, option: &[u8], argument: &[u8]) {
+        self.sockets.option(option, argument);
+        self.monitors.option(option, argument);
+        self.channels.option(option, argument);
+        self.memory.option(option, argument);
     }
 }
 

@@ -230,6 +230,7 @@ fn describe(
         accelerator,
         cgroup: cgroup(process),
         monitors: line.monitors,
+        channels: line.channels,
     }
 }
 

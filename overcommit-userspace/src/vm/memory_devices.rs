@@ -1,7 +1,7 @@
 //! Memory that is plugged in beside what `-m` says: `-device pc-dimm` or `virtio-mem-pci`, with the
 //! `-object memory-backend-…` that it names.
 
-use crate::vm::options::{pairs, size, value};
+use crate::vm::options::{properties, size, value};
 use overcommit_recording::model::vm::Plugged;
 use std::collections::HashMap;
 
@@ -62,20 +62,6 @@ impl MemoryDevices {
             largest: sizes(&self.all).into_iter().max().unwrap_or(0),
         }
     }
-}
-
-/// The properties of an object or a device, which are written as pairs or as one JSON object.
-fn properties(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    if !argument.starts_with(b"{") {
-        return pairs(argument, implied);
-    }
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(argument).unwrap_or_default();
-    let plain = |value: serde_json::Value| match value {
-        serde_json::Value::String(text) => text,
-        other => other.to_string(),
-    };
-    object.into_iter().map(|(key, value)| (key.into_bytes(), plain(value).into_bytes())).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Which VMs are there, and what are they called?
 
+mod channels;
+mod chardev;
 pub mod cmdline;
 mod config_file;
 pub mod discovery;

@@ -1,9 +1,8 @@
 //! Where can a QEMU be asked? Its monitors that speak QMP, from its command line.
 
+use crate::vm::chardev::{Sockets, listening};
 use crate::vm::options::{pairs, value};
-use overcommit_recording::model::vm::Monitor;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use overcommit_recording::model::vm::{Listening, Monitor};
 
 /// Of each kind that are collected: real VMs have a few.
 const MOST: usize = 64;
@@ -11,7 +10,6 @@ const MOST: usize = 64;
 /// Collects them option by option: a character device may come after what uses it.
 #[derive(Default)]
 pub(super) struct Monitors {
-    devices: Vec<(Vec<u8>, Monitor)>,
     /// Ids of those that speak QMP.
     controls: Vec<Vec<u8>>,
     found: Vec<Monitor>,
@@ -21,16 +19,10 @@ impl Monitors {
     /// Takes an option with its argument.
     pub(super) fn option(&mut self, option: &[u8], argument: &[u8]) {
         // Whoever wrote the command line could have them multiply.
-        if self.devices.len().max(self.controls.len()).max(self.found.len()) >= MOST {
+        if self.controls.len().max(self.found.len()) >= MOST {
             return;
         }
         match option {
-            b"chardev" => {
-                let pairs = pairs(argument, b"backend");
-                if value(&pairs, b"backend").is_some_and(|backend| backend == b"socket") {
-                    self.devices.extend(value(&pairs, b"id").zip(socket(&pairs)));
-                }
-            }
             b"mon" => {
                 let pairs = pairs(argument, b"chardev");
                 if value(&pairs, b"mode").is_some_and(|mode| mode == b"control") {
@@ -43,7 +35,7 @@ impl Monitors {
                 if let Some(id) = argument.strip_prefix(b"chardev:") {
                     self.controls.push(id.to_vec());
                 } else if let Some(rest) = argument.strip_prefix(b"unix:") {
-                    self.found.extend(socket(&pairs(rest, b"path")));
+                    self.found.extend(listening(&pairs(rest, b"path")).map(monitor));
                 }
             }
             _ => {}
@@ -51,23 +43,18 @@ impl Monitors {
     }
 
     /// All of them.
-    pub(super) fn found(mut self) -> Vec<Monitor> {
-        for id in &self.controls {
-            let devices = self.devices.iter().filter(|(device, _)| device == id);
-            self.found.extend(devices.map(|(_, monitor)| monitor.clone()));
-        }
+    pub(super) fn found(mut self, sockets: &Sockets) -> Vec<Monitor> {
+        let behind = self.controls.iter().filter_map(|id| sockets.listening(id));
+        self.found.extend(behind.cloned().map(monitor));
         self.found
     }
 }
 
-/// One that QEMU listens on; it may also go out to its client.
-fn socket(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<Monitor> {
-    if value(pairs, b"fd").is_some() {
-        return Some(Monitor::Held);
+fn monitor(socket: Listening) -> Monitor {
+    match socket {
+        Listening::At(path) => Monitor::Socket(path),
+        Listening::Descriptor(_) => Monitor::Held,
     }
-    let listens = value(pairs, b"server").is_some_and(|server| server == b"on");
-    let path = value(pairs, b"path").filter(|_| listens)?;
-    Some(Monitor::Socket(OsString::from_vec(path).into()))
 }
 
 #[cfg(test)]

@@ -20,6 +20,20 @@ pub(super) fn pairs(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> 
     pairs
 }
 
+/// The properties of an object or a device, which are written as pairs or as one JSON object.
+pub(super) fn properties(argument: &[u8], implied: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    if !argument.starts_with(b"{") {
+        return pairs(argument, implied);
+    }
+    let object: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(argument).unwrap_or_default();
+    let plain = |value: serde_json::Value| match value {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    object.into_iter().map(|(key, value)| (key.into_bytes(), plain(value).into_bytes())).collect()
+}
+
 /// The parts between single commas; two commas stand for one.
 fn split_at_commas(argument: &[u8]) -> Vec<Vec<u8>> {
     let mut parts = vec![Vec::new()];

@@ -2,6 +2,7 @@
 //! saw, and the verdict held against what is known to be true.
 
 mod balloon;
+pub mod feedback;
 mod java_heap;
 pub mod restore;
 mod synchronized;
@@ -25,7 +26,7 @@ pub struct Scenario {
 }
 
 /// Each of them.
-pub const ALL: [Scenario; 5] = [
+pub const ALL: [Scenario; 6] = [
     Scenario {
         name: "thrash",
         shows: "the cliff: a working set that grows past its limit",
@@ -56,6 +57,12 @@ pub const ALL: [Scenario; 5] = [
         needs_kvm: true,
         run: restore::run,
     },
+    Scenario {
+        name: "feedback",
+        shows: "two guests, one of them squeezed: what each sees, and what its host tells it",
+        needs_kvm: false,
+        run: feedback::run,
+    },
 ];
 
 /// A row of a CSV file by column name.
@@ -72,10 +79,4 @@ fn print_report(folder: &Path) -> Result<()> {
     let report = run(["report", &folder.to_string_lossy()])?;
     print!("{}", String::from_utf8_lossy(&report.stdout));
     Ok(())
-}
-
-/// The middle one of them.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

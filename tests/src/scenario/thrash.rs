@@ -3,8 +3,8 @@
 
 use crate::qemu::{Config, Vm};
 use crate::record::Recording;
-use crate::results::{json, rows};
-use crate::scenario::{Row, figure, median, print_report};
+use crate::results::{json, median, rows};
+use crate::scenario::{Row, figure, print_report};
 use crate::squeeze::Squeeze;
 use crate::{PATIENCE, await_some};
 use anyhow::{Context, Result, ensure};

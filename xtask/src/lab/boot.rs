@@ -149,6 +149,7 @@ pub(crate) fn prepare(
         let files = [
             (payload::LINUX_KERNEL, &image.kernel),
             (payload::LINUX_INITRAMFS, &image::guest_initramfs(&work)?),
+            (payload::SHELL_INITRAMFS, &initramfs),
         ];
         for (variable, file) in files {
             command += &format!("export {variable}={}\n", quote(&file.display().to_string()));

@@ -103,6 +103,60 @@ pub enum Monitor {
     Held,
 }
 
+/// Where a process listens for whoever is to talk to what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listening {
+    /// At that path, as the process sees the file system.
+    At(PathBuf),
+    /// At that descriptor, which it was given.
+    Descriptor(i32),
+}
+
+/// What is spoken at a port of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dialect {
+    /// A line for a line, see docs/guest-protocol.md.
+    Own,
+    /// vhostmd's XML.
+    Vhostmd,
+}
+
+impl Dialect {
+    /// Each.
+    pub const ALL: [Self; 2] = [Self::Own, Self::Vhostmd];
+
+    /// The name of its port, by which the guest finds it.
+    pub const fn port(self) -> &'static str {
+        match self {
+            Self::Own => "org.overcommit.truth.0",
+            Self::Vhostmd => "org.github.vhostmd.1",
+        }
+    }
+
+    /// What is spoken at a port of that name, if we know it.
+    pub fn of(port: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|dialect| dialect.port().as_bytes() == port)
+    }
+}
+
+/// A virtio-serial port of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// What is spoken there.
+    pub dialect: Dialect,
+    /// Its host's end.
+    pub place: Listening,
+}
+
+/// The ways by which a guest can reach its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Channels {
+    /// Its ports that we know.
+    pub ports: Vec<Port>,
+    /// Its CID on the host's vhost-vsock.
+    pub cid: Option<u32>,
+}
+
 /// Bytes of a guest that lie where they lie in its process, from the start.
 const FLAT: u64 = 1 << 30;
 
@@ -135,6 +189,8 @@ pub struct Vm {
     pub cgroup: Option<String>,
     /// Where QEMU can be asked.
     pub monitors: Vec<Monitor>,
+    /// By which ways its guest can reach us.
+    pub channels: Channels,
 }
 
 /// Memory of a VM beside what it began with, in bytes.
@@ -170,6 +226,7 @@ impl Vm {
             accelerator: None,
             cgroup: None,
             monitors: Vec::new(),
+            channels: Channels::default(),
         }
     }
 

@@ -214,6 +214,17 @@ impl History {
         self.blocks.iter().chain(&self.recent).filter(is_in).map(|kept| &kept.interval)
     }
 
+    /// The last intervals that are so long together, as nearly as can be; no longer than a minute.
+    pub fn last(&self, length_ns: u64) -> impl Iterator<Item = &Interval> {
+        let since_ns = self.now_ns.saturating_sub(length_ns);
+        let last = self.recent.len().saturating_sub(1);
+        // Those of which most lies in that time.
+        let is_in = move |(place, kept): &(usize, &Kept)| {
+            *place == last || kept.from_ns / 2 + kept.to_ns / 2 >= since_ns
+        };
+        self.recent.iter().enumerate().filter(is_in).map(|(_, kept)| &kept.interval)
+    }
+
     /// Those lines that end in the time before that line, and it.
     pub fn lines_until(&self, line: &Line) -> impl DoubleEndedIterator<Item = &Line> {
         let until_ns = line.end_ns;

@@ -6,7 +6,7 @@ use crate::model::figures::{HostFigures, VmFigures};
 use crate::summary::SummaryVm;
 use crate::summary::evictions::EvictedBy;
 use overcommit_ebpf::layout::{Metric, Part};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Part of the loss, or of the evictions, that makes a cause.
 const MOST: f64 = 0.5;
@@ -22,7 +22,7 @@ const YOUNG_S: f64 = 30.0;
 const STARVED: f64 = 0.05;
 
 /// Why a VM fared badly.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// It needs more than its own memory cgroup may hold.
@@ -53,7 +53,8 @@ pub enum Cause {
     Lock,
     /// It touched memory for the first time.
     FirstTouch,
-    /// None of these could be shown.
+    /// None of these could be shown, or a later version knows it.
+    #[serde(other)]
     Unknown,
 }
 
@@ -84,7 +85,7 @@ fn waits(vm: &SummaryVm) -> Breakdown {
 }
 
 /// The share of its time that it was held back at memory.high, which is in no fault.
-pub(super) fn held_back(vm: &SummaryVm) -> f64 {
+pub(crate) fn held_back(vm: &SummaryVm) -> f64 {
     let vcpu_ns = vm.stall.as_ref().map_or(0, |stall| stall.vcpu_ns);
     sum_ns(vm, Metric::MemoryHigh) as f64 / vcpu_ns.max(1) as f64
 }

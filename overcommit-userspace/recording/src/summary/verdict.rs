@@ -8,7 +8,7 @@ use crate::model::swap::SwapState;
 use crate::summary::SummaryVm;
 use crate::summary::advice::words;
 use crate::summary::cause::{Cause, cause, held_back, starved};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
 /// Shares of its vCPUs' time from which a VM is slowed: by memory, and by want of a CPU.
@@ -21,7 +21,7 @@ const UNSEEN_NS: f64 = 1e6;
 /// seconds.
 const THRASHED_S: f64 = 10.0;
 /// How a VM fared; the worst last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fared {
     /// It lost next to nothing.

@@ -6,5 +6,4 @@
 
 pub mod libvirt;
 pub mod qmp;
-pub mod socket;
 pub mod state;

@@ -4,13 +4,12 @@
 //! greeted, so a monitor that keeps silent is somebody else's; ours is left again after
 //! each look.
 
-use crate::host::balloon::socket::Socket;
 use crate::host::overcommit::total;
+use crate::host::socket::Socket;
 use anyhow::{Context, Result, anyhow, ensure};
 use overcommit_recording::model::balloon::{Balloon, GuestMemory, LARGEST, POLL_S, Source};
 use overcommit_recording::model::exit::Departure;
 use serde_json::{Value, json};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -102,13 +101,7 @@ struct Monitor(BufReader<tokio::io::Take<UnixStream>>);
 
 impl Monitor {
     async fn connect(socket: &Socket, pid: i32) -> Result<Self> {
-        let held = socket.open(pid)?;
-        let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-        let stream = UnixStream::connect(path).await.context("cannot connect")?;
-        let listens = stream.peer_cred()?.pid();
-        let who = listens.map_or("another process".to_owned(), |pid| format!("process {pid}"));
-        ensure!(listens == Some(pid), "{who} listens there, not {pid}");
-        Self::greet(stream).await
+        Self::greet(socket.connect(pid).await?).await
     }
 
     async fn greet(stream: UnixStream) -> Result<Self> {

@@ -1,8 +1,8 @@
 //! Asks VMs about their balloons, and those again later that do not answer.
 
 use crate::host::balloon::qmp::GuestPolling;
-use crate::host::balloon::socket::Socket;
 use crate::host::balloon::{libvirt, qmp};
+use crate::host::socket::Socket;
 use crate::host::survey::departed::Departed;
 use crate::host::survey::{LOOK, Options};
 use crate::host::working_set::follow::Target;

@@ -7,12 +7,14 @@
 mod userfault;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, clone};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs::File;
-use std::io::{BufRead, stdin};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::io::{BufRead, Read, Write, stdin};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -55,6 +57,8 @@ fn main() -> Result<()> {
         }
         // So many faults wait for a CPU when what they slept for has come.
         "starved" => with_kvm(|| starved(number as usize)),
+        // A port of a guest: what comes in at that path comes out at the one with .guest behind it.
+        "port" => port(&words.next().context("no path")?),
         // A thread called like a vCPU faults, and is held for so many ms.
         "held" => {
             let held = Held::new()?;
@@ -62,6 +66,37 @@ fn main() -> Result<()> {
         }
         _ => bail!("unknown mode {mode}"),
     }
+}
+
+/// As QEMU does it: one client at a time at either end; what the guest's end does not take stays.
+fn port(path: &str) -> Result<()> {
+    let (hosts, guests) = (UnixListener::bind(path)?, UnixListener::bind(format!("{path}.guest"))?);
+    println!("ready");
+    let mut host = hosts.accept()?.0;
+    loop {
+        let mut guest = guests.accept()?.0;
+        loop {
+            let mut polled = [&host, &guest].map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
+            poll(&mut polled, PollTimeout::NONE)?;
+            let [is_host, is_guest] = polled.map(|end| end.any().unwrap_or(false));
+            // A guest that is gone, or a host.
+            if is_guest && !pass_on(&mut guest, &mut host) {
+                break;
+            }
+            if is_host && !pass_on(&mut host, &mut guest) {
+                host = hosts.accept()?.0;
+            }
+        }
+    }
+}
+
+/// Whether there was something to pass on.
+fn pass_on(from: &mut UnixStream, to: &mut UnixStream) -> bool {
+    let mut bytes = [0; 4096];
+    let length = from.read(&mut bytes).unwrap_or(0);
+    // Whoever is gone misses it.
+    let _ = to.write_all(&bytes[..length]);
+    length > 0
 }
 
 fn wait_for_line() -> Result<()> {
