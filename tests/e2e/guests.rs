@@ -15,13 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use testbed::qemu::{Config, Vm};
 use testbed::results::{median, run, stand_in};
-use testbed::serving::Serving;
+use testbed::serving::{PORT, Serving};
 use testbed::{PATIENCE, as_child, await_some, overcommit};
 
 pub(crate) const TESTS: Tests = &[
     ("hostile_guests_hold_up_nobody", hostile),
     ("a_client_of_vhostmd_reads_our_port", vhostmd),
-    ("a_guest_is_told_again_after_stops_and_unplugs", come_and_go),
+    ("a_guest_is_told_again_after_stops_resets_and_unplugs", come_and_go),
     ("without_a_channel_a_guest_is_told_what_to_ask_for", alone),
 ];
 
@@ -206,21 +206,14 @@ fn vhostmd() -> Result<()> {
 }
 
 /// Asks once a second, and notes what comes of it.
-const WATCHES: &str = "while :; do OVERCOMMIT guest --json > /run/results/now 2>&1
+const WATCHES: &str = "echo asks now; while :; do OVERCOMMIT guest --json > /run/results/now 2>&1
 echo \"code $?\" >> /run/results/now; mv /run/results/now /run/results/last; done";
 
-/// A Linux guest: it is stopped, its port is unplugged and plugged in, the server starts anew.
+/// A Linux guest: it is stopped and reset, its port is unplugged and plugged in, the server starts
+/// anew.
 fn come_and_go() -> Result<()> {
     let script = WATCHES.replace("OVERCOMMIT", &overcommit().display().to_string());
-    let more = [
-        "-device",
-        "virtio-serial",
-        "-chardev",
-        "socket,id=truth,path=DIR/truth,server=on,wait=off",
-        "-device",
-        "virtserialport,id=port,chardev=truth,name=org.overcommit.truth.0",
-    ];
-    let mut vm = Vm::start(&Config { more: &more, ..Config::shell("web", 256, &script) })?;
+    let mut vm = Vm::start(&Config { more: &PORT, ..Config::shell("web", 256, &script) })?;
     let last = |vm: &Vm| fs::read_to_string(vm.dir().join("results/last")).unwrap_or_default();
     let until = |vm: &Vm, what: &str| {
         await_some(&format!("{what} in a guest"), PATIENCE, || {
@@ -237,6 +230,14 @@ fn come_and_go() -> Result<()> {
     std::thread::sleep(Duration::from_secs(4));
     fs::remove_file(vm.dir().join("results/last"))?;
     vm.resume()?;
+    until(&vm, "code 0")?;
+    // It would end instead.
+    vm.execute("set-action", json!({ "reboot": "reset" }))?;
+    vm.execute("system_reset", json!({}))?;
+    await_some("boot of the guest", PATIENCE, || {
+        Ok((vm.serial()?.matches("asks now").count() > 1).then_some(()))
+    })?;
+    fs::remove_file(vm.dir().join("results/last"))?;
     until(&vm, "code 0")?;
     vm.execute("device_del", json!({ "id": "port" }))?;
     until(&vm, "has no port")?;

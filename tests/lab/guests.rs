@@ -4,6 +4,7 @@ use crate::Scenario;
 use anyhow::{Context, Result, ensure};
 use nix::libc::VMADDR_CID_LOCAL;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use overcommit_recording::guest::message::VSOCK_PORT;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -13,14 +14,12 @@ use testbed::payload::{LINUX_KERNEL, named_file};
 use testbed::scenario::feedback;
 use testbed::serving::Serving;
 
-/// Where guests ask by vsock.
-const PORT: u32 = 955;
 /// Connections of somebody who is no guest.
 const CONNECTIONS: usize = 1000;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();
-    if Path::new("/dev/vhost-vsock").exists() {
+    if feedback::has_vsock() {
         scenarios.push(("who_is_no_guest_is_told_nothing".to_owned(), Box::new(strangers)));
     }
     if named_file(LINUX_KERNEL).is_ok() {
@@ -51,7 +50,7 @@ fn strangers(dir: &Path) -> Result<()> {
 fn open() -> Result<TcpStream> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let stream = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
-    connect(stream.as_raw_fd(), &VsockAddr::new(VMADDR_CID_LOCAL, PORT))?;
+    connect(stream.as_raw_fd(), &VsockAddr::new(VMADDR_CID_LOCAL, VSOCK_PORT))?;
     // For what a stream does, one socket is like another.
     Ok(TcpStream::from(stream))
 }

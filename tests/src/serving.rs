@@ -8,6 +8,16 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+/// By which a VM has a port to its host, see [`Config::more`](crate::qemu::Config::more).
+pub const PORT: [&str; 6] = [
+    "-device",
+    "virtio-serial",
+    "-chardev",
+    "socket,id=truth,path=DIR/truth,server=on,wait=off",
+    "-device",
+    "virtserialport,id=port,chardev=truth,name=org.overcommit.truth.0",
+];
+
 /// A server that runs. Dropping it ends it.
 pub struct Serving {
     child: Child,

@@ -80,13 +80,11 @@ pub(super) async fn answer(
             (stream, cid) = accepted(listener.as_ref()) => {
                 // Whoever connects without end holds up none of those who are answered.
                 yield_now().await;
-                // A CID is free again when its process is gone.
-                let Some(guest) = cids.get(&cid).filter(|guest| cpu_ticks(guest).is_some()) else {
-                    continue;
-                };
+                let Some(guest) = cids.get(&cid) else { continue };
                 let open = by_vsock.entry(cid).or_default();
                 open.tasks.retain(|task| !task.is_finished());
-                if open.tasks.len() < MOST {
+                // A CID is free again when its process is gone.
+                if open.tasks.len() < MOST && cpu_ticks(guest).is_some() {
                     let (known, guest) = (Rc::clone(&known), guest.clone());
                     let pace = open.pace.clone();
                     let task = spawn_local(async move {
@@ -215,8 +213,7 @@ mod tests {
     use overcommit_recording::model::interval::{Interval, Place, VmInterval};
     use overcommit_recording::model::run::{Run, RunVm};
     use std::sync::Arc;
-    use tokio::io::AsyncBufReadExt;
-    use tokio::io::BufReader;
+    use tokio::io::{AsyncBufReadExt, BufReader, duplex};
     use tokio::sync::mpsc::unbounded_channel;
     use tokio::task::LocalSet;
 
@@ -286,6 +283,28 @@ mod tests {
             }
             drop(events);
             answering.await.unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn who_takes_no_answer_is_given_up_and_by_vsock_who_asks_nothing() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        // How long a connection lasts that sends this and then nothing, and never reads.
+        let lasts = async |sent: &[u8], idle| {
+            let (mut guests, hosts) = duplex(16);
+            guests.write_all(sent).await.unwrap();
+            let (known, guest, began) = (RefCell::default(), guest("web"), Instant::now());
+            let served = serve(hosts, Dialect::Own, &guest, &known, Pace::default(), idle);
+            let is_over = timeout(IDLE * 60, served).await.map(|over| over.unwrap_err()).is_ok();
+            is_over.then(|| began.elapsed().as_secs())
+        };
+        runtime.block_on(async {
+            assert_eq!(lasts(b"GET\n", None).await, Some(TAKEN.as_secs()));
+            assert_eq!(lasts(b"GET\n", Some(IDLE)).await, Some(TAKEN.as_secs()));
+            assert_eq!(lasts(b"", Some(IDLE)).await, Some(IDLE.as_secs()));
+            // A port is open as long as its VM runs.
+            assert_eq!(lasts(b"", None).await, None);
         });
     }
 

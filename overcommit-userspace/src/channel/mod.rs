@@ -16,7 +16,7 @@ use overcommit_recording::model::interval::Interval;
 use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::run::Run;
 use overcommit_recording::model::vm::Dialect;
-use overcommit_recording::recent::slim;
+use overcommit_recording::recent::slim_of;
 use ports::Ports;
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -46,7 +46,7 @@ enum Event {
     Port(Guest, Dialect, UnixStream, Arc<()>),
     /// Who has which CID.
     Cids(BTreeMap<u32, Guest>),
-    /// There is no more.
+    /// There is no more, though whoever connects may hang and still hold its end of this.
     Over,
 }
 
@@ -103,9 +103,7 @@ impl Channels {
             let vm = run.vms.get(place);
             vm.is_some_and(|vm| self.guests.iter().any(|guests| guests.matches_recorded(vm)))
         };
-        let mut told = slim(interval);
-        told.vms.retain(|vm| is_told(vm.vm));
-        told.evictions.retain(|of| of.victim.is_some_and(is_told));
+        let told = slim_of(interval, is_told);
         // The session ends soon after a thread, by its `Over`.
         let _ = self.events.send(Event::Interval(Arc::clone(run), Box::new(told)));
         self.run.send_replace(Arc::clone(run));

@@ -1,5 +1,6 @@
 //! Connects to the ports of those guests that are told of themselves, and knows their CIDs.
 
+use crate::channel::vsock::VHOST;
 use crate::channel::{Event, Guest};
 use crate::host::socket::{self, Socket};
 use crate::terminal::say;
@@ -224,7 +225,7 @@ async fn connect(
     Ok(socket::connect(opened.await??, pid).await?.into_std()?)
 }
 
-/// Major and minor number of /dev/vhost-vsock (`VHOST_VSOCK_MINOR`, include/linux/miscdevice.h).
+/// Major and minor number of [`VHOST`] (`VHOST_VSOCK_MINOR`, include/linux/miscdevice.h).
 const VHOST_VSOCK: (u32, u32) = (10, 241);
 
 /// Whether a process has vhost-vsock open.
@@ -232,7 +233,7 @@ fn holds_vsock(process: &Path) -> bool {
     let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else { return false };
     let is_it = |path: PathBuf| {
         // By its name first: a file on a server that hangs is not asked for.
-        std::fs::read_link(&path).ok().filter(|link| link == Path::new("/dev/vhost-vsock"))?;
+        std::fs::read_link(&path).ok().filter(|link| link == Path::new(VHOST))?;
         let stat = rustix::fs::stat(path).ok()?;
         let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
         Some(is_device && (major(stat.st_rdev), minor(stat.st_rdev)) == VHOST_VSOCK)

@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 
 /// The device by which guests are given a CID.
-const VHOST: &str = "/dev/vhost-vsock";
+pub(super) const VHOST: &str = "/dev/vhost-vsock";
 
 /// Whether guests of this host can have vsock.
 pub(super) fn is_there() -> bool {

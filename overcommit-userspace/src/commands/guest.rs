@@ -3,14 +3,15 @@
 use crate::commands::subject::raise_limit;
 use crate::commands::{JUDGE, WHEN, WHERE, parse_objective, signalled};
 use crate::guest::alone::Alone;
+use crate::guest::asking::{Answers, asking};
 use crate::guest::host::Ways;
-use crate::guest::load::{Meanwhile, exit_code};
+use crate::guest::load::exit_code;
 use crate::session::load::{Load, code};
 use crate::session::wait::Waiter;
 use crate::terminal::{print, print_json, say};
 use anyhow::{Context, Result};
 use clap::builder::ValueParser;
-use overcommit_recording::format::text::{percent, readable, time_of_day};
+use overcommit_recording::format::text::percent;
 use overcommit_recording::guest::message::Shares;
 use overcommit_recording::guest::{Message, figures, words};
 use overcommit_recording::slo::Objective;
@@ -24,17 +25,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::time::timeout;
 
 /// Columns of a line.
 const COLUMNS: usize = 80;
-/// Time between two questions.
-const AGAIN: Duration = Duration::from_secs(1);
 /// Time for which it looks at the guest itself.
 const LOOK: Duration = Duration::from_secs(1);
-/// Time after COMMAND in which the host tells of its end.
-const LAST: Duration = Duration::from_secs(3);
 
 /// Options of `guest`.
 #[derive(Debug, clap::Args)]
@@ -180,24 +175,6 @@ fn write(path: Option<&Path>, message: &Message) -> Result<()> {
     Ok(())
 }
 
-/// What the host says, second by second, and when that was, in seconds since `since`.
-fn asking(ways: Ways, since: Instant) -> Result<UnboundedReceiver<(Result<Message>, f64)>> {
-    let (told, receiver) = unbounded_channel();
-    let ask = move || {
-        loop {
-            let next = Instant::now() + AGAIN;
-            let answer = ways.ask();
-            if told.send((answer, since.elapsed().as_secs_f64())).is_err() {
-                return;
-            }
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
-        }
-    };
-    let thread = std::thread::Builder::new().name("asking".to_owned()).spawn(ask);
-    thread.context("cannot start a thread")?;
-    Ok(receiver)
-}
-
 /// A line a second, until it is ended; how the last minute came out then.
 async fn watch(args: &Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
@@ -210,7 +187,12 @@ async fn watch(args: &Args) -> Result<ExitCode> {
             answer = answers.recv() => {
                 match answer.context("what asks the host ended")?.0 {
                     Ok(message) => {
-                        print(&line(&message, args.json)?)?;
+                        let line = if args.json {
+                            serde_json::to_string(&message)?
+                        } else {
+                            words::line(&message)
+                        };
+                        print(&format!("{line}\n"))?;
                         write(args.textfile.as_deref(), &message)?;
                         last = Some(judged(&args.slo, &message));
                     }
@@ -231,24 +213,6 @@ async fn watch(args: &Args) -> Result<ExitCode> {
     }
 }
 
-fn line(message: &Message, json: bool) -> Result<String> {
-    if json {
-        return Ok(format!("{}\n", serde_json::to_string(message)?));
-    }
-    let share = |of: Option<f64>| of.map_or("not seen".to_owned(), percent);
-    let Shares { stall_share, cpu_share, .. } = message.last_1s;
-    let majors = &message.major_faults;
-    let p99 = majors.p99_ns.map(|ns| format!(", p99 {}", readable(ns))).unwrap_or_default();
-    Ok(format!(
-        "{}  memory {}  CPU {}  major faults {}{p99}  host {}\n",
-        time_of_day(message.unix_s),
-        share(stall_share),
-        share(cpu_share),
-        majors.per_s.map_or("not seen".to_owned(), |per_s| format!("{per_s:.1}/s")),
-        message.host.name()
-    ))
-}
-
 /// Runs COMMAND, and tells what the host took meanwhile.
 async fn while_command_runs(args: &Args) -> Result<ExitCode> {
     let mut waiter = Waiter::new()?;
@@ -261,45 +225,19 @@ async fn while_command_runs(args: &Args) -> Result<ExitCode> {
             return Ok(ExitCode::from(not_started.code));
         }
     };
-    let mut answers = asking(args.ways(), since)?;
-    let (mut meanwhile, mut why) = (Meanwhile::default(), None);
-    let mut take = |answer: Option<(Result<Message>, f64)>| {
-        match answer.context("what asks the host ended")? {
-            (Ok(message), at_s) => meanwhile.add(&message, at_s),
-            (Err(error), _) => why = Some(error),
-        }
-        anyhow::Ok(())
-    };
+    let mut answers = Answers::since(since, args.ways())?;
     let (status, sent) = loop {
         tokio::select! {
             biased;
             status = load.wait() => break (status?, None),
             signal = waiter.signal() => break (load.end(signal).await?, Some(signal)),
-            answer = answers.recv() => take(answer)?,
+            taken = answers.take() => taken?,
         }
     };
     let seconds = since.elapsed().as_secs_f64();
-    // The interval in which it ended is told after it.
-    let mut last_s = LAST.as_secs_f64();
-    let is_told = |meanwhile: &Meanwhile| meanwhile.longest_s() > 0.0;
-    while (why.is_none() || is_told(&meanwhile))
-        && !meanwhile.reaches(seconds)
-        && since.elapsed().as_secs_f64() < seconds + last_s
-    {
-        last_s = last_s.max(2.0 * meanwhile.longest_s());
-        let answer = tokio::select! {
-            biased;
-            _ = waiter.signal() => break,
-            answer = timeout(LAST, answers.recv()) => answer,
-        };
-        match answer {
-            Ok(Some((Ok(message), at_s))) => meanwhile.add(&message, at_s),
-            Ok(Some((Err(error), _))) => why = Some(error),
-            Ok(None) | Err(_) => break,
-        }
-    }
-    let shares = meanwhile.until(seconds);
-    if let Some(error) = why.filter(|_| shares.seconds == 0.0) {
+    answers.take_those_of(seconds, &mut waiter).await?;
+    let shares = answers.meanwhile.until(seconds);
+    if let Some(error) = answers.why.filter(|_| shares.seconds == 0.0) {
         say(&untold(&error));
     }
     tell(args, &shares, seconds)?;
@@ -314,7 +252,7 @@ fn tell(args: &Args, shares: &Shares, seconds: f64) -> Result<()> {
     let share = |of: Option<f64>| of.map_or("an unknown part".to_owned(), percent);
     let told = format!(
         "While COMMAND ran ({seconds:.1} s, of which the host told of {:.1} s), the host took {} of \
-         this VM's vCPU time for memory and {} for want of a CPU.",
+         this VM's vCPU time for memory and {} because it had no free CPU.",
         shares.seconds,
         share(shares.stall_share),
         share(shares.cpu_share)

@@ -53,7 +53,7 @@ impl Server {
     /// Hands an interval on.
     pub fn tell(&self, run: &Arc<Run>, interval: &Interval) {
         // The session ends soon after the thread, by its `Over`.
-        let _ = self.updates.send((Arc::clone(run), interval.copied(|_| true)));
+        let _ = self.updates.send((Arc::clone(run), interval.copied(|_| true, |_| true)));
     }
 
     /// Ends it, when what is being answered is answered.

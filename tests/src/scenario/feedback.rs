@@ -5,7 +5,7 @@ use crate::qemu::{Config, Vm};
 use crate::record::Recording;
 use crate::results::rows;
 use crate::scenario::{Row, figure, print_report};
-use crate::serving::Serving;
+use crate::serving::{PORT, Serving};
 use crate::squeeze::Squeeze;
 use crate::{PATIENCE, await_some, overcommit};
 use anyhow::{Context, Result, bail, ensure};
@@ -27,22 +27,12 @@ const SLACK: f64 = 0.05;
 const AGREE: f64 = 0.9;
 /// What of its time the squeezed one waits for memory at least, and the calm one does not.
 const SQUEEZED: f64 = 0.02;
-/// A port to the host.
-const PORT: [&str; 6] = [
-    "-device",
-    "virtio-serial",
-    "-chardev",
-    "socket,id=truth,path=DIR/truth,server=on,wait=off",
-    "-device",
-    "virtserialport,chardev=truth,name=org.overcommit.truth.0",
-];
-
 /// A VM that also has vsock, by that CID.
 const VSOCK: &str = "vhost-vsock-pci,guest-cid=";
 const CIDS: [u32; 2] = [41, 42];
 
 /// Whether guests of this host can have vsock.
-fn has_vsock() -> bool {
+pub fn has_vsock() -> bool {
     Path::new("/dev/vhost-vsock").exists()
 }
 
@@ -183,7 +173,7 @@ fn check(seen: &[String], told: &[Vec<Value>]) -> Result<()> {
     // Lines may be broken there.
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     // The larger loss comes first: on a busy machine it is the want of a CPU.
-    let memory = ["at the memory limit that the host sets for it", "went to waits for memory"];
+    let memory = ["at the memory limit that the host sets for it", "was lost waiting for memory"];
     let is_of_memory = |text: &str| memory.iter().any(|part| words(text).contains(part));
     ensure!(is_of_memory(squeezed), "{squeezed}");
     ensure!(!is_of_memory(calm), "{calm}");

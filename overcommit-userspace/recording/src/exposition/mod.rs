@@ -16,7 +16,7 @@ use crate::model::interval::{HostInterval, Interval, VmInterval};
 use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
 use crate::model::swap::SwapState;
-use crate::recent::{Board, History, WANTED};
+use crate::recent::{Board, History, slim};
 use crate::slo::Objective;
 use figures::{Figure, Known};
 use native::Native;
@@ -146,7 +146,7 @@ impl Exposition {
             gauges.for_each(|(_, known)| *known = None);
         }
         self.unserved = self.unserved.max(run.not_counted.vms_without_slot);
-        self.history.add(run, interval.copied(WANTED));
+        self.history.add(run, slim(&interval));
         self.run = Some(Arc::clone(run));
         self.last = interval.host;
     }
@@ -226,7 +226,7 @@ mod tests {
         let run = Arc::new(recording.run.clone());
         let mut exposition = Exposition::new(options(aggregate));
         let add = |interval: &Interval| {
-            exposition.add(&run, interval.copied(|_| true));
+            exposition.add(&run, interval.copied(|_| true, |_| true));
             Ok(())
         };
         recording.each(Span::WHOLE, &|_| true, add).unwrap();

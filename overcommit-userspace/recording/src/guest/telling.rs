@@ -2,8 +2,8 @@
 
 use crate::guest::message::{HostWord, Latency, Message, SCHEMA, Shares};
 use crate::model::coverage::Coverage;
-use crate::model::evictions::Eviction;
-use crate::model::interval::{HostInterval, Interval, VmInterval};
+use crate::model::interval::{HostInterval, Interval};
+use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
 use crate::model::swap::SwapState;
 use crate::recent::History;
@@ -19,10 +19,9 @@ const SECOND_NS: u64 = 1_000_000_000;
 const KILLS: usize = 1024;
 
 /// The last minute, and the messages that were made of it.
-#[derive(Default)]
 pub struct Telling {
     run: Option<Arc<Run>>,
-    history: Option<History>,
+    history: History,
     /// When the last interval came.
     came: Option<Instant>,
     /// Of the last interval, by VM id; each made when it is asked for.
@@ -31,11 +30,17 @@ pub struct Telling {
     kills: BTreeMap<(String, String), f64>,
 }
 
+impl Default for Telling {
+    fn default() -> Self {
+        let (messages, kills) = Default::default();
+        Self { run: None, history: History::of_the_last_minute(), came: None, messages, kills }
+    }
+}
+
 impl Telling {
     /// Adds an interval, see [`slim`](crate::recent::slim), of which only VMs that may be told are needed.
     pub fn add(&mut self, run: &Arc<Run>, interval: Interval) {
-        let history = self.history.get_or_insert_with(History::of_the_last_minute);
-        history.add(run, interval);
+        self.history.add(run, interval);
         for vm in &run.vms {
             if let (Some(_), Some(ended_us), Some(uuid)) = (vm.ended_by, vm.ended_us, &vm.uuid) {
                 let at = self.kills.entry((uuid.clone(), vm.name.clone())).or_default();
@@ -64,17 +69,20 @@ impl Telling {
     }
 
     fn made(&self, vm_id: &str) -> Option<Message> {
-        let (run, history) = (self.run.as_ref()?, self.history.as_ref()?);
-        let line = history.lines().back()?;
+        let run = self.run.as_ref()?;
+        let line = self.history.lines().back()?;
         let place = run.vms.iter().position(|vm| vm.vm_id == vm_id)?;
         let swapped_in = line.vm(place)?.swapped_in_per_s;
         let vm = &run.vms[place];
         let alone = alone(run, vm);
-        let over = |seconds| {
-            let of = history.last(seconds * SECOND_NS).map(|interval| of_one(interval, place));
+        let over = |seconds, is_metric: fn(&MetricName) -> bool| {
+            let last = self.history.last(seconds * SECOND_NS);
+            let of = last.map(|interval| of_one(interval, place, is_metric));
             summary(&alone, of).vms.into_iter().next()
         };
-        let (second, ten, minute) = (over(1)?, over(10)?, over(60)?);
+        // Shares come of no histogram, and those are most of the work.
+        let (second, ten) = (over(1, |_| false)?, over(10, |_| false)?);
+        let minute = over(60, |_| true)?;
         Some(Message {
             unix_s: line.place.end_s(),
             last_1s: shares(&second),
@@ -106,14 +114,12 @@ fn alone(run: &Run, vm: &RunVm) -> Run {
 }
 
 /// What an interval holds of one VM, as of the first.
-fn of_one(interval: &Interval, place: usize) -> Interval {
-    let vms = interval.vms.iter().filter(|vm| vm.vm == place);
-    let evictions = interval.evictions.iter().filter(|of| of.victim == Some(place));
-    Interval {
-        vms: vms.map(|vm| VmInterval { vm: 0, ..vm.clone() }).collect(),
-        evictions: evictions.map(|of| Eviction { victim: Some(0), ..of.clone() }).collect(),
-        ..*interval
-    }
+fn of_one(interval: &Interval, place: usize, is_metric: impl Fn(&MetricName) -> bool) -> Interval {
+    let mut of = interval.copied(|vm| vm == place, is_metric);
+    of.vms.iter_mut().for_each(|vm| vm.vm = 0);
+    of.evictions.retain(|of| of.victim.is_some());
+    of.evictions.iter_mut().for_each(|of| of.victim = Some(0));
+    of
 }
 
 fn summary(run: &Run, intervals: impl Iterator<Item = Interval>) -> Summary {
@@ -185,8 +191,8 @@ fn word(host: &HostInterval) -> HostWord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::evictions::{Aggressor, AggressorClass, EvictionCounts};
-    use crate::model::interval::{Place, Stall};
+    use crate::model::evictions::{Aggressor, AggressorClass, Eviction, EvictionCounts};
+    use crate::model::interval::{Place, Stall, VmInterval};
     use crate::model::memory::MemoryUse;
     use crate::model::run::{EndedBy, EvictionSight};
     use crate::summary::verdict::Fared;

@@ -1,7 +1,7 @@
 //! The message as a VM's owner is told it, who cannot see the host.
 
-use crate::format::text::{percent, readable, readable_bytes};
-use crate::guest::message::{Latency, Message};
+use crate::format::text::{percent, readable, readable_bytes, time_of_day};
+use crate::guest::message::{Latency, Message, Shares};
 use crate::summary::cause::Cause;
 use crate::summary::verdict::{CPU, Fared, STALL};
 use std::fmt::Write;
@@ -17,15 +17,15 @@ pub fn sentence(message: &Message) -> String {
     let cause = message.cause.as_ref().unwrap_or(&Cause::Unknown);
     if message.is_stale() {
         return format!(
-            "The host last told this VM something {:.0} s ago: its recorder is held up, which itself \
-             may be for want of memory.",
+            "The host's last report to this VM is {:.0} s old: overcommit is held up there, perhaps by \
+             the lack of memory itself.",
             message.age_s
         );
     }
     match message.verdict {
         Fared::Ok => format!(
-            "The host disturbed this VM little in the last {time}: it took {} of its vCPU time for \
-             memory and {} for want of a CPU.",
+            "The host barely disturbed this VM in the last {time}: it took {} of its vCPU time for \
+             memory and {} because it had no free CPU.",
             percent(stall),
             percent(cpu)
         ),
@@ -49,7 +49,9 @@ pub fn sentence(message: &Message) -> String {
             };
             let also = match also {
                 (0.0, _) => String::new(),
-                (share, what) => format!(" Another {} went to waits for {what}.", percent(share)),
+                (share, what) => {
+                    format!(" Another {} was lost waiting for {what}.", percent(share))
+                }
             };
             format!(
                 "The host took {} of this VM's last {time}{what}: {}.{also} {HELPLESS}",
@@ -78,16 +80,31 @@ fn why(cause: &Cause) -> &'static str {
             "it needed this VM's memory for something else and swapped it out"
         }
         Cause::Balloon => "it took memory back by this VM's balloon",
-        Cause::Cpu => "it had no CPU for this VM",
+        Cause::Cpu => "it had no free CPU for this VM",
         Cause::Disk => "this VM's memory is read from a disk",
         Cause::Userfault => "this VM's memory is still being copied (a migration or a snapshot)",
-        Cause::Lock => "it was changing this VM's memory meanwhile",
+        Cause::Lock => "it was changing this VM's memory mappings at the time",
         Cause::FirstTouch => {
             "this VM touched memory for the first time, and the host had to clear it"
         }
         Cause::NoPage => "it could not provide memory that this VM touched",
-        Cause::Crash | Cause::Unknown => "it does not know why",
+        Cause::Crash | Cause::Unknown => "the cause is not known",
     }
+}
+
+/// What became of it lately, in one line.
+pub fn line(message: &Message) -> String {
+    let Shares { stall_share, cpu_share, .. } = message.last_1s;
+    let majors = &message.major_faults;
+    let p99 = majors.p99_ns.map(|ns| format!(", p99 {}", readable(ns))).unwrap_or_default();
+    format!(
+        "{}  memory {}  CPU {}  major faults {}{p99}  host {}",
+        time_of_day(message.unix_s),
+        share(stall_share),
+        share(cpu_share),
+        rate(majors).unwrap_or_else(|| NOT_SEEN.to_owned()),
+        message.host.name()
+    )
 }
 
 /// The figures, a line each.
@@ -96,7 +113,6 @@ pub fn lines(message: &Message) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "  {name:<13} {value}");
     };
-    let share = |of: Option<f64>| of.map_or(NOT_SEEN.to_owned(), percent);
     let shares = [message.last_1s, message.last_10s, message.last_60s];
     let [one_s, ten_s, minute_s] = shares.map(|of| of.seconds);
     let each = |of: [Option<f64>; 3]| {
@@ -129,15 +145,22 @@ pub fn lines(message: &Message) -> String {
     line("host", message.host.name().to_owned());
     if let Some(unix_s) = message.last_oom_kill_unix_s {
         let when = jiff::Timestamp::from_second(unix_s as i64).unwrap_or_default();
-        line("killed", format!("for want of memory at {}", when.strftime("%F %T UTC")));
+        line("killed", format!("out of memory at {}", when.strftime("%F %T UTC")));
     }
     text
 }
 
+fn share(of: Option<f64>) -> String {
+    of.map_or(NOT_SEEN.to_owned(), percent)
+}
+
+fn rate(of: &Latency) -> Option<String> {
+    of.per_s.map(|per_s| format!("{per_s:.1}/s"))
+}
+
 fn latency(of: &Latency) -> String {
     let ns = |ns: Option<u64>| ns.map_or("-".to_owned(), readable);
-    let Some(per_s) = of.per_s else { return NOT_SEEN.to_owned() };
-    let rate = format!("{per_s:.1}/s");
+    let Some(rate) = rate(of) else { return NOT_SEEN.to_owned() };
     if of.max_ns.is_none() {
         return rate;
     }
@@ -147,7 +170,6 @@ fn latency(of: &Latency) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::message::Shares;
     use crate::guest::message::tests::message;
 
     #[test]
@@ -160,16 +182,19 @@ mod tests {
         );
         let cpu = Message { cause: Some(Cause::Cpu), verdict: Fared::Slowed, ..message() };
         assert!(sentence(&cpu).starts_with(
-            "The host took 2.0 % of this VM's last minute: it had no CPU for this VM. Another 14.0 % \
-             went to waits for memory."
+            "The host took 2.0 % of this VM's last minute: it had no free CPU for this VM. Another \
+             14.0 % was lost waiting for memory."
         ));
         let waits = Shares { cpu_share: Some(0.05), ..message().last_60s };
         let both = sentence(&Message { last_60s: waits, ..message() });
-        assert!(both.contains("swapped it out. Another 5.0 % went to waits for a CPU."), "{both}");
+        assert!(
+            both.contains("swapped it out. Another 5.0 % was lost waiting for a CPU."),
+            "{both}"
+        );
         let old = Message { age_s: 30.0, ..message() };
-        assert!(sentence(&old).starts_with("The host last told this VM something 30 s ago"));
+        assert!(sentence(&old).starts_with("The host's last report to this VM is 30 s old"));
         let ok = Message { cause: None, verdict: Fared::Ok, ..message() };
-        assert!(sentence(&ok).starts_with("The host disturbed this VM little in the last minute"));
+        assert!(sentence(&ok).starts_with("The host barely disturbed this VM in the last minute"));
     }
 
     #[test]
@@ -186,7 +211,7 @@ mod tests {
   resident      1.0 GiB in the host's RAM
   active        1.0 GiB to 2.0 GiB
   host          swapping
-  killed        for want of memory at 2023-11-14 22:13:20 UTC
+  killed        out of memory at 2023-11-14 22:13:20 UTC
 "
         );
     }

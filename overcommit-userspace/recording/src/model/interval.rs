@@ -41,15 +41,20 @@ impl Interval {
         sets.clone().next().is_some() && sets.all(is_measured)
     }
 
-    /// A copy that takes as little memory as it can, of the metrics that are wanted.
-    pub fn copied(&self, is_wanted: impl Fn(&MetricName) -> bool) -> Self {
-        let vms = self.vms.iter().map(|vm| {
-            let wanted = vm.metrics.iter().filter(|metric| is_wanted(&metric.name));
+    /// A copy that takes as little memory as it can, of the VMs and metrics that are wanted.
+    pub fn copied(
+        &self,
+        is_vm: impl Fn(usize) -> bool,
+        is_metric: impl Fn(&MetricName) -> bool,
+    ) -> Self {
+        let vms = self.vms.iter().filter(|vm| is_vm(vm.vm)).map(|vm| {
+            let wanted = vm.metrics.iter().filter(|metric| is_metric(&metric.name));
             let metrics = wanted.map(MetricInterval::compacted).collect();
             // The histograms are not copied only to be thrown away.
             VmInterval { metrics, swapins: vm.swapins.clone(), ..*vm }
         });
-        Self { vms: vms.collect(), evictions: self.evictions.clone(), ..*self }
+        let evictions = self.evictions.iter().filter(|of| of.victim.is_none_or(&is_vm));
+        Self { vms: vms.collect(), evictions: evictions.cloned().collect(), ..*self }
     }
 
     /// Each metric of each VM, in the order of the files.

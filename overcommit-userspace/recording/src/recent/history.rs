@@ -38,7 +38,12 @@ pub const WANTED: Wanted<'static> =
 
 /// An interval without what no screen shows, which is most of it.
 pub fn slim(interval: &Interval) -> Interval {
-    interval.copied(WANTED)
+    slim_of(interval, |_| true)
+}
+
+/// The same of those VMs alone whose places are wanted.
+pub fn slim_of(interval: &Interval, is_wanted: impl Fn(usize) -> bool) -> Interval {
+    interval.copied(is_wanted, WANTED)
 }
 
 /// The last minutes.

@@ -5,5 +5,5 @@ mod history;
 mod row;
 
 pub use board::{Board, cause_of};
-pub use history::{History, Line, VmLine, WANTED, slim};
+pub use history::{History, Line, VmLine, WANTED, slim, slim_of};
 pub use row::{HostRow, VmRow};
