@@ -8,6 +8,7 @@ use crate::model::run::Run;
 use crate::model::swap::SwapState;
 use crate::recording::span::Mark;
 use overcommit_ebpf::layout::{Metric, Part};
+use std::collections::VecDeque;
 
 /// Columns at the most: more would share a pixel.
 const COLUMNS: u64 = 3_600;
@@ -45,8 +46,9 @@ pub(super) struct Timeline {
     pub(super) step_s: u64,
     /// How many there are.
     pub(super) columns: usize,
-    /// Marks, by column.
+    /// Marks, by column, and those whose interval has not come yet, in the order of their making.
     pub(super) marks: Vec<(String, usize)>,
+    waiting: VecDeque<Mark>,
     /// Marks at which no span begins, because there are too many.
     pub(super) without_span: usize,
     /// Columns at which spans begin, and the end.
@@ -114,13 +116,14 @@ impl Timeline {
         let step_s = step(interval_ns, length_s);
         let step_us = step_s.saturating_mul(1_000_000);
         let start_us = run.clocks.start.realtime_ns / 1_000 / step_us * step_us;
-        let mut timeline = Self {
+        Self {
             start_us,
             end_us: None,
             set_us: 0,
             step_s,
             columns: 1,
             marks: Vec::new(),
+            waiting: marks.iter().cloned().collect(),
             without_span: 0,
             edges: vec![0],
             host: Vec::new(),
@@ -129,19 +132,7 @@ impl Timeline {
             full_from: None,
             page_size: run.page_size,
             taken: Taken::default(),
-        };
-        for mark in marks {
-            let column = timeline.column(mark.at_us);
-            timeline.marks.push((mark.text.clone(), column));
-            if timeline.edges.last().is_some_and(|last| *last < column) {
-                if timeline.edges.len() < SPANS {
-                    timeline.edges.push(column);
-                } else {
-                    timeline.without_span += 1;
-                }
-            }
         }
-        timeline
     }
 
     /// The column of a moment, in Unix microseconds.
@@ -158,7 +149,9 @@ impl Timeline {
     /// Adds an interval. One that is longer than a column leaves those empty that it goes on in.
     pub(super) fn add(&mut self, interval: &Interval) {
         let place = interval.place;
-        let column = self.column_of(&place);
+        let start_us = self.start_of(&place);
+        let column = self.column(start_us);
+        self.take_marks(&place, start_us);
         self.host.resize(self.host.len().max(column + 1), HostColumn::default());
         self.host[column].add(interval);
         let span = self.edges.iter().filter(|edge| **edge <= column).count() - 1;
@@ -177,8 +170,9 @@ impl Timeline {
         }
     }
 
-    /// Where an interval lies: it begins where the one before ended, whatever the clock was set to.
-    fn column_of(&mut self, place: &Place) -> usize {
+    /// When an interval begins, in Unix microseconds: where the one before ended, whatever the clock
+    /// was set to.
+    fn start_of(&mut self, place: &Place) -> u64 {
         let signed = |us: u64| i64::try_from(us).unwrap_or(i64::MAX);
         let mut start_us = signed(place.start_us).saturating_sub(self.set_us);
         if let Some(end_us) = self.end_us
@@ -188,7 +182,28 @@ impl Timeline {
             start_us = end_us;
         }
         self.end_us = Some(start_us.saturating_add(signed(place.length_ns / 1_000)));
-        self.column(u64::try_from(start_us).unwrap_or(0))
+        u64::try_from(start_us).unwrap_or(0)
+    }
+
+    /// Takes the marks of an interval that begins then. One that was made in the interval before, but
+    /// after the clock was set, has a time right before this one.
+    fn take_marks(&mut self, place: &Place, start_us: u64) {
+        let length_us = place.length_ns / 1_000;
+        let from_us = place.start_us.saturating_sub(length_us + CLOCK_STEP_US.unsigned_abs());
+        let to_us = place.start_us.saturating_add(length_us);
+        let is_in = |mark: &mut Mark| (from_us..to_us).contains(&mark.at_us);
+        while let Some(mark) = self.waiting.pop_front_if(is_in) {
+            let since_us = mark.at_us.saturating_sub(place.start_us);
+            let column = self.column(start_us.saturating_add(since_us));
+            self.marks.push((mark.text, column));
+            if self.edges.last().is_some_and(|last| *last < column) {
+                if self.edges.len() < SPANS {
+                    self.edges.push(column);
+                } else {
+                    self.without_span += 1;
+                }
+            }
+        }
     }
 
     /// Ends it: the spans end with the last column.
@@ -196,6 +211,11 @@ impl Timeline {
         self.columns = self.host.len().max(1);
         self.edges.retain(|edge| *edge < self.columns);
         self.edges.push(self.columns);
+        // Of no interval that there is: by their times alone.
+        for mark in std::mem::take(&mut self.waiting) {
+            let column = self.column(mark.at_us);
+            self.marks.push((mark.text, column));
+        }
         self.marks.retain(|(_, column)| *column < self.columns);
         self.host.resize(self.columns, HostColumn::default());
     }
@@ -366,7 +386,8 @@ mod tests {
     #[test]
     fn a_column_has_all_of_its_intervals_and_a_gap_none() {
         let mark = |at_us, text: &str| Mark { at_us, text: text.to_owned() };
-        let marks = [mark(2_000_000, "load"), mark(90_000_000, "late")];
+        // The second one by the clock as it was set, right before the next interval.
+        let marks = [mark(2_000_000, "load"), mark(3_602_400_000, "set"), mark(90_000_000, "late")];
         let mut timeline = Timeline::new(&run(1, 8), &marks);
         let mut half = interval(2, 1, 5_000_000);
         half.place.length_ns /= 2;
@@ -387,7 +408,9 @@ mod tests {
         assert_eq!(timeline.columns, 7);
         let recorded: Vec<bool> = timeline.host.iter().map(|column| column.is_recorded).collect();
         assert_eq!(recorded, [true, true, true, true, false, false, true]);
-        assert_eq!((timeline.edges, timeline.marks), (vec![0, 2, 7], vec![("load".to_owned(), 2)]));
+        assert_eq!(timeline.edges, [0, 2, 7]);
+        let marks = [("load".to_owned(), 2), ("set".to_owned(), 2)];
+        assert_eq!(timeline.marks, marks);
         let vm = &timeline.vms[0];
         let (low, high) = (row(1_000), row(5_000_000));
         let cells = [(0, low, 3), (1, low, 3), (2, low, 3), (2, high, 3), (3, low, 3), (6, low, 3)];
