@@ -3,6 +3,9 @@
 
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
+use overcommit::probes::Kernel;
+use overcommit::probes::decide::Backend;
+use overcommit::probes::empty::EmptyPrograms;
 use std::collections::BTreeMap;
 use std::path::Path;
 use testbed::host::{Setting, read};
@@ -18,7 +21,10 @@ const PAGES: u64 = 256;
 const PASSES: usize = 40;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let mut scenarios: Vec<Scenario> = vec![("costs".to_owned(), Box::new(costs))];
+    let mut scenarios: Vec<Scenario> = vec![
+        ("costs".to_owned(), Box::new(costs)),
+        ("costs_by_backend".to_owned(), Box::new(costs_by_backend)),
+    ];
     // The figures are of one kernel.
     if crate::kernel() == "6.12" {
         scenarios.push(("programs_cost_what_they_did".to_owned(), Box::new(programs)));
@@ -56,18 +62,23 @@ fn programs(dir: &Path) -> Result<()> {
     let recording = Recording::start(&dir.join("run"), [""; 0])?;
     let _timed = Setting::new("/proc/sys/kernel/bpf_stats_enabled", "1")?;
     let mut means: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut runs: BTreeMap<String, f64> = BTreeMap::new();
     let mut before = Taken::read(recording.pid())?;
     for walker in &mut walkers {
         walker.resume()?;
         walker.await_passes(1)?;
         walker.stop()?;
         let after = Taken::read(recording.pid())?;
-        for (name, mean) in after.means_since(&before) {
-            means.entry(name).or_default().push(mean);
+        for (name, mean, count) in after.since(&before) {
+            means.entry(name.clone()).or_default().push(mean);
+            *runs.entry(name).or_default() += count;
         }
         before = after;
     }
-    println!("{means:.0?}");
+    for (name, means) in &means {
+        let each = runs[name] / (GUESTS as u64 * EACH * PAGES) as f64;
+        println!("{name}: {each:.3} times a page, {means:.0?} instructions");
+    }
     for (name, known) in PROGRAMS {
         let means = means.get(name).with_context(|| format!("{name} did not run"))?;
         let now = means.iter().skip(1).copied().fold(f64::INFINITY, f64::min);
@@ -105,12 +116,12 @@ impl Taken {
         Ok(Self(taken))
     }
 
-    /// Of each program that ran since `before`: what a run took.
-    fn means_since(&self, before: &Self) -> impl Iterator<Item = (String, f64)> {
+    /// Of each program that ran since `before`: what a run took, and how often it did.
+    fn since(&self, before: &Self) -> impl Iterator<Item = (String, f64, f64)> {
         self.0.iter().filter_map(|(name, (time, runs))| {
             let (time_before, runs_before) = before.0.get(name).copied().unwrap_or_default();
             let runs = runs - runs_before;
-            (runs > 0.0).then(|| (name.clone(), (time - time_before) / runs))
+            (runs > 0.0).then(|| (name.clone(), (time - time_before) / runs, runs))
         })
     }
 }
@@ -118,9 +129,9 @@ impl Taken {
 fn costs(dir: &Path) -> Result<()> {
     // A fault for each page.
     let _small_pages = Setting::small_pages()?;
-    let bare = Costs::measure(None, &[])?;
-    let recorded = Costs::measure(Some(&dir.join("run")), &[])?;
-    let without = Costs::measure(Some(&dir.join("without")), &["--exits", "off"])?;
+    let bare = Costs::measure(|| Ok(()))?;
+    let recorded = Costs::measure(|| Recording::start(&dir.join("run"), [""; 0]))?;
+    let without = Costs::measure(|| Recording::start(&dir.join("without"), ["--exits", "off"]))?;
     for (what, bare, recorded) in [
         ("a fault with its exit", bare.fault, recorded.fault),
         ("a device's read with its exit", bare.exit, recorded.exit),
@@ -137,6 +148,32 @@ fn costs(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What each backend adds, beside programs that do nothing on its hooks and on KVM's.
+fn costs_by_backend(dir: &Path) -> Result<()> {
+    let _small_pages = Setting::small_pages()?;
+    let kernel = Kernel::read()?;
+    let bare = Costs::measure(|| Ok(()))?;
+    println!("not recorded: {:.0} a first touch, {:.0} a device's read", bare.fault, bare.exit);
+    for (backend, name) in
+        [(Backend::Fentry, "fentry"), (Backend::Kprobe, "kprobe"), (Backend::Perf, "perf")]
+    {
+        let empty = Costs::measure(|| EmptyPrograms::with_exits(&kernel, backend))?;
+        let recorded = Costs::measure(|| Recording::start(&dir.join(name), ["--backend", name]))?;
+        for (what, bare, empty, recorded) in [
+            ("a first touch", bare.fault, empty.fault, recorded.fault),
+            ("a device's read", bare.exit, empty.exit, recorded.exit),
+        ] {
+            let (empty, recorded) = (empty - bare, recorded - bare);
+            let times = recorded / empty;
+            println!(
+                "{name}, {what}: empty programs {empty:.0} more, recorded {recorded:.0} more, {times:.2} of it"
+            );
+            ensure!(empty > 0.0 && times > 1.0, "nothing costs less than nothing");
+        }
+    }
+    Ok(())
+}
+
 /// Instructions of the vCPU's thread.
 #[derive(Clone, Copy)]
 struct Costs {
@@ -147,14 +184,15 @@ struct Costs {
 }
 
 impl Costs {
-    fn measure(record: Option<&Path>, options: &[&str]) -> Result<Self> {
+    /// Of a guest that is traced by what `trace` starts, until that is dropped.
+    fn measure<T>(trace: impl FnOnce() -> Result<T>) -> Result<Self> {
         let (walk, hot) = WALK;
         let walker = Config { hot: Some((hot, 1)), stopped: true, ..Config::new("walker", walk) };
         let mut walker = Vm::start(&walker)?;
         let device = Config { guest: Guest::Device, stopped: true, ..Config::new("device", hot) };
         let mut device = Vm::start(&device)?;
         // It knows both before they run.
-        let _recording = record.map(|dir| Recording::start(dir, options)).transpose()?;
+        let _traced = trace()?;
         let (faults, start) = (walker.faults()?[0], vcpu_time(&walker)?);
         let (passes, first, pass) = passes(&mut walker)?;
         let faults = walker.faults()?[0] - faults;

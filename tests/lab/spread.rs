@@ -9,7 +9,7 @@ use testbed::host::read;
 /// Scenarios that some kernels leave out, and those that run them. Where a scenario has a variant
 /// for each backend, a kernel runs that of the backend that `auto` chooses there; counts are
 /// compared with each. The others hang little on the kernel.
-const ON_SOME: [(&str, &[&str]); 40] = [
+const ON_SOME: [(&str, &[&str]); 41] = [
     ("zswap_fentry", FENTRY),
     ("zswap_kprobe", KPROBE),
     ("restore_fentry", FENTRY),
@@ -48,8 +48,9 @@ const ON_SOME: [(&str, &[&str]); 40] = [
     ("slow_faults_name_who_evicted", &[]),
     ("kswapd_works_for_who_allocates", &["7.x"]),
     ("costs", &["7.x"]),
-    ("a_start_is_told_by_phases", &["6.12"]),
     // For the documents alone.
+    ("costs_by_backend", &[]),
+    ("a_start_is_told_by_phases", &["6.12"]),
     ("kernel_summary", &[]),
 ];
 const FENTRY: &[&str] = &["6.1", "6.12"];

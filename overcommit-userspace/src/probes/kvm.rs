@@ -61,7 +61,7 @@ pub struct KvmTracepoints {
 }
 
 /// An attachment, which ends when it is dropped.
-enum Attached {
+pub(super) enum Attached {
     #[expect(dead_code, reason = "held")]
     Classic(Counter),
     #[expect(dead_code, reason = "held")]
@@ -75,6 +75,38 @@ fn find() -> Result<PathBuf> {
         return Ok(root);
     }
     bail!("no tracepoints of kvm in {}: is it loaded?", root.display())
+}
+
+/// Attaches to each tracepoint the program that its place in [`PROGRAMS`] and its way give.
+///
+/// # Errors
+/// The kernel refuses one that is needed.
+fn attach(root: &Path, program: impl Fn(usize, Way) -> RawFd) -> Result<Vec<Attached>> {
+    let mut all = Vec::new();
+    for (place, (_, way, tracepoints, is_needed)) in PROGRAMS.into_iter().enumerate() {
+        for tracepoint in tracepoints {
+            let attached = match way {
+                Way::Classic => tracefs::tracepoint_id(root, &format!("kvm/{tracepoint}"))
+                    .and_then(|id| open_tracepoint(id, program(place, way)))
+                    .map(Attached::Classic),
+                Way::Raw => raw::open(tracepoint, program(place, way)).map(Attached::Raw),
+            };
+            match attached {
+                Ok(attached) => all.push(attached),
+                Err(error) if is_needed => return Err(error),
+                Err(_) => {}
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Attaches loaded programs that do nothing instead: a classic and a raw one.
+///
+/// # Errors
+/// There is no KVM, or the kernel refuses.
+pub(super) fn attach_empty(classic: RawFd, raw: RawFd) -> Result<Vec<Attached>> {
+    attach(&find()?, |_, way| if way == Way::Classic { classic } else { raw })
 }
 
 impl KvmTracepoints {
@@ -137,22 +169,7 @@ impl KvmTracepoints {
     fn attach(&mut self) -> Result<()> {
         let root = find()?;
         self.find_fields(&root.join("events/kvm"))?;
-        for ((_, way, tracepoints, is_needed), program) in PROGRAMS.into_iter().zip(&self.programs)
-        {
-            for tracepoint in tracepoints {
-                let attached = match way {
-                    Way::Classic => tracefs::tracepoint_id(&root, &format!("kvm/{tracepoint}"))
-                        .and_then(|id| open_tracepoint(id, *program))
-                        .map(Attached::Classic),
-                    Way::Raw => raw::open(tracepoint, *program).map(Attached::Raw),
-                };
-                match attached {
-                    Ok(attached) => self.attached.push(attached),
-                    Err(error) if is_needed => return Err(error),
-                    Err(_) => {}
-                }
-            }
-        }
+        self.attached = attach(&root, |program, _| self.programs[program])?;
         Ok(())
     }
 
