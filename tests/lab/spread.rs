@@ -48,9 +48,9 @@ const ON_SOME: [(&str, &[&str]); 41] = [
     ("slow_faults_name_who_evicted", &[]),
     ("kswapd_works_for_who_allocates", &["7.x"]),
     ("costs", &["7.x"]),
+    ("a_start_is_told_by_phases", &["6.12"]),
     // For the documents alone.
     ("costs_by_backend", &[]),
-    ("a_start_is_told_by_phases", &["6.12"]),
     ("kernel_summary", &[]),
 ];
 const FENTRY: &[&str] = &["6.1", "6.12"];

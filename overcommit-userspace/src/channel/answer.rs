@@ -3,6 +3,7 @@
 use crate::channel::request::{Request, Requests};
 use crate::channel::vsock::Listener;
 use crate::channel::{Event, Guest};
+use crate::kernel::clock;
 use anyhow::Result;
 use overcommit_recording::guest::message::{Message, Refusal};
 use overcommit_recording::guest::{Telling, vhostmd};
@@ -170,7 +171,7 @@ async fn serve(
 
 impl Known {
     fn answer(&mut self, dialect: Dialect, guest: &Guest, request: Request) -> Result<String> {
-        let message = self.telling.message(&guest.vm_id);
+        let message = self.telling.message(&guest.vm_id, clock::now()?.monotonic_ns);
         Ok(match (dialect, request, message) {
             (Dialect::Own, Request::Figures(request), Some(message)) => {
                 format!("{}\n", serde_json::to_string(&Message { request, ..message })?)

@@ -46,8 +46,9 @@ struct Known {
     ports: Vec<Place>,
     /// Whether it is told of itself.
     is_told: bool,
-    /// Whether its CID is its own: no user who logs in has started it, and it has vhost-vsock open.
-    has_cid: bool,
+    /// The descriptor by which its CID is its own, unless a login user has started it: it is open on
+    /// vhost-vsock.
+    cid_by: Option<PathBuf>,
 }
 
 /// A port of it.
@@ -105,11 +106,12 @@ impl Ports {
                 self.known.insert(of.vm_id.clone(), Known::new(of, vm, is_told));
             }
         }
-        for Known { guest, vm, has_cid, .. } in self.known.values_mut() {
-            // It may not have opened it at first.
-            if !*has_cid && vm.channels.cid.is_some() {
+        for Known { guest, vm, cid_by, .. } in self.known.values_mut() {
+            // It may open it later; and once it is closed, its CID can be another's.
+            if vm.channels.cid.is_some() && !cid_by.as_deref().is_some_and(is_vsock) {
                 let process = self.proc.join(guest.pid.to_string());
-                *has_cid = holds_vsock(&process) && self.discovery.login_user(vm).is_none();
+                let is_own = self.discovery.login_user(vm).is_none();
+                *cid_by = is_own.then(|| opened_vsock(&process)).flatten();
             }
         }
         let cids = self.known_cids();
@@ -124,8 +126,8 @@ impl Ports {
     /// has started are told by vsock.
     fn known_cids(&self) -> BTreeMap<u32, Guest> {
         let mut cids: BTreeMap<u32, Option<Guest>> = BTreeMap::new();
-        for Known { guest, vm, is_told, has_cid, .. } in self.known.values() {
-            if let Some(cid) = vm.channels.cid.filter(|_| *has_cid) {
+        for Known { guest, vm, is_told, cid_by, .. } in self.known.values() {
+            if let Some(cid) = vm.channels.cid.filter(|_| cid_by.is_some()) {
                 let guest = Some(guest.clone()).filter(|_| *is_told);
                 cids.entry(cid).and_modify(|known| *known = None).or_insert(guest);
             }
@@ -177,7 +179,7 @@ impl Known {
         };
         let ports = vm.channels.ports.iter().filter(|_| is_told).cloned();
         let ports = ports.map(Place::new).collect();
-        Self { guest, name: of.name.clone(), vm, ports, is_told, has_cid: false }
+        Self { guest, name: of.name.clone(), vm, ports, is_told, cid_by: None }
     }
 }
 
@@ -228,15 +230,21 @@ async fn connect(
 /// Major and minor number of [`VHOST`] (`VHOST_VSOCK_MINOR`, include/linux/miscdevice.h).
 const VHOST_VSOCK: (u32, u32) = (10, 241);
 
-/// Whether a process has vhost-vsock open.
-fn holds_vsock(process: &Path) -> bool {
-    let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else { return false };
-    let is_it = |path: PathBuf| {
-        // By its name first: a file on a server that hangs is not asked for.
-        std::fs::read_link(&path).ok().filter(|link| link == Path::new(VHOST))?;
-        let stat = rustix::fs::stat(path).ok()?;
+/// A descriptor of a process that is open on vhost-vsock.
+fn opened_vsock(process: &Path) -> Option<PathBuf> {
+    let descriptors = std::fs::read_dir(process.join("fd")).ok()?;
+    descriptors.flatten().map(|entry| entry.path()).find(|path| is_vsock(path))
+}
+
+/// Whether a descriptor in /proc is.
+fn is_vsock(descriptor: &Path) -> bool {
+    // By its name first: a file on a server that hangs is not asked for.
+    let link = std::fs::read_link(descriptor);
+    if !link.is_ok_and(|link| link == Path::new(VHOST)) {
+        return false;
+    }
+    rustix::fs::stat(descriptor).is_ok_and(|stat| {
         let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        Some(is_device && (major(stat.st_rdev), minor(stat.st_rdev)) == VHOST_VSOCK)
-    };
-    descriptors.flatten().any(|entry| is_it(entry.path()).unwrap_or(false))
+        is_device && (major(stat.st_rdev), minor(stat.st_rdev)) == VHOST_VSOCK
+    })
 }

@@ -5,7 +5,7 @@ use crate::commands::{JUDGE, WHEN, WHERE, parse_objective, signalled};
 use crate::guest::alone::Alone;
 use crate::guest::asking::{Answers, asking};
 use crate::guest::host::Ways;
-use crate::guest::load::exit_code;
+use crate::guest::load::{Known, exit_code};
 use crate::session::load::{Load, code};
 use crate::session::wait::Waiter;
 use crate::terminal::{print, print_json, say};
@@ -148,7 +148,8 @@ fn judged(objectives: &[Objective], message: &Message) -> u8 {
     if message.is_stale() && !objectives.is_empty() {
         return NOT_JUDGED;
     }
-    exit_code(objectives, &message.last_60s, message.last_60s.seconds)
+    let minute = &message.last_60s;
+    exit_code(objectives, minute, Known::all(minute.seconds), minute.seconds)
 }
 
 /// What to do where the host does not tell.
@@ -236,12 +237,12 @@ async fn while_command_runs(args: &Args) -> Result<ExitCode> {
     };
     let seconds = since.elapsed().as_secs_f64();
     answers.take_those_of(seconds, &mut waiter).await?;
-    let shares = answers.meanwhile.until(seconds);
+    let (shares, known) = answers.meanwhile.until(seconds);
     if let Some(error) = answers.why.filter(|_| shares.seconds == 0.0) {
         say(&untold(&error));
     }
     tell(args, &shares, seconds)?;
-    let (code, judged) = (code(status, sent), exit_code(&args.slo, &shares, seconds));
+    let (code, judged) = (code(status, sent), exit_code(&args.slo, &shares, known, seconds));
     Ok(ExitCode::from(if judged == BROKEN || code == 0 { judged } else { code }))
 }
 

@@ -13,6 +13,8 @@ use tokio::time::sleep_until;
 const AGAIN: Duration = Duration::from_secs(1);
 /// Time after a command in which the host tells of its end.
 const LAST: Duration = Duration::from_secs(3);
+/// The same, however long the host's intervals are.
+const LONGEST: Duration = Duration::from_secs(180);
 
 /// What the host says, second by second, and when that was, in seconds since `since`.
 ///
@@ -78,7 +80,8 @@ impl Answers {
             if is_hopeless || self.meanwhile.reaches(seconds) {
                 return Ok(());
             }
-            let until = over + LAST.max(Duration::from_secs_f64(2.0 * longest_s));
+            let longest = Duration::try_from_secs_f64(2.0 * longest_s).unwrap_or(LONGEST);
+            let until = over + longest.clamp(LAST, LONGEST);
             tokio::select! {
                 biased;
                 _ = waiter.signal() => return Ok(()),

@@ -92,9 +92,9 @@ impl Meanwhile {
         self.told.iter().map(|told| told.to_s - told.from_s).fold(0.0, f64::max)
     }
 
-    /// Shares of the first so many seconds, as far as the host has told of them. Of an interval that
-    /// lies in them in part the same part counts.
-    pub fn until(&self, end_s: f64) -> Shares {
+    /// Shares of the first so many seconds, as far as the host has told of them, and for how many
+    /// seconds each is known. Of an interval that lies in them in part the same part counts.
+    pub fn until(&self, end_s: f64) -> (Shares, Known) {
         let began_s = self.began_s.unwrap_or(0.0);
         let mut seconds = 0.0;
         let mut waited = [(0.0, 0.0); 2];
@@ -110,21 +110,38 @@ impl Meanwhile {
         }
         let [stall_share, cpu_share] =
             waited.map(|(waited, known)| (known > 0.0).then(|| waited / known));
-        Shares { seconds, stall_share, cpu_share }
+        let known = Known { stall_s: waited[0].1, cpu_s: waited[1].1 };
+        (Shares { seconds, stall_share, cpu_share }, known)
+    }
+}
+
+/// For how many seconds shares are known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Known {
+    /// `stall.share`.
+    pub stall_s: f64,
+    /// `cpu.share`.
+    pub cpu_s: f64,
+}
+
+impl Known {
+    /// Both for so many.
+    pub fn all(seconds: f64) -> Self {
+        Self { stall_s: seconds, cpu_s: seconds }
     }
 }
 
 /// How objectives come out over so many seconds: 3 if one is broken, 4 if one could be broken in the
 /// time that the host has not told of.
-pub fn exit_code(objectives: &[Objective], shares: &Shares, seconds: f64) -> u8 {
-    let known_s = shares.seconds.min(seconds);
+pub fn exit_code(objectives: &[Objective], shares: &Shares, known: Known, seconds: f64) -> u8 {
     let mut code = 0;
     for objective in objectives {
         let Bound::Share { of, limit } = &objective.bound else { continue };
-        let share = match of {
-            Share::Stall => shares.stall_share,
-            Share::Cpu => shares.cpu_share,
+        let (share, known_s) = match of {
+            Share::Stall => (shares.stall_share, known.stall_s),
+            Share::Cpu => (shares.cpu_share, known.cpu_s),
         };
+        let known_s = known_s.min(seconds);
         let bound_s = limit * seconds;
         match share.map(|share| share * known_s) {
             Some(waited_s) if waited_s > bound_s => return BROKEN,
@@ -166,7 +183,7 @@ mod tests {
                 meanwhile.add(&message, unix_s - 9.0 + 0.2 + late_s);
             }
         }
-        meanwhile.until(end_s)
+        meanwhile.until(end_s).0
     }
 
     #[test]
@@ -194,10 +211,25 @@ mod tests {
         meanwhile.add(&message(10.0, (1.0, Some(0.0)), (0.0, 0.0)), 1.2);
         // It stood still for four seconds, in which it waited for three.
         meanwhile.add(&message(15.0, (1.0, Some(0.0)), (10.0, 0.3)), 6.2);
-        let all = meanwhile.until(6.0);
+        let all = meanwhile.until(6.0).0;
         assert!((all.seconds - 6.0).abs() < 1e-9, "{all:?}");
         assert!((all.stall_share.unwrap() - 0.5).abs() < 1e-9, "{all:?}");
         assert!(meanwhile.reaches(5.9) && !meanwhile.reaches(6.1));
+    }
+
+    #[test]
+    fn a_share_is_known_for_the_seconds_that_have_one() {
+        let mut meanwhile = Meanwhile::default();
+        for (unix_s, share) in [(10.0, Some(0.5)), (11.0, None), (12.0, None)] {
+            meanwhile.add(&message(unix_s, (1.0, share), (0.0, 0.0)), unix_s - 9.0 + 0.2);
+        }
+        let (shares, known) = meanwhile.until(3.0);
+        assert_eq!((shares.seconds, shares.stall_share), (3.0, Some(0.5)));
+        assert_eq!(known, Known { stall_s: 1.0, cpu_s: 3.0 });
+        let objective = |text: &str| vec![Objective::parse(text).unwrap()];
+        let code = |text| exit_code(&objective(text), &shares, known, 3.0);
+        assert_eq!([code("stall.share<10%"), code("stall.share<50%")], [BROKEN, NOT_JUDGED]);
+        assert_eq!(code("cpu.share<60%"), 0);
     }
 
     #[test]
@@ -207,13 +239,16 @@ mod tests {
         };
         let both = objectives(&["stall.share<1%", "cpu.share<5%"]);
         let shares = |stall, cpu| Shares { seconds: 10.0, stall_share: stall, cpu_share: cpu };
-        assert_eq!(exit_code(&both, &shares(Some(0.01), Some(0.05)), 10.0), 0);
-        assert_eq!(exit_code(&both, &shares(Some(0.02), None), 10.0), BROKEN);
-        assert_eq!(exit_code(&both, &shares(Some(0.0), None), 10.0), NOT_JUDGED);
+        let judged = |objectives: &[Objective], shares: &Shares, seconds| {
+            exit_code(objectives, shares, Known::all(10.0), seconds)
+        };
+        assert_eq!(judged(&both, &shares(Some(0.01), Some(0.05)), 10.0), 0);
+        assert_eq!(judged(&both, &shares(Some(0.02), None), 10.0), BROKEN);
+        assert_eq!(judged(&both, &shares(Some(0.0), None), 10.0), NOT_JUDGED);
         // Of a second in a hundred nothing is known: it can be the one that was allowed.
-        assert_eq!(exit_code(&both, &shares(Some(0.0), Some(0.0)), 10.1), 0);
-        assert_eq!(exit_code(&both, &shares(Some(0.0), Some(0.0)), 10.2), NOT_JUDGED);
-        assert_eq!(exit_code(&both, &shares(Some(0.2), Some(0.0)), 100.0), BROKEN);
-        assert_eq!(exit_code(&[], &shares(None, None), 10.0), 0);
+        assert_eq!(judged(&both, &shares(Some(0.0), Some(0.0)), 10.1), 0);
+        assert_eq!(judged(&both, &shares(Some(0.0), Some(0.0)), 10.2), NOT_JUDGED);
+        assert_eq!(judged(&both, &shares(Some(0.2), Some(0.0)), 100.0), BROKEN);
+        assert_eq!(judged(&[], &shares(None, None), 10.0), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Sockets behind QEMU's character devices.
 
-use crate::vm::options::{pairs, value};
+use crate::vm::options::{is_on, pairs, value};
 use overcommit_recording::model::vm::Listening;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -38,7 +38,7 @@ pub(super) fn listening(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<Listening> {
         let number = str::from_utf8(&fd).ok().and_then(|fd| fd.parse().ok());
         return Some(Listening::Descriptor(number.unwrap_or(-1)));
     }
-    let listens = value(pairs, b"server").is_some_and(|server| server == b"on");
+    let listens = value(pairs, b"server").is_some_and(|server| is_on(&server));
     let path = value(pairs, b"path").filter(|_| listens)?;
     Some(Listening::At(OsString::from_vec(path).into()))
 }

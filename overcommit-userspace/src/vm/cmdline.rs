@@ -9,7 +9,7 @@ use crate::vm::channels::ChannelDevices;
 use crate::vm::chardev::Sockets;
 use crate::vm::memory_devices::MemoryDevices;
 use crate::vm::monitor::Monitors;
-use crate::vm::options::{pairs, sections, size, value};
+use crate::vm::options::{is_on, pairs, sections, size, value};
 use overcommit_recording::model::balloon::LARGEST;
 use overcommit_recording::model::vm::{Channels, Monitor, Plugged};
 
@@ -219,9 +219,7 @@ impl CommandLine {
             match key.as_slice() {
                 b"guest" => self.guest = Some(value),
                 b"process" => self.process = Some(value),
-                b"debug-threads" => {
-                    self.debug_threads = matches!(&value[..], b"on" | b"yes" | b"true" | b"y")
-                }
+                b"debug-threads" => self.debug_threads = is_on(&value),
                 _ => {}
             }
         }

@@ -54,6 +54,11 @@ pub(super) fn value(pairs: &[(Vec<u8>, Vec<u8>)], key: &[u8]) -> Option<Vec<u8>>
     found.map(|(_, v)| v.clone())
 }
 
+/// Whether a switch is on (`qapi_bool_parse`, qapi/qapi-util.c).
+pub(super) fn is_on(value: &[u8]) -> bool {
+    matches!(value, b"on" | b"yes" | b"true" | b"y")
+}
+
 /// A size as `qemu_strtosz` reads it, but for hexadecimal ones: fractions allowed, of the unit that
 /// its suffix says, else of that power of two. In bytes.
 pub(super) fn size(text: &[u8], unit: u32) -> Option<u64> {

@@ -16,7 +16,7 @@ const LIMIT: u64 = 256;
 const STEPS: [u64; 7] = [50, 80, 100, 105, 110, 120, 150];
 /// Share of its time that a VM waits from which it is over the cliff: below what any machine
 /// shows there, and above what a VM that fits does.
-const CLIFF: f64 = 0.05;
+const CLIFF: f64 = 0.02;
 /// Intervals of each step that are looked at.
 const INTERVALS: usize = 6;
 
@@ -31,7 +31,7 @@ struct Step {
 pub(super) fn run(dir: &Path) -> Result<()> {
     let squeeze = Squeeze::to(LIMIT)?;
     let folder = dir.join("thrash");
-    let recording = Recording::start(&folder, ["--interval", "500ms", "--slo", "stall.share<5%"])?;
+    let recording = Recording::start(&folder, ["--interval", "500ms", "--slo", "stall.share<2%"])?;
     let mut steps = Vec::new();
     for percent in STEPS {
         steps.push(step(&squeeze, &folder, percent)?);

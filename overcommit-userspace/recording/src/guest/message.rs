@@ -30,6 +30,9 @@ pub struct Message {
     pub unix_s: f64,
     /// How long ago that was when the message was sent, in seconds.
     pub age_s: f64,
+    /// The host's interval, in seconds: how often there are new figures. 0 of hosts that do not tell.
+    #[serde(default)]
+    pub interval_s: f64,
     /// How the VM fared in the last minute.
     #[serde(deserialize_with = "known")]
     pub verdict: Fared,
@@ -72,7 +75,7 @@ pub struct Message {
 impl Message {
     /// Whether it says nothing of now: the host's recorder is held up.
     pub fn is_stale(&self) -> bool {
-        self.age_s > STALE * self.last_1s.seconds.max(1.0)
+        self.age_s > STALE * self.interval_s.max(1.0)
     }
 }
 
@@ -183,6 +186,7 @@ pub(super) mod tests {
             request: None,
             unix_s: 1_700_000_060.0,
             age_s: 0.4,
+            interval_s: 1.0,
             verdict: Fared::Thrashed,
             cause: Some(Cause::HostShort),
             last_1s: shares(1.0, 0.4),
@@ -213,6 +217,13 @@ pub(super) mod tests {
         let line = serde_json::to_string(&message()).unwrap();
         assert!(!line.contains('\n') && line.len() < LINE_MAX, "{}", line.len());
         assert_eq!(serde_json::from_str::<Message>(&line).unwrap(), message());
+    }
+
+    #[test]
+    fn figures_are_old_when_some_were_left_out() {
+        let after = |age_s, interval_s| Message { age_s, interval_s, ..message() }.is_stale();
+        assert!(!after(2.9, 1.0) && after(3.1, 1.0) && !after(100.0, 60.0) && after(190.0, 60.0));
+        assert!(after(4.0, 0.0), "of a host that does not tell its interval");
     }
 
     #[test]

@@ -12,7 +12,6 @@ use crate::summary::{Marks, Summary, SummaryVm, Summing};
 use overcommit_ebpf::layout::Metric;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// OOM kills that are remembered: whoever starts VMs could have them killed.
@@ -22,8 +21,8 @@ const KILLS: usize = 1024;
 pub struct Telling {
     run: Option<Arc<Run>>,
     history: History,
-    /// When the last interval came.
-    came: Option<Instant>,
+    /// When the last interval ended, by the monotonic clock.
+    ended_ns: u64,
     /// Of the last interval, by VM id; each made when it is asked for.
     messages: BTreeMap<String, Message>,
     /// When a VM was killed for want of memory, in Unix seconds, by uuid and name.
@@ -33,7 +32,7 @@ pub struct Telling {
 impl Default for Telling {
     fn default() -> Self {
         let (messages, kills) = Default::default();
-        Self { run: None, history: History::of_the_last_minute(), came: None, messages, kills }
+        Self { run: None, history: History::of_the_last_minute(), ended_ns: 0, messages, kills }
     }
 }
 
@@ -53,18 +52,20 @@ impl Telling {
             self.kills.remove(&oldest);
         }
         self.run = Some(Arc::clone(run));
-        self.came = Some(Instant::now());
+        let last = self.history.lines().back().map(|line| line.place);
+        let since_ns = last.map_or(0, |last| last.offset_ns.saturating_add(last.length_ns));
+        self.ended_ns = run.clocks.start.monotonic_ns.saturating_add(since_ns);
         self.messages.clear();
     }
 
-    /// What a VM is told; `None` of one that is not recorded.
-    pub fn message(&mut self, vm_id: &str) -> Option<Message> {
+    /// What a VM is told at that moment of the monotonic clock; `None` of one that is not recorded.
+    pub fn message(&mut self, vm_id: &str, now_ns: u64) -> Option<Message> {
         if !self.messages.contains_key(vm_id) {
             let made = self.made(vm_id)?;
             self.messages.insert(vm_id.to_owned(), made);
         }
         let message = self.messages.get(vm_id)?;
-        let age_s = self.came.map_or(0.0, |came| rounded(came.elapsed().as_secs_f64()));
+        let age_s = rounded(now_ns.saturating_sub(self.ended_ns) as f64 / 1e9);
         Some(Message { age_s, ..message.clone() })
     }
 
@@ -85,6 +86,7 @@ impl Telling {
         let minute = over(60, |_| true)?;
         Some(Message {
             unix_s: line.place.end_s(),
+            interval_s: rounded(run.options.interval_ns as f64 / 1e9),
             last_1s: shares(&second),
             last_10s: shares(&ten),
             swapped_in_bytes_per_s: swapped_in.map(|pages| (pages * run.page_size as f64).round()),
@@ -148,6 +150,7 @@ fn of_a_minute(vm: &SummaryVm) -> Message {
         request: None,
         unix_s: 0.0,
         age_s: 0.0,
+        interval_s: 0.0,
         verdict: vm.verdict.fared,
         cause: vm.verdict.cause.clone().map(without_neighbours),
         last_1s: Shares::default(),
@@ -197,6 +200,8 @@ mod tests {
     use crate::model::run::{EndedBy, EvictionSight};
     use crate::summary::verdict::Fared;
 
+    const NOW_NS: u64 = 101_500_000_000;
+
     fn vm(name: &str) -> RunVm {
         let uuid = Some(format!("uuid-of-{name}"));
         RunVm { vm_id: format!("{name}-1"), name: name.to_owned(), uuid, ..RunVm::default() }
@@ -213,6 +218,7 @@ mod tests {
         let start_us = 1_700_000_000_000_000 + number * 1_000_000;
         // As boundaries come: not of quite the same length.
         let length_ns = SECOND_NS - number % 2 * 1_000_000;
+        let offset_ns = number * SECOND_NS + number % 2 * 1_000_000;
         let of = |vm, waited_ns| {
             let stall = Stall { waited_ns, vcpu_ns: SECOND_NS, ..Stall::default() };
             let (resident, swapped) = (7 << 20, 3 << 20);
@@ -224,7 +230,7 @@ mod tests {
         let aggressor = Aggressor { class: AggressorClass::Vm, id: "neighbour-1".into(), name };
         let counts = EvictionCounts { written_pages: 9_000, ..EvictionCounts::default() };
         Interval {
-            place: Place { number, start_us, length_ns, ..Place::default() },
+            place: Place { number, start_us, length_ns, offset_ns, ..Place::default() },
             vms: vec![of(0, waited_ms * 1_000_000), of(1, 0)],
             evictions: vec![Eviction { victim: Some(0), aggressor, counts }],
             ..Interval::default()
@@ -235,19 +241,21 @@ mod tests {
     fn shares_are_of_the_last_second_ten_seconds_and_minute() {
         let run = run(vec![vm("web"), vm("neighbour")]);
         let mut telling = Telling::default();
-        assert!(telling.message("web-1").is_none());
+        assert!(telling.message("web-1", NOW_NS).is_none());
         for number in 0..100 {
             telling.add(&run, second(number, if number < 95 { 0 } else { 400 }));
         }
-        let message = telling.message("web-1").unwrap();
+        let message = telling.message("web-1", NOW_NS).unwrap();
         let share = |of: Shares| (of.stall_share.unwrap() * 1e3).round() / 1e3;
         let [one, ten, minute] = [message.last_1s, message.last_10s, message.last_60s].map(share);
         assert_eq!((one, ten, minute), (0.4, 0.2, 0.033));
         assert!((message.last_10s.seconds - 10.0).abs() < 0.1, "{:?}", message.last_10s);
         assert!((message.unix_s - 1_700_000_100.0).abs() < 0.01, "{}", message.unix_s);
         assert_eq!(message.swapped_bytes, Some(3 << 20));
-        assert_eq!(telling.message("neighbour-1").unwrap().last_60s.stall_share, Some(0.0));
-        assert!(telling.message("other-1").is_none());
+        assert_eq!(telling.message("neighbour-1", NOW_NS).unwrap().last_60s.stall_share, Some(0.0));
+        assert!(telling.message("other-1", NOW_NS).is_none());
+        // The hundredth one began after ninety-nine, and the recording at no second.
+        assert_eq!(message.age_s, 1.5);
     }
 
     #[test]
@@ -255,7 +263,7 @@ mod tests {
         let run = run(vec![vm("web"), vm("neighbour")]);
         let mut telling = Telling::default();
         telling.add(&run, second(0, 400));
-        let message = telling.message("web-1").unwrap();
+        let message = telling.message("web-1", NOW_NS).unwrap();
         assert_eq!(
             (message.verdict, message.cause.clone()),
             (Fared::Slowed, Some(Cause::HostShort))
@@ -275,7 +283,8 @@ mod tests {
         telling.add(&run(vec![killed, vm("neighbour")]), second(0, 0));
         let again = RunVm { vm_id: "web-2".to_owned(), ..vm("web") };
         telling.add(&run(vec![again, vm("neighbour")]), second(1, 0));
-        let told = |telling: &mut Telling, id| telling.message(id).unwrap().last_oom_kill_unix_s;
+        let told =
+            |telling: &mut Telling, id| telling.message(id, NOW_NS).unwrap().last_oom_kill_unix_s;
         assert_eq!(told(&mut telling, "web-2"), Some(1_700_000_000.5));
         assert_eq!(told(&mut telling, "neighbour-1"), None);
     }

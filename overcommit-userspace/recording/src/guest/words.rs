@@ -23,12 +23,17 @@ pub fn sentence(message: &Message) -> String {
         );
     }
     match message.verdict {
-        Fared::Ok => format!(
-            "The host barely disturbed this VM in the last {time}: it took {} of its vCPU time for \
-             memory and {} because it had no free CPU.",
-            percent(stall),
-            percent(cpu)
-        ),
+        Fared::Ok => {
+            let cpu = minute
+                .cpu_share
+                .map(|cpu| format!(" and {} because it had no free CPU", percent(cpu)));
+            format!(
+                "The host barely disturbed this VM in the last {time}: it took {} of its vCPU time \
+                 for memory{}.",
+                share(minute.stall_share),
+                cpu.unwrap_or_default()
+            )
+        }
         Fared::Unseen => "The host cannot tell how much it disturbed this VM.".to_owned(),
         Fared::Starved => format!(
             "The host took {} back from this VM by its balloon, and programs here have little left. \
@@ -194,7 +199,13 @@ mod tests {
         let old = Message { age_s: 30.0, ..message() };
         assert!(sentence(&old).starts_with("The host's last report to this VM is 30 s old"));
         let ok = Message { cause: None, verdict: Fared::Ok, ..message() };
-        assert!(sentence(&ok).starts_with("The host barely disturbed this VM in the last minute"));
+        assert_eq!(
+            sentence(&ok),
+            "The host barely disturbed this VM in the last minute: it took 14.0 % of its vCPU time for \
+             memory and 2.0 % because it had no free CPU."
+        );
+        let unseen = Shares { cpu_share: None, ..ok.last_60s };
+        assert!(sentence(&Message { last_60s: unseen, ..ok }).ends_with("time for memory."));
     }
 
     #[test]

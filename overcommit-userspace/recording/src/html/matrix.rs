@@ -59,6 +59,14 @@ impl Taken {
         }
     }
 
+    /// All pages, by span.
+    #[cfg(test)]
+    pub(super) fn sums(&self, spans: usize) -> Vec<u64> {
+        let of =
+            |span| self.pages.iter().filter(|(key, _)| key.0 == span).map(|(_, pages)| pages).sum();
+        (0..spans).map(of).collect()
+    }
+
     /// What those took of a VM in each span, and all others.
     fn of(&self, victim: usize, columns: &[Taker], spans: usize) -> Vec<Vec<u64>> {
         let numbers: Vec<Option<&usize>> = columns.iter().map(|of| self.takers.get(of)).collect();

@@ -30,7 +30,7 @@ pub(super) const CPU: usize = 6;
 const VCPUS: usize = 7;
 const RECORDED: usize = 8;
 /// What a step of the time of day is, in microseconds: intervals follow each other.
-const CLOCK_STEP_US: i64 = 1_000_000;
+const CLOCK_STEP_US: u64 = 1_000_000;
 pub(super) const GIB: f64 = 1_073_741_824.0;
 pub(super) const MIB: f64 = 1_048_576.0;
 
@@ -39,9 +39,12 @@ pub(super) const MIB: f64 = 1_048_576.0;
 pub(super) struct Timeline {
     /// Start of the first column: a multiple of their length, as of intervals.
     start_us: u64,
-    /// The end of the last interval, and by how much the time of day was set since the start.
-    end_us: Option<i64>,
-    set_us: i64,
+    /// The intervals so far, as far as they follow each other.
+    pieces: Vec<Piece>,
+    /// Length of the last interval, in microseconds.
+    last_us: u64,
+    /// Whether the time of day was set, maybe back.
+    is_set: bool,
     /// Length of a column.
     pub(super) step_s: u64,
     /// How many there are.
@@ -61,6 +64,26 @@ pub(super) struct Timeline {
     pub(super) page_size: u64,
     /// Gathered where there are several spans.
     pub(super) taken: Taken,
+}
+
+/// Intervals between which the time of day was not set, in Unix microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// As the recording has them.
+    from_us: u64,
+    to_us: u64,
+    /// Where the page shows the first of them.
+    shown_us: u64,
+}
+
+impl Piece {
+    fn shown_at(&self, at_us: u64) -> u64 {
+        self.shown_us.saturating_add_signed(at_us.wrapping_sub(self.from_us).cast_signed())
+    }
+
+    fn distance_us(&self, at_us: u64) -> u64 {
+        at_us.abs_diff(at_us.clamp(self.from_us, self.to_us))
+    }
 }
 
 /// The host in a column.
@@ -118,8 +141,9 @@ impl Timeline {
         let start_us = run.clocks.start.realtime_ns / 1_000 / step_us * step_us;
         Self {
             start_us,
-            end_us: None,
-            set_us: 0,
+            pieces: Vec::new(),
+            last_us: 0,
+            is_set: !run.clocks.steps.is_empty(),
             step_s,
             columns: 1,
             marks: Vec::new(),
@@ -135,9 +159,16 @@ impl Timeline {
         }
     }
 
-    /// The column of a moment, in Unix microseconds.
+    /// The column of a moment as the recording has it, in Unix microseconds: of one that was there
+    /// twice because the time of day was set back, the first.
     pub(super) fn column(&self, at_us: u64) -> usize {
-        let column = at_us.saturating_sub(self.start_us) / (self.step_s * 1_000_000);
+        let nearest = self.pieces.iter().min_by_key(|piece| piece.distance_us(at_us));
+        self.column_of(nearest.map_or(at_us, |piece| piece.shown_at(at_us)))
+    }
+
+    /// The column of a moment as the page shows it, where time only goes on.
+    fn column_of(&self, shown_us: u64) -> usize {
+        let column = shown_us.saturating_sub(self.start_us) / (self.step_s * 1_000_000);
         usize::try_from(column).unwrap_or(usize::MAX).min(COLUMNS as usize * 2)
     }
 
@@ -149,13 +180,13 @@ impl Timeline {
     /// Adds an interval. One that is longer than a column leaves those empty that it goes on in.
     pub(super) fn add(&mut self, interval: &Interval) {
         let place = interval.place;
-        let start_us = self.start_of(&place);
-        let column = self.column(start_us);
-        self.take_marks(&place, start_us);
+        let start_us = self.follow(&place);
+        let column = self.column_of(start_us);
+        self.take_marks(&place);
         self.host.resize(self.host.len().max(column + 1), HostColumn::default());
         self.host[column].add(interval);
         let span = self.edges.iter().filter(|edge| **edge <= column).count() - 1;
-        if self.edges.len() > 1 {
+        if self.edges.len() > 1 || !self.waiting.is_empty() {
             self.taken.add(span, &interval.evictions);
         }
         for vm in interval.vms.iter().filter(|vm| vm.vm < VMS) {
@@ -170,31 +201,42 @@ impl Timeline {
         }
     }
 
-    /// When an interval begins, in Unix microseconds: where the one before ended, whatever the clock
+    /// When an interval begins, as the page shows it: where the one before ended, whatever the clock
     /// was set to.
-    fn start_of(&mut self, place: &Place) -> u64 {
-        let signed = |us: u64| i64::try_from(us).unwrap_or(i64::MAX);
-        let mut start_us = signed(place.start_us).saturating_sub(self.set_us);
-        if let Some(end_us) = self.end_us
-            && start_us.abs_diff(end_us) > CLOCK_STEP_US.unsigned_abs()
-        {
-            self.set_us = self.set_us.saturating_add(start_us.saturating_sub(end_us));
-            start_us = end_us;
+    fn follow(&mut self, place: &Place) -> u64 {
+        let Place { start_us, length_ns, .. } = *place;
+        let end_us = start_us.saturating_add(length_ns / 1_000);
+        let last = self.pieces.last().copied();
+        if let Some(last) = last.filter(|last| start_us.abs_diff(last.to_us) <= CLOCK_STEP_US) {
+            if let Some(piece) = self.pieces.last_mut() {
+                piece.to_us = end_us;
+            }
+            return last.shown_at(start_us);
         }
-        self.end_us = Some(start_us.saturating_add(signed(place.length_ns / 1_000)));
-        u64::try_from(start_us).unwrap_or(0)
+        let shown_us = last.map_or(start_us, |last| last.shown_at(last.to_us));
+        self.pieces.push(Piece { from_us: start_us, to_us: end_us, shown_us });
+        shown_us
     }
 
-    /// Takes the marks of an interval that begins then. One that was made in the interval before, but
+    /// Takes the marks of the interval that came last. One that was made in the interval before, but
     /// after the clock was set, has a time right before this one.
-    fn take_marks(&mut self, place: &Place, start_us: u64) {
+    fn take_marks(&mut self, place: &Place) {
         let length_us = place.length_ns / 1_000;
-        let from_us = place.start_us.saturating_sub(length_us + CLOCK_STEP_US.unsigned_abs());
+        let before_us = self.last_us.max(length_us) + CLOCK_STEP_US;
+        let from_us = place.start_us.saturating_sub(before_us);
         let to_us = place.start_us.saturating_add(length_us);
-        let is_in = |mark: &mut Mark| (from_us..to_us).contains(&mark.at_us);
+        // What is no longer to come, or what comes before a part that is looked at.
+        let is_over = !self.is_set || self.last_us == 0;
+        self.last_us = length_us;
+        let is_in = |mark: &mut Mark| mark.at_us < to_us && (is_over || mark.at_us >= from_us);
         while let Some(mark) = self.waiting.pop_front_if(is_in) {
-            let since_us = mark.at_us.saturating_sub(place.start_us);
-            let column = self.column(start_us.saturating_add(since_us));
+            // Once the time of day was set, a moment can lie in an earlier piece as well.
+            let is_again = self.is_set && self.pieces.len() > 1;
+            let piece = self.pieces.last().filter(|_| is_again);
+            let column = piece.map_or_else(
+                || self.column(mark.at_us),
+                |piece| self.column_of(piece.shown_at(mark.at_us.max(piece.from_us))),
+            );
             self.marks.push((mark.text, column));
             if self.edges.last().is_some_and(|last| *last < column) {
                 if self.edges.len() < SPANS {
@@ -344,7 +386,9 @@ fn add_cells(cells: &mut Vec<(u32, u8, u32)>, column: u32, latencies: &Latencies
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::clock::Clocks;
     use crate::model::coverage::Coverage;
+    use crate::model::evictions::{Aggressor, AggressorClass, Eviction, EvictionCounts};
     use crate::model::interval::MetricInterval;
 
     const SECOND_NS: u64 = 1_000_000_000;
@@ -386,15 +430,18 @@ mod tests {
     #[test]
     fn a_column_has_all_of_its_intervals_and_a_gap_none() {
         let mark = |at_us, text: &str| Mark { at_us, text: text.to_owned() };
-        // The second one by the clock as it was set, right before the next interval.
+        // The second one by the clock as it was set, right before the next interval; the last one at no
+        // time that there was.
         let marks = [mark(2_000_000, "load"), mark(3_602_400_000, "set"), mark(90_000_000, "late")];
-        let mut timeline = Timeline::new(&run(1, 8), &marks);
+        let mut run = run(1, 8);
+        run.clocks.steps.push(Clocks::default());
+        let mut timeline = Timeline::new(&run, &marks);
         let mut half = interval(2, 1, 5_000_000);
         half.place.length_ns /= 2;
         timeline.add(&interval(0, 1, 1_000));
         timeline.add(&interval(1, 1, 1_000));
         timeline.add(&half);
-        // The clock is set back by an hour; the interval begins in the middle of a second.
+        // The clock is set forward by an hour; the interval begins in the middle of a second.
         let mut next = interval(0, 1, 1_000);
         next.place.start_us = 2_500_000 + 3_600_000_000;
         next.place.length_ns /= 2;
@@ -411,6 +458,9 @@ mod tests {
         assert_eq!(timeline.edges, [0, 2, 7]);
         let marks = [("load".to_owned(), 2), ("set".to_owned(), 2)];
         assert_eq!(timeline.marks, marks);
+        // What the recording has by the clock as it was set is shown where it happened.
+        let columns = [2_100_000, 3_602_600_000, 3_606_500_000].map(|at_us| timeline.column(at_us));
+        assert_eq!(columns, [2, 2, 6]);
         let vm = &timeline.vms[0];
         let (low, high) = (row(1_000), row(5_000_000));
         let cells = [(0, low, 3), (1, low, 3), (2, low, 3), (2, high, 3), (3, low, 3), (6, low, 3)];
@@ -419,5 +469,25 @@ mod tests {
         assert_eq!((vm.at(2).series[CPU], vm.at(3).series[RECORDED]), (1e9, 3e9));
         assert_eq!(vm.at(4).series[RECORDED], 0.0);
         assert_eq!([row(0), row(256), row(363), row(1 << 40)], [0, 0, 1, 51]);
+    }
+
+    #[test]
+    fn spans_begin_with_the_marks_also_of_a_part() {
+        let mark = |at_s: u64| Mark { at_us: at_s * 1_000_000, text: String::new() };
+        // From the third second to the sixth.
+        let mut timeline = Timeline::new(&run(1, 8), &[mark(0), mark(1), mark(4)]);
+        let name = "a".to_owned();
+        let aggressor = Aggressor { class: AggressorClass::Vm, id: "1-1".into(), name };
+        let counts = EvictionCounts { written_pages: 1, ..EvictionCounts::default() };
+        for start_s in 2..6 {
+            let mut interval = interval(start_s, 1, 1_000);
+            interval.evictions =
+                vec![Eviction { victim: Some(0), aggressor: aggressor.clone(), counts }];
+            timeline.add(&interval);
+        }
+        timeline.end();
+        assert_eq!(timeline.edges, [0, 1, 4, 6]);
+        assert_eq!(timeline.marks.iter().map(|mark| mark.1).collect::<Vec<_>>(), [0, 1, 4]);
+        assert_eq!(timeline.taken.sums(3), [0, 2, 2]);
     }
 }
