@@ -70,7 +70,7 @@ impl Channels {
     pub fn start(guests: Vec<Pattern>, failed: Arc<Notify>) -> Result<Self> {
         let listener = vsock::is_there().then(vsock::listen).transpose();
         let listener = listener.unwrap_or_else(|error| {
-            say(&format!("overcommit: {error:#}; guests are told by virtio-serial alone"));
+            say(&format!("overcommit: {error:#}; guests are told over virtio-serial only"));
             None
         });
         let has_vsock = listener.is_some();
@@ -121,7 +121,7 @@ impl Channels {
         let _ = events.send(Event::Over);
         drop((events, run));
         let ended = |thread: JoinHandle<Result<()>>| {
-            thread.join().map_err(|_| anyhow!("what tells guests failed; see above"))?
+            thread.join().map_err(|_| anyhow!("the thread that tells guests failed; see above"))?
         };
         ended(answering)?;
         if has_failed { ended(connecting) } else { Ok(()) }

@@ -36,7 +36,7 @@ pub struct Args {
     /// Folder for the recordings, new, or one to resume [default: overcommit-ab-HOST-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
+    /// Only VMs whose name or uuid matches PATTERN, which may be a glob; id:100 for Proxmox,
     /// namespace/name for KubeVirt; may be repeated
     #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,

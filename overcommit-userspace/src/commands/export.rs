@@ -24,7 +24,7 @@ pub struct Args {
     /// distribution or the rows of intervals.csv; or one trace for Perfetto's viewer
     #[arg(long, default_value = "hlog")]
     format: Format,
-    /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
+    /// Only VMs whose name or uuid matches PATTERN, which may be a glob; id:100 for Proxmox,
     /// namespace/name for KubeVirt; may be repeated
     #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     vm: Vec<Pattern>,

@@ -186,7 +186,7 @@ async fn watch(args: &Args) -> Result<ExitCode> {
             biased;
             signal = waiter.signal() => signal,
             answer = answers.recv() => {
-                match answer.context("what asks the host ended")?.0 {
+                match answer.context("the thread that asks the host ended")?.0 {
                     Ok(message) => {
                         let line = if args.json {
                             serde_json::to_string(&message)?
@@ -252,8 +252,8 @@ fn tell(args: &Args, shares: &Shares, seconds: f64) -> Result<()> {
     }
     let share = |of: Option<f64>| of.map_or("an unknown part".to_owned(), percent);
     let told = format!(
-        "While COMMAND ran ({seconds:.1} s, of which the host told of {:.1} s), the host took {} of \
-         this VM's vCPU time for memory and {} because it had no free CPU.",
+        "While COMMAND ran ({seconds:.1} s, of which the host reported on {:.1} s), the host took {} \
+         of this VM's vCPU time for memory and {} because it had no free CPU.",
         shares.seconds,
         share(shares.stall_share),
         share(shares.cpu_share)

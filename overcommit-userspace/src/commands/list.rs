@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     } else if !entries.is_empty() {
         print(&format!("{}\n", table(&entries, args.verbose).trim_fmt()))?;
     } else if readable.is_ok() {
-        print("No VM runs on this host.\n")?;
+        print("No VM is running on this host.\n")?;
     }
     readable.map(|()| ExitCode::SUCCESS)
 }

@@ -199,8 +199,8 @@ fn parse_objective(text: &str) -> Result<Objective, String> {
 /// Options that say how the host and its VMs are looked at.
 #[derive(Debug, clap::Args)]
 struct HostArgs {
-    /// Also ask the QMP monitor at SOCKET about VMs that match PATTERN; of a VM's monitors the first
-    /// that answers is used; may be repeated
+    /// Also ask the QMP monitor at SOCKET about VMs that match PATTERN; if a VM has several monitors,
+    /// the first that answers is used; may be repeated
     #[arg(long, help_heading = DEPTH, value_name = "PATTERN=SOCKET", value_parser = parse_monitor)]
     monitor: Vec<(Pattern, PathBuf)>,
     /// Have guests with a balloon report their own view of memory, every 2 s, until the end

@@ -44,22 +44,22 @@ docs/guest-protocol.md; inside the VM: overcommit guest.")]
 pub struct Args {
     #[command(flatten)]
     subject: Subject,
-    /// Where to answer
+    /// Address to listen on
     #[arg(long, help_heading = WHERE, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9555")]
     listen: SocketAddr,
-    /// How fine native histograms are at the most: 3 is 9.1 % a bucket, 6 is 1.1 %, 8 is 0.3 %
+    /// Finest resolution of native histograms: 3 is 9.1 % per bucket, 6 is 1.1 %, 8 is 0.3 %
     #[arg(long, help_heading = WHERE, value_name = "N", default_value_t = SCHEMA)]
     #[arg(value_parser = clap::value_parser!(i8).range(3..=8))]
     native_schema: i8,
-    /// How many buckets a native histogram has at the most: beyond that it becomes coarser
+    /// Maximum number of buckets in a native histogram; beyond that it becomes coarser
     #[arg(long, help_heading = WHERE, value_name = "N", default_value_t = BUCKETS)]
     #[arg(value_parser = clap::value_parser!(u16).range(160..=4096))]
     native_buckets: u16,
     /// Only sums over all VMs, for hosts with thousands
     #[arg(long, help_heading = WHERE)]
     aggregate: bool,
-    /// Tell each VM of this name or uuid, or of a glob over either, its own figures when it asks, over
-    /// virtio-serial or vsock; may be repeated
+    /// Tell each VM whose name or uuid matches PATTERN (may be a glob) its own figures when it asks,
+    /// over virtio-serial or vsock; may be repeated
     #[arg(long, help_heading = WHERE, value_name = "PATTERN", value_parser = Pattern::parse)]
     guests: Vec<Pattern>,
     /// Tell guests, and serve no metrics
@@ -74,7 +74,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(
         args.subject.slow_faults.is_none(),
-        "serve does not tell slow faults one by one; use --slow-faults with record or top"
+        "serve does not report individual slow faults; use --slow-faults with record or top"
     );
     let interval = args.subject.interval;
     ensure!(INTERVALS.contains(&interval), "serve takes an --interval from 1s to 1m");

@@ -26,7 +26,7 @@ pub(super) struct Subject {
     #[arg(long, help_heading = WHEN, value_name = "D", allow_hyphen_values = true)]
     #[arg(default_value = "1s", value_parser = parse_interval)]
     pub(super) interval: Duration,
-    /// Only VMs of this name or uuid, or of a glob over either; id:100 for Proxmox,
+    /// Only VMs whose name or uuid matches PATTERN, which may be a glob; id:100 for Proxmox,
     /// namespace/name for KubeVirt; may be repeated
     #[arg(long, help_heading = WHICH, value_name = "PATTERN", value_parser = Pattern::parse)]
     pub(super) vm: Vec<Pattern>,
@@ -42,14 +42,15 @@ pub(super) struct Subject {
     pub(super) backend: Wanted,
     #[command(flatten)]
     pub(super) objectives: ObjectiveArgs,
-    /// Also tell each fault of at least D by itself (slow-faults.csv); sees sleep, as --causes does
+    /// Also report each fault of at least D individually (slow-faults.csv); measures sleep, as
+    /// --causes does
     #[arg(long, help_heading = DEPTH, value_name = "D", allow_hyphen_values = true)]
     #[arg(value_parser = parse_duration)]
     pub(super) slow_faults: Option<Duration>,
     /// Also measure sleep inside faults; runs an eBPF program at every context switch of the host
     #[arg(long, help_heading = DEPTH)]
     pub(super) causes: bool,
-    /// Which exits of the guests to see
+    /// Which guest exits to trace
     #[arg(long, help_heading = DEPTH, value_name = "WHICH", default_value = "all")]
     pub(super) exits: Exits,
     #[command(flatten)]

@@ -78,7 +78,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.once || is_terminal, "top needs a terminal; to print one screen, use --once");
     ensure!(
         args.once || !args.subject.verbose,
-        "--verbose prints where the screen is; use it with --once, or with record"
+        "--verbose would print over the screen; use it with --once, or with record"
     );
     if let Some(dir) = &args.dir {
         return replay(&args, Recording::open(&Folder::open(dir)?)?);

@@ -60,7 +60,7 @@ impl Answers {
     /// # Errors
     /// What asks the host has ended.
     pub async fn take(&mut self) -> Result<()> {
-        match self.told.recv().await.context("what asks the host ended")? {
+        match self.told.recv().await.context("the thread that asks the host ended")? {
             (Ok(message), at_s) => self.meanwhile.add(&message, at_s),
             (Err(error), _) => self.why = Some(error),
         }

@@ -17,7 +17,7 @@ const OUTSIDERS: &str = "faults that others take in the VM's memory from outside
 const GET_USER_PAGES: &str = "faults that KVM resolves through get_user_pages for a guest on \
     hardware";
 /// What is not seen of `fault.*` by any backend.
-const MAPPED_ELSEWHERE: &str = "faults of another process in a mapping of its own of a VM's memory, \
+const MAPPED_ELSEWHERE: &str = "faults of another process through its own mapping of a VM's memory, \
     such as a vhost-user device's";
 /// What is not seen of it by hooks on handle_mm_fault.
 const LOCK_WAIT: &str =
@@ -27,7 +27,7 @@ const LOCK_WAIT_WITHIN_CALLS: &str =
     "the wait for the mmap lock before a fault within a system call other than KVM_RUN";
 
 /// Why waits for a CPU are not told.
-const NO_RUN_DELAY: &str = "this kernel keeps no account of waits for a CPU (SCHED_INFO)";
+const NO_RUN_DELAY: &str = "this kernel does not record waits for a CPU (SCHED_INFO)";
 /// Why swap-ins are not seen.
 const NO_HOOKS: &str = "needs kernel function hooks (fentry or kprobe)";
 /// What `backing` does not tell on any kernel.
@@ -37,7 +37,7 @@ const OUTSIDE_SWAPINS: &str = "pages that khugepaged swaps in, which nobody wait
     reads of shared memory by system calls";
 /// What is not known of some VMs.
 const SHARED_CGROUP: &str =
-    "swap-outs of a VM whose memory cgroup is not its own: it is under pressure at most";
+    "swap-outs of a VM that shares its memory cgroup: its state is pressure at most";
 /// Why nothing is.
 pub const NO_BACKEND: &str = "no backend is allowed by this kernel";
 /// Where the share comes from without exits.
@@ -155,7 +155,7 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
     let state = match sight.absent(Group::Swapouts) {
         None => entry("swap_state", Coverage::Full, &[SHARED_CGROUP]),
         Some(reason) => {
-            let why = format!("swap-outs, without which no VM is thrashing: {reason}");
+            let why = format!("swap-outs, so no VM can be reported as thrashing: {reason}");
             entry("swap_state", Coverage::Partial, &[&why, SHARED_CGROUP])
         }
     };
@@ -198,8 +198,11 @@ fn backing(sight: &Sight) -> MetricCoverage {
         (Purpose::Swap, "swapped anonymous memory, which counts as anon"),
         (Purpose::SharedSwap, "swapped shared memory, which counts as shmem"),
         (Purpose::Write, "copies of pages of KSM, which count as anon"),
-        (Purpose::Numa, "faults of NUMA balancing, which count by their memory"),
-        (Purpose::Userfault, "faults that another process serves, which count by their memory"),
+        (Purpose::Numa, "faults of NUMA balancing, which count under their kind of memory"),
+        (
+            Purpose::Userfault,
+            "faults that another process serves, which count under their kind of memory",
+        ),
     ];
     let mut notes = missing(sight, &notes);
     let coverage = if notes.is_empty() { Coverage::Full } else { Coverage::Partial };

@@ -137,7 +137,7 @@ fn why(error: anyhow::Error) -> String {
 
 impl Timer {
     fn start(programs: Vec<u64>) -> Result<Self> {
-        ensure!(capability::held()?.contains(CapabilitySet::SYS_ADMIN), "that takes CAP_SYS_ADMIN");
+        ensure!(capability::held()?.contains(CapabilitySet::SYS_ADMIN), "this needs CAP_SYS_ADMIN");
         let mut timer = Command::new("/proc/self/exe");
         timer.arg0("overcommit").arg(STATS).args(programs.iter().map(u64::to_string));
         // Neither a terminal's signal nor its end is meant for it.

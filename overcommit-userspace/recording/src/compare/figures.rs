@@ -192,7 +192,7 @@ fn rate(_: Option<&Latencies>, points: &[Point]) -> RunFigure {
 }
 
 /// Why waits of recordings of several versions are not compared.
-const OLDER: &str = "some of the recordings are of an older version, which counted other waits";
+const OLDER: &str = "some recordings are from an older version, which counted different waits";
 
 /// Whether the recordings differ in what they count as a wait for memory.
 fn counts_differently(pair: &Pair<'_>) -> bool {
@@ -210,7 +210,7 @@ fn stall(pair: &Pair<'_>) -> Result<Figure, &'static str> {
         runs.collect()
     };
     let sides = side(&pair.base).zip(side(&pair.new));
-    let (base, new) = sides.ok_or("a recording does not know its vCPU threads all the time")?;
+    let (base, new) = sides.ok_or("its vCPU threads were not always known in a recording")?;
     let (vm, metric) = (pair.name.clone(), STALL_SHARE.to_owned());
     Ok(Figure { vm, metric, name: FigureName::Share, base, new })
 }

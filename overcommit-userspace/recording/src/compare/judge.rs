@@ -162,7 +162,7 @@ fn tested(figure: &Figure, runs: [usize; 2]) -> Result<Tested, String> {
     }
     let counted = figure.base.iter().chain(&figure.new);
     if counted.clone().any(|run| run.value.is_none()) {
-        return Err("a recording has none; see its rate".to_owned());
+        return Err("a recording has no samples; see the rate".to_owned());
     }
     if figure.name == FigureName::P99 {
         let least = counted.map(|run| summed(&run.points).all);
@@ -224,7 +224,7 @@ fn enough_slow_ones(batches: &[[Batch; BATCHES]; 2]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "slow ones occurred in only {} of {BATCHES} parts of BASE and {} of DIR",
+        "slow samples occurred in only {} of {BATCHES} parts of BASE and {} of DIR",
         with_tail[0], with_tail[1]
     ))
 }
@@ -273,7 +273,7 @@ mod tests {
         let figure = Figure { name: FigureName::P99, ..rate("swapin", vec![none], vec![some]) };
         let compared = judge(&[figure], false).remove(0);
         assert_eq!((compared.base, compared.p), (None, None));
-        assert!(compared.why_not.is_some_and(|why| why.contains("has none")));
+        assert!(compared.why_not.is_some_and(|why| why.contains("has no samples")));
     }
 
     #[test]

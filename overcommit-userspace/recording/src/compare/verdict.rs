@@ -118,7 +118,8 @@ fn warnings(base: &[Side], new: &[Side], alternate: bool) -> Vec<String> {
         ));
     } else if !alternate {
         warnings.push(format!(
-            "the recordings do not alternate, so a change of the day may look like yours, and no \
+            "the recordings do not alternate, so other changes over the day \
+             may look like yours, and no \
              difference below {least:.0} % is claimed; overcommit ab alternates them"
         ));
     }

@@ -117,7 +117,7 @@ impl Exposition {
         Family::new(
             MetricType::Counter,
             "overcommit_intervals",
-            "Intervals that are over; nothing is measured while this stands still",
+            "Completed intervals; nothing is measured while this does not grow",
             vec![(Labels::default(), Sample::Number(self.intervals as f64))],
         )
     }

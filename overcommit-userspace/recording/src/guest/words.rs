@@ -17,8 +17,8 @@ pub fn sentence(message: &Message) -> String {
     let cause = message.cause.as_ref().unwrap_or(&Cause::Unknown);
     if message.is_stale() {
         return format!(
-            "The host's last report to this VM is {:.0} s old: overcommit is held up there, perhaps by \
-             the lack of memory itself.",
+            "The host's last report to this VM is {:.0} s old: overcommit is delayed there, \
+             perhaps by the memory shortage itself.",
             message.age_s
         );
     }
@@ -36,7 +36,7 @@ pub fn sentence(message: &Message) -> String {
         }
         Fared::Unseen => "The host cannot tell how much it disturbed this VM.".to_owned(),
         Fared::Starved => format!(
-            "The host took {} back from this VM by its balloon, and programs here have little left. \
+            "The host took {} back through this VM's balloon, and programs here have little left. \
              {HELPLESS}",
             message.ballooned_bytes.map_or("memory".to_owned(), readable_bytes)
         ),
@@ -79,12 +79,12 @@ fn time(seconds: f64) -> String {
 fn why(cause: &Cause) -> &'static str {
     match cause {
         Cause::OwnLimit => "this VM is at the memory limit that the host sets for it",
-        Cause::SharedLimit => "a group of VMs with this one in it is at its memory limit",
+        Cause::SharedLimit => "a group of VMs that includes this one is at its memory limit",
         Cause::MemoryHigh => "the host slows this VM down at a memory limit (memory.high)",
         Cause::HostShort | Cause::OtherVm | Cause::OtherProcess => {
             "it needed this VM's memory for something else and swapped it out"
         }
-        Cause::Balloon => "it took memory back by this VM's balloon",
+        Cause::Balloon => "it took memory back through this VM's balloon",
         Cause::Cpu => "it had no free CPU for this VM",
         Cause::Disk => "this VM's memory is read from a disk",
         Cause::Userfault => "this VM's memory is still being copied (a migration or a snapshot)",

@@ -36,12 +36,12 @@ impl Left {
     pub(super) const fn words(self) -> Option<&'static str> {
         match self {
             Self::Nothing => None,
-            Self::QuietMaps => Some("latency maps of VMs that are not drawn at length"),
+            Self::QuietMaps => Some("latency maps of VMs that are not drawn in full"),
             Self::MinorMaps => {
-                Some("latency maps of minor faults, and of VMs that are not drawn at length")
+                Some("latency maps of minor faults, and of VMs that are not drawn in full")
             }
             Self::SlowFaults => Some(
-                "slow faults, latency maps of minor faults, and of VMs that are not drawn at length",
+                "slow faults, latency maps of minor faults, and of VMs that are not drawn in full",
             ),
             Self::Maps => Some("latency maps and slow faults"),
         }

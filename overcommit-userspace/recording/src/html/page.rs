@@ -405,13 +405,13 @@ fn host(summary: &Summary) -> String {
     let is_known = host.swap.seconds.keys().any(|state| *state != SwapState::Unknown);
     said.push(match states.is_empty() {
         true if !is_known => "How the host swapped is not known.".to_owned(),
-        true => "The host did not swap so that it hurt.".to_owned(),
+        true => "The host did not swap enough to hurt.".to_owned(),
         false => format!("Swapping on the host: {}.", states.join(", ")),
     });
     let memory = &host.memory;
     if let (Some(least), Some(all)) = (memory.least_available_bytes, memory.physical_bytes) {
         said.push(format!(
-            "At the least {} of {} was available.",
+            "At the lowest point, {} of {} was available.",
             readable_bytes(least),
             readable_bytes(all)
         ));

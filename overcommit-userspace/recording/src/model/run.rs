@@ -354,7 +354,7 @@ impl EndedBy {
     pub const fn short(self) -> Option<&'static str> {
         match self {
             Self::OomCgroup => Some("its cgroup"),
-            Self::OomSharedCgroup => Some("a cgroup around its own"),
+            Self::OomSharedCgroup => Some("a parent cgroup"),
             Self::OomHost => Some("the host"),
             Self::Other => None,
         }

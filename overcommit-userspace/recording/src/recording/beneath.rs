@@ -118,7 +118,9 @@ fn open(dir: &OwnedFd, name: &str, flags: OFlags) -> Result<File> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     match fs::openat2(dir, name, flags, mode, resolve) {
         Ok(file) => Ok(file.into()),
-        Err(Errno::LOOP | Errno::XDEV) => Err(Error::other("it is behind a link, or elsewhere")),
+        Err(Errno::LOOP | Errno::XDEV) => {
+            Err(Error::other("it is behind a link, or outside the folder"))
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -594,7 +594,7 @@ fn an_older_recording_is_compared_with_a_newer_one() {
         comparison.compared.iter().map(|entry| entry.metric.as_str()).collect();
     assert!(metrics.contains("fault.major") && !metrics.contains("stall.share"), "{metrics:?}");
     let left_out = comparison.left_out.iter();
-    let stall = left_out.filter(|line| line.contains("stall.share: some of the recordings"));
+    let stall = left_out.filter(|line| line.contains("stall.share: some recordings"));
     assert_eq!(stall.count(), 2, "{:?}", comparison.left_out);
 }
 

@@ -65,7 +65,7 @@ impl Span {
 }
 
 fn unknown(marks: &[Mark], name: &str, after_us: u64) -> String {
-    let after = if after_us == 0 { "" } else { " after the other" };
+    let after = if after_us == 0 { "" } else { " after the --from mark" };
     let texts: Vec<String> = marks.iter().map(|mark| format!("{:?}", mark.text)).collect();
     if texts.is_empty() {
         return format!("there is no mark {name:?}: this recording has no marks");
@@ -149,6 +149,6 @@ mod tests {
         assert!(Span::WHOLE.holds(0, second));
         let error = |from, to| format!("{:#}", Span::of(&marks(), from, to).unwrap_err());
         assert!(error(Some("x"), None).contains("this recording has \"ramp\""));
-        assert!(error(Some("=end"), Some("ramp")).contains("after the other"));
+        assert!(error(Some("=end"), Some("ramp")).contains("after the --from mark"));
     }
 }

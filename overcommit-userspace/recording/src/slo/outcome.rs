@@ -74,7 +74,7 @@ pub(super) fn of_cpu_share(
     };
     match waited_ns.and_then(|waited_ns| stall.cpu_share(waited_ns)) {
         Some(share) => of_known_share(share, stall, known, limit),
-        None => (Verdict::NotJudged, Some("the scheduler keeps no account of it".to_owned())),
+        None => (Verdict::NotJudged, Some("the kernel does not record waits for a CPU".to_owned())),
     }
 }
 

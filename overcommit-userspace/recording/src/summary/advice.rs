@@ -33,7 +33,7 @@ pub(super) fn words(
         }
         Cause::SharedLimit => (
             format!(
-                "{}the limit of a cgroup around its own, not the host{}",
+                "{}the limit of a parent cgroup, not the host{}",
                 // The kernel itself says so of one that it killed.
                 if vm.ended_by == Some(EndedBy::OomSharedCgroup) { "" } else { "most likely " },
                 available("never less than")
@@ -91,7 +91,7 @@ pub(super) fn words(
         ),
         Cause::Userfault => (
             "another process fills its memory: a migration or a snapshot".to_owned(),
-            "let most of it be copied before the guest runs".to_owned(),
+            "copy most of it before the guest runs".to_owned(),
         ),
         Cause::NoPage => (
             "memory that it touched could not be provided: no huge page was free, the file system \

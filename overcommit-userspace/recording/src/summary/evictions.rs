@@ -124,7 +124,7 @@ impl SummaryEvictions {
             let all: Vec<String> = std::iter::once(said(worst)).chain(others).collect();
             all.join(", ")
         } else if worst.is_itself {
-            "all by itself: no other VM pushed it out".to_owned()
+            "all by the VM itself: no other VM pushed it out".to_owned()
         } else {
             format!("all by {}", worst.aggressor.name)
         };
@@ -186,7 +186,7 @@ mod tests {
         let said = "160.0 KiB written to swap, all by batch";
         assert_eq!(blind.sentence("1-1").unwrap(), said);
         let alone = told(&BTreeMap::from([(itself, counts(0, 40))]), true);
-        let said = "160.0 KiB, all by itself: no other VM pushed it out";
+        let said = "160.0 KiB, all by the VM itself: no other VM pushed it out";
         assert_eq!(alone.sentence("1-1").unwrap(), said);
         assert_eq!(told(&BTreeMap::new(), true).sentence("1-1"), None);
     }

@@ -84,7 +84,9 @@ pub fn lines(text: &mut String, run: &Run, summary: &Summary, name: impl Fn(&Sum
 fn unless_killed(run: &Run) -> String {
     let why = run.host_state.kills_unreadable.as_ref();
     why.map_or_else(String::new, |why| {
-        format!("; whether the kernel killed it for want of memory could not be seen ({why})")
+        format!(
+            "; overcommit could not see whether the kernel killed it because memory ran out ({why})"
+        )
     })
 }
 
@@ -184,8 +186,8 @@ mod tests {
     fn an_end_that_nobody_explains_is_not_said_to_be_regular() {
         let mut run = Run::default();
         run.host_state.kills_unreadable = Some("/dev/kmsg: permission denied".to_owned());
-        let told = "web ended at 00:01:44 UTC, 104.0 s in; whether the kernel killed it for want \
-            of memory could not be seen (/dev/kmsg: permission denied)";
+        let told = "web ended at 00:01:44 UTC, 104.0 s in; overcommit could not see whether the \
+            kernel killed it because memory ran out (/dev/kmsg: permission denied)";
         assert_eq!(ended(&run, &vm("web", 100, Some((104, None)))), told);
     }
 }

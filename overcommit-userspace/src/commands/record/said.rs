@@ -57,7 +57,7 @@ pub(super) fn full(why: StoppedBy, has_command: bool) -> String {
 /// Of a recording that an error ends.
 pub(in crate::commands) fn failed(folder: &Folder) -> String {
     let path = folder.path().display();
-    format!("it failed; what was recorded can be read: overcommit report {path}")
+    format!("recording failed; what was recorded can be read: overcommit report {path}")
 }
 
 /// What to do with a recording.

@@ -153,7 +153,7 @@ fn balloon(figures: &BTreeMap<&str, u64>) -> Option<Balloon> {
 pub fn told_apart(balloon: Balloon, base: Option<u64>) -> Result<Balloon, String> {
     match balloon.configured.zip(base) {
         Some((configured, base)) if configured > base => {
-            Err("libvirt does not tell its balloon from its memory devices".to_owned())
+            Err("libvirt does not distinguish its balloon from its memory devices".to_owned())
         }
         _ => Ok(balloon),
     }

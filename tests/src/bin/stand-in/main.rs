@@ -43,6 +43,11 @@ fn main() -> Result<()> {
             touch(memory(number as usize)?, number as usize);
             Ok("touched".to_owned())
         }),
+        // It goes on to touch so many fresh pages a second.
+        "steady" => with_kvm(|| {
+            std::thread::spawn(move || steady(number as usize));
+            Ok("touches".to_owned())
+        }),
         // So many faults of each kind, but for those that need a pool or a helper.
         "kinds" => with_kvm(|| kinds(number as usize)),
         // So many threads sleep in a fault at once, on one CPU; a line wakes them. Then
@@ -141,6 +146,18 @@ fn touch(memory: *mut u8, pages: usize) {
     for page in 0..pages {
         // SAFETY: the caller's mapping has that many pages.
         unsafe { memory.add(page * PAGE).write_volatile(1) };
+    }
+}
+
+fn steady(pages: usize) -> Result<()> {
+    let memory = memory(pages)?;
+    let mut next = Instant::now();
+    loop {
+        touch(memory, pages);
+        // SAFETY: the mapping has that many pages, and nobody else knows it.
+        unsafe { libc::madvise(memory.cast(), pages * PAGE, libc::MADV_DONTNEED) };
+        next += Duration::from_secs(1);
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }
 
