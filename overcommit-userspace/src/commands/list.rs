@@ -3,6 +3,7 @@
 use crate::commands::{require_hosts_pids, require_readable, require_root};
 use crate::host::memory_cgroup::{Hierarchy, Limit};
 use crate::host::memory_use::{Held, swapped};
+use crate::host::vm_processes::VmProcesses;
 use crate::terminal::{print, print_json};
 use crate::vm::Discovery;
 use anyhow::Result;
@@ -70,7 +71,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let vms = discovery.scan()?;
     let readable = require_readable(&discovery);
     let hierarchy = Hierarchy::find(Path::new("/proc"));
-    let entries: Vec<Entry<'_>> = vms.iter().map(|vm| entry(vm, hierarchy.as_ref())).collect();
+    let processes = VmProcesses::new(Path::new("/proc"));
+    let entry = |vm| entry(vm, hierarchy.as_ref(), &processes);
+    let entries: Vec<Entry<'_>> = vms.iter().map(entry).collect();
     if args.json {
         let list = List { schema: "overcommit.list/1", vms: &entries };
         print_json(&list)?;
@@ -82,9 +85,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     readable.map(|()| ExitCode::SUCCESS)
 }
 
-fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>) -> Entry<'a> {
-    let (proc, pid) = (Path::new("/proc"), vm.id.pid);
-    let own = hierarchy.and_then(|hierarchy| hierarchy.own(proc, vm));
+fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>, processes: &VmProcesses) -> Entry<'a> {
+    let (proc, pid) = (processes.proc(), vm.id.pid);
+    let own = hierarchy.and_then(|hierarchy| hierarchy.own(processes, vm));
     Entry {
         vm_id: vm.id.to_string(),
         name: vm.name.to_string(),
@@ -102,7 +105,7 @@ fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>) -> Entry<'a> {
         resident_bytes: Held::read(proc, pid).map(Held::bytes),
         swapped_bytes: swapped(proc, pid).filter(|_| vm.backing() == Some(Backing::Anonymous)),
         limit_bytes: own
-            .and_then(|own| Limit::least(&own.with_own_around(proc, pid)))
+            .and_then(|own| Limit::least(&own.with_own_around(processes, pid)))
             .map(|limit| limit.bytes),
     }
 }

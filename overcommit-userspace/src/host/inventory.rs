@@ -1,6 +1,7 @@
 //! What a host has, and which VMs run on it, before anything is recorded.
 
 use crate::host::memory_cgroup::Hierarchy;
+use crate::host::vm_processes::VmProcesses;
 use overcommit_recording::format::text::readable_bytes;
 use overcommit_recording::model::swap::SwapArea;
 use overcommit_recording::model::vm::Vm;
@@ -77,7 +78,8 @@ impl Inventory {
 
 impl Vms {
     fn of(vms: &[Vm], proc: &Path, hierarchy: Option<&Hierarchy>) -> Self {
-        let is_shared = |vm: &&Vm| hierarchy.and_then(|of| of.own(proc, vm)).is_none();
+        let processes = VmProcesses::new(proc);
+        let is_shared = |vm: &&Vm| hierarchy.and_then(|of| of.own(&processes, vm)).is_none();
         Self {
             running: vms.len(),
             under_tcg: vms.iter().filter(|vm| vm.accelerator.as_deref() == Some("tcg")).count(),

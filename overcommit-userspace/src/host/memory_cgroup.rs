@@ -3,7 +3,8 @@
 use crate::host::counters;
 use crate::host::counters::{counter_of, stalled_us};
 use crate::host::memory_use::{is_shared_memory, status};
-use crate::vm::{Discovery, maps};
+use crate::host::vm_processes::VmProcesses;
+use crate::vm::maps;
 use anyhow::{Context, Result};
 use overcommit_recording::model::balloon::LARGEST;
 use overcommit_recording::model::vm::Vm;
@@ -68,9 +69,9 @@ impl Hierarchy {
     }
 
     /// The memory cgroup that is a VM's own, if there is one.
-    pub fn own(&self, proc: &Path, vm: &Vm) -> Option<MemoryCgroup> {
+    pub fn own(&self, processes: &VmProcesses, vm: &Vm) -> Option<MemoryCgroup> {
         let found = self.memory_cgroup(vm.cgroup.as_deref()?)?;
-        found.is_of(proc, vm.id.pid).then_some(found)
+        found.is_of(processes, vm.id.pid).then_some(found)
     }
 
     /// The memory cgroup of a process that lies in `cgroup`: the nearest that has the
@@ -194,10 +195,10 @@ impl MemoryCgroup {
 
     /// It and those around it that are the process's own too, the outermost last: libvirt limits
     /// the folder above.
-    pub fn with_own_around(&self, proc: &Path, pid: i32) -> Vec<Self> {
+    pub fn with_own_around(&self, processes: &VmProcesses, pid: i32) -> Vec<Self> {
         let places = self.path.ancestors().zip(Path::new(&self.name).ancestors()).skip(1);
         let around = places.map_while(|(path, name)| Self::at(path, name, self.version));
-        let own = around.take_while(|cgroup| cgroup.is_of(proc, pid));
+        let own = around.take_while(|cgroup| cgroup.is_of(processes, pid));
         std::iter::once(self.clone()).chain(own).collect()
     }
 
@@ -209,15 +210,15 @@ impl MemoryCgroup {
 
     /// Whether what it counts is one VM's, but for a tenth: that much the helpers of a container
     /// may have. Of another VM's it is never, however small that one is.
-    fn is_of(&self, proc: &Path, pid: i32) -> bool {
-        let discovery = Discovery::new(proc);
+    fn is_of(&self, processes: &VmProcesses, pid: i32) -> bool {
+        let proc = processes.proc();
         let mut others = Vec::new();
         let mut is_there = false;
         // Around many VMs the first other process is one: no more is read then.
         let seen = processes_in(&self.path, &mut |process| {
             if process == pid {
                 is_there = true;
-            } else if discovery.inspect(process).is_some() {
+            } else if processes.is_vm(process) {
                 return ControlFlow::Break(());
             } else {
                 others.push(process);
@@ -338,7 +339,8 @@ mod tests {
         fs::write(proc.join("2/status"), status.replace("RssAnon:", "RssAnon:\t9999999 kB\nWas:"))
             .unwrap();
         write("all/vm/libvirt", "memory.max", "max\n");
-        let least = |of: &MemoryCgroup| Limit::least(&of.with_own_around(&proc, 1));
+        let least =
+            |of: &MemoryCgroup| Limit::least(&of.with_own_around(&VmProcesses::new(&proc), 1));
         assert_eq!(least(&found), None, "others share that of all");
         write("all/vm", "memory.max", "3000\n");
         write("all/vm", "memory.high", "2000\n");
@@ -369,10 +371,10 @@ mod tests {
             fs::write(proc.join("2/status"), format!("{lines}RssAnon:\t{kib} kB\n")).unwrap();
         };
         status(1_000);
-        assert!(found.is_of(&proc, 1));
+        assert!(found.is_of(&VmProcesses::new(&proc), 1));
         status(1_100);
-        assert!(!found.is_of(&proc, 1));
-        assert!(!found.is_of(&proc, 3), "it is not even in it");
+        assert!(!found.is_of(&VmProcesses::new(&proc), 1));
+        assert!(!found.is_of(&VmProcesses::new(&proc), 3), "it is not even in it");
         // Memory that it shares with nobody, and with the VM.
         status(1_000);
         let quiet = fs::read_to_string(proc.join("2/status")).unwrap();
@@ -381,12 +383,12 @@ mod tests {
         fs::write(proc.join("2/status"), format!("{lines}RssShmem:\t4000000 kB\n")).unwrap();
         let map = |inode| format!("7f0000000000-7f0040000000 rw-s 0 00:01 {inode} /memfd:ram\n");
         fs::write(proc.join("2/maps"), map(7)).unwrap();
-        assert!(!found.is_of(&proc, 1));
+        assert!(!found.is_of(&VmProcesses::new(&proc), 1));
         fs::create_dir_all(proc.join("1")).unwrap();
         fs::write(proc.join("1/maps"), map(7)).unwrap();
-        assert!(found.is_of(&proc, 1), "it serves the VM");
+        assert!(found.is_of(&VmProcesses::new(&proc), 1), "it serves the VM");
         fs::write(proc.join("1/maps"), map(8)).unwrap();
-        assert!(!found.is_of(&proc, 1));
+        assert!(!found.is_of(&VmProcesses::new(&proc), 1));
     }
 
     #[test]
@@ -395,11 +397,11 @@ mod tests {
         let (cgroups, proc) = (root.path().join("cgroup"), root.path().join("proc"));
         make(&cgroups, "vm", "total_rss 10485760\n", "1\n2\n");
         let found = version_one(&cgroups).memory_cgroup("/vm").unwrap();
-        assert!(found.is_of(&proc, 1));
+        assert!(found.is_of(&VmProcesses::new(&proc), 1));
         fs::create_dir_all(proc.join("2/fd")).unwrap();
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
         fs::write(proc.join("2/stat"), stat).unwrap();
         std::os::unix::fs::symlink("/usr/bin/qemu-system-x86_64", proc.join("2/exe")).unwrap();
-        assert!(!found.is_of(&proc, 1));
+        assert!(!found.is_of(&VmProcesses::new(&proc), 1));
     }
 }

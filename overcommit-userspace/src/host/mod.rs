@@ -4,7 +4,8 @@
 //! `watch` brings both together with what the probes see, once a second. `survey` looks
 //! at what takes longer: `balloon`, `memory_use`, `working_set`; `overcommit` adds up, for
 //! the nodes of a VM that is bound to some in `numa`; `zfs` is a cache that the kernel does not call
-//! available. `socket` connects to what a VM listens on. `inventory` is what `check` says of it.
+//! available. `socket` connects to what a VM listens on,
+//! `vm_processes` remembers which processes are VMs. `inventory` is what `check` says of it.
 
 pub mod balloon;
 pub mod counters;
@@ -18,6 +19,7 @@ pub mod picture;
 pub mod socket;
 pub mod survey;
 pub mod swap_state;
+pub mod vm_processes;
 pub mod watch;
 mod watched_vm;
 pub mod working_set;

@@ -4,6 +4,7 @@ use crate::host::ForHost;
 use crate::host::counters::HostCounters;
 use crate::host::memory_cgroup::{Hierarchy, MemoryCgroup};
 use crate::host::swap_state::{SwapStates, is_tight, least_pages};
+use crate::host::vm_processes::VmProcesses;
 use crate::host::watched_vm::{Shared, WatchedVm, stalled};
 use crate::kernel;
 use overcommit_recording::model::interval::VmInterval;
@@ -88,9 +89,10 @@ impl Watch {
         let counters = counters.ok();
         let available = counters.as_ref().and_then(share_available);
         let shared = Shared { length_ns, available, is_first, page_size: self.page_size };
+        let processes = VmProcesses::new(&self.proc);
         for (index, vm) in &mut self.vms {
             if self.looks.is_multiple_of(CHECK_EVERY) || !vm.is_checked {
-                vm.check(&self.proc, self.hierarchy.as_ref(), &vms[*index]);
+                vm.check(&processes, self.hierarchy.as_ref(), &vms[*index]);
             }
             vm.look(&vms[*index], self.sees_swapins, self.sees_swapouts, shared);
         }

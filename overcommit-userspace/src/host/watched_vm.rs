@@ -3,6 +3,7 @@
 use crate::host::ForHost;
 use crate::host::memory_cgroup::{CgroupCounters, Hierarchy, Limit, MemoryCgroup};
 use crate::host::swap_state::{SwapStates, least_pages, waited};
+use crate::host::vm_processes::VmProcesses;
 use overcommit_ebpf::layout::Metric;
 use overcommit_recording::model::interval::VmInterval;
 use overcommit_recording::model::swap::{Rates, SwapSources, SwappedIn, SwappedOut, VmSwap};
@@ -81,10 +82,15 @@ impl Since {
 
 impl WatchedVm {
     /// Looks for the cgroup that is the VM's alone.
-    pub(super) fn check(&mut self, proc: &Path, hierarchy: Option<&Hierarchy>, of: &Vm) {
-        let own = hierarchy.and_then(|hierarchy| hierarchy.own(proc, of));
+    pub(super) fn check(
+        &mut self,
+        processes: &VmProcesses,
+        hierarchy: Option<&Hierarchy>,
+        of: &Vm,
+    ) {
+        let own = hierarchy.and_then(|hierarchy| hierarchy.own(processes, of));
         self.is_checked = true;
-        let own = own.map(|own| own.with_own_around(proc, of.id.pid)).unwrap_or_default();
+        let own = own.map(|own| own.with_own_around(processes, of.id.pid)).unwrap_or_default();
         let limit = Limit::least(&own);
         if limit != self.limit {
             (self.hits, self.limit) = (None, limit);

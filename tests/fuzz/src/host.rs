@@ -5,6 +5,7 @@ use overcommit::host::balloon::{libvirt, qmp};
 use overcommit::host::memory_cgroup::Hierarchy;
 use overcommit::host::memory_use::ProcessMemory;
 use overcommit::host::oom::OomKills;
+use overcommit::host::vm_processes::VmProcesses;
 use overcommit::kernel::btf::Btf;
 use overcommit::vm::Discovery;
 use overcommit::vm::cmdline::CommandLine;
@@ -118,7 +119,7 @@ fn look(proc: &Path) {
     let _ = ProcessMemory::read(proc, PID);
     let vm: Option<Vm> = discovery.inspect(PID);
     if let (Some(vm), Some(hierarchy)) = (vm, Hierarchy::find(proc)) {
-        let _ = hierarchy.own(proc, &vm);
+        let _ = hierarchy.own(&VmProcesses::new(proc), &vm);
     }
 }
 
