@@ -1,6 +1,6 @@
 //! What recording many VMs takes of the host: time until it counts, CPU, memory, and bytes of files.
-//! Each VM is a process with KVM open that touches fresh pages once a second. As root, once the release
-//! build is there (`cargo xtask build`):
+//! Each VM is a process with KVM open that touches fresh pages ten times a second. As root, once the
+//! release build is there (`cargo xtask build`):
 //!
 //!     cargo bench -p overcommit-tests --bench many_vms [-- SECONDS]
 
@@ -107,11 +107,13 @@ fn measured(interval: &str, seconds: u64) -> Result<String> {
     ))
 }
 
-/// Of all files in a folder.
+/// Of all files in a folder and those below it.
 fn bytes(folder: &Path) -> Result<u64> {
     let mut sum = 0;
     for entry in std::fs::read_dir(folder)? {
-        sum += entry?.metadata()?.len();
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        sum += if metadata.is_dir() { bytes(&entry.path())? } else { metadata.len() };
     }
     Ok(sum)
 }
