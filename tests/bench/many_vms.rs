@@ -6,13 +6,11 @@
 
 use anyhow::{Context, Result};
 use procfs::process::Process;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use testbed::record::Recording;
 use testbed::results::{StandIn, json};
-use testbed::serving::Serving;
+use testbed::serving::Server;
 
 const VMS: [usize; 3] = [1, 50, 500];
 const INTERVALS: [&str; 2] = ["1s", "100ms"];
@@ -46,12 +44,8 @@ fn main() -> Result<()> {
 /// Cells of a server that is scraped once a second.
 fn served(seconds: u64) -> Result<String> {
     let dir = tempfile::tempdir()?;
-    let mut serving = Serving::start(dir.path(), &["--listen", "127.0.0.1:0"])?;
-    let address = serving.await_told(|text| {
-        let place = text.split("http://").nth(1).and_then(|rest| rest.split('/').next());
-        place.map(str::to_owned)
-    })?;
-    let process = Process::new(serving.pid().cast_signed())?;
+    let server = Server::start(dir.path(), &[])?;
+    let process = Process::new(server.pid().cast_signed())?;
     let ticks = || -> Result<u64> {
         let stat = process.stat()?;
         Ok(stat.utime + stat.stime)
@@ -60,10 +54,7 @@ fn served(seconds: u64) -> Result<String> {
     let (mut longest, mut length) = (Duration::ZERO, 0);
     for second in 1..=seconds {
         let asked = Instant::now();
-        let mut stream = TcpStream::connect(&address)?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
+        let answer = server.metrics()?;
         (longest, length) = (longest.max(asked.elapsed()), answer.len());
         std::thread::sleep(
             (start + Duration::from_secs(second)).saturating_duration_since(Instant::now()),
@@ -71,7 +62,7 @@ fn served(seconds: u64) -> Result<String> {
     }
     let cpu_s = (ticks()? - before) as f64 / procfs::ticks_per_second() as f64;
     let resident = process.status()?.vmhwm.unwrap_or(0) as f64 / 1024.0;
-    serving.end()?;
+    server.end()?;
     Ok(format!(
         "serve, scraped every second | | {:.2} | | {resident:.1} | | {:.1} MB in {:.2} s at most, a scrape |",
         100.0 * cpu_s / start.elapsed().as_secs_f64(),

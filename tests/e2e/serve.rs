@@ -15,7 +15,7 @@ use std::time::Instant;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
 use testbed::results::{figure, vm};
-use testbed::serving::Serving;
+use testbed::serving::Server;
 use testbed::squeeze::Squeeze;
 use testbed::undo::Running;
 use testbed::{PATIENCE, await_some, overcommit, root, run, target};
@@ -42,61 +42,6 @@ fn prometheus() -> Vec<PathBuf> {
 /// The folder of this system's.
 pub(crate) fn of_system() -> PathBuf {
     target().join("prometheus/system/usr/bin")
-}
-
-/// A server that runs, and where.
-struct Server {
-    serving: Serving,
-    address: String,
-}
-
-impl Server {
-    fn start(dir: &Path, more: &[&str]) -> Result<Self> {
-        Self::spawn(dir, Command::new(overcommit()), more)
-    }
-
-    /// By a command that ends with ours.
-    fn spawn(dir: &Path, command: Command, more: &[&str]) -> Result<Self> {
-        let options = [&["--listen", "127.0.0.1:0"], more].concat();
-        let mut serving = Serving::spawn(dir, command, &options)?;
-        let address = serving.await_told(|text| {
-            let place = text.split("http://").nth(1).and_then(|rest| rest.split('/').next());
-            place.map(str::to_owned)
-        })?;
-        let server = Self { serving, address };
-        await_some("an interval", PATIENCE, || {
-            Ok(server.get("/-/ready", "")?.starts_with("HTTP/1.1 200").then_some(()))
-        })?;
-        Ok(server)
-    }
-
-    fn connect(&self) -> Result<TcpStream> {
-        let stream = TcpStream::connect(&self.address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(stream)
-    }
-
-    /// The whole answer.
-    fn get(&self, path: &str, headers: &str) -> Result<String> {
-        let mut stream = self.connect()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-
-    /// The metrics as text.
-    fn metrics(&self) -> Result<String> {
-        let answer = self.get("/metrics", "")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
-        ensure!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
-        Ok(body.to_owned())
-    }
-
-    /// Ends it as systemd does.
-    fn end(self) -> Result<()> {
-        self.serving.end()
-    }
 }
 
 /// Starts a Prometheus that scrapes every two seconds; where it answers stands beside it.
@@ -171,7 +116,7 @@ fn scraped() -> Result<()> {
     let all = prometheus();
     let mut scrapers = Vec::new();
     for (number, program) in all.iter().enumerate() {
-        scrapers.push(scrape(program, &dir.path().join(number.to_string()), &server.address)?);
+        scrapers.push(scrape(program, &dir.path().join(number.to_string()), server.address())?);
     }
     let recording = Recording::start(&dir.path().join("run"), ["--interval", "500ms"])?;
     let guest = Vm::start(&squeeze.config("squeezed"))?;
@@ -268,7 +213,7 @@ fn hostile() -> Result<()> {
         Ok((now >= first + 5).then_some(now))
     })?;
     println!("{} intervals in {:?}, with {} clients", last - first, start.elapsed(), held.len());
-    let memory = fs::read_to_string(format!("/proc/{}/status", server.serving.pid()))?;
+    let memory = fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
     let resident = memory.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let resident: u64 = resident
         .and_then(|text| text.trim().split(' ').next()?.parse().ok())
@@ -302,7 +247,7 @@ fn hostile() -> Result<()> {
     posting.read_exact(&mut status)?;
     ensure!(&status == b"HTTP/1.1 405", "{:?}", String::from_utf8_lossy(&status));
     // Who talks to strangers has nothing to lose.
-    ensure!(capabilities_of(server.serving.pid(), "serve")? == 0, "it holds capabilities");
+    ensure!(capabilities_of(server.pid(), "serve")? == 0, "it holds capabilities");
     // The clients are still there.
     server.end()
 }

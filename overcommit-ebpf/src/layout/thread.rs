@@ -66,6 +66,8 @@ pub struct Thread {
     pub lock_run_delay_ns: AtomicU64,
     /// Address of the `mm_struct` whose lock it waits for.
     pub lock_mm: AtomicU64,
+    /// 1 while the thread is counted among those that wait for a VM's lock.
+    pub lock_waits: AtomicU64,
     /// 1 while it sleeps in a fault, if that is being seen.
     pub sleeps: AtomicU64,
     /// Where in the kernel it fell asleep last: number of the stack plus 1; 0 if that was
@@ -116,7 +118,7 @@ impl Thread {
         zero(&[&self.call, &self.mm, &self.swapin, &self.reclaim_since_ns, &self.backing]);
         zero(&[&self.high_since_ns]);
         zero(&[&self.parts_open, &self.lock_before_ns, &self.runq_before_ns]);
-        zero(&[&self.lock_since_ns, &self.sleeps]);
+        zero(&[&self.lock_since_ns, &self.lock_waits, &self.sleeps]);
         zero(&self.window.words());
         zero(&self.window.parts_ns);
     }
@@ -247,4 +249,4 @@ pub const SLEEPS_AT: u32 = 48;
 /// include/uapi/linux/kvm.h.
 pub const KVM_RUN: u64 = 0xae80;
 
-const _: () = assert!(size_of::<Thread>() == 576);
+const _: () = assert!(size_of::<Thread>() == 584);

@@ -6,10 +6,10 @@
 //! A wait before the fault counts if the thread can only be about to fault; a fault within
 //! a system call cannot be told from the call's own use of the lock.
 
-use crate::atomic::{get, set};
+use crate::atomic::{add, get, set};
 use crate::cpu::slot_of;
 use crate::kernel::{current_mm, current_run_delay, in_fault_handler, in_kvm_run};
-use crate::maps::{BEGINS_AT_CALL, OFFSETS};
+use crate::maps::{BEGINS_AT_CALL, LOCK_WAITS, OFFSETS};
 use crate::parts;
 use crate::threads::{known_thread, thread_entry, waited_before};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -26,75 +26,102 @@ const RT: u32 = 8;
 
 #[fentry]
 pub(crate) fn fentry_lock(ctx: FEntryContext) -> i32 {
-    begin(ctx.arg(0));
+    let _ = begin(ctx.arg(0));
     0
 }
 
 #[kprobe]
 pub(crate) fn kprobe_lock(ctx: ProbeContext) -> u32 {
-    begin(ctx.arg(0).unwrap_or(0));
+    let _ = begin(ctx.arg(0).unwrap_or(0));
     0
 }
 
 #[fexit]
 pub(crate) fn fexit_lock(_ctx: FExitContext) -> i32 {
-    end(None);
+    let _ = end(None);
     0
 }
 
 #[kretprobe]
 pub(crate) fn kretprobe_lock(_ctx: RetProbeContext) -> u32 {
-    end(None);
+    let _ = end(None);
     0
 }
 
 #[raw_tracepoint(tracepoint = "contention_begin")]
 pub(crate) fn lock_wait_begin(ctx: RawTracePointContext) -> i32 {
-    if ctx.arg::<u32>(1) & !RT == READ {
-        begin(ctx.arg(0));
+    if ctx.arg::<u32>(1) & !RT == READ
+        && let Some(thread) = begin(ctx.arg(0))
+    {
+        count(thread, 1);
     }
     0
 }
 
 #[raw_tracepoint(tracepoint = "contention_end")]
 pub(crate) fn lock_wait_end(ctx: RawTracePointContext) -> i32 {
-    end(Some(ctx.arg(0)));
+    // Any lock of the host ends here: as long as nobody waits for a VM's, nobody need be looked up.
+    if LOCK_WAITS.get(0).is_some_and(|waits| get(&waits.0) != 0)
+        && let Some(thread) = end(Some(ctx.arg(0)))
+    {
+        count(thread, 0);
+    }
     0
 }
 
-/// The current thread begins to wait for a lock.
+/// Counts the thread among those that wait, once, or no longer. Should an end have been missed, it stays
+/// counted until its next one: that costs others a look-up, and loses nothing.
 #[inline(always)]
-fn begin(lock: u64) {
-    let thread = known_thread();
-    if let Some(thread) = thread.filter(|thread| get(&thread.since_ns) != 0) {
-        if is_lock_of(thread, lock) {
-            parts::enter(thread, Part::Lock);
-        }
-    } else if BEGINS_AT_CALL.load() != 0 {
-        // Should the end of an earlier wait have been missed, the end of this one is not its.
-        if let Some(thread) = thread {
-            set(&thread.lock_since_ns, 0);
-        }
-        waits_before(memory_of(lock));
+fn count(thread: &Thread, waits: u64) {
+    if get(&thread.lock_waits) != waits
+        && let Some(all) = LOCK_WAITS.get(0)
+    {
+        add(&all.0, if waits == 0 { u64::MAX } else { 1 });
+        set(&thread.lock_waits, waits);
     }
 }
 
-/// It waits no longer; `lock` is given where others than those that [`begin`] is told of end here too,
-/// such as that of a run queue on the way. One waits for no second lock of its kind meanwhile.
+/// The current thread begins to wait for a lock; gives it if that is a VM's.
 #[inline(always)]
-fn end(lock: Option<u64>) {
-    let Some(thread) = known_thread() else { return };
-    if get(&thread.since_ns) != 0 {
-        if lock.is_none_or(|lock| is_lock_of(thread, lock)) {
-            parts::leave(thread, Part::Lock);
+fn begin(lock: u64) -> Option<&'static Thread> {
+    let thread = known_thread();
+    if let Some(thread) = thread.filter(|thread| get(&thread.since_ns) != 0) {
+        if !is_lock_of(thread, lock) {
+            return None;
         }
-        return;
+        parts::enter(thread, Part::Lock);
+        return Some(thread);
+    }
+    if BEGINS_AT_CALL.load() == 0 {
+        return None;
+    }
+    // Should the end of an earlier wait have been missed, the end of this one is not its.
+    if let Some(thread) = thread {
+        set(&thread.lock_since_ns, 0);
+    }
+    waits_before(memory_of(lock))
+}
+
+/// It waits no longer, and is given; `lock` is given where others than those that [`begin`] is told of
+/// end here too, such as that of a run queue on the way. One waits for no second lock of its kind
+/// meanwhile.
+#[inline(always)]
+fn end(lock: Option<u64>) -> Option<&'static Thread> {
+    let thread = known_thread()?;
+    if get(&thread.since_ns) != 0 {
+        if lock.is_some_and(|lock| !is_lock_of(thread, lock)) {
+            return None;
+        }
+        parts::leave(thread, Part::Lock);
+        return Some(thread);
     }
     let since = get(&thread.lock_since_ns);
-    if since != 0 && lock.is_none_or(|lock| memory_of(lock) == get(&thread.lock_mm)) {
-        // SAFETY: the helper has no precondition.
-        has_waited(thread, since, unsafe { bpf_ktime_get_ns() });
+    if since == 0 || lock.is_some_and(|lock| memory_of(lock) != get(&thread.lock_mm)) {
+        return None;
     }
+    // SAFETY: the helper has no precondition.
+    has_waited(thread, since, unsafe { bpf_ktime_get_ns() });
+    Some(thread)
 }
 
 /// Adds to what the thread waits for the lock before its next fault, which takes it more
@@ -126,16 +153,17 @@ fn is_lock_of(thread: &Thread, lock: u64) -> bool {
 /// about to fault there: in the handler of the architecture, to have KVM find a page, or as
 /// a worker that does so for KVM (`async_pf_execute`, virt/kvm/async_pf.c).
 #[inline(always)]
-fn waits_before(mm: u64) {
-    let Some(slot) = slot_of(mm) else { return };
+fn waits_before(mm: u64) -> Option<&'static Thread> {
+    let slot = slot_of(mm)?;
     let own = current_mm();
     let is_for_fault = own == 0 || own == mm && (in_fault_handler() || in_kvm_run());
     if !is_for_fault {
-        return;
+        return None;
     }
-    let Some(thread) = thread_entry(slot) else { return };
+    let thread = thread_entry(slot)?;
     // SAFETY: the helper has no precondition.
     set(&thread.lock_since_ns, unsafe { bpf_ktime_get_ns() });
     set(&thread.lock_run_delay_ns, current_run_delay());
     set(&thread.lock_mm, mm);
+    Some(thread)
 }

@@ -24,6 +24,10 @@ pub(crate) static MMS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader
 #[map]
 pub(crate) static MMS_CHANGES: Array<Word> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// Threads that wait for a VM's `mmap_lock`, as the tracepoints of locks have it; one entry.
+#[map]
+pub(crate) static LOCK_WAITS: Array<Word> = Array::with_max_entries(1, 0);
+
 /// Process id → slot, for exec and exit.
 #[map]
 pub(crate) static TGIDS: HashMap<u32, u32> = HashMap::with_max_entries(1 /* loader */, 0);

@@ -103,8 +103,7 @@ impl Channels {
             let vm = run.vms.get(place);
             vm.is_some_and(|vm| self.guests.iter().any(|guests| guests.matches_recorded(vm)))
         };
-        let mut told = slim_of(interval, is_told);
-        told.evictions.retain(|of| of.victim.is_some());
+        let told = slim_of(interval, is_told);
         // The session ends soon after a thread, by its `Over`.
         let _ = self.events.send(Event::Interval(Arc::clone(run), Box::new(told)));
         self.run.send_replace(Arc::clone(run));

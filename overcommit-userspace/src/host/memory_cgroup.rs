@@ -211,6 +211,9 @@ impl MemoryCgroup {
     /// Whether what it counts is one VM's, but for a tenth: that much the helpers of a container
     /// may have. Of another VM's it is never, however small that one is.
     fn is_of(&self, processes: &VmProcesses, pid: i32) -> bool {
+        if processes.holds_another(&self.path, pid) {
+            return false;
+        }
         let proc = processes.proc();
         let mut others = Vec::new();
         let mut is_there = false;
@@ -219,6 +222,7 @@ impl MemoryCgroup {
             if process == pid {
                 is_there = true;
             } else if processes.is_vm(process) {
+                processes.lies_with_another(&self.path, process);
                 return ControlFlow::Break(());
             } else {
                 others.push(process);
@@ -402,6 +406,8 @@ mod tests {
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
         fs::write(proc.join("2/stat"), stat).unwrap();
         std::os::unix::fs::symlink("/usr/bin/qemu-system-x86_64", proc.join("2/exe")).unwrap();
-        assert!(!found.is_of(&VmProcesses::new(&proc), 1));
+        let processes = VmProcesses::new(&proc);
+        assert!(!found.is_of(&processes, 1) && !found.is_of(&processes, 1));
+        assert!(found.is_of(&processes, 2), "the first one is no VM");
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct WatchedVm {
     states: SwapStates,
     pub(super) sources: SwapSources,
     pub(super) now: VmSwap,
+    /// Whether somebody filled its pages when it last waited for some.
+    are_filled: bool,
     /// Whether pages came back at the look of this interval, if there was one.
     pub(super) reads: bool,
 }
@@ -155,8 +157,10 @@ impl WatchedVm {
             Some((since.swapins, SwappedIn::Swapins))
         } else {
             // Pages that somebody else fills count as major faults, and come from no swap.
-            let are_filled = has_userfaultfd(Path::new("/proc"), vm.id.pid);
-            (!are_filled).then_some((since.majors, SwappedIn::Majors))
+            if since.majors > 0 {
+                self.are_filled = has_userfaultfd(Path::new("/proc"), vm.id.pid);
+            }
+            (!self.are_filled).then_some((since.majors, SwappedIn::Majors))
         };
         let swapped_out = match (of(|counters| counters.swapped_out), grown) {
             (Some(pages), _) => Some((pages, SwappedOut::Cgroup)),

@@ -20,3 +20,8 @@ pub fn now() -> Result<Clocks> {
         boottime_ns: read(ClockId::CLOCK_BOOTTIME)?,
     })
 }
+
+/// CPU time that this thread has taken.
+pub fn of_thread() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}

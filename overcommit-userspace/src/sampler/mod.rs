@@ -24,7 +24,7 @@ use overcommit_recording::model::run::RunVm;
 use overcommit_recording::model::vm::Vm;
 use procfs::process::Process;
 use roster::Roster;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use tracked::{Tracked, faults};
@@ -113,7 +113,7 @@ impl Sampler {
         self.free_slots(now)?;
         self.probes.slots.see_new_threads();
         self.roster.look_again(run, now);
-        let new = self.roster.new_vms(self.free_now())?;
+        let new = self.roster.new_vms(self.free_now(), &self.running())?;
         if !new.is_empty() {
             let pids: Vec<i32> = new.iter().map(|vm| vm.id.pid).collect();
             self.probes.adopt(&pids, self.tracked.len())?;
@@ -151,6 +151,18 @@ impl Sampler {
             self.reap_threads()?;
         }
         self.make_room()
+    }
+
+    /// Processes of the VMs that are recorded and have not ended.
+    fn running(&self) -> BTreeSet<i32> {
+        let tracked = self.tracked.iter().filter(|tracked| self.runs(tracked));
+        tracked.map(|tracked| self.roster.vms()[tracked.vm].id.pid).collect()
+    }
+
+    /// Whether the kernel has not announced its end.
+    fn runs(&self, tracked: &Tracked) -> bool {
+        let shared = self.probes.slots.vms.get(tracked.slot as usize);
+        shared.is_some_and(|vm| vm.ended_ns.load(SeqCst) == 0)
     }
 
     /// Takes up a VM that the exec tracepoint has given a slot.

@@ -59,6 +59,12 @@ fn may_have(slots: &Slots, ended: &Ended, user: Option<u32>, free: usize) -> boo
     !has_to_wait && slots.may_have(user, free)
 }
 
+/// Whether a VM has all that it gets while it starts up: how long it has been at it is then told by
+/// its process, else by when it was found, for one process can execute many programs.
+fn is_complete(vm: &Vm) -> bool {
+    vm.accelerator.as_deref() == Some("kvm") && vm.vcpus.is_some() && vm.mapping.is_some()
+}
+
 /// Finds VMs and remembers them.
 pub struct Roster {
     discovery: Discovery,
@@ -73,8 +79,8 @@ pub struct Roster {
     unserved: BTreeMap<VmId, (Name, Option<u32>)>,
     missed: u64,
     ended: Ended,
-    /// When the vCPUs of those that had none were first seen.
-    told_ns: BTreeMap<VmId, u64>,
+    /// Since when each has been starting up, by `CLOCK_BOOTTIME`.
+    begun_ns: BTreeMap<VmId, u64>,
 }
 
 impl Roster {
@@ -89,7 +95,7 @@ impl Roster {
             unserved: BTreeMap::new(),
             missed: 0,
             ended: Ended::default(),
-            told_ns: BTreeMap::new(),
+            begun_ns: BTreeMap::new(),
         }
     }
 
@@ -128,8 +134,9 @@ impl Roster {
         self.unserved.values().take(NAMED).map(|(name, _)| name.to_string()).collect()
     }
 
-    /// VMs that are meant, run now, are not recorded yet and may have one of the free slots.
-    pub(super) fn new_vms(&mut self, mut free: usize) -> Result<Vec<Vm>> {
+    /// VMs that are meant, run now, are not recorded yet and may have one of the free slots. Processes
+    /// in `running` are recorded.
+    pub(super) fn new_vms(&mut self, mut free: usize, running: &BTreeSet<i32>) -> Result<Vec<Vm>> {
         let mut room = self.room();
         let (slots, ended, done, unserved) = (&self.slots, &self.ended, &self.done, &self.unserved);
         // Looked at again when it could have one.
@@ -140,7 +147,7 @@ impl Roster {
         let is_known = |id| slots.has(id) || done.contains(&id) || waits(id);
         let mut found = Vec::new();
         if self.selection.is_open() {
-            found = self.discovery.scan_for_new(is_known)?;
+            found = self.discovery.scan_for_new(|pid| running.contains(&pid), is_known)?;
         }
         for pid in &self.selection.pids {
             let known = self.discovery.id(*pid).is_some_and(is_known);
@@ -227,17 +234,16 @@ impl Roster {
     pub(super) fn look_again(&mut self, run: &mut [RunVm], now: &Clocks) {
         for (vm, run) in self.vms.iter_mut().zip(run).filter(|(_, run)| run.ended_us.is_none()) {
             // A micro VM may be started long before it is told what to run.
-            let begun_ns = self.told_ns.get(&vm.id).copied();
-            let begun_ns = begun_ns.unwrap_or(run.first_seen_us * 1_000);
             let is_told = vm.vcpus.is_some() || !is_micro_vm(&vm.executable);
-            if is_told && now.realtime_ns.saturating_sub(begun_ns) > STARTING_UP_NS {
+            let begun_ns = self.begun_ns.get(&vm.id).copied().unwrap_or(0);
+            if is_told && now.boottime_ns.saturating_sub(begun_ns) > STARTING_UP_NS {
                 continue;
             }
             if let Some(found) = self.discovery.inspect(vm.id.pid)
                 && found.id == vm.id
             {
                 if vm.vcpus.is_none() && found.vcpus.is_some() {
-                    self.told_ns.insert(vm.id, now.realtime_ns);
+                    self.begun_ns.insert(vm.id, now.boottime_ns);
                 }
                 vm.accelerator = found.accelerator;
                 vm.vcpus = found.vcpus;
@@ -267,6 +273,8 @@ impl Roster {
         faults_before: FaultCounts,
     ) -> usize {
         self.unserved.remove(&vm.id);
+        let begun_ns = if is_complete(&vm) { vm.id.start_ticks * TICK_NS } else { now.boottime_ns };
+        self.begun_ns.insert(vm.id, begun_ns);
         let found = RunVm::found(&vm, run, now, faults_before);
         let place = self.ended.leave_out();
         // The folder of one that was left out may be there for a moment.
@@ -285,7 +293,7 @@ impl Roster {
     pub(super) fn ended(&mut self, vm: usize) {
         let id = self.vms[vm].id;
         self.ended.add(vm, self.slots.remove(id).is_some());
-        self.told_ns.remove(&id);
+        self.begun_ns.remove(&id);
         // Its entry in /proc may outlive it; it is not to be found again.
         self.rule_out(id);
     }

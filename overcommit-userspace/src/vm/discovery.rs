@@ -26,7 +26,9 @@ const LOOK_AGAIN_MAX: Duration = Duration::from_secs(64);
 #[derive(Debug)]
 pub struct Discovery {
     proc_root: PathBuf,
-    others: HashMap<VmId, (Instant, Duration)>,
+    /// Processes that are none, by their ids: the kernel gives those out in turn (`alloc_pid`,
+    /// kernel/pid.c), so that one that is listed twice in a row is the same process.
+    others: HashMap<i32, (Instant, Duration)>,
     unreadable: usize,
 }
 
@@ -47,14 +49,19 @@ impl Discovery {
     /// The proc file system cannot be listed. A process that ends meanwhile, or
     /// that cannot be read, is left out.
     pub fn scan(&mut self) -> Result<Vec<Vm>> {
-        self.scan_for_new(|_| false)
+        self.scan_for_new(|_| false, |_| false)
     }
 
-    /// The same without those that are known, which cost no more than their stat.
+    /// The same without those that are known. One whose process id is known to be a VM's that still
+    /// runs costs nothing, any other one its stat.
     ///
     /// # Errors
     /// As [`Self::scan`].
-    pub fn scan_for_new(&mut self, is_known: impl Fn(VmId) -> bool) -> Result<Vec<Vm>> {
+    pub fn scan_for_new(
+        &mut self,
+        is_running: impl Fn(i32) -> bool,
+        is_known: impl Fn(VmId) -> bool,
+    ) -> Result<Vec<Vm>> {
         let root = &self.proc_root;
         let failed = || format!("cannot list the processes in {}", root.display());
         let entries = std::fs::read_dir(root).with_context(failed)?;
@@ -62,32 +69,32 @@ impl Discovery {
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .collect();
+        pids.retain(|pid| !is_running(*pid));
         pids.sort_unstable();
         let mut others = HashMap::new();
         let mut vms = Vec::new();
         let mut unreadable = 0;
         for pid in pids {
+            if let Some(wait) = self.others.get(&pid)
+                && Instant::now() < wait.0
+            {
+                others.insert(pid, *wait);
+                continue;
+            }
             let Ok(process) = self.process(pid) else {
                 continue;
             };
             let Ok(stat) = process.stat() else { continue };
-            let id = id(&stat);
-            if is_known(id) {
-                continue;
-            }
-            if let Some(wait) = self.others.get(&id)
-                && Instant::now() < wait.0
-            {
-                others.insert(id, *wait);
+            if is_known(id(&stat)) {
                 continue;
             }
             match vm(&process, &stat, &self.folder(stat.pid)) {
                 Some(vm) => vms.push(vm),
                 None => {
                     unreadable += usize::from(is_refused(&process));
-                    let last = self.others.get(&id).map_or(Duration::ZERO, |wait| wait.1);
+                    let last = self.others.get(&pid).map_or(Duration::ZERO, |wait| wait.1);
                     let wait = (last * 2).clamp(Duration::from_secs(1), LOOK_AGAIN_MAX);
-                    others.insert(id, (Instant::now() + wait, wait));
+                    others.insert(pid, (Instant::now() + wait, wait));
                 }
             }
         }

@@ -8,32 +8,53 @@ use crate::kernel::IOCTL;
 use overcommit_ebpf::layout::KVM_RUN;
 use procfs::process::{Process, Syscall, Task};
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// The vCPU threads that are known of a VM.
 #[derive(Debug, Default)]
 pub struct VcpuThreads {
     known: BTreeSet<i32>,
     by_name: bool,
-    /// Threads at the last look: a vCPU that is plugged in is one more.
-    threads: usize,
+    /// Links of the folder of its threads at the last look: a vCPU that is plugged in is one more.
+    links: Option<u64>,
+    /// Looks that are left out in a row while there is nothing new, and how many of those are left.
+    rest: u32,
+    left: u32,
 }
 
+/// The most looks in a row that are left out.
+const REST_MAX: u32 = 8;
+
 impl VcpuThreads {
-    /// Looks at the threads once more, as long as some vCPU is not known.
+    /// Looks at the threads once more, as long as some vCPU is not known: more and more seldom where
+    /// nothing changes.
     ///
     /// Reads /proc/PID/task/TID/comm, and /proc/PID/task/TID/syscall where names
     /// tell nothing.
     pub fn refresh(&mut self, process: &Process, vcpus: Option<u32>) {
         let alive = |tid: &i32| process.task_from_tid(*tid).is_ok();
         self.known.retain(alive);
-        let Ok(tasks) = process.tasks() else { return };
-        let tasks: Vec<Task> = tasks.flatten().collect();
-        let before = std::mem::replace(&mut self.threads, tasks.len());
-        if before == tasks.len() && self.complete(vcpus) {
+        let links = links(process.pid);
+        let is_same = links.is_some() && std::mem::replace(&mut self.links, links) == links;
+        if is_same && self.complete(vcpus) {
             return;
         }
-        let unknown: Vec<Task> =
-            tasks.into_iter().filter(|task| !self.known.contains(&task.tid)).collect();
+        if is_same && self.left > 0 {
+            self.left -= 1;
+            return;
+        }
+        let before = self.known.len();
+        self.look(process);
+        let is_nothing_new = is_same && self.known.len() == before;
+        self.rest = if is_nothing_new { (self.rest * 2).clamp(1, REST_MAX) } else { 0 };
+        self.left = self.rest;
+    }
+
+    fn look(&mut self, process: &Process) {
+        let Ok(tasks) = process.tasks() else { return };
+        let unknown = tasks.flatten().filter(|task| !self.known.contains(&task.tid));
+        let unknown: Vec<Task> = unknown.collect();
         let named = unknown.iter().filter(|task| has_vcpu_name(task)).map(|task| task.tid);
         let named: Vec<i32> = named.collect();
         self.by_name |= !named.is_empty();
@@ -76,6 +97,12 @@ impl VcpuThreads {
     }
 }
 
+/// Links of the folder of a process's threads, of which the kernel gives it one for each
+/// (`proc_task_getattr`, fs/proc/base.c, 4.18 to 7.3).
+fn links(pid: i32) -> Option<u64> {
+    Some(fs::metadata(format!("/proc/{pid}/task")).ok()?.nlink())
+}
+
 /// QEMU's names: `CPU 0/KVM`, `CPU 0/TCG`, and `ALL CPUs/TCG` for the one thread
 /// of single-threaded TCG (accel/*/…-accel-ops.c).
 fn is_vcpu_name(comm: &str) -> bool {
@@ -102,6 +129,33 @@ fn sleeps_in_kvm_run(pid: i32, tid: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn where_nothing_changes_it_is_seldom_looked_at() {
+        let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let mut child = child.unwrap();
+        let process = Process::new(child.id().cast_signed()).unwrap();
+        let mut threads = VcpuThreads::default();
+        let mut left_out = || {
+            threads.refresh(&process, None);
+            (threads.rest, threads.left)
+        };
+        assert_eq!(left_out(), (0, 0), "the first look");
+        assert_eq!(left_out(), (1, 1));
+        assert_eq!(left_out(), (1, 0), "no look");
+        assert_eq!(left_out(), (2, 2));
+        (0..40).for_each(|_| {
+            left_out();
+        });
+        assert_eq!(threads.rest, REST_MAX);
+        // As if a thread had come.
+        threads.links = None;
+        threads.refresh(&process, None);
+        assert_eq!(threads.rest, 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn names_of_vcpus() {

@@ -30,7 +30,7 @@ pub fn sentence(message: &Message) -> String {
             format!(
                 "The host barely disturbed this VM in the last {time}: it took {} of its vCPU time \
                  for memory{}.",
-                share(minute.stall_share),
+                percent(stall),
                 cpu.unwrap_or_default()
             )
         }

@@ -206,14 +206,14 @@ impl Timeline {
     fn follow(&mut self, place: &Place) -> u64 {
         let Place { start_us, length_ns, .. } = *place;
         let end_us = start_us.saturating_add(length_ns / 1_000);
-        let last = self.pieces.last().copied();
-        if let Some(last) = last.filter(|last| start_us.abs_diff(last.to_us) <= CLOCK_STEP_US) {
-            if let Some(piece) = self.pieces.last_mut() {
-                piece.to_us = end_us;
+        let shown_us = match self.pieces.last_mut() {
+            Some(last) if start_us.abs_diff(last.to_us) <= CLOCK_STEP_US => {
+                last.to_us = end_us;
+                return last.shown_at(start_us);
             }
-            return last.shown_at(start_us);
-        }
-        let shown_us = last.map_or(start_us, |last| last.shown_at(last.to_us));
+            Some(last) => last.shown_at(last.to_us),
+            None => start_us,
+        };
         self.pieces.push(Piece { from_us: start_us, to_us: end_us, shown_us });
         shown_us
     }

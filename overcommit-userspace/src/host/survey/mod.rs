@@ -10,7 +10,7 @@ use crate::host::memory_use;
 use crate::host::numa::Numa;
 use crate::host::working_set::Wanted;
 use crate::host::working_set::follow::{Follower, Measured, Target};
-use crate::kernel;
+use crate::kernel::{self, clock};
 use crate::vm::discovery::Discovery;
 use anyhow::{Context, Result};
 use ask::{Ask, Turned};
@@ -26,8 +26,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use walk::Walks;
 
-/// Time between two looks at balloons.
+/// Time between two looks, at the least.
 const LOOK: Duration = Duration::from_secs(2);
+/// Time between two looks, in times of the CPU time that one takes: of a CPU it is the hundredth part,
+/// however many VMs there are.
+const SHARE: u32 = 100;
+/// Time between two looks, at the most.
+const LOOK_MAX: Duration = Duration::from_secs(10);
 /// Longest time that the end of a recording waits for a look that has begun.
 const END: Duration = Duration::from_secs(2);
 
@@ -148,8 +153,10 @@ impl Survey {
             };
             let _ = begun.send(Ok(()));
             loop {
+                let begun = clock::of_thread();
                 runtime.block_on(surveyor.round(&shared));
-                if !shared.rest(LOOK) {
+                let taken = clock::of_thread().saturating_sub(begun);
+                if !shared.rest((taken * SHARE).clamp(LOOK, LOOK_MAX)) {
                     break;
                 }
             }
@@ -229,7 +236,7 @@ struct Surveyor {
     ask: Ask,
     walks: Walks,
     discovery: Discovery,
-    /// VMs that run, followed or not, and when that was looked up.
+    /// Other VMs that run, and when that was looked up.
     running: (Vec<Vm>, Option<Instant>),
 }
 
@@ -240,9 +247,9 @@ impl Surveyor {
         shared.note(balloons, |vm, balloon| vm.balloon = Some(balloon));
         let departed = self.ask.departed.of(&targets).await;
         shared.lock().departed.extend(departed);
-        let others = self.others(&targets);
-        let followed = targets.iter().map(|target| target.vm.id);
-        let all: BTreeSet<VmId> = followed.chain(others.iter().map(|vm| vm.id)).collect();
+        let mut all: BTreeSet<VmId> = targets.iter().map(|target| target.vm.id).collect();
+        let others = self.others(&all);
+        all.extend(others.iter().map(|vm| vm.id));
         let memory = self.walks.walk(&all, || shared.rest(Duration::ZERO));
         let held = |vm: Vm| Some((memory.get(&vm.id).copied()?, vm));
         let others = others.into_iter().filter_map(held).map(|(memory, vm)| (vm, memory)).collect();
@@ -257,14 +264,14 @@ impl Surveyor {
     }
 
     /// VMs that are not followed: they have their part in what the host has given away.
-    fn others(&mut self, targets: &[Target]) -> Vec<Vm> {
+    fn others(&mut self, followed: &BTreeSet<VmId>) -> Vec<Vm> {
         let (running, looked) = &mut self.running;
         if looked.is_none_or(|time| time.elapsed() >= walk::AGAIN) {
-            *running = self.discovery.scan().unwrap_or_default();
+            let others = self.discovery.scan_for_new(|_| false, |id| followed.contains(&id));
+            *running = others.unwrap_or_default();
             *looked = Some(Instant::now());
         }
-        let is_followed = |vm: &Vm| targets.iter().any(|target| target.vm.id == vm.id);
-        running.iter().filter(|vm| !is_followed(vm)).cloned().collect()
+        running.iter().filter(|vm| !followed.contains(&vm.id)).cloned().collect()
     }
 }
 

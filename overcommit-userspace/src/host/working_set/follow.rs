@@ -5,12 +5,11 @@ use crate::host::working_set::mglru::{Aged, Mglru};
 use crate::host::working_set::{
     COST_MAX, Capabilities, Wanted, Windows, choose, clear_refs, damon,
 };
-use crate::kernel;
+use crate::kernel::{self, clock};
 use crate::vm::maps;
 use crate::vm::memory::ram;
 use crate::vm::regions::AddressRange;
 use anyhow::{Context, Result};
-use nix::time::{ClockId, clock_gettime};
 use overcommit_recording::model::memory::{Range, Source, WorkingSet};
 use overcommit_recording::model::vm::{Vm, VmId};
 use procfs::process::Process;
@@ -80,7 +79,7 @@ impl Follower {
 
     /// Measures one window of each VM. `rest` waits, and tells whether to go on.
     pub fn round(&mut self, targets: &[Target], rest: impl Fn(Duration) -> bool) -> Measured {
-        let (start, cpu) = (Instant::now(), thread_time());
+        let (start, cpu) = (Instant::now(), clock::of_thread());
         self.windows.retain(|id, _| targets.iter().any(|target| target.vm.id == *id));
         let mut measured = Measured::new();
         let mut by_damon = Vec::new();
@@ -117,7 +116,7 @@ impl Follower {
                 }
             }
         }
-        let used = thread_time().saturating_sub(cpu).as_secs_f64();
+        let used = clock::of_thread().saturating_sub(cpu).as_secs_f64();
         // Shared by those that this thread has looked at.
         let pace = (used / COST_MAX - start.elapsed().as_secs_f64()).max(0.0);
         let share = used / (start.elapsed().as_secs_f64() + pace) / found.len().max(1) as f64;
@@ -220,9 +219,4 @@ impl Follower {
         let process = Process::new_with_root(self.proc.join(pid.to_string()));
         process.and_then(|process| process.stat()).map_or(0, |stat| stat.utime + stat.stime)
     }
-}
-
-/// CPU time of this thread.
-fn thread_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
