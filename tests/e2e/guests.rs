@@ -3,20 +3,18 @@
 use crate::Tests;
 use crate::serve::capabilities_of;
 use anyhow::{Context, Result, anyhow, ensure};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use testbed::qemu::{Config, Vm};
-use testbed::results::{median, run, stand_in};
+use testbed::results::{StandIn, median, run};
 use testbed::serving::{PORT, Serving};
-use testbed::{PATIENCE, as_child, await_some, overcommit};
+use testbed::{PATIENCE, await_some, overcommit};
 
 pub(crate) const TESTS: Tests = &[
     ("hostile_guests_hold_up_nobody", hostile),
@@ -38,30 +36,20 @@ const DISTURBED: f64 = 0.25;
 
 /// A process that passes for a VM, with a port whose guest's end is ours.
 struct Guest {
-    process: Child,
+    _process: StandIn,
     port: PathBuf,
 }
 
 impl Guest {
     fn start(dir: &Path, name: &str, port: &str) -> Result<Self> {
-        let program = dir.join("qemu-system-x86_64");
-        if !program.exists() {
-            fs::copy(stand_in(), &program)?;
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-        }
         let place = dir.join(name);
-        let mut command = Command::new(program);
-        command.args(["port", "0"]).arg(&place).args(["-name", name]);
-        command.arg("-chardev");
-        command.arg(format!("socket,id=truth,path={},server=on,wait=off", place.display()));
-        command.arg("-device").arg(format!("virtserialport,chardev=truth,name={port}"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut process = as_child(&mut command, Signal::SIGKILL).spawn()?;
-        let mut line = String::new();
-        let stdout = process.stdout.as_mut().context("no stdout")?;
-        BufReader::new(stdout).read_line(&mut line)?;
-        ensure!(line == "ready\n", "{line:?}");
-        Ok(Self { process, port: place.with_extension("guest") })
+        let path = place.to_str().context("a path that is no text")?;
+        let chardev = format!("socket,id=truth,path={path},server=on,wait=off");
+        let device = format!("virtserialport,chardev=truth,name={port}");
+        let arguments =
+            ["port", "0", path, "-name", name, "-chardev", &chardev, "-device", &device];
+        let process = StandIn::as_qemu(dir, &arguments)?;
+        Ok(Self { _process: process, port: place.with_extension("guest") })
     }
 
     fn connect(&self) -> Result<UnixStream> {
@@ -89,13 +77,6 @@ impl Guest {
 }
 
 const SCHEMA: &str = "overcommit.guest/1";
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 /// A folder that others may look into, and a server.
 fn serving(options: &[&str]) -> Result<(tempfile::TempDir, Serving)> {

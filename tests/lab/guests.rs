@@ -5,14 +5,16 @@ use anyhow::{Context, Result, ensure};
 use nix::libc::VMADDR_CID_LOCAL;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 use overcommit_recording::guest::message::VSOCK_PORT;
+use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use testbed::PATIENCE;
 use testbed::payload::{LINUX_KERNEL, named_file};
+use testbed::results::StandIn;
 use testbed::scenario::feedback;
 use testbed::serving::Serving;
+use testbed::{PATIENCE, await_some};
 
 /// Connections of somebody who is no guest.
 const CONNECTIONS: usize = 1000;
@@ -21,6 +23,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = Vec::new();
     if feedback::has_vsock() {
         scenarios.push(("who_is_no_guest_is_told_nothing".to_owned(), Box::new(strangers)));
+        scenarios.push(("guests_are_told_by_vsock".to_owned(), Box::new(by_vsock)));
     }
     if named_file(LINUX_KERNEL).is_ok() {
         scenarios.push(("guests_are_told".to_owned(), Box::new(feedback::under_kvm)));
@@ -53,4 +56,61 @@ fn open() -> Result<TcpStream> {
     connect(stream.as_raw_fd(), &VsockAddr::new(VMADDR_CID_LOCAL, VSOCK_PORT))?;
     // For what a stream does, one socket is like another.
     Ok(TcpStream::from(stream))
+}
+
+/// A VM that has vsock, though no guest: its driver's end is ours.
+struct Guest {
+    process: StandIn,
+    /// MiB that it claims: by that it tells another's figures from its own.
+    memory: u64,
+}
+
+impl Guest {
+    /// Has that CID, or only claims it.
+    fn start(dir: &Path, name: &str, cid: u32, memory: u64, has_cid: bool) -> Result<Self> {
+        let (cid, port, size) = (cid.to_string(), VSOCK_PORT.to_string(), memory.to_string());
+        let end = if has_cid { ["vsock", &cid, &port] } else { ["vsock-held", "0", ""] };
+        let device = format!("vhost-vsock-pci,guest-cid={cid}");
+        let line = ["-name", name, "-m", &size, "-device", &device];
+        let process = StandIn::as_qemu(dir, &[&end[..], &line].concat())?;
+        Ok(Self { process, memory })
+    }
+
+    /// Whether it is told its own figures; an error if those are another's.
+    fn is_told(&mut self) -> Result<bool> {
+        let told = self.process.work()?;
+        if told == "closed" {
+            return Ok(false);
+        }
+        let message: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+        let Some(bytes) = message["configured_bytes"].as_u64() else { return Ok(false) };
+        ensure!(bytes == self.memory << 20, "a VM of {} MiB is told {told}", self.memory);
+        Ok(true)
+    }
+
+    fn await_told(&mut self, is_told: bool) -> Result<()> {
+        let what = if is_told { "figures of a guest" } else { "end of a guest's figures" };
+        await_some(what, PATIENCE, || Ok((self.is_told()? == is_told).then_some(())))
+    }
+}
+
+/// Each by its CID, until another VM claims that as well.
+fn by_vsock(dir: &Path) -> Result<()> {
+    let start = |name, cid, memory| Guest::start(dir, name, cid, memory, true);
+    let (mut web, mut db, mut other) =
+        (start("web", 41, 384)?, start("db", 42, 448)?, start("other", 43, 512)?);
+    let mut serving = Serving::start(dir, &["--guests-only", "--guests", "web", "--guests", "db"])?;
+    serving.await_told(|text| text.contains("telling guests").then_some(()))?;
+    [&mut web, &mut db].into_iter().try_for_each(|guest| guest.await_told(true))?;
+    ensure!(!other.is_told()?, "one is told that is not to be");
+    let claims = Guest::start(dir, "claims", 41, 512, false)?;
+    web.await_told(false)?;
+    ensure!(db.is_told()?, "nobody claims its CID");
+    drop(claims);
+    web.await_told(true)?;
+    // Its CID is free, and another's next.
+    drop(db);
+    let mut next = start("db", 42, 640)?;
+    next.await_told(true)?;
+    serving.end()
 }

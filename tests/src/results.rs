@@ -1,5 +1,6 @@
 //! What a recording says, and what a stand-in says.
 
+use crate::qemu::QEMU;
 use crate::{as_child, await_some, overcommit};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -247,9 +248,24 @@ impl StandIn {
     /// # Errors
     /// It does not start.
     pub fn start<const N: usize>(arguments: [&str; N]) -> Result<Self> {
-        let mut command = Command::new(stand_in());
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = as_child(&mut command, Signal::SIGKILL).spawn()?;
+        Self::spawn(Command::new(stand_in()).args(arguments))
+    }
+
+    /// One that passes for a VM of QEMU's, by a copy in that folder.
+    ///
+    /// # Errors
+    /// It cannot be copied, or does not start.
+    pub fn as_qemu(dir: &Path, arguments: &[&str]) -> Result<Self> {
+        let program = dir.join(QEMU);
+        if !program.exists() {
+            fs::copy(stand_in(), &program)?;
+        }
+        Self::spawn(Command::new(program).args(arguments))
+    }
+
+    fn spawn(command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = as_child(command, Signal::SIGKILL).spawn()?;
         let output = BufReader::new(child.stdout.take().context("no output")?);
         let mut started = Self { child, output };
         let line = started.line()?;

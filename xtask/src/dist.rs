@@ -3,7 +3,7 @@
 
 use crate::build::{self, Arch};
 use crate::notices;
-use crate::setup::{Crate, quietly, sha256, show};
+use crate::setup::{Crate, find, quietly, sha256, show};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use std::fs;
@@ -48,8 +48,9 @@ pub(crate) fn make() -> Result<()> {
     for arch in Arch::value_variants() {
         let stage = staged(&dist, *arch, &host)?;
         packed(&dist, *arch, &stage)?;
+        bill_of_materials(&dist, *arch)?;
     }
-    bill_of_materials(&dist)?;
+    inspect(&dist)?;
     fs::remove_dir_all(dist.join(STAGE))?;
     checksums(&dist)
 }
@@ -92,12 +93,25 @@ fn packed(dist: &Path, arch: Arch, stage: &Path) -> Result<()> {
     quietly(rpm.args(["--auto-req", "disabled", "--output"]).arg(dist))
 }
 
+/// Has lintian read the packages for Debian, where it is installed: each of its tags is mended, or
+/// explained in dist/deb/lintian-overrides.
+fn inspect(dist: &Path) -> Result<()> {
+    let Ok(lintian) = find("lintian") else {
+        println!("lintian is not installed: the .deb packages were not checked");
+        return Ok(());
+    };
+    let mut command = Command::new(lintian);
+    command.args(["--allow-root", "--fail-on", "error,warning"]);
+    let packages = glob::glob(&dist.join("*.deb").to_string_lossy())?;
+    show(command.args(packages.collect::<Result<Vec<_>, _>>()?))
+}
+
 /// Which crates the binary is made of, by CycloneDX.
-fn bill_of_materials(dist: &Path) -> Result<()> {
-    let name = format!("overcommit-{}.cdx", env!("CARGO_PKG_VERSION"));
+fn bill_of_materials(dist: &Path, arch: Arch) -> Result<()> {
+    let name = format!("overcommit-{}-{}.cdx", env!("CARGO_PKG_VERSION"), arch.name());
     let mut sbom = Command::new(CARGO_SBOM.path()?);
     sbom.args(["cyclonedx", "--format", "json", "--override-filename", &name]);
-    sbom.args(["--target", Arch::X86_64.static_target(), "--manifest-path"]);
+    sbom.args(["--target", arch.static_target(), "--manifest-path"]);
     quietly(sbom.arg(root().join(PACKAGE).join("Cargo.toml")))?;
     let file = format!("{name}.json");
     // It is written beside each manifest of the workspace.

@@ -1,6 +1,7 @@
 //! Takes one interval of every VM out of the slots.
 
 use super::Sampler;
+use super::accounts;
 use super::stall::runq_ns;
 use super::tracked::{Counts, Tracked, stall};
 use crate::host::ForHost;
@@ -109,7 +110,7 @@ impl Sampler {
             threads.filter_map(|index| slots.threads.get(*index as usize)).collect();
         let stall = stall(tracked, &threads, run.vcpus, until_ns, length_ns);
         let swapins = tracked.swapins.read(&shared.swapin, |number| slots.swap_device(number));
-        let stat = tracked.process.as_ref().and_then(|process| process.stat().ok());
+        let stat = tracked.process.as_ref().and_then(accounts::stat);
         let seen = tracked.seen(shared, &metrics, stat.as_ref().filter(|_| ended_ns == 0));
         run.faults_hidden = self.probes.hides_faults_of(run).map(str::to_owned);
         note_seen(run, tracked, seen);

@@ -1,5 +1,6 @@
 //! What happened in this interval?
 
+mod accounts;
 pub mod carry;
 mod drain;
 mod ended;
@@ -124,7 +125,7 @@ impl Sampler {
             match self.probes.slots.find(vm.id.pid, vm.id.start_ticks) {
                 Some(slot) if !self.has(slot) => {
                     let process = self.roster.open(vm.id);
-                    let before = process.as_ref().and_then(|process| process.stat().ok());
+                    let before = process.as_ref().and_then(accounts::stat);
                     let before = before.as_ref().map(faults).unwrap_or_default();
                     let vm = self.roster.add(vm, run, now, before);
                     self.track(vm, slot, process, before, now);
@@ -254,7 +255,7 @@ impl Sampler {
         for (index, tracked) in self.tracked.iter_mut().enumerate() {
             tracked.vm = index;
             tracked.times.restart();
-            let stat = tracked.process.as_ref().and_then(|process| process.stat().ok());
+            let stat = tracked.process.as_ref().and_then(accounts::stat);
             let before = stat.as_ref().map(faults).unwrap_or_default();
             let found = RunVm::found(&self.roster.vms()[index], run, now, before);
             run.push(found);

@@ -3,6 +3,7 @@
 //! (`proc_pid_schedstat`, fs/proc/base.c). A wait is added when it is over (`sched_info_arrive`,
 //! kernel/sched/stats.h).
 
+use crate::sampler::accounts;
 use procfs::process::Process;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,8 +16,7 @@ impl RunDelays {
     /// CONFIG_SCHED_INFO. Of a thread that is read for the first time nothing is known yet.
     pub(super) fn grown(&mut self, process: &Process, tids: &BTreeSet<i32>) -> Option<u64> {
         let read = |tid: &i32| {
-            let task = process.task_from_tid(*tid).ok()?;
-            let account = task.schedstat().ok()?;
+            let account = accounts::schedstat(process, *tid)?;
             // All zeros where it keeps none.
             let is_kept = account.sum_exec_runtime > 0 || account.run_delay > 0;
             is_kept.then_some((*tid, account.run_delay))

@@ -3,6 +3,7 @@
 use crate::host::ForHost;
 use crate::probes::slots::{Holdings, Kind, Slots};
 use crate::sampler::FaultCounts;
+use crate::sampler::accounts;
 use crate::sampler::carry::Carry;
 use crate::sampler::run_delay::RunDelays;
 use crate::sampler::stall::Waits;
@@ -66,7 +67,7 @@ impl Tracked {
         before: FaultCounts,
         since_ns: u64,
     ) -> Self {
-        let stat = process.as_ref().and_then(|process| process.stat().ok());
+        let stat = process.as_ref().and_then(accounts::stat);
         Self {
             vm,
             slot,

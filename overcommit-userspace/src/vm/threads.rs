@@ -33,15 +33,16 @@ impl VcpuThreads {
     /// Reads /proc/PID/task/TID/comm, and /proc/PID/task/TID/syscall where names
     /// tell nothing.
     pub fn refresh(&mut self, process: &Process, vcpus: Option<u32>) {
-        let alive = |tid: &i32| process.task_from_tid(*tid).is_ok();
-        self.known.retain(alive);
         let links = links(process.pid);
         let is_same = links.is_some() && std::mem::replace(&mut self.links, links) == links;
-        if is_same && self.complete(vcpus) {
-            return;
-        }
         if is_same && self.left > 0 {
             self.left -= 1;
+            return;
+        }
+        // One may have gone as another one came.
+        self.known.retain(|tid| process.task_from_tid(*tid).is_ok());
+        if is_same && self.complete(vcpus) {
+            self.left = REST_MAX;
             return;
         }
         let before = self.known.len();

@@ -5,6 +5,7 @@
 
 #[path = "../../../../overcommit-userspace/src/kernel/userfault.rs"]
 mod userfault;
+mod vsock;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -64,6 +65,10 @@ fn main() -> Result<()> {
         "starved" => with_kvm(|| starved(number as usize)),
         // A port of a guest: what comes in at that path comes out at the one with .guest behind it.
         "port" => port(&words.next().context("no path")?),
+        // A guest with that CID asks a port of the host, whenever a line comes in.
+        "vsock" => vsock::ask(number, words.next().context("no port")?.parse()?),
+        // A process that holds vhost-vsock and has no CID.
+        "vsock-held" => vsock::hold(),
         // A thread called like a vCPU faults, and is held for so many ms.
         "held" => {
             let held = Held::new()?;
