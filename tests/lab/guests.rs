@@ -76,22 +76,32 @@ impl Guest {
         Ok(Self { process, memory })
     }
 
-    /// Whether it is told its own figures; an error if those are another's.
-    fn is_told(&mut self) -> Result<bool> {
+    /// Whether it is told its own figures, or that there are none yet; an error if they are another's.
+    fn ask(&mut self) -> Result<Answer> {
         let told = self.process.work()?;
         if told == "closed" {
-            return Ok(false);
+            return Ok(Answer::Closed);
         }
         let message: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
-        let Some(bytes) = message["configured_bytes"].as_u64() else { return Ok(false) };
+        let Some(bytes) = message["configured_bytes"].as_u64() else { return Ok(Answer::None) };
         ensure!(bytes == self.memory << 20, "a VM of {} MiB is told {told}", self.memory);
-        Ok(true)
+        Ok(Answer::Figures)
     }
 
-    fn await_told(&mut self, is_told: bool) -> Result<()> {
-        let what = if is_told { "figures of a guest" } else { "end of a guest's figures" };
-        await_some(what, PATIENCE, || Ok((self.is_told()? == is_told).then_some(())))
+    fn await_answer(&mut self, answer: Answer) -> Result<()> {
+        let what = format!("{answer:?} of the host");
+        await_some(&what, PATIENCE, || Ok((self.ask()? == answer).then_some(())))
     }
+}
+
+/// What the host says to a guest.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Figures,
+    /// Of that VM there are none yet.
+    None,
+    /// It does not listen to it.
+    Closed,
 }
 
 /// Each by its CID, until another VM claims that as well.
@@ -101,16 +111,16 @@ fn by_vsock(dir: &Path) -> Result<()> {
         (start("web", 41, 384)?, start("db", 42, 448)?, start("other", 43, 512)?);
     let mut serving = Serving::start(dir, &["--guests-only", "--guests", "web", "--guests", "db"])?;
     serving.await_told(|text| text.contains("telling guests").then_some(()))?;
-    [&mut web, &mut db].into_iter().try_for_each(|guest| guest.await_told(true))?;
-    ensure!(!other.is_told()?, "one is told that is not to be");
+    [&mut web, &mut db].into_iter().try_for_each(|guest| guest.await_answer(Answer::Figures))?;
+    ensure!(other.ask()? == Answer::Closed, "one is told that is not to be");
     let claims = Guest::start(dir, "claims", 41, 512, false)?;
-    web.await_told(false)?;
-    ensure!(db.is_told()?, "nobody claims its CID");
+    web.await_answer(Answer::Closed)?;
+    ensure!(db.ask()? == Answer::Figures, "nobody claims its CID");
     drop(claims);
-    web.await_told(true)?;
+    web.await_answer(Answer::Figures)?;
     // Its CID is free, and another's next.
     drop(db);
     let mut next = start("db", 42, 640)?;
-    next.await_told(true)?;
+    next.await_answer(Answer::Figures)?;
     serving.end()
 }

@@ -96,6 +96,10 @@ fn packed(dist: &Path, arch: Arch, stage: &Path) -> Result<()> {
 /// Has lintian read the packages for Debian, where it is installed: each of its tags is mended, or
 /// explained in dist/deb/lintian-overrides.
 fn inspect(dist: &Path) -> Result<()> {
+    let changelog = fs::read_to_string(root().join("dist/deb/changelog"))?;
+    let version = env!("CARGO_PKG_VERSION");
+    let is_of_it = changelog.starts_with(&format!("overcommit ({version}-1)"));
+    ensure!(is_of_it, "dist/deb/changelog does not begin with {version}");
     let Ok(lintian) = find("lintian") else {
         println!("lintian is not installed: the .deb packages were not checked");
         return Ok(());

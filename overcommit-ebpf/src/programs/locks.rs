@@ -60,7 +60,7 @@ pub(crate) fn lock_wait_begin(ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "contention_end")]
 pub(crate) fn lock_wait_end(ctx: RawTracePointContext) -> i32 {
-    // Any lock of the host ends here: as long as nobody waits for a VM's, nobody need be looked up.
+    // Waits for any lock of the host end here: while nobody waits for a VM's, nobody need be looked up.
     if LOCK_WAITS.get(0).is_some_and(|waits| get(&waits.0) != 0)
         && let Some(thread) = end(Some(ctx.arg(0)))
     {

@@ -26,7 +26,7 @@ pub(crate) static MMS_CHANGES: Array<Word> = Array::with_max_entries(1, BPF_F_MM
 
 /// Threads that wait for a VM's `mmap_lock`, as the tracepoints of locks have it; one entry.
 #[map]
-pub(crate) static LOCK_WAITS: Array<Word> = Array::with_max_entries(1, 0);
+pub(crate) static LOCK_WAITS: Array<Word> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Process id → slot, for exec and exit.
 #[map]

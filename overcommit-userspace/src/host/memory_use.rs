@@ -138,6 +138,9 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
     divided.collect()
 }
 
+/// What part of what is held is a notable one.
+const NOTABLE: u64 = 64;
+
 /// What a process has in RAM, without a walk over its page tables, in bytes; each sharer has
 /// all of it.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +149,8 @@ pub struct Held {
     file: u64,
     /// All others.
     other: u64,
+    /// Private memory of it on swap, which is not in RAM.
+    swapped: u64,
 }
 
 impl Held {
@@ -153,7 +158,16 @@ impl Held {
     pub fn read(proc: &Path, pid: i32) -> Option<Self> {
         let status = status(proc, pid)?;
         let (all, file) = (status.vmrss? << 10, status.rssfile.unwrap_or(0) << 10);
-        Some(Self { file, other: all.saturating_sub(file) })
+        let swapped = status.vmswap.unwrap_or(0) << 10;
+        Some(Self { file, other: all.saturating_sub(file), swapped })
+    }
+
+    /// Whether so much of it came or went that its page tables tell something new.
+    pub fn differs(self, then: Self) -> bool {
+        let differs = |now: u64, then: u64| now.abs_diff(then) > then / NOTABLE;
+        differs(self.file, then.file)
+            || differs(self.other, then.other)
+            || differs(self.swapped, then.swapped)
     }
 
     /// All of it.
@@ -172,8 +186,8 @@ pub(super) fn status(proc: &Path, pid: i32) -> Option<Status> {
     Process::new_with_root(proc.join(pid.to_string())).ok()?.status().ok()
 }
 
-/// What is resident now of what was at the last walk, by what the process held then and now. A
-/// walk may be a minute old, and memory that a VM took since is no longer available.
+/// What is resident and swapped now of what was at the last walk, by what the process held then and
+/// now. A walk may be minutes old, and memory that a VM took since is no longer available.
 pub fn as_of_now(memory: MemoryUse, then: Option<Held>, now: Option<Held>) -> MemoryUse {
     let Some((then, now)) = then.zip(now) else { return memory };
     let grown = |bytes: u64, then: u64, now: u64| match then {
@@ -182,7 +196,8 @@ pub fn as_of_now(memory: MemoryUse, then: Option<Held>, now: Option<Held>) -> Me
     };
     let page_cache = grown(memory.page_cache, then.file, now.file);
     let resident = page_cache + grown(memory.freed(), then.other, now.other);
-    MemoryUse { resident, page_cache, ..memory }
+    let swapped = (memory.swapped + now.swapped).saturating_sub(then.swapped);
+    MemoryUse { resident, page_cache, swapped, ..memory }
 }
 
 /// Memory of the host, without huge pages of the pool.
@@ -258,8 +273,16 @@ mod tests {
     #[test]
     fn what_a_vm_takes_after_the_walk_is_resident() {
         let gib = 1 << 30;
-        let held = |file: u64, other: u64| Some(Held { file: file * gib, other: other * gib });
+        let held =
+            |file: u64, other: u64| Some(Held { file: file * gib, other: other * gib, swapped: 0 });
         let walked = MemoryUse { resident: 21 * gib, page_cache: gib, ..MemoryUse::default() };
+        let swaps = |then, now| {
+            let swapped = |gibs: u64| Some(Held { swapped: gibs * gib, ..held(2, 24).unwrap() });
+            let walked = MemoryUse { swapped: 3 * gib, ..walked };
+            as_of_now(walked, swapped(then), swapped(now)).swapped / gib
+        };
+        // Of the three, one is shared memory's.
+        assert_eq!((swaps(2, 5), swaps(2, 1), swaps(4, 0)), (6, 2, 0));
         let now = |then, now| {
             let memory = as_of_now(walked, then, now);
             (memory.resident / gib, memory.page_cache / gib)

@@ -33,7 +33,7 @@ impl VmProcesses {
         *known.entry(pid).or_insert_with(|| self.discovery.inspect(pid).is_some())
     }
 
-    /// Notes that a VM lies in a cgroup with another one.
+    /// Notes that a VM lies in a cgroup that another process asks about.
     pub fn lies_with_another(&self, cgroup: &Path, pid: i32) {
         self.together.borrow_mut().insert(cgroup.to_owned(), pid);
     }

@@ -30,7 +30,7 @@ pub(super) struct WatchedVm {
     states: SwapStates,
     pub(super) sources: SwapSources,
     pub(super) now: VmSwap,
-    /// Whether somebody filled its pages when it last waited for some.
+    /// Whether somebody fills its pages, as of when it last waited for some.
     are_filled: bool,
     /// Whether pages came back at the look of this interval, if there was one.
     pub(super) reads: bool,
@@ -157,7 +157,7 @@ impl WatchedVm {
             Some((since.swapins, SwappedIn::Swapins))
         } else {
             // Pages that somebody else fills count as major faults, and come from no swap.
-            if since.majors > 0 {
+            if since.majors > 0 || self.are_filled {
                 self.are_filled = has_userfaultfd(Path::new("/proc"), vm.id.pid);
             }
             (!self.are_filled).then_some((since.majors, SwappedIn::Majors))

@@ -37,6 +37,7 @@ pub struct Slots {
     threads_used: usize,
     mms: HashMap<MapData, u64, u32>,
     mms_changes: SharedArray<Word>,
+    lock_waits: SharedArray<Word>,
     tgids: HashMap<MapData, u32, u32>,
     tids: HashMap<MapData, u32, u32>,
     cgroups: HashMap<MapData, u64, u32>,
@@ -125,6 +126,7 @@ impl Slots {
             threads_used: 0,
             mms: HashMap::try_from(take(ebpf, "MMS")?)?,
             mms_changes: SharedArray::open(ebpf, "MMS_CHANGES", 1)?,
+            lock_waits: SharedArray::open(ebpf, "LOCK_WAITS", 1)?,
             tgids: HashMap::try_from(take(ebpf, "TGIDS")?)?,
             tids: HashMap::try_from(take(ebpf, "TIDS")?)?,
             cgroups: HashMap::try_from(take(ebpf, "CGROUPS")?)?,
@@ -313,6 +315,12 @@ impl Slots {
         // With neither no program finds the entry any more.
         thread.id.store(0, SeqCst);
         let _ = self.tids.remove(&tid);
+        // Nor sees it the end of a wait.
+        if thread.lock_waits.swap(0, SeqCst) != 0
+            && let Some(waits) = self.lock_waits.get(0)
+        {
+            waits.0.fetch_sub(1, SeqCst);
+        }
         thread.clear();
         self.free_threads.push(index, 0).context("cannot free a thread's entry")
     }

@@ -19,6 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Time in which a VM that was found may still change, in nanoseconds.
 const STARTING_UP_NS: u64 = 10_000_000_000;
 
+/// The same of one that has everything, and whose process is older.
+const LEAST_NS: u64 = 2_000_000_000;
+
 /// VMs without a slot that are named.
 const NAMED: usize = 16;
 /// From so many VMs in a recording on, no more are taken up until some can be left out. So many come
@@ -59,10 +62,14 @@ fn may_have(slots: &Slots, ended: &Ended, user: Option<u32>, free: usize) -> boo
     !has_to_wait && slots.may_have(user, free)
 }
 
-/// Whether a VM has all that it gets while it starts up: how long it has been at it is then told by
-/// its process, else by when it was found, for one process can execute many programs.
-fn is_complete(vm: &Vm) -> bool {
-    vm.accelerator.as_deref() == Some("kvm") && vm.vcpus.is_some() && vm.mapping.is_some()
+/// Since when a VM that is found now has been starting up. One that has all that it gets meanwhile
+/// began with its process, but is looked at once more: a process can execute many programs.
+fn begun_ns(vm: &Vm, now_ns: u64) -> u64 {
+    let is_kvm = vm.accelerator.as_deref() == Some("kvm");
+    if !is_kvm || vm.vcpus.is_none() || vm.mapping.is_none() {
+        return now_ns;
+    }
+    (vm.id.start_ticks * TICK_NS).max(now_ns.saturating_sub(STARTING_UP_NS - LEAST_NS))
 }
 
 /// Finds VMs and remembers them.
@@ -273,8 +280,7 @@ impl Roster {
         faults_before: FaultCounts,
     ) -> usize {
         self.unserved.remove(&vm.id);
-        let begun_ns = if is_complete(&vm) { vm.id.start_ticks * TICK_NS } else { now.boottime_ns };
-        self.begun_ns.insert(vm.id, begun_ns);
+        self.begun_ns.insert(vm.id, begun_ns(&vm, now.boottime_ns));
         let found = RunVm::found(&vm, run, now, faults_before);
         let place = self.ended.leave_out();
         // The folder of one that was left out may be there for a moment.
@@ -327,6 +333,35 @@ impl Roster {
             }
             Some(_) => {}
             None => self.missed += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overcommit_recording::model::vm::{Backing, Mapping};
+
+    #[test]
+    fn an_old_vm_that_has_everything_is_hardly_starting_up() {
+        const SECOND_NS: u64 = 1_000_000_000;
+        let (now_ns, start_ns) = (100 * SECOND_NS, 70 * SECOND_NS);
+        let id = |start_ns| VmId { pid: 7, start_ticks: start_ns / TICK_NS };
+        let whole = |start_ns| Vm {
+            accelerator: Some("kvm".to_owned()),
+            vcpus: Some(2),
+            mapping: Some(Mapping { backing: Backing::Anonymous, start: 0, end: 1 }),
+            ..Vm::gone(id(start_ns))
+        };
+        let left_ns = |vm: &Vm| STARTING_UP_NS - (now_ns - begun_ns(vm, now_ns));
+        assert_eq!(left_ns(&whole(start_ns)), LEAST_NS);
+        assert_eq!(left_ns(&whole(now_ns - 3 * SECOND_NS)), STARTING_UP_NS - 3 * SECOND_NS);
+        for part in [
+            Vm { accelerator: Some("tcg".to_owned()), ..whole(start_ns) },
+            Vm { vcpus: None, ..whole(start_ns) },
+            Vm { mapping: None, ..whole(start_ns) },
+        ] {
+            assert_eq!(left_ns(&part), STARTING_UP_NS);
         }
     }
 }

@@ -22,13 +22,23 @@ use std::time::{Duration, Instant};
 /// is not walked through every time.
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(64);
 
+/// A process that is no VM.
+#[derive(Clone, Copy, Debug)]
+struct Other {
+    start_ticks: u64,
+    /// When it is looked at again, and how long that is from the last time.
+    next: Instant,
+    wait: Duration,
+}
+
 /// Finds VMs again and again, and remembers what is none.
 #[derive(Debug)]
 pub struct Discovery {
     proc_root: PathBuf,
-    /// Processes that are none, by their ids: the kernel gives those out in turn (`alloc_pid`,
-    /// kernel/pid.c), so that one that is listed twice in a row is the same process.
-    others: HashMap<i32, (Instant, Duration)>,
+    /// Processes that are none, by their ids. The kernel gives those out in turn (`alloc_pid`,
+    /// kernel/pid.c), so that another process hardly ever has one by the next scan; it is found out when
+    /// that one would have been looked at again.
+    others: HashMap<i32, Other>,
     unreadable: usize,
 }
 
@@ -75,10 +85,9 @@ impl Discovery {
         let mut vms = Vec::new();
         let mut unreadable = 0;
         for pid in pids {
-            if let Some(wait) = self.others.get(&pid)
-                && Instant::now() < wait.0
-            {
-                others.insert(pid, *wait);
+            let other = self.others.get(&pid);
+            if let Some(other) = other.filter(|other| Instant::now() < other.next) {
+                others.insert(pid, *other);
                 continue;
             }
             let Ok(process) = self.process(pid) else {
@@ -92,9 +101,11 @@ impl Discovery {
                 Some(vm) => vms.push(vm),
                 None => {
                     unreadable += usize::from(is_refused(&process));
-                    let last = self.others.get(&pid).map_or(Duration::ZERO, |wait| wait.1);
-                    let wait = (last * 2).clamp(Duration::from_secs(1), LOOK_AGAIN_MAX);
-                    others.insert(pid, (Instant::now() + wait, wait));
+                    let start_ticks = stat.starttime;
+                    let last = other.filter(|other| other.start_ticks == start_ticks);
+                    let wait = last.map_or(Duration::ZERO, |last| last.wait * 2);
+                    let wait = wait.clamp(Duration::from_secs(1), LOOK_AGAIN_MAX);
+                    others.insert(pid, Other { start_ticks, next: Instant::now() + wait, wait });
                 }
             }
         }
@@ -396,6 +407,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_known_to_run_is_not_even_looked_at() {
+        let root = tempfile::tempdir().unwrap();
+        for pid in [7, 8] {
+            process(root.path(), pid, "/usr/bin/qemu-system-x86_64", b"qemu\0", &[]);
+        }
+        let mut discovery = Discovery::new(root.path());
+        let found = discovery.scan_for_new(|pid| pid == 7, |_| false).unwrap();
+        assert_eq!(found.iter().map(|vm| vm.id.pid).collect::<Vec<_>>(), [8]);
+        let found = discovery.scan_for_new(|pid| pid == 7, |id| id.pid == 8).unwrap();
+        assert!(found.is_empty());
+    }
+
+    #[test]
     fn vcpus_are_counted_by_their_descriptors() {
         let vcpus = [
             "anon_inode:kvm-vm",
@@ -457,7 +481,7 @@ mod tests {
         assert!(discovery.scan().unwrap().is_empty());
         symlink("/dev/kvm", root.path().join("9/fd/3")).unwrap();
         assert!(discovery.scan().unwrap().is_empty(), "its descriptors are not walked every time");
-        discovery.others.values_mut().for_each(|wait| wait.0 = Instant::now());
+        discovery.others.values_mut().for_each(|other| other.next = Instant::now());
         assert_eq!(discovery.scan().unwrap().len(), 1);
     }
 

@@ -2,7 +2,8 @@
 
 use crate::guest::message::{HostWord, Latency, Message, SCHEMA, Shares};
 use crate::model::coverage::Coverage;
-use crate::model::interval::{HostInterval, Interval};
+use crate::model::evictions::Eviction;
+use crate::model::interval::{HostInterval, Interval, VmInterval};
 use crate::model::metric::MetricName;
 use crate::model::run::{Run, RunVm};
 use crate::model::swap::SwapState;
@@ -117,11 +118,18 @@ fn alone(run: &Run, vm: &RunVm) -> Run {
 
 /// What an interval holds of one VM, as of the first.
 fn of_one(interval: &Interval, place: usize, is_metric: impl Fn(&MetricName) -> bool) -> Interval {
-    let mut of = interval.copied(|vm| vm == place, is_metric);
-    of.vms.iter_mut().for_each(|vm| vm.vm = 0);
-    of.evictions.retain(|of| of.victim.is_some());
-    of.evictions.iter_mut().for_each(|of| of.victim = Some(0));
-    of
+    // Most are in order: all of them would else be walked for each message.
+    let found = interval.vms.binary_search_by_key(&place, |vm| vm.vm).ok();
+    let found = found.or_else(|| interval.vms.iter().position(|vm| vm.vm == place));
+    let vms = found.map(|found| VmInterval { vm: 0, ..interval.vms[found].copied(is_metric) });
+    let evictions = interval.evictions.iter().filter(|of| of.victim == Some(place));
+    let evictions = evictions.map(|of| Eviction { victim: Some(0), ..of.clone() });
+    Interval {
+        vms: vms.into_iter().collect(),
+        evictions: evictions.collect(),
+        host: interval.host,
+        place: interval.place,
+    }
 }
 
 fn summary(run: &Run, intervals: impl Iterator<Item = Interval>) -> Summary {
@@ -194,8 +202,8 @@ fn word(host: &HostInterval) -> HostWord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::evictions::{Aggressor, AggressorClass, Eviction, EvictionCounts};
-    use crate::model::interval::{Place, Stall, VmInterval};
+    use crate::model::evictions::{Aggressor, AggressorClass, EvictionCounts};
+    use crate::model::interval::{Place, Stall};
     use crate::model::memory::MemoryUse;
     use crate::model::run::{EndedBy, EvictionSight};
     use crate::summary::verdict::Fared;

@@ -47,12 +47,7 @@ impl Interval {
         is_vm: impl Fn(usize) -> bool,
         is_metric: impl Fn(&MetricName) -> bool,
     ) -> Self {
-        let vms = self.vms.iter().filter(|vm| is_vm(vm.vm)).map(|vm| {
-            let wanted = vm.metrics.iter().filter(|metric| is_metric(&metric.name));
-            let metrics = wanted.map(MetricInterval::compacted).collect();
-            // The histograms are not copied only to be thrown away.
-            VmInterval { metrics, swapins: vm.swapins.clone(), ..*vm }
-        });
+        let vms = self.vms.iter().filter(|vm| is_vm(vm.vm)).map(|vm| vm.copied(&is_metric));
         let evictions = self.evictions.iter().filter(|of| of.victim.is_none_or(&is_vm));
         Self { vms: vms.collect(), evictions: evictions.cloned().collect(), ..*self }
     }
@@ -151,6 +146,14 @@ pub struct VmInterval {
 }
 
 impl VmInterval {
+    /// See [`Interval::copied`].
+    pub fn copied(&self, is_metric: impl Fn(&MetricName) -> bool) -> Self {
+        let wanted = self.metrics.iter().filter(|metric| is_metric(&metric.name));
+        let metrics = wanted.map(MetricInterval::compacted).collect();
+        // The histograms are not copied only to be thrown away.
+        Self { metrics, swapins: self.swapins.clone(), ..*self }
+    }
+
     /// The latencies of a metric, if there were any.
     pub fn latencies(&self, metric: Metric) -> Option<&Latencies> {
         let found = self.metrics.iter().find(|entry| entry.name.as_str() == metric.name());

@@ -10,7 +10,7 @@ use crate::host::memory_use;
 use crate::host::numa::Numa;
 use crate::host::working_set::Wanted;
 use crate::host::working_set::follow::{Follower, Measured, Target};
-use crate::kernel::{self, clock};
+use crate::kernel;
 use crate::vm::discovery::Discovery;
 use anyhow::{Context, Result};
 use ask::{Ask, Turned};
@@ -26,13 +26,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use walk::Walks;
 
-/// Time between two looks, at the least.
+/// Time between two looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// Time between two looks, in times of the CPU time that one takes: of a CPU it is the hundredth part,
-/// however many VMs there are.
-const SHARE: u32 = 100;
-/// Time between two looks, at the most.
-const LOOK_MAX: Duration = Duration::from_secs(10);
 /// Longest time that the end of a recording waits for a look that has begun.
 const END: Duration = Duration::from_secs(2);
 
@@ -153,10 +148,8 @@ impl Survey {
             };
             let _ = begun.send(Ok(()));
             loop {
-                let begun = clock::of_thread();
                 runtime.block_on(surveyor.round(&shared));
-                let taken = clock::of_thread().saturating_sub(begun);
-                if !shared.rest((taken * SHARE).clamp(LOOK, LOOK_MAX)) {
+                if !shared.rest(LOOK) {
                     break;
                 }
             }

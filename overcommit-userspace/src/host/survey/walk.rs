@@ -1,19 +1,23 @@
 //! Walks the page tables of VMs, by what smaps tells.
 
 use crate::host::memory_use::{Held, ProcessMemory, as_of_now, divide};
-use crate::host::survey::{LOOK, SHARE};
+use crate::host::survey::LOOK;
+use crate::kernel::clock;
 use overcommit_recording::model::memory::MemoryUse;
 use overcommit_recording::model::vm::VmId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Time between two walks of a VM that is no longer new.
+/// Time between two walks of a VM that is no longer new, and holds more or less than at the last one.
 pub(super) const AGAIN: Duration = Duration::from_secs(10);
-/// Time for walks at one look; who is due longest comes first, and the rest next time.
-const AT_ONCE: Duration = Duration::from_millis(20);
-/// The most that it becomes where walks take long.
+/// The same of one that holds what it held then, or whose walks take long.
 const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Time between two walks of a VM, as a multiple of what one takes.
+const SHARE: u32 = 100;
+/// CPU time for walks at one look, new VMs left out. Whoever has been due longest comes first, and the
+/// rest next time.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// What the page tables of each VM told, and when they are walked again.
 pub(super) struct Walks {
@@ -21,18 +25,27 @@ pub(super) struct Walks {
     walked: BTreeMap<VmId, Walked>,
 }
 
+#[derive(Default)]
 struct Walked {
     memory: Option<ProcessMemory>,
     /// What the process held then.
     held: Option<Held>,
-    next: Instant,
+    /// What it holds now.
+    now: Option<Held>,
+    /// When that was, and from when on it may be walked again; `None` of one that never was.
+    next: Option<[Instant; 2]>,
     wait: Duration,
 }
 
 impl Walked {
-    /// One that is to be walked at once.
-    fn new(now: Instant) -> Self {
-        Self { memory: None, held: None, next: now, wait: Duration::ZERO }
+    /// Since when it is due, if it is.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let Some([last, next]) = self.next else { return Some(now) };
+        let is_same = self.held.zip(self.now).is_some_and(|(then, now)| !now.differs(then));
+        // The first few walks of a VM follow each other soon.
+        let is_new = self.wait < AGAIN;
+        let next = if is_same && !is_new { next.max(last + AGAIN_MAX) } else { next };
+        (next <= now).then_some(next)
     }
 
     fn walk(&mut self, proc: &Path, pid: i32) {
@@ -40,10 +53,12 @@ impl Walked {
         if let Ok(memory) = ProcessMemory::read(proc, pid) {
             self.memory = Some(memory);
             self.held = Held::read(proc, pid);
+            self.now = self.held;
         }
         self.wait = (self.wait * 2).clamp(LOOK, AGAIN);
-        let least = (start.elapsed() * SHARE).min(AGAIN_MAX);
-        self.next = Instant::now() + self.wait.max(least);
+        let end = Instant::now();
+        let least = ((end - start) * SHARE).min(AGAIN_MAX);
+        self.next = Some([end, end + self.wait.max(least)]);
     }
 }
 
@@ -53,25 +68,22 @@ impl Walks {
     }
 
     /// Walks the page tables of those whose turn it is: soon of a VM that is new, seldom
-    /// of one that is large, and of a few where there are many. What is resident is as of now, and
-    /// goes with what the host has available now.
+    /// of one that is large or stays as it is, and of a few where there are many. What is resident and
+    /// swapped is as of now, and goes with what the host has available now.
     pub(super) fn walk(
         &mut self,
         ids: &BTreeSet<VmId>,
         goes_on: impl Fn() -> bool,
     ) -> BTreeMap<VmId, MemoryUse> {
         self.walked.retain(|id, _| ids.contains(id));
-        let begun = Instant::now();
         for id in ids {
-            self.walked.entry(*id).or_insert_with(|| Walked::new(begun));
+            let walked = self.walked.entry(*id).or_default();
+            walked.now = walked.memory.as_ref().and_then(|_| Held::read(&self.proc, id.pid));
         }
-        let due = self.walked.iter().filter(|(_, walked)| walked.next <= begun);
-        let mut due: Vec<(Instant, VmId)> = due.map(|(id, walked)| (walked.next, *id)).collect();
-        due.sort_unstable();
-        for (_, id) in due {
+        let begun = clock::of_thread();
+        for id in self.due(Instant::now()) {
             let Some(walked) = self.walked.get_mut(&id) else { continue };
-            let is_new = walked.wait.is_zero();
-            if !is_new && begun.elapsed() >= AT_ONCE {
+            if walked.next.is_some() && clock::of_thread().saturating_sub(begun) >= AT_ONCE {
                 continue;
             }
             if !goes_on() {
@@ -83,9 +95,43 @@ impl Walks {
             self.walked.iter().filter_map(|(id, walked)| Some((*id, walked.memory.clone()?)));
         let mut memory = divide(&known.collect());
         for (id, memory) in &mut memory {
-            let then = self.walked[id].held;
-            *memory = as_of_now(*memory, then, Held::read(&self.proc, id.pid));
+            let walked = &self.walked[id];
+            *memory = as_of_now(*memory, walked.held, walked.now);
         }
         memory
+    }
+
+    /// Those whose turn it is, whoever has been due longest first.
+    fn due(&self, now: Instant) -> Vec<VmId> {
+        let due = self.walked.iter().filter_map(|(id, walked)| Some((walked.due(now)?, *id)));
+        let mut due: Vec<(Instant, VmId)> = due.collect();
+        due.sort_unstable();
+        due.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_changes_is_walked_before_who_does_not() {
+        let mut walks = Walks::new(Path::new("/proc"));
+        let id = |pid| VmId { pid, start_ticks: 1 };
+        let held = Held::read(Path::new("/proc"), std::process::id().cast_signed());
+        let start = Instant::now();
+        let walked = |held, now, wait: Duration| {
+            let next = Some([start, start + wait]);
+            Walked { held, now, next, wait, memory: None }
+        };
+        walks.walked.insert(id(1), walked(held, held, AGAIN));
+        walks.walked.insert(id(2), walked(held, None, AGAIN));
+        walks.walked.insert(id(3), walked(held, held, LOOK));
+        walks.walked.insert(id(4), Walked::default());
+        let due = |after: Duration| walks.due(start + after);
+        assert_eq!(due(Duration::ZERO), [id(4)], "only the one that never was");
+        assert_eq!(due(LOOK), [id(3), id(4)]);
+        assert_eq!(due(AGAIN), [id(3), id(2), id(4)]);
+        assert_eq!(due(AGAIN_MAX), [id(3), id(2), id(1), id(4)]);
     }
 }

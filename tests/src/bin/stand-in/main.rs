@@ -44,9 +44,11 @@ fn main() -> Result<()> {
             touch(memory(number as usize)?, number as usize);
             Ok("touched".to_owned())
         }),
-        // It goes on to touch so many fresh pages a second, a tenth of them at a time.
+        // It goes on to touch so many fresh pages a second, a tenth of them at a time, in a thread called
+        // like a vCPU.
         "steady" => with_kvm(|| {
-            std::thread::spawn(move || steady(number as usize));
+            let vcpu = std::thread::Builder::new().name("CPU 0/KVM".to_owned());
+            vcpu.spawn(move || steady(number as usize))?;
             Ok("touches".to_owned())
         }),
         // So many faults of each kind, but for those that need a pool or a helper.
