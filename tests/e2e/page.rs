@@ -5,10 +5,12 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testbed::browser::browse;
 use testbed::qemu::Vm;
 use testbed::record::Recording;
+use testbed::results::rows;
 use testbed::squeeze::Squeeze;
-use testbed::{overcommit, root, run};
+use testbed::{PATIENCE, await_some, overcommit, root, run};
 
 pub(crate) const TESTS: Tests = &[
     ("a_page_is_drawn_in_a_browser", drawn),
@@ -60,33 +62,6 @@ const wait = setInterval(() => {
 }, 20);
 </script>";
 
-/// What a browser made of a page, and its console, on which no page says anything.
-fn browse(dir: &Path, page: &str, width: u32) -> Result<(String, String)> {
-    let file = dir.join("page.html");
-    fs::write(&file, page)?;
-    let mut browser = Command::new("chromium");
-    browser.args([
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-    ]);
-    browser.args([
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]);
-    browser.args(["--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]);
-    browser.arg(format!("--user-data-dir={}", dir.join("browser").display()));
-    browser.arg(format!("--window-size={width},1000")).arg(format!("file://{}", file.display()));
-    let ended = testbed::as_child(&mut browser, nix::sys::signal::Signal::SIGKILL).output()?;
-    let console = String::from_utf8_lossy(&ended.stderr).into_owned();
-    let said: Vec<&str> = console.lines().filter(|line| line.contains("CONSOLE")).collect();
-    ensure!(said.is_empty(), "the browser's console: {said:?}");
-    Ok((String::from_utf8_lossy(&ended.stdout).into_owned(), console))
-}
-
 /// What it noted of a page, as its last state has it.
 fn look(dir: &Path, page: &str, width: u32) -> Result<String> {
     let page = page.replace("</html>", &format!("{LOOK}</html>"));
@@ -105,6 +80,13 @@ fn noted<'a>(of: &'a str, name: &str) -> Result<&'a str> {
     Ok(rest.1.split('"').next().unwrap_or_default())
 }
 
+/// Waits until a recording has so many intervals of a second: a mark within the first parts nothing.
+fn await_seconds(folder: &Path, seconds: usize) -> Result<()> {
+    await_some("intervals", PATIENCE, || {
+        Ok((rows(folder, "host.csv")?.len() > seconds).then_some(()))
+    })
+}
+
 fn drawn() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let squeeze = Squeeze::new()?;
@@ -112,8 +94,10 @@ fn drawn() -> Result<()> {
     let folder = dir.path().join("run");
     let recording = Recording::start(&folder, ["--slow-faults", "10us"])?;
     vm.await_majors(2_000)?;
+    await_seconds(&folder, 2)?;
     run(Command::new(overcommit()).args(["mark"]).arg(&folder).arg("steady, <b>\"1\"</b>"))?;
     vm.await_majors(2_000)?;
+    await_seconds(&folder, 4)?;
     vm.stop()?;
     let folder = recording.end()?;
     let page = fs::read_to_string(folder.join("report.html"))?;

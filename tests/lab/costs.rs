@@ -3,15 +3,20 @@
 
 use crate::Scenario;
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use overcommit::probes::Kernel;
 use overcommit::probes::decide::Backend;
 use overcommit::probes::empty::EmptyPrograms;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use testbed::host::{Setting, read};
 use testbed::payload::Guest;
 use testbed::qemu::{Config, Vm};
 use testbed::record::Recording;
+use testbed::undo::Running;
+use testbed::{PATIENCE, await_some};
 
 /// MiB that a guest walks, and those of them that it walks from its second pass on.
 const WALK: (u64, u64) = (32, 1);
@@ -154,6 +159,11 @@ fn costs_by_backend(dir: &Path) -> Result<()> {
     let kernel = Kernel::read()?;
     let bare = Costs::measure(|| Ok(()))?;
     println!("not recorded: {:.0} a first touch, {:.0} a device's read", bare.fault, bare.exit);
+    if Command::new("bpftrace").arg("--version").output().is_ok() {
+        let traced = Costs::measure(|| bpftrace(dir))?;
+        let [fault, exit] = [traced.fault - bare.fault, traced.exit - bare.exit];
+        println!("bpftrace: {fault:.0} more a first touch, {exit:.0} more a device's read");
+    }
     for (backend, name) in
         [(Backend::Fentry, "fentry"), (Backend::Kprobe, "kprobe"), (Backend::Perf, "perf")]
     {
@@ -172,6 +182,31 @@ fn costs_by_backend(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What each process's faults and exits took, by functions and by the same tracepoints of KVM.
+const BPFTRACE: &str = "fentry:handle_mm_fault { @since[tid] = nsecs; } \
+    fexit:handle_mm_fault /@since[tid]/ { @faults[pid] = hist(nsecs - @since[tid], 5); } \
+    tracepoint:kvm:kvm_exit { @left[tid] = nsecs; @why[tid] = args.exit_reason; } \
+    tracepoint:kvm:kvm_entry /@left[tid]/ \
+        { @exits[pid, @why[tid]] = hist(nsecs - @left[tid], 5); delete(@left[tid]); } \
+    interval:ms:200 { printf(\"traces\\n\"); }";
+/// Lines of it after which all of its probes are there.
+const TRACES: usize = 5;
+
+fn bpftrace(dir: &Path) -> Result<Running> {
+    let output = dir.join("bpftrace");
+    let mut command = Command::new("bpftrace");
+    command.args(["-q", "-B", "line", "-e", BPFTRACE, "-o"]).arg(&output);
+    command.stdin(Stdio::null());
+    let running = Running::start("bpftrace", &mut command, |child| {
+        Ok(kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?)
+    })?;
+    await_some("lines of bpftrace", PATIENCE, || {
+        let lines = std::fs::read_to_string(&output).unwrap_or_default();
+        Ok((lines.lines().count() >= TRACES).then_some(()))
+    })?;
+    Ok(running)
 }
 
 /// Instructions of the vCPU's thread.

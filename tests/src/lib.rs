@@ -2,6 +2,7 @@
 //! as it was on every way out.
 
 pub mod attempt;
+pub mod browser;
 pub mod host;
 #[cfg(test)]
 mod layers;

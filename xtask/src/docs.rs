@@ -1,22 +1,36 @@
 //! `cargo xtask docs`: the documents and pictures that are made from the code.
 
+use crate::setup::{BROWSER, install, quietly};
 use anyhow::{Context, Result};
 use overcommit_recording::view::documents;
 use std::fmt::Write;
 use std::fs;
-use testbed::root;
+use std::process::Command;
+use testbed::browser::browse;
+use testbed::{root, target};
 
 /// The screen of an invented host, as the tests of `top` hold it, and its picture.
 const SCREEN: &str = "overcommit-userspace/src/top/screens/list-80x24.txt";
 const PICTURE: &str = "docs/top.svg";
+/// The report of the same host, by the test that makes its page, and its picture.
+const REPORT: &str = "the_page_of_an_invented_host_is_the_one_of_the_picture";
+const REPORT_PICTURE: &str = "docs/report.svg";
+/// What makes a picture of a page in a browser, and how wide that is.
+const PICTURED: &str = include_str!("picture.js");
+const WIDTH: u32 = 960;
 
 /// Writes them.
 ///
 /// # Errors
-/// A file cannot be written.
+/// The browser cannot be had or fails, or a file cannot be written.
 pub(crate) fn run() -> Result<()> {
     fs::create_dir_all(root().join("docs")).context("cannot make docs")?;
-    for (name, content) in [("docs/columns.md", documents::columns()), (PICTURE, picture()?)] {
+    let made = [
+        ("docs/columns.md", documents::columns()),
+        (PICTURE, picture()?),
+        (REPORT_PICTURE, report()?),
+    ];
+    for (name, content) in made {
         fs::write(root().join(name), content).with_context(|| format!("cannot write {name}"))?;
     }
     Ok(())
@@ -25,6 +39,28 @@ pub(crate) fn run() -> Result<()> {
 fn picture() -> Result<String> {
     let screen = fs::read_to_string(root().join(SCREEN));
     Ok(drawn(&screen.with_context(|| format!("cannot read {SCREEN}"))?))
+}
+
+/// The upper part of the report, as a browser draws it.
+fn report() -> Result<String> {
+    install(&[BROWSER])?;
+    let work = target().join("docs");
+    fs::create_dir_all(&work)?;
+    let page = work.join("story.html");
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args(["test", "--package", "overcommit-userspace", "--lib", REPORT]);
+    quietly(cargo.env("OVERCOMMIT_STORY_PAGE", &page))?;
+    let page = fs::read_to_string(page).context("the test made no page")?;
+    let head = "<html lang=\"en\">\n<meta charset=\"utf-8\">";
+    let rest = page.split_once(head).context("the page begins in another way")?.1;
+    let head = head.replacen('>', " data-theme=\"light\">", 1);
+    let pictured = format!("<!doctype html>{head}<script>{PICTURED}</script>{rest}");
+    let (dom, console) = browse(&work, &pictured, WIDTH)?;
+    let picture =
+        dom.split_once("<pre id=\"picture\">").and_then(|(_, rest)| rest.split_once("</pre>"));
+    let (picture, _) = picture.with_context(|| format!("the page made no picture: {console}"))?;
+    let marks = [("&lt;", "<"), ("&gt;", ">"), ("&nbsp;", "\u{a0}"), ("&amp;", "&")];
+    Ok(marks.into_iter().fold(picture.to_owned(), |text, (mark, of)| text.replace(mark, of)))
 }
 
 /// A screen of 80 columns as an SVG, in the colours that words have in `top`.

@@ -17,6 +17,8 @@ pub(crate) struct Tool {
     pub(crate) package: &'static str,
 }
 
+/// What shows the report's page.
+pub(crate) const BROWSER: Tool = Tool { program: "chromium", package: "chromium" };
 /// What fetches packages of JavaScript.
 pub(crate) const NPM: Tool = Tool { program: "npm", package: "npm" };
 

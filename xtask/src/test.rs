@@ -4,8 +4,8 @@
 use crate::last_test::{self, LastTest};
 use crate::scenario::JAVA;
 use crate::setup::{
-    CARGO_DENY, NPM, TESTBED, Tool, give_to_user_behind_sudo, install, install_packages, quietly,
-    require_root, show,
+    BROWSER, CARGO_DENY, NPM, TESTBED, Tool, give_to_user_behind_sudo, install, install_packages,
+    quietly, require_root, show,
 };
 use crate::{build, lab, managers, prometheus};
 use anyhow::{Context, Result, anyhow};
@@ -56,8 +56,6 @@ const STRACE: Tool = Tool { program: "strace", package: "strace" };
 const TMUX: Tool = Tool { program: "tmux", package: "tmux" };
 /// What judges units.
 const UNITS: Tool = Tool { program: "systemd-analyze", package: "systemd" };
-/// What shows the report's page.
-const BROWSER: Tool = Tool { program: "chromium", package: "chromium" };
 /// libvirt, and what makes it run VMs.
 const LIBVIRT: [Tool; 3] = [
     Tool { program: "virsh", package: "libvirt-clients" },

@@ -63,3 +63,58 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     Ok(ExitCode::from(report.code))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::top::story::{LENGTH, SECOND_NS, START_US, interval, run, slow_fault};
+    use overcommit_recording::model::clock::Clocks;
+    use overcommit_recording::model::run::{Run, RunClocks};
+    use overcommit_recording::model::slow_fault::SlowFault;
+    use overcommit_recording::recording::Writer;
+    use overcommit_recording::recording::span::{self, Mark};
+    use std::fs;
+
+    /// The invented host of `top`'s screens, recorded.
+    fn record(folder: &Folder) {
+        let at = |second: u64| Clocks {
+            realtime_ns: START_US * 1_000 + second * SECOND_NS,
+            monotonic_ns: second * SECOND_NS,
+            boottime_ns: second * SECOND_NS,
+        };
+        let clocks = RunClocks { start: at(0), ..RunClocks::default() };
+        let mut run = Run { schema: Run::schema(), clocks, ..run() };
+        run.vms.iter_mut().for_each(|vm| vm.folder = vm.vm_id.clone());
+        let mut writer = Writer::create(folder.clone(), &run).unwrap();
+        for number in 0..LENGTH {
+            run.recorded.intervals = number + 1;
+            writer.write(&run, &interval(number)).unwrap();
+        }
+        let faults: Vec<SlowFault> = (0..4).map(slow_fault).collect();
+        writer.write_slow_faults(&run, &faults).unwrap();
+        for (second, text) in [(60, "ramp"), (180, "batch starts")] {
+            let mark = Mark { at_us: START_US + second * 1_000_000, text: text.to_owned() };
+            span::add(folder, &mark).unwrap();
+        }
+        run.clocks.end = Some(at(LENGTH));
+        writer.write_run(&run).unwrap();
+    }
+
+    /// The picture of it is `docs/report.svg`, which `cargo xtask docs` makes of the page that this
+    /// leaves where `OVERCOMMIT_STORY_PAGE` says.
+    #[test]
+    fn the_page_of_an_invented_host_is_the_one_of_the_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::create(&dir.path().join("story"), None).unwrap();
+        record(&folder);
+        let view = View::whole(Format::Html, false).drawn_by(PLOTS);
+        let page = rebuild(&folder, &view).unwrap().text;
+        if let Some(path) = std::env::var_os("OVERCOMMIT_STORY_PAGE") {
+            return fs::write(path, page).unwrap();
+        }
+        let title = page.split("<h1>").nth(1).and_then(|rest| rest.split("</h1>").next()).unwrap();
+        let picture = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/report.svg");
+        let picture = fs::read_to_string(picture).unwrap();
+        assert!(picture.contains(title), "{title} is not in docs/report.svg: cargo xtask docs");
+    }
+}

@@ -138,8 +138,9 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
     divided.collect()
 }
 
-/// What part of what is held is a notable one.
+/// What part of what is held is a notable one, and how many bytes at the least.
 const NOTABLE: u64 = 64;
+const NOTABLE_BYTES: u64 = 1 << 20;
 
 /// What a process has in RAM, without a walk over its page tables, in bytes; each sharer has
 /// all of it.
@@ -156,15 +157,27 @@ pub struct Held {
 impl Held {
     /// As its status file has it; `None` of a process that is gone.
     pub fn read(proc: &Path, pid: i32) -> Option<Self> {
-        let status = status(proc, pid)?;
-        let (all, file) = (status.vmrss? << 10, status.rssfile.unwrap_or(0) << 10);
-        let swapped = status.vmswap.unwrap_or(0) << 10;
-        Some(Self { file, other: all.saturating_sub(file), swapped })
+        // By hand: every VM's is read every two seconds, and most of it is for others.
+        let text = fs::read(proc.join(pid.to_string()).join("status")).ok()?;
+        let (mut all, mut file, mut swapped) = (None, 0, 0);
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Some((name, rest)) = line.split_once(':') else { continue };
+            let bytes =
+                || rest.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10);
+            match name {
+                "VmRSS" => all = bytes(),
+                "RssFile" => file = bytes().unwrap_or(0),
+                "VmSwap" => swapped = bytes().unwrap_or(0),
+                _ => {}
+            }
+        }
+        Some(Self { file, other: all?.saturating_sub(file), swapped })
     }
 
     /// Whether so much of it came or went that its page tables tell something new.
     pub fn differs(self, then: Self) -> bool {
-        let differs = |now: u64, then: u64| now.abs_diff(then) > then / NOTABLE;
+        let differs =
+            |now: u64, then: u64| now.abs_diff(then) > (then / NOTABLE).max(NOTABLE_BYTES);
         differs(self.file, then.file)
             || differs(self.other, then.other)
             || differs(self.swapped, then.swapped)
@@ -294,6 +307,9 @@ mod tests {
         assert_eq!(now(held(1, 20), held(4, 20)), (24, 4));
         let own = Held::read(Path::new("/proc"), std::process::id().cast_signed()).unwrap();
         assert!(own.file > 0 && own.other > 0, "{own:?}");
+        let more = |bytes| Held { other: own.other + bytes, ..own };
+        assert!(!more(NOTABLE_BYTES).differs(own) && more(gib).differs(own));
+        assert!(!held(1, 100).unwrap().differs(held(1, 101).unwrap()), "a hundredth");
     }
 
     #[test]

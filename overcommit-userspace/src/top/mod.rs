@@ -15,7 +15,7 @@ mod moment;
 mod plot;
 pub mod replay;
 #[cfg(test)]
-mod story;
+pub(crate) mod story;
 pub mod terminal;
 mod vm;
 

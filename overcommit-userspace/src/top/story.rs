@@ -26,14 +26,14 @@ use overcommit_recording::slo::Objective;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use std::path::Path;
 
-const SECOND_NS: u64 = 1_000_000_000;
+pub(crate) const SECOND_NS: u64 = 1_000_000_000;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// Seconds of the story, and when it turns bad.
-const LENGTH: u64 = 300;
+pub(crate) const LENGTH: u64 = 300;
 const TURN: u64 = 230;
 /// 2026-11-24 14:04:50 UTC.
-const START_US: u64 = 1_795_529_090_000_000;
+pub(crate) const START_US: u64 = 1_795_529_090_000_000;
 
 /// A VM: its name, GiB, and in the bad time the parts in a thousand of its time that it loses and
 /// its major faults a second.
@@ -67,7 +67,7 @@ fn id(place: usize) -> String {
     format!("{}-{}", 12_900 + place, 4_000 + place)
 }
 
-fn run() -> Run {
+pub(crate) fn run() -> Run {
     let vms = CAST.iter().enumerate().map(|(place, of)| RunVm {
         vm_id: id(place),
         name: of.name.to_owned(),
@@ -234,7 +234,7 @@ fn host(second: u64) -> HostInterval {
     }
 }
 
-fn slow_fault(number: u64) -> SlowFault {
+pub(crate) fn slow_fault(number: u64) -> SlowFault {
     let second = LENGTH - 4 + number;
     SlowFault {
         vm: 0,
@@ -253,7 +253,7 @@ fn slow_fault(number: u64) -> SlowFault {
     }
 }
 
-fn interval(number: u64) -> Interval {
+pub(crate) fn interval(number: u64) -> Interval {
     let place = Place {
         number,
         start_us: START_US + number * 1_000_000,
