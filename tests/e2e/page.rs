@@ -80,11 +80,11 @@ fn noted<'a>(of: &'a str, name: &str) -> Result<&'a str> {
     Ok(rest.1.split('"').next().unwrap_or_default())
 }
 
-/// Waits until a recording has so many intervals of a second: a mark within the first parts nothing.
-fn await_seconds(folder: &Path, seconds: usize) -> Result<()> {
-    await_some("intervals", PATIENCE, || {
-        Ok((rows(folder, "host.csv")?.len() > seconds).then_some(()))
-    })
+/// Waits for two intervals of a second: a mark parts what lies in different ones.
+fn await_seconds(folder: &Path) -> Result<()> {
+    let intervals = || Ok::<_, anyhow::Error>(rows(folder, "host.csv")?.len());
+    let before = intervals()?;
+    await_some("intervals", PATIENCE, || Ok((intervals()? >= before + 2).then_some(())))
 }
 
 fn drawn() -> Result<()> {
@@ -94,10 +94,10 @@ fn drawn() -> Result<()> {
     let folder = dir.path().join("run");
     let recording = Recording::start(&folder, ["--slow-faults", "10us"])?;
     vm.await_majors(2_000)?;
-    await_seconds(&folder, 2)?;
+    await_seconds(&folder)?;
     run(Command::new(overcommit()).args(["mark"]).arg(&folder).arg("steady, <b>\"1\"</b>"))?;
     vm.await_majors(2_000)?;
-    await_seconds(&folder, 4)?;
+    await_seconds(&folder)?;
     vm.stop()?;
     let folder = recording.end()?;
     let page = fs::read_to_string(folder.join("report.html"))?;

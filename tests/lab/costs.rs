@@ -186,7 +186,8 @@ fn costs_by_backend(dir: &Path) -> Result<()> {
 
 /// What each process's faults and exits took, by functions and by the same tracepoints of KVM.
 const BPFTRACE: &str = "fentry:handle_mm_fault { @since[tid] = nsecs; } \
-    fexit:handle_mm_fault /@since[tid]/ { @faults[pid] = hist(nsecs - @since[tid], 5); } \
+    fexit:handle_mm_fault /@since[tid]/ \
+        { @faults[pid] = hist(nsecs - @since[tid], 5); delete(@since[tid]); } \
     tracepoint:kvm:kvm_exit { @left[tid] = nsecs; @why[tid] = args.exit_reason; } \
     tracepoint:kvm:kvm_entry /@left[tid]/ \
         { @exits[pid, @why[tid]] = hist(nsecs - @left[tid], 5); delete(@left[tid]); } \

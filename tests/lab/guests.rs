@@ -76,7 +76,7 @@ impl Guest {
         Ok(Self { process, memory })
     }
 
-    /// Whether it is told its own figures, or that there are none yet; an error if they are another's.
+    /// What it is told; an error if that is another's figures.
     fn ask(&mut self) -> Result<Answer> {
         let told = self.process.work()?;
         if told == "closed" {

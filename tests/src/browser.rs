@@ -21,6 +21,7 @@ pub fn browse(dir: &Path, page: &str, width: u32) -> Result<(String, String)> {
         "--disable-gpu",
         "--disable-quic",
         "--no-first-run",
+        "--hide-scrollbars",
     ]);
     browser.args([
         "--disable-background-networking",

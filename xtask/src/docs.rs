@@ -13,7 +13,7 @@ use testbed::{root, target};
 const SCREEN: &str = "overcommit-userspace/src/top/screens/list-80x24.txt";
 const PICTURE: &str = "docs/top.svg";
 /// The report of the same host, by the test that makes its page, and its picture.
-const REPORT: &str = "the_page_of_an_invented_host_is_the_one_of_the_picture";
+const REPORT: &str = "the_picture_of_an_invented_host_has_the_title_of_its_page";
 const REPORT_PICTURE: &str = "docs/report.svg";
 /// What makes a picture of a page in a browser, and how wide that is.
 const PICTURED: &str = include_str!("picture.js");
@@ -25,15 +25,14 @@ const WIDTH: u32 = 960;
 /// The browser cannot be had or fails, or a file cannot be written.
 pub(crate) fn run() -> Result<()> {
     fs::create_dir_all(root().join("docs")).context("cannot make docs")?;
-    let made = [
-        ("docs/columns.md", documents::columns()),
-        (PICTURE, picture()?),
-        (REPORT_PICTURE, report()?),
-    ];
-    for (name, content) in made {
-        fs::write(root().join(name), content).with_context(|| format!("cannot write {name}"))?;
-    }
-    Ok(())
+    write("docs/columns.md", &documents::columns())?;
+    write(PICTURE, &picture()?)?;
+    // Last of all: it needs a browser.
+    write(REPORT_PICTURE, &report()?)
+}
+
+fn write(name: &str, content: &str) -> Result<()> {
+    fs::write(root().join(name), content).with_context(|| format!("cannot write {name}"))
 }
 
 fn picture() -> Result<String> {
@@ -47,6 +46,7 @@ fn report() -> Result<String> {
     let work = target().join("docs");
     fs::create_dir_all(&work)?;
     let page = work.join("story.html");
+    let _ = fs::remove_file(&page);
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root()).args(["test", "--package", "overcommit-userspace", "--lib", REPORT]);
     quietly(cargo.env("OVERCOMMIT_STORY_PAGE", &page))?;

@@ -2,7 +2,7 @@
 
 use crate::commands::{require_hosts_pids, require_readable, require_root};
 use crate::host::memory_cgroup::{Hierarchy, Limit};
-use crate::host::memory_use::{Held, swapped};
+use crate::host::memory_use::Held;
 use crate::host::vm_processes::VmProcesses;
 use crate::terminal::{print, print_json};
 use crate::vm::Discovery;
@@ -88,6 +88,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>, processes: &VmProcesses) -> Entry<'a> {
     let (proc, pid) = (processes.proc(), vm.id.pid);
     let own = hierarchy.and_then(|hierarchy| hierarchy.own(processes, vm));
+    let held = Held::read(proc, pid);
     Entry {
         vm_id: vm.id.to_string(),
         name: vm.name.to_string(),
@@ -102,8 +103,8 @@ fn entry<'a>(vm: &'a Vm, hierarchy: Option<&Hierarchy>, processes: &VmProcesses)
         accelerator: vm.accelerator.as_deref(),
         cgroup: vm.cgroup.as_deref(),
         has_own_cgroup: own.is_some(),
-        resident_bytes: Held::read(proc, pid).map(Held::bytes),
-        swapped_bytes: swapped(proc, pid).filter(|_| vm.backing() == Some(Backing::Anonymous)),
+        resident_bytes: held.map(Held::bytes),
+        swapped_bytes: held.filter(|_| vm.backing() == Some(Backing::Anonymous)).map(Held::swapped),
         limit_bytes: own
             .and_then(|own| Limit::least(&own.with_own_around(processes, pid)))
             .map(|limit| limit.bytes),

@@ -103,7 +103,7 @@ mod tests {
     /// The picture of it is `docs/report.svg`, which `cargo xtask docs` makes of the page that this
     /// leaves where `OVERCOMMIT_STORY_PAGE` says.
     #[test]
-    fn the_page_of_an_invented_host_is_the_one_of_the_picture() {
+    fn the_picture_of_an_invented_host_has_the_title_of_its_page() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::create(&dir.path().join("story"), None).unwrap();
         record(&folder);

@@ -38,6 +38,11 @@ struct Shared {
 }
 
 impl ProcessMemory {
+    /// Whether others can fill and swap out some of it, which its process's own counters do not show.
+    pub fn is_shared(&self) -> bool {
+        !self.shared.is_empty()
+    }
+
     /// Reads /proc/PID/smaps, for which the kernel walks the page tables under the
     /// mmap lock: not for every interval.
     ///
@@ -144,7 +149,7 @@ const NOTABLE_BYTES: u64 = 1 << 20;
 
 /// What a process has in RAM, without a walk over its page tables, in bytes; each sharer has
 /// all of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Held {
     /// Pages of files, but for those of shared memory.
     file: u64,
@@ -152,26 +157,29 @@ pub struct Held {
     other: u64,
     /// Private memory of it on swap, which is not in RAM.
     swapped: u64,
+    /// Huge pages of the pool, which are counted as neither.
+    hugetlb: u64,
 }
 
 impl Held {
     /// As its status file has it; `None` of a process that is gone.
     pub fn read(proc: &Path, pid: i32) -> Option<Self> {
-        // By hand: every VM's is read every two seconds, and most of it is for others.
+        // By hand: every VM's is read every two seconds, and few of its lines are needed.
         let text = fs::read(proc.join(pid.to_string()).join("status")).ok()?;
-        let (mut all, mut file, mut swapped) = (None, 0, 0);
+        let (mut all, mut held) = (None, Self::default());
         for line in String::from_utf8_lossy(&text).lines() {
             let Some((name, rest)) = line.split_once(':') else { continue };
             let bytes =
                 || rest.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10);
             match name {
                 "VmRSS" => all = bytes(),
-                "RssFile" => file = bytes().unwrap_or(0),
-                "VmSwap" => swapped = bytes().unwrap_or(0),
+                "RssFile" => held.file = bytes().unwrap_or(0),
+                "VmSwap" => held.swapped = bytes().unwrap_or(0),
+                "HugetlbPages" => held.hugetlb = bytes().unwrap_or(0),
                 _ => {}
             }
         }
-        Some(Self { file, other: all?.saturating_sub(file), swapped })
+        Some(Self { other: all?.saturating_sub(held.file), ..held })
     }
 
     /// Whether so much of it came or went that its page tables tell something new.
@@ -181,17 +189,24 @@ impl Held {
         differs(self.file, then.file)
             || differs(self.other, then.other)
             || differs(self.swapped, then.swapped)
+            || differs(self.hugetlb, then.hugetlb)
     }
 
-    /// All of it.
+    /// All of it that is in RAM, huge pages of the pool left out.
     pub fn bytes(self) -> u64 {
         self.file + self.other
     }
-}
 
-/// Bytes of private memory that a process has on swap.
-pub fn swapped(proc: &Path, pid: i32) -> Option<u64> {
-    Some(status(proc, pid)?.vmswap? << 10)
+    /// Private memory of it that is on swap.
+    pub fn swapped(self) -> u64 {
+        self.swapped
+    }
+
+    /// So much private memory.
+    #[cfg(test)]
+    pub(super) fn private(other: u64) -> Self {
+        Self { other, ..Self::default() }
+    }
 }
 
 /// What the kernel says of a process in its status file.
@@ -200,7 +215,8 @@ pub(super) fn status(proc: &Path, pid: i32) -> Option<Status> {
 }
 
 /// What is resident and swapped now of what was at the last walk, by what the process held then and
-/// now. A walk may be minutes old, and memory that a VM took since is no longer available.
+/// now; what of shared memory is on swap is as of the walk. A walk may be minutes old, and memory that a
+/// VM took since is no longer available.
 pub fn as_of_now(memory: MemoryUse, then: Option<Held>, now: Option<Held>) -> MemoryUse {
     let Some((then, now)) = then.zip(now) else { return memory };
     let grown = |bytes: u64, then: u64, now: u64| match then {
@@ -209,8 +225,10 @@ pub fn as_of_now(memory: MemoryUse, then: Option<Held>, now: Option<Held>) -> Me
     };
     let page_cache = grown(memory.page_cache, then.file, now.file);
     let resident = page_cache + grown(memory.freed(), then.other, now.other);
-    let swapped = (memory.swapped + now.swapped).saturating_sub(then.swapped);
-    MemoryUse { resident, page_cache, swapped, ..memory }
+    let moved = |bytes: u64, then: u64, now: u64| (bytes + now).saturating_sub(then);
+    let swapped = moved(memory.swapped, then.swapped, now.swapped);
+    let hugetlb = moved(memory.hugetlb, then.hugetlb, now.hugetlb);
+    MemoryUse { resident, page_cache, swapped, hugetlb, ..memory }
 }
 
 /// Memory of the host, without huge pages of the pool.
@@ -287,7 +305,7 @@ mod tests {
     fn what_a_vm_takes_after_the_walk_is_resident() {
         let gib = 1 << 30;
         let held =
-            |file: u64, other: u64| Some(Held { file: file * gib, other: other * gib, swapped: 0 });
+            |file: u64, other: u64| Some(Held { file: file * gib, ..Held::private(other * gib) });
         let walked = MemoryUse { resident: 21 * gib, page_cache: gib, ..MemoryUse::default() };
         let swaps = |then, now| {
             let swapped = |gibs: u64| Some(Held { swapped: gibs * gib, ..held(2, 24).unwrap() });

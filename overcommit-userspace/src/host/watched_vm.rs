@@ -30,7 +30,7 @@ pub(super) struct WatchedVm {
     states: SwapStates,
     pub(super) sources: SwapSources,
     pub(super) now: VmSwap,
-    /// Whether somebody fills its pages, as of when it last waited for some.
+    /// Whether somebody fills its pages: asked when it waits for some, and as long as that is so.
     are_filled: bool,
     /// Whether pages came back at the look of this interval, if there was one.
     pub(super) reads: bool,

@@ -315,7 +315,7 @@ impl Slots {
         // With neither no program finds the entry any more.
         thread.id.store(0, SeqCst);
         let _ = self.tids.remove(&tid);
-        // Nor sees it the end of a wait.
+        // Nor will any see the end of its wait.
         if thread.lock_waits.swap(0, SeqCst) != 0
             && let Some(waits) = self.lock_waits.get(0)
         {

@@ -63,7 +63,7 @@ fn may_have(slots: &Slots, ended: &Ended, user: Option<u32>, free: usize) -> boo
 }
 
 /// Since when a VM that is found now has been starting up. One that has all that it gets meanwhile
-/// began with its process, but is looked at once more: a process can execute many programs.
+/// began with its process, but is looked at for two seconds more: a process can execute many programs.
 fn begun_ns(vm: &Vm, now_ns: u64) -> u64 {
     let is_kvm = vm.accelerator.as_deref() == Some("kvm");
     if !is_kvm || vm.vcpus.is_none() || vm.mapping.is_none() {

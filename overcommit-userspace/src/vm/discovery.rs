@@ -36,8 +36,8 @@ struct Other {
 pub struct Discovery {
     proc_root: PathBuf,
     /// Processes that are none, by their ids. The kernel gives those out in turn (`alloc_pid`,
-    /// kernel/pid.c), so that another process hardly ever has one by the next scan; it is found out when
-    /// that one would have been looked at again.
+    /// kernel/pid.c), so that another process hardly ever has one by the next scan; if one does, that is
+    /// noticed only when the old one would have been looked at again.
     others: HashMap<i32, Other>,
     unreadable: usize,
 }

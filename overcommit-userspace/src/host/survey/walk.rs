@@ -9,14 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Time between two walks of a VM that is no longer new, and holds more or less than at the last one.
+/// Time between two walks of a VM that is no longer new, and holds more or less than at the last one, or
+/// memory that others can map.
 pub(super) const AGAIN: Duration = Duration::from_secs(10);
 /// The same of one that holds what it held then, or whose walks take long.
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 /// Time between two walks of a VM, as a multiple of what one takes.
 const SHARE: u32 = 100;
-/// CPU time for walks at one look, new VMs left out. Whoever has been due longest comes first, and the
-/// rest next time.
+/// CPU time for walks at one look, new VMs left out; and no longer than until the next look. Whoever has
+/// been due longest comes first, and the rest next time.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// What the page tables of each VM told, and when they are walked again.
@@ -30,7 +31,7 @@ struct Walked {
     memory: Option<ProcessMemory>,
     /// What the process held then.
     held: Option<Held>,
-    /// What it holds now.
+    /// What it held at the end of the last look.
     now: Option<Held>,
     /// When that was, and from when on it may be walked again; `None` of one that never was.
     next: Option<[Instant; 2]>,
@@ -41,7 +42,9 @@ impl Walked {
     /// Since when it is due, if it is.
     fn due(&self, now: Instant) -> Option<Instant> {
         let Some([last, next]) = self.next else { return Some(now) };
-        let is_same = self.held.zip(self.now).is_some_and(|(then, now)| !now.differs(then));
+        let is_shared = self.memory.as_ref().is_some_and(ProcessMemory::is_shared);
+        let held = self.held.zip(self.now).filter(|_| !is_shared);
+        let is_same = held.is_some_and(|(then, now)| !now.differs(then));
         // The first few walks of a VM follow each other soon.
         let is_new = self.wait < AGAIN;
         let next = if is_same && !is_new { next.max(last + AGAIN_MAX) } else { next };
@@ -53,7 +56,6 @@ impl Walked {
         if let Ok(memory) = ProcessMemory::read(proc, pid) {
             self.memory = Some(memory);
             self.held = Held::read(proc, pid);
-            self.now = self.held;
         }
         self.wait = (self.wait * 2).clamp(LOOK, AGAIN);
         let end = Instant::now();
@@ -77,19 +79,12 @@ impl Walks {
     ) -> BTreeMap<VmId, MemoryUse> {
         self.walked.retain(|id, _| ids.contains(id));
         for id in ids {
-            let walked = self.walked.entry(*id).or_default();
-            walked.now = walked.memory.as_ref().and_then(|_| Held::read(&self.proc, id.pid));
+            self.walked.entry(*id).or_default();
         }
-        let begun = clock::of_thread();
-        for id in self.due(Instant::now()) {
-            let Some(walked) = self.walked.get_mut(&id) else { continue };
-            if walked.next.is_some() && clock::of_thread().saturating_sub(begun) >= AT_ONCE {
-                continue;
-            }
-            if !goes_on() {
-                break;
-            }
-            walked.walk(&self.proc, id.pid);
+        self.walk_due(goes_on);
+        // Last of all: this, and what the host has available, are of one moment.
+        for (id, walked) in &mut self.walked {
+            walked.now = walked.memory.as_ref().and_then(|_| Held::read(&self.proc, id.pid));
         }
         let known =
             self.walked.iter().filter_map(|(id, walked)| Some((*id, walked.memory.clone()?)));
@@ -99,6 +94,21 @@ impl Walks {
             *memory = as_of_now(*memory, walked.held, walked.now);
         }
         memory
+    }
+
+    fn walk_due(&mut self, goes_on: impl Fn() -> bool) {
+        let (begun, taken) = (Instant::now(), clock::of_thread());
+        for id in self.due(begun) {
+            let Some(walked) = self.walked.get_mut(&id) else { continue };
+            let is_enough = clock::of_thread().saturating_sub(taken) >= AT_ONCE;
+            if walked.next.is_some() && (is_enough || begun.elapsed() >= LOOK) {
+                continue;
+            }
+            if !goes_on() {
+                break;
+            }
+            walked.walk(&self.proc, id.pid);
+        }
     }
 
     /// Those whose turn it is, whoever has been due longest first.
@@ -118,14 +128,14 @@ mod tests {
     fn who_changes_is_walked_before_who_does_not() {
         let mut walks = Walks::new(Path::new("/proc"));
         let id = |pid| VmId { pid, start_ticks: 1 };
-        let held = Held::read(Path::new("/proc"), std::process::id().cast_signed());
+        let [held, more] = [1 << 30, 2 << 30].map(|bytes| Some(Held::private(bytes)));
         let start = Instant::now();
         let walked = |held, now, wait: Duration| {
             let next = Some([start, start + wait]);
             Walked { held, now, next, wait, memory: None }
         };
         walks.walked.insert(id(1), walked(held, held, AGAIN));
-        walks.walked.insert(id(2), walked(held, None, AGAIN));
+        walks.walked.insert(id(2), walked(held, more, AGAIN));
         walks.walked.insert(id(3), walked(held, held, LOOK));
         walks.walked.insert(id(4), Walked::default());
         let due = |after: Duration| walks.due(start + after);
