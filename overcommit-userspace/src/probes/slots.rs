@@ -172,8 +172,13 @@ impl Slots {
     pub fn find(&self, pid: i32, start_ticks: u64) -> Option<u32> {
         let slot = self.tgids.get(&pid.cast_unsigned(), 0).ok()?;
         let vm = self.vms.get(slot as usize)?;
-        let runs = vm.ended_ns.load(Relaxed) == 0;
-        (runs && vm.start_boottime_ns.load(Relaxed) / TICK_NS == start_ticks).then_some(slot)
+        let is_it = vm.start_boottime_ns.load(Relaxed) / TICK_NS == start_ticks;
+        (is_it && self.runs(slot)).then_some(slot)
+    }
+
+    /// Whether that is the slot of a VM whose end the kernel has not announced.
+    pub fn runs(&self, slot: u32) -> bool {
+        self.vms.get(slot as usize).is_some_and(|vm| vm.ended_ns.load(SeqCst) == 0)
     }
 
     /// What each slot holds, in one pass over the host's threads and the pool.

@@ -137,8 +137,7 @@ impl Sampler {
         let slots = &self.probes.slots;
         for tracked in &mut self.tracked {
             // The threads of a VM that has ended stay known for its last drain.
-            let runs = slots.vms.get(tracked.slot as usize);
-            let runs = runs.is_some_and(|vm| vm.ended_ns.load(SeqCst) == 0);
+            let runs = slots.runs(tracked.slot);
             if let Some(process) = tracked.process.as_ref().filter(|_| runs) {
                 let vm = &self.roster.vms()[tracked.vm];
                 tracked.vcpus.refresh(process, vm.vcpus);
@@ -156,14 +155,9 @@ impl Sampler {
 
     /// Processes of the VMs that are recorded and have not ended.
     fn running(&self) -> BTreeSet<i32> {
-        let tracked = self.tracked.iter().filter(|tracked| self.runs(tracked));
+        let slots = &self.probes.slots;
+        let tracked = self.tracked.iter().filter(|tracked| slots.runs(tracked.slot));
         tracked.map(|tracked| self.roster.vms()[tracked.vm].id.pid).collect()
-    }
-
-    /// Whether the kernel has not announced its end.
-    fn runs(&self, tracked: &Tracked) -> bool {
-        let shared = self.probes.slots.vms.get(tracked.slot as usize);
-        shared.is_some_and(|vm| vm.ended_ns.load(SeqCst) == 0)
     }
 
     /// Takes up a VM that the exec tracepoint has given a slot.
@@ -356,17 +350,14 @@ impl Sampler {
     /// Frees the entries of threads that have exited, those of a VM that has ended
     /// left out: they go with its slot.
     fn reap_threads(&mut self) -> Result<()> {
-        let vms = &self.probes.slots.vms;
+        let slots = &self.probes.slots;
         let is_gone = |thread: &Thread| {
-            let vm = vms.get(thread.vm.load(SeqCst) as usize);
-            if vm.is_none_or(|vm| vm.ended_ns.load(SeqCst) != 0) {
+            if !slots.runs(thread.vm.load(SeqCst) as u32) {
                 return false;
             }
             !Path::new(&format!("/proc/{}/task/{}", thread.tgid(), thread.tid())).exists()
         };
-        let gone: Vec<(u32, i32)> = self
-            .probes
-            .slots
+        let gone: Vec<(u32, i32)> = slots
             .used_threads()
             .filter(|(_, thread)| is_gone(thread))
             .map(|(index, thread)| (index, thread.tid()))

@@ -260,7 +260,8 @@ impl Surveyor {
     fn others(&mut self, followed: &BTreeSet<VmId>) -> Vec<Vm> {
         let (running, looked) = &mut self.running;
         if looked.is_none_or(|time| time.elapsed() >= walk::AGAIN) {
-            let others = self.discovery.scan_for_new(|_| false, |id| followed.contains(&id));
+            let pids: BTreeSet<i32> = followed.iter().map(|id| id.pid).collect();
+            let others = self.discovery.scan_for_new(|pid| pids.contains(&pid), |_| false);
             *running = others.unwrap_or_default();
             *looked = Some(Instant::now());
         }

@@ -33,21 +33,22 @@ struct Walked {
     held: Option<Held>,
     /// What it held at the end of the last look.
     now: Option<Held>,
-    /// When that was, and from when on it may be walked again; `None` of one that never was.
-    next: Option<[Instant; 2]>,
+    /// When that was; `None` of one that never was.
+    last: Option<Instant>,
+    /// How long after that it may be walked again at the soonest.
     wait: Duration,
 }
 
 impl Walked {
     /// Since when it is due, if it is.
     fn due(&self, now: Instant) -> Option<Instant> {
-        let Some([last, next]) = self.next else { return Some(now) };
+        let Some(last) = self.last else { return Some(now) };
         let is_shared = self.memory.as_ref().is_some_and(ProcessMemory::is_shared);
         let held = self.held.zip(self.now).filter(|_| !is_shared);
         let is_same = held.is_some_and(|(then, now)| !now.differs(then));
         // The first few walks of a VM follow each other soon.
         let is_new = self.wait < AGAIN;
-        let next = if is_same && !is_new { next.max(last + AGAIN_MAX) } else { next };
+        let next = last + if is_same && !is_new { AGAIN_MAX } else { self.wait };
         (next <= now).then_some(next)
     }
 
@@ -57,10 +58,9 @@ impl Walked {
             self.memory = Some(memory);
             self.held = Held::read(proc, pid);
         }
-        self.wait = (self.wait * 2).clamp(LOOK, AGAIN);
-        let end = Instant::now();
-        let least = ((end - start) * SHARE).min(AGAIN_MAX);
-        self.next = Some([end, end + self.wait.max(least)]);
+        let least = (start.elapsed() * SHARE).min(AGAIN_MAX);
+        self.wait = (self.wait * 2).clamp(LOOK, AGAIN).max(least);
+        self.last = Some(Instant::now());
     }
 }
 
@@ -101,7 +101,7 @@ impl Walks {
         for id in self.due(begun) {
             let Some(walked) = self.walked.get_mut(&id) else { continue };
             let is_enough = clock::of_thread().saturating_sub(taken) >= AT_ONCE;
-            if walked.next.is_some() && (is_enough || begun.elapsed() >= LOOK) {
+            if walked.last.is_some() && (is_enough || begun.elapsed() >= LOOK) {
                 continue;
             }
             if !goes_on() {
@@ -130,10 +130,8 @@ mod tests {
         let id = |pid| VmId { pid, start_ticks: 1 };
         let [held, more] = [1 << 30, 2 << 30].map(|bytes| Some(Held::private(bytes)));
         let start = Instant::now();
-        let walked = |held, now, wait: Duration| {
-            let next = Some([start, start + wait]);
-            Walked { held, now, next, wait, memory: None }
-        };
+        let walked =
+            |held, now, wait: Duration| Walked { held, now, last: Some(start), wait, memory: None };
         walks.walked.insert(id(1), walked(held, held, AGAIN));
         walks.walked.insert(id(2), walked(held, more, AGAIN));
         walks.walked.insert(id(3), walked(held, held, LOOK));
