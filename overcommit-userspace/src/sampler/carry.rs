@@ -24,7 +24,7 @@ impl Carry {
         shared: &Histogram,
         chunk: impl Fn(u32) -> Option<&'a Chunk>,
     ) -> Latencies {
-        let mut taken = Latencies::with_room();
+        let mut taken = Latencies::empty();
         let mut top = None;
         for (place, number) in shared.chunks() {
             let buckets = chunk(number).map(|chunk| chunk.buckets.iter()).into_iter().flatten();

@@ -128,7 +128,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn latencies(values: &[(u64, u64)]) -> Latencies {
-        let mut latencies = Latencies::with_room();
+        let mut latencies = Latencies::empty();
         for (value, count) in values {
             latencies.record(*value, *count);
             latencies.sum_ns += value * count;

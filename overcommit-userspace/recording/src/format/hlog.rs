@@ -1,17 +1,16 @@
 //! latency.hlog: HdrHistogram's log, as its Java, Python and JavaScript readers
 //! take it.
 
+use crate::format::deflate::{Deflated, Inflater};
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use flate2::read::ZlibDecoder;
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
 };
-use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
 use overcommit_ebpf::bucket::{BUCKETS, MAX_NS, SIGNIFICANT_DIGITS};
-use std::io::Read;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// The log's maximum is in milliseconds, its histograms in nanoseconds.
@@ -30,38 +29,44 @@ pub fn header(base_us: u64) -> Result<Vec<u8>> {
         .with_start_time(base)
         .with_base_time(base)
         .with_max_value_divisor(MAX_VALUE_DIVISOR)
-        .begin_log_with(&mut bytes, &mut V2DeflateSerializer::new())?;
+        .begin_log_with(&mut bytes, &mut Deflated::default())?;
     Ok(bytes)
 }
 
-/// One interval of a metric. `start_ns` counts from the log's base and never
-/// decreases, in nanoseconds.
-///
-/// # Errors
-/// The histogram cannot be serialised.
-pub fn line(
-    start_ns: u64,
-    length_ns: u64,
-    metric: &MetricName,
-    latencies: &Latencies,
-) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut serializer = V2DeflateSerializer::new();
-    let mut builder = IntervalLogWriterBuilder::new();
-    builder.with_max_value_divisor(MAX_VALUE_DIVISOR);
-    builder
-        .begin_log_with(&mut bytes, &mut serializer)?
-        .write_histogram(
-            &latencies.histogram(),
-            Duration::from_nanos(start_ns),
-            Duration::from_nanos(length_ns),
-            Tag::new(metric.as_str()),
-        )
-        .map_err(|error| anyhow!("{error}"))
-        .context("cannot write a histogram")?;
-    // The builder repeats its comment on the divisor before each line.
-    let line = bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line[0] != b'#');
-    Ok(line.collect::<Vec<_>>().concat())
+/// Writes histograms as lines.
+#[derive(Default)]
+pub struct LineWriter(Deflated);
+
+impl LineWriter {
+    /// One interval of a metric. `start_ns` counts from the log's base and never
+    /// decreases, in nanoseconds.
+    ///
+    /// # Errors
+    /// The histogram cannot be serialised.
+    pub fn line(
+        &mut self,
+        start_ns: u64,
+        length_ns: u64,
+        metric: &MetricName,
+        latencies: &Latencies,
+    ) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut builder = IntervalLogWriterBuilder::new();
+        builder.with_max_value_divisor(MAX_VALUE_DIVISOR);
+        builder
+            .begin_log_with(&mut bytes, &mut self.0)?
+            .write_histogram(
+                &latencies.histogram(),
+                Duration::from_nanos(start_ns),
+                Duration::from_nanos(length_ns),
+                Tag::new(metric.as_str()),
+            )
+            .map_err(|error| anyhow!("{error}"))
+            .context("cannot write a histogram")?;
+        // The builder repeats its comment on the divisor before each line.
+        let line = bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line[0] != b'#');
+        Ok(line.collect::<Vec<_>>().concat())
+    }
 }
 
 /// What begins the line of a metric.
@@ -88,7 +93,10 @@ pub fn untagged(line: &[u8]) -> &[u8] {
 
 /// Reads the histograms of lines.
 #[derive(Default)]
-pub struct LineReader(Deserializer);
+pub struct LineReader {
+    inflater: Inflater,
+    deserializer: Deserializer,
+}
 
 impl LineReader {
     /// The histogram of a line.
@@ -100,8 +108,8 @@ impl LineReader {
         let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
             bail!("a line is no interval");
         };
-        let bytes = inflate(&decode(interval.encoded_histogram())?)?;
-        let histogram = self.0.deserialize(&mut bytes.as_slice());
+        let mut bytes = inflate(&mut self.inflater, &decode(interval.encoded_histogram())?)?;
+        let histogram = self.deserializer.deserialize(&mut bytes);
         histogram.map_err(|error| anyhow!("a line is no histogram: {error}"))
     }
 }
@@ -118,12 +126,11 @@ const LONGEST: usize = HEAD + 9 * BUCKETS;
 
 /// A histogram before it was compressed. The crate that reads it allocates what its head claims,
 /// so that is held against what there is, and against what a histogram of ours may have.
-fn inflate(compressed: &[u8]) -> Result<Vec<u8>> {
+fn inflate<'a>(inflater: &'a mut Inflater, compressed: &[u8]) -> Result<&'a [u8]> {
     // A cookie and a length come first.
-    let stream = ZlibDecoder::new(compressed.get(8..).context("a line is too short")?);
-    let mut bytes = Vec::new();
-    let read = stream.take(LONGEST as u64 + 1).read_to_end(&mut bytes);
-    read.context("a line is no compressed histogram")?;
+    let stream = compressed.get(8..).context("a line is too short")?;
+    let bytes = inflater.inflate(stream, LONGEST + 1);
+    let bytes = bytes.context("a line is no compressed histogram")?;
     let number = |at: usize, length: usize| {
         let digits = bytes.get(at..at + length).unwrap_or_default().iter();
         digits.fold(0, |number, byte| number << 8 | u64::from(*byte))
@@ -142,18 +149,22 @@ fn inflate(compressed: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::deflate::COOKIE;
     use overcommit_ebpf::layout::Metric;
+    use std::io::Read;
+
+    fn line(start_ns: u64, length_ns: u64, metric: Metric, latencies: &Latencies) -> Vec<u8> {
+        LineWriter::default().line(start_ns, length_ns, &metric.into(), latencies).unwrap()
+    }
 
     #[test]
     fn a_log_comes_back() {
         let mut latencies = Latencies::empty();
         latencies.record(2_000_000, 7);
         let mut log = header(1_764_000_000_000_000).unwrap();
-        log.extend(line(0, 1_000_000_000, &Metric::FaultMajor.into(), &latencies).unwrap());
-        log.extend(
-            line(1_000_000_000, 1_000_000_000, &Metric::FaultMinor.into(), &Latencies::empty())
-                .unwrap(),
-        );
+        log.extend(line(0, 1_000_000_000, Metric::FaultMajor, &latencies));
+        let none = Latencies::empty();
+        log.extend(line(1_000_000_000, 1_000_000_000, Metric::FaultMinor, &none));
         let text = String::from_utf8(log.clone()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "#[Histogram log format version 1.3]");
@@ -179,7 +190,7 @@ mod tests {
         use flate2::{Compression, read::ZlibEncoder};
         let mut stream = Vec::new();
         ZlibEncoder::new(bytes, Compression::best()).read_to_end(&mut stream).unwrap();
-        let head = [0x1c84_9304, stream.len() as u32].map(u32::to_be_bytes).concat();
+        let head = [COOKIE, stream.len() as u32].map(u32::to_be_bytes).concat();
         let text = base64::engine::general_purpose::STANDARD.encode([head, stream].concat());
         format!("Tag=fault.major,0.000,1.000,2.0,{text}\n").into_bytes()
     }
@@ -188,9 +199,9 @@ mod tests {
     fn a_line_claims_no_more_than_it_holds() {
         let mut latencies = Latencies::empty();
         latencies.record(2_000_000, 7);
-        let line = line(0, 1, &Metric::FaultMajor.into(), &latencies).unwrap();
-        let line = String::from_utf8(line).unwrap();
-        let honest = inflate(&decode(line.trim().rsplit(',').next().unwrap()).unwrap()).unwrap();
+        let line = String::from_utf8(line(0, 1, Metric::FaultMajor, &latencies)).unwrap();
+        let packed = decode(line.trim().rsplit(',').next().unwrap()).unwrap();
+        let honest = inflate(&mut Inflater::default(), &packed).unwrap().to_vec();
         let mut reader = LineReader::default();
         assert_eq!(reader.histogram(&compressed(&honest)).unwrap().len(), 7);
         let put = |at: usize, bytes: &[u8]| {

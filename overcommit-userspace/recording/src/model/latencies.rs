@@ -47,15 +47,18 @@ fn filled(values: &[(u64, u64)]) -> Histogram<u64> {
     filled
 }
 
+/// The values of a histogram and how often each came, if they are no more than so many.
+fn few(histogram: &Histogram<u64>, most: usize) -> Option<Vec<(u64, u64)>> {
+    let values = histogram.iter_recorded();
+    let values = values.map(|of| (of.value_iterated_to(), of.count_at_value()));
+    let few: Vec<_> = values.take(most + 1).collect();
+    (few.len() <= most).then_some(few)
+}
+
 impl Latencies {
     /// None.
     pub const fn empty() -> Self {
         Self { distribution: Distribution::Few(Vec::new()), sum_ns: 0, max_ns: 0, over_range: 0 }
-    }
-
-    /// None, with room for many: for an interval, of which several quantiles are asked at once.
-    pub fn with_room() -> Self {
-        Self { distribution: Distribution::Many(Box::new(histogram())), ..Self::empty() }
     }
 
     /// Their distribution, in nanoseconds.
@@ -68,24 +71,19 @@ impl Latencies {
 
     /// Has this one instead.
     pub fn distribute(&mut self, histogram: Histogram<u64>) {
-        self.distribution = Distribution::Many(Box::new(histogram));
+        self.distribution = match few(&histogram, FEW) {
+            Some(values) => Distribution::Few(values),
+            None => Distribution::Many(Box::new(histogram)),
+        };
     }
 
     /// A copy that takes as little memory as it can, for those that are kept.
     pub fn compacted(&self) -> Self {
         let distribution = match &self.distribution {
-            Distribution::Few(values) => Distribution::Few(values.clone()),
-            Distribution::Many(histogram) => {
-                let values = histogram.iter_recorded();
-                let values = values.map(|of| (of.value_iterated_to(), of.count_at_value()));
-                let few: Vec<_> = values.take(SPARSE + 1).collect();
-                if few.len() <= SPARSE {
-                    Distribution::Few(few)
-                } else {
-                    Distribution::Many(histogram.clone())
-                }
-            }
+            Distribution::Many(histogram) => few(histogram, SPARSE).map(Distribution::Few),
+            Distribution::Few(_) => None,
         };
+        let distribution = distribution.unwrap_or_else(|| self.distribution.clone());
         Self { distribution, ..*self }
     }
 
@@ -100,13 +98,23 @@ impl Latencies {
 
     /// Each value that a bucket stands for, in nanoseconds, and how many there are.
     pub fn each(&self, mut take: impl FnMut(u64, u64)) {
+        self.find(|value, count| {
+            take(value, count);
+            false
+        });
+    }
+
+    /// The first of those values, in order, of which that is so.
+    fn find(&self, mut is_it: impl FnMut(u64, u64) -> bool) -> Option<u64> {
         match &self.distribution {
             Distribution::Few(values) => {
-                values.iter().for_each(|(value, count)| take(*value, *count));
+                values.iter().find(|(value, count)| is_it(*value, *count)).map(|(value, _)| *value)
             }
             Distribution::Many(histogram) => {
-                let values = histogram.iter_recorded();
-                values.for_each(|of| take(of.value_iterated_to(), of.count_at_value()));
+                let mut values = histogram.iter_recorded();
+                values
+                    .find(|of| is_it(of.value_iterated_to(), of.count_at_value()))
+                    .map(|of| of.value_iterated_to())
             }
         }
     }
@@ -124,28 +132,37 @@ impl Latencies {
     /// The highest value of the quantile's bucket, never above the maximum;
     /// `None` of nothing. In nanoseconds.
     pub fn quantile(&self, quantile: f64) -> Option<u64> {
-        let value = || self.histogram().value_at_quantile(quantile).min(self.max_ns);
-        (self.count() > 0).then(value)
+        let count = self.count();
+        match &self.distribution {
+            // As the crate rounds it.
+            Distribution::Few(_) => self.at(((quantile * count as f64).ceil() as u64).max(1)),
+            Distribution::Many(_) if count == 0 => None,
+            Distribution::Many(histogram) => {
+                Some(histogram.value_at_quantile(quantile).min(self.max_ns))
+            }
+        }
     }
 
     /// The one at that place, from 1, among all of them sorted: the highest value of its bucket,
     /// never above the maximum; `None` if there are not so many. In nanoseconds.
     pub fn at(&self, place: u64) -> Option<u64> {
-        let mut passed = 0;
-        let histogram = self.histogram();
-        let found = histogram.iter_recorded().find(|value| {
-            passed += value.count_at_value();
+        let mut passed = 0_u64;
+        let found = self.find(|_, count| {
+            passed = passed.saturating_add(count);
             passed >= place
         });
-        found.map(|value| value.value_iterated_to().min(self.max_ns))
+        found.map(|value| value.min(self.max_ns))
     }
 
     /// How many exceed a limit.
     pub fn above(&self, limit_ns: u64) -> u64 {
-        let histogram = self.histogram();
-        let values = histogram.iter_recorded();
-        let above = values.filter(|value| value.value_iterated_to().min(self.max_ns) > limit_ns);
-        above.map(|value| value.count_at_value()).sum()
+        let mut above = 0_u64;
+        self.each(|value, count| {
+            if value.min(self.max_ns) > limit_ns {
+                above = above.saturating_add(count);
+            }
+        });
+        above
     }
 
     /// Adds the distribution of another interval.
@@ -169,8 +186,9 @@ impl Latencies {
         self.over_range = self.over_range.saturating_add(other.over_range);
     }
 
-    /// Records that many of a value that a bucket stands for, in nanoseconds.
+    /// Records that many of a value, in nanoseconds: as the highest of its bucket.
     pub fn record(&mut self, value: u64, count: u64) {
+        let value = bucket::highest(bucket::index(value));
         match &mut self.distribution {
             Distribution::Few(values) => {
                 match values.binary_search_by_key(&value, |(value, _)| *value) {
@@ -179,7 +197,7 @@ impl Latencies {
                     Err(_) => {
                         let mut many = filled(values);
                         many.saturating_record_n(value, count);
-                        self.distribute(many);
+                        self.distribution = Distribution::Many(Box::new(many));
                     }
                 }
             }
@@ -211,14 +229,18 @@ mod tests {
             latencies.max_ns = latencies.max_ns.max(value);
             assert_eq!(*latencies.histogram(), expected);
             assert_eq!(latencies.count(), expected.len());
+            for quantile in [0.001, 0.5, 0.9, 0.99, 1.0] {
+                let expected = expected.value_at_quantile(quantile).min(latencies.max_ns);
+                assert_eq!(latencies.quantile(quantile), Some(expected), "{quantile} of {number}");
+            }
         }
         assert!(matches!(latencies.distribution, Distribution::Many(_)));
         assert_eq!(*latencies.compacted().histogram(), expected);
-        let mut roomy = Latencies::with_room();
-        roomy.record(7_919, 3);
-        let roomy = roomy.compacted();
-        assert!(roomy.bytes() < latencies.bytes());
-        assert!(matches!(&roomy.distribution, Distribution::Few(few) if few[0].1 == 3));
+        let mut read = Latencies::empty();
+        read.distribute(filled(&[(7_919, 3)]));
+        assert!(matches!(&read.distribution, Distribution::Few(few) if few[0] == (7_935, 3)));
+        read.distribute(expected.clone());
+        assert!(matches!(read.distribution, Distribution::Many(_)));
         let mut sum = Latencies::empty();
         sum.record(5, 2);
         sum.merge(&latencies);

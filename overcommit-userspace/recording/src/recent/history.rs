@@ -312,7 +312,7 @@ mod tests {
             ..Place::default()
         };
         let vm = |vm| {
-            let mut latencies = Latencies::with_room();
+            let mut latencies = Latencies::empty();
             latencies.record(1_000, majors);
             latencies.max_ns = 1_000;
             let metric = |name: &str| MetricInterval {

@@ -26,6 +26,7 @@ pub struct Writer {
     slow_faults: Option<Table<SlowFault>>,
     /// By VM.
     latency_logs: Vec<LatencyLog>,
+    histograms: hlog::LineWriter,
     /// Bytes in all its logs.
     written: u64,
 }
@@ -88,6 +89,7 @@ impl Writer {
             evictions: Table::create(&folder, EVICTIONS, columns::evictions())?,
             slow_faults: run.options.slow_faults_ns.map(|_| slow_faults()).transpose()?,
             latency_logs: Vec::new(),
+            histograms: hlog::LineWriter::default(),
             written: 0,
             folder,
         };
@@ -122,7 +124,8 @@ impl Writer {
         let mut lines = Vec::new();
         for metric in &vm.metrics {
             let Place { offset_ns, length_ns, .. } = *place;
-            lines.extend(hlog::line(offset_ns, length_ns, &metric.name, &metric.latencies)?);
+            let MetricInterval { name, latencies, .. } = metric;
+            lines.extend(self.histograms.line(offset_ns, length_ns, name, latencies)?);
         }
         let log = &mut self.latency_logs[vm.vm];
         let name = logs::name_in(&log.folder);
