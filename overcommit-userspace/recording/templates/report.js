@@ -11,11 +11,17 @@ const el = (tag, name, text) => {
   if (text != null) made.textContent = text;
   return made;
 };
-const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+const bytes = (text) => {
+  const of = atob(text), to = new Uint8Array(of.length);
+  for (let i = 0; i < to.length; i++) to[i] = of.charCodeAt(i);
+  return to;
+};
 const packed = new Blob([bytes($("#data").textContent)]).stream();
 const D = await new Response(packed.pipeThrough(new DecompressionStream("deflate"))).json();
 const T = D.T, X = Array.from({ length: T }, (_, i) => i);
-const css = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
+/* Of the theme in which all is drawn: to ask costs a look at the whole page's style. */
+let palette = {};
+const css = (name) => palette[name] ??= getComputedStyle(root).getPropertyValue("--" + name).trim();
 const HURT = D.vms.filter((vm) => vm.rank != null);
 const COLOURS = ["harm", "blue", "amber"];
 const colour = (vm) => vm.rank == null ? "grey" : COLOURS[vm.rank] || "slate";
@@ -76,8 +82,8 @@ const series = (text) => {
   return values;
 };
 /* Tenths of a millisecond by column: swap-in, reclaim, lock, CPU queue, other; memory; CPU; the time of its
-   vCPUs; for how long it was recorded. */
-const waits = (vm) => cached(vm, "_waits", () => vm.series.map(series));
+   vCPUs; for how long it was recorded. Only those that are drawn are decoded: there may be hundreds of VMs. */
+const waits = (vm, of) => cached(vm, "_waits" + of, () => series(vm.series[of]));
 const held = (vm) => cached(vm, "_held", () => series(vm.held).map((x) => x / 100));
 /* The distribution of spans: added, never averaged. */
 const hist = (vm, metric, from, to) => {
@@ -111,7 +117,7 @@ const quantile = (of, q) => {
   }
   return of.max;
 };
-const isHere = (vm, t) => waits(vm)[8][t] > 0;
+const isHere = (vm, t) => waits(vm, 8)[t] > 0;
 const sumOf = (values, from, to) => values.slice(from, to).reduce((a, b) => a + b, 0);
 
 /* ---- state ---- */
@@ -272,10 +278,15 @@ function lanes() {
 /* ---- host ---- */
 function host() {
   const named = HURT.slice(0, 3), others = D.vms.filter((vm) => !named.includes(vm));
-  const heldAt = (vm, t) => isHere(vm, t) ? held(vm)[t] : 0;
-  const of = (vm) => X.map((t) => isGone[t] ? null : heldAt(vm, t));
-  const sum = (vms) => X.map((t) => isGone[t] ? null : vms.reduce((all, vm) => all + heldAt(vm, t), 0));
-  const rows = [sum(others), ...named.slice().reverse().map(of)];
+  const sum = (vms) => {
+    const all = X.map((t) => isGone[t] ? null : 0);
+    for (const vm of vms) {
+      const here = waits(vm, 8), values = held(vm);
+      for (let t = 0; t < T; t++) if (!isGone[t] && here[t] > 0) all[t] += values[t];
+    }
+    return all;
+  };
+  const rows = [sum(others), ...named.slice().reverse().map((vm) => sum([vm]))];
   const colours = ["grey", ...named.slice().reverse().map(colour)];
   const names = [others.length + (others.length === 1 ? " other" : " others"), ...named.slice().reverse().map((vm) => vm.name)];
   const key = $("#k-mem");
@@ -316,8 +327,8 @@ function causes() {
   const vm = D.vms[S.causes];
   if (!vm) return;
   if (!vm.stall) { $("#p-cause").textContent = "Its vCPU threads are not known, so that its waits are not seen."; $("#r-cause").textContent = ""; return; }
-  const whole = waits(vm)[7];
-  const rows = waits(vm).slice(0, 5).map((row) => X.map((t) => isHere(vm, t) && whole[t] ? 100 * row[t] / whole[t] : null));
+  const whole = waits(vm, 7);
+  const rows = [0, 1, 2, 3, 4].map((k) => waits(vm, k)).map((row) => X.map((t) => isHere(vm, t) && whole[t] ? 100 * row[t] / whole[t] : null));
   const order = [0, 1, 3, 2, 4];
   timePlot($("#p-cause"), 140, {
     lines: order.slice().reverse().map((k) => area(PART_COLOURS[k], PART_COLOURS[k])), data: [X, ...stacked(order.map((k) => rows[k]))],
@@ -494,7 +505,15 @@ function slowTable(faults) {
 const PX = Array.from({ length: 265 }, (_, i) => i * .02);
 const NINES = [[0, "0"], [Math.log10(2), "50"], [1, "90"], [2, "99"], [3, "99.9"], [4, "99.99"], [5, "99.999"]];
 let percentiles;
-const curve = (of) => PX.map((x) => of.n && 10 ** x <= of.n * 1.0001 ? Math.max(1, quantile(of, 1 - 10 ** -x)) : null);
+const curve = (of) => {
+  let k = 0, passed = of.n ? of.counts.get(of.keys[0]) : 0;
+  return PX.map((x) => {
+    if (10 ** x > of.n * 1.0001) return null;
+    const wanted = Math.ceil((1 - 10 ** -x) * of.n);
+    while (passed < wanted && k < of.keys.length - 1) passed += of.counts.get(of.keys[++k]);
+    return Math.max(1, Math.min(highest(of.keys[k]), of.max));
+  });
+};
 function perc() {
   const vms = D.vms.slice().sort((a, b) => (b.rank ?? 99) - (a.rank ?? 99)), box = $("#p-perc"), wide = innerWidth > 620;
   const of = vms.map((vm) => hist(vm, S.metric, S.from, S.to));
@@ -607,19 +626,23 @@ function matrix() {
   });
 }
 
-/* ---- table ---- */
+/* ---- table: of the whole recording as its summary has it ---- */
+const byId = new Map(D.vms.map((vm) => [vm.id, vm]));
 function table() {
   const from = D.edges[S.from], to = D.edges[S.to], isWhole = S.from === 0 && S.to === last;
   for (const row of $$("#vmt tbody tr")) {
-    const vm = D.vms.find((vm) => vm.id === row.dataset.vm);
+    const vm = byId.get(row.dataset.vm);
     if (!vm) continue;
-    const [memory, cpu, vcpus, recorded] = waits(vm).slice(5).map((values) => sumOf(values, from, to));
+    if (isWhole) {
+      for (const cell of row.cells) if (cell.first) [cell.dataset.v, cell.textContent] = cell.first;
+      continue;
+    }
+    const [memory, cpu, vcpus, recorded] = [5, 6, 7, 8].map((k) => sumOf(waits(vm, k), from, to));
     const h = hist(vm, "fault.major", S.from, S.to), seconds = recorded / 1e4;
     const set = (key, value, text) => {
       const cell = $("[data-k=" + key + "]", row);
-      /* The whole recording is as its summary has it. */
       cell.first ??= [cell.dataset.v, cell.textContent];
-      [cell.dataset.v, cell.textContent] = isWhole ? cell.first : [value ?? -1, text];
+      [cell.dataset.v, cell.textContent] = [value ?? -1, text];
     };
     const share = (seen, part) => !seen ? [null, "not seen"] : vcpus ? [part / vcpus, pct(100 * part / vcpus)] : [null, "–"];
     set("stall", ...share(vm.stall, memory));
@@ -667,6 +690,7 @@ function time() {
   if (from > 0 || to < T - 1) plots.forEach((u) => u.setScale("x", { min: from, max: to }));
 }
 const all = () => {
+  palette = {};
   time();
   perc();
   matrix();
