@@ -6,7 +6,7 @@ pub(super) mod said;
 use crate::commands::record::room::Room as DiskRoom;
 use crate::commands::record::said::{begun_with, failed, full, next, over, unserved};
 use crate::commands::subject::{Subject, ns, raise_limit};
-use crate::commands::whom::{find, selection, stopped};
+use crate::commands::whom::{Found, find, selection, stopped};
 use crate::commands::{PLOTS, WHEN, WHERE, default_out, require_hosts_pids, require_root};
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::capability;
@@ -16,7 +16,6 @@ use crate::session::load::{self, Load};
 use crate::session::run::{End, GO_ON, Taken, Told, Until, follow, warm_up};
 use crate::session::wait::{Waiter, Woken};
 use crate::terminal::{print, say};
-use crate::vm::owner::Room;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use overcommit_recording::format::text::{parse_duration, parse_positive_duration, parse_size};
@@ -111,8 +110,8 @@ async fn record(args: Args) -> Result<ExitCode> {
         let there = folder.as_os_str().is_empty() || folder.is_dir();
         ensure!(there, "--ready-file: there is no folder {}", folder.display());
     }
-    let room = match find(&args.subject, args.quiet, &selection, &mut waiter).await? {
-        Ok(room) => room,
+    let found = match find(&args.subject, args.quiet, &selection, &mut waiter).await? {
+        Ok(found) => found,
         Err(code) => return Ok(code),
     };
     let folder = Folder::create(&out(&args)?, owner)?;
@@ -121,7 +120,7 @@ async fn record(args: Args) -> Result<ExitCode> {
     if !args.quiet && std::io::stderr().is_terminal() {
         say("overcommit: loading eBPF programs; this takes about a second");
     }
-    let begun = begin(&args, selection, room, of_user, &mut waiter).await;
+    let begun = begin(&args, selection, found, of_user, &mut waiter).await;
     let (session, host, mut load) = match begun.inspect_err(|_| folder.discard())? {
         Ok(begun) => begun,
         Err(code) => {
@@ -326,11 +325,11 @@ struct OfUser {
 async fn begin(
     args: &Args,
     selection: Selection,
-    room: Room,
+    found: Found,
     of_user: OfUser,
     waiter: &mut Waiter,
 ) -> Result<Result<(Session, HostOptions, Option<Load>), ExitCode>> {
-    let (mut session, host) = args.subject.attach(selection, room, true)?;
+    let (mut session, host) = args.subject.attach(selection, found, true)?;
     waiter.watch(session.events())?;
     if let Woken::Signal(signal) = waiter.rest(Duration::ZERO).await {
         return Ok(Err(stopped(signal)));

@@ -93,11 +93,11 @@ async fn serve(args: &Args) -> Result<ExitCode> {
         // Nobody is to wait for it as long as it waits itself.
         notify(NotifyState::Ready);
     }
-    let room = match find(&args.subject, false, &selection, &mut waiter).await? {
-        Ok(room) => room,
+    let found = match find(&args.subject, false, &selection, &mut waiter).await? {
+        Ok(found) => found,
         Err(code) => return Ok(code),
     };
-    let mut session = args.subject.begin(selection, room, &mut waiter, false, false)?;
+    let mut session = args.subject.begin(selection, found, &mut waiter, false, false)?;
     if let Woken::Signal(_) = waiter.rest(Duration::ZERO).await {
         return Ok(ExitCode::SUCCESS);
     }

@@ -1,5 +1,6 @@
 //! What `record` and `top` have in common: which VMs, what of them, and how it is attached.
 
+use crate::commands::whom::Found;
 use crate::commands::{DEPTH, HostArgs, ObjectiveArgs, WHEN, WHERE, WHICH, spelled};
 use crate::host::survey::Options as HostOptions;
 use crate::kernel::capability;
@@ -9,8 +10,6 @@ use crate::probes::host::HostProbe;
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::wait::Waiter;
 use crate::session::{Exits, RunningSession, Session, Want};
-use crate::vm::Discovery;
-use crate::vm::owner::Room;
 use anyhow::{Context, Result, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use overcommit_recording::format::text::{parse_duration, parse_interval, parse_positive_duration};
@@ -72,17 +71,16 @@ impl Subject {
     pub(super) fn attach(
         &self,
         selection: Selection,
-        room: Room,
+        found: Found,
         cost: bool,
     ) -> Result<(Session, HostOptions)> {
-        let kernel = Kernel::read().context("no backend works here")?;
+        let (kernel, decision) = found.ways.unwrap_or_else(|| ways(self.backend))?;
         self.host.require_working_set(kernel.layout.mglru_sees_guests)?;
-        let decision = choose(&kernel, self.backend)?;
-        let mut want = Want::new(&selection, room);
+        let mut want = Want::new(&selection, found.room);
         (want.slow_faults, want.verbose) = (self.slow_faults, self.verbose);
         (want.causes, want.exits, want.cost) = (self.causes, self.exits, cost);
         want.without.clone_from(&self.without);
-        let roster = Roster::new(Discovery::new("/proc"), selection);
+        let roster = Roster::new(found.discovery, selection);
         let host = self.host.read(kernel.layout.mglru_sees_guests);
         let attached = Session::attach(&kernel, decision, roster, want);
         // Some tens of MiB.
@@ -98,12 +96,12 @@ impl Subject {
     pub(super) fn begin(
         &self,
         selection: Selection,
-        room: Room,
+        found: Found,
         waiter: &mut Waiter,
         for_user: bool,
         cost: bool,
     ) -> Result<RunningSession> {
-        let (session, host) = self.attach(selection, room, cost)?;
+        let (session, host) = self.attach(selection, found, cost)?;
         waiter.watch(session.events())?;
         capability::keep_what_records(for_user)?;
         session.begin(self.options(&self.objectives.read()), &host)
@@ -128,6 +126,19 @@ impl Subject {
             ..Options::default()
         }
     }
+}
+
+/// The kernel, and how faults are seen on it.
+pub(super) type Ways = (Kernel, Decision);
+
+/// How faults can be seen here.
+///
+/// # Errors
+/// No way is allowed, or not the one that is wanted.
+pub(super) fn ways(wanted: Wanted) -> Result<Ways> {
+    let kernel = Kernel::read().context("no backend works here")?;
+    let decision = choose(&kernel, wanted)?;
+    Ok((kernel, decision))
 }
 
 /// A length of time as run.json has it.

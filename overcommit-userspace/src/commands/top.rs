@@ -140,8 +140,8 @@ async fn watch(args: Args) -> Result<ExitCode> {
     let subject = &args.subject;
     let selection = selection(subject)?;
     let objectives = subject.objectives.read();
-    let room = match find(subject, false, &selection, &mut waiter).await? {
-        Ok(room) => room,
+    let found = match find(subject, false, &selection, &mut waiter).await? {
+        Ok(found) => found,
         Err(code) => return Ok(code),
     };
     let folder = args.out.as_ref().map(|out| Folder::create(out, owner)).transpose()?;
@@ -150,7 +150,7 @@ async fn watch(args: Args) -> Result<ExitCode> {
     let disk = disk.inspect_err(|_| discard())?;
     let begin = || {
         let session =
-            subject.begin(selection, room, &mut waiter, owner.is_some(), folder.is_some())?;
+            subject.begin(selection, found, &mut waiter, owner.is_some(), folder.is_some())?;
         let writer = folder.clone().map(|folder| Writer::create(folder, session.run()));
         Ok::<_, anyhow::Error>((session, writer.transpose()?))
     };

@@ -2,7 +2,7 @@
 
 use crate::commands::require_readable;
 use crate::commands::signalled;
-use crate::commands::subject::Subject;
+use crate::commands::subject::{Subject, Ways, ways};
 use crate::sampler::roster::Selection;
 use crate::session::wait::{self, Waiter, Woken};
 use crate::terminal::say;
@@ -15,6 +15,7 @@ use overcommit_recording::model::pattern::Pattern;
 use overcommit_recording::model::vm::Vm;
 use overcommit_recording::slo::judge::NOT_JUDGED;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Time until it is said again whom it waits for.
@@ -42,8 +43,19 @@ pub(super) fn stopped(signal: Signal) -> ExitCode {
     signalled(signal)
 }
 
-/// How many VMs there is to be room for, once every VM that is named runs. A signal may come first,
-/// or the end of the time to wait: the exit code then.
+/// VMs that run.
+pub(super) struct Found {
+    /// How many there is to be room for.
+    pub(super) room: Room,
+    /// What was learnt of the host's processes.
+    pub(super) discovery: Discovery,
+    /// How they can be recorded. `None` where VMs were waited for: what is read of the kernel takes some
+    /// tens of MiB.
+    pub(super) ways: Option<Result<Ways>>,
+}
+
+/// The VMs that run, once every VM that is named does. A signal may come first, or the end of the
+/// time to wait: the exit code then.
 ///
 /// # Errors
 /// A VM that is named does not run, or VMs cannot be looked for.
@@ -52,12 +64,15 @@ pub(super) async fn find(
     is_quiet: bool,
     selection: &Selection,
     waiter: &mut Waiter,
-) -> Result<Result<Room, ExitCode>> {
+) -> Result<Result<Found, ExitCode>> {
     let start = Instant::now();
     let mut discovery = Discovery::new("/proc");
+    // Either takes a good part of what passes until a recording begins.
+    let look = || args.wait.is_none().then(|| ways(args.backend));
+    let (mut scanned, ways) = scan_beside(&mut discovery, look)?;
     let (mut told, mut waited) = (false, None::<Instant>);
     loop {
-        let vms = discovery.scan()?;
+        let vms = scanned.take().map_or_else(|| discovery.scan(), Ok)?;
         match require_readable(&discovery) {
             Err(error) if vms.is_empty() => return Err(error),
             Err(error) if !told => say(&format!("overcommit: {error}")),
@@ -93,7 +108,8 @@ pub(super) async fn find(
         }
         told = true;
         if exact.is_empty() {
-            return Ok(Ok(Room::for_vms(&vms, |vm| discovery.login_user(vm))));
+            let room = Room::for_vms(&vms, |vm| discovery.login_user(vm));
+            return Ok(Ok(Found { room, discovery, ways }));
         }
         if let (Some(pattern), Some(Some(limit))) = (exact.first(), args.wait)
             && start.elapsed() >= limit
@@ -106,6 +122,20 @@ pub(super) async fn find(
             return Ok(Err(stopped(signal)));
         }
     }
+}
+
+/// Looks at every process for the first time, and does something else beside it. `None` of what was found
+/// where there can be no thread: the next look is the first then.
+fn scan_beside<T>(
+    discovery: &mut Discovery,
+    other: impl FnOnce() -> T,
+) -> Result<(Option<Vec<Vm>>, T)> {
+    thread::scope(|scope| {
+        let scanned = thread::Builder::new().spawn_scoped(scope, || discovery.scan());
+        let other = other();
+        let scanned = scanned.ok().and_then(|scanned| scanned.join().ok());
+        Ok((scanned.transpose()?, other))
+    })
 }
 
 /// What to type instead of a pattern that means no VM.

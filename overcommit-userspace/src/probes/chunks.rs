@@ -1,12 +1,13 @@
 //! The chunks in which the buckets of histograms lie. They are made as VMs need them: memory of the
 //! kernel that cannot be swapped out, on a host that is short of it.
 
+use crate::probes::free::{self, FreeList};
 use crate::probes::object::{self, Sizes};
 use crate::probes::shared::SharedArray;
 use crate::probes::slots::WANTED_AT_ONCE;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
-use aya::maps::{ArrayOfMaps, MapData, Queue};
+use aya::maps::{ArrayOfMaps, Map, MapData};
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use overcommit_ebpf::layout::{BLOCK_CHUNKS, Chunk, Stock};
 use std::sync::atomic::Ordering::SeqCst;
@@ -30,8 +31,10 @@ pub struct Chunks {
     sizes: Sizes,
     /// When the kernel had no memory for more, since the last time that it had.
     refused: Option<Instant>,
-    free: Queue<MapData, u32>,
+    free: FreeList,
     stock: SharedArray<Stock>,
+    /// Open as long as programs are loaded.
+    _stock: MapData,
 }
 
 /// Free chunks from which on more are made for so many VMs.
@@ -60,13 +63,16 @@ impl Chunks {
     pub(super) fn open(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
         let mut take =
             |name| ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"));
+        let outer = ArrayOfMaps::try_from(take("BLOCKS")?)?;
+        let Map::Array(stock) = take("STOCK")? else { bail!("STOCK is no array") };
         Ok(Self {
             blocks: Vec::new(),
-            outer: ArrayOfMaps::try_from(take("BLOCKS")?)?,
+            outer,
             sizes,
             refused: None,
-            free: Queue::try_from(take("FREE_CHUNKS")?)?,
-            stock: SharedArray::open(ebpf, "STOCK", 1)?,
+            free: free::open(ebpf, "FREE_CHUNKS")?,
+            stock: SharedArray::map(&stock, 1).context("cannot map the eBPF array STOCK")?,
+            _stock: stock,
         })
     }
 

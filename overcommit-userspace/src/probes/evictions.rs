@@ -1,10 +1,11 @@
 //! The eviction matrix that the programs fill: who takes pages of whom.
 
+use crate::probes::free::FreeList;
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, Queue};
+use aya::maps::{HashMap, MapData};
 use overcommit_ebpf::layout::{AggressorKind, Eviction, EvictionKey};
 use overcommit_recording::model::evictions::EvictionCounts;
 use std::sync::atomic::Ordering::Relaxed;
@@ -30,7 +31,7 @@ pub struct EvictionTable {
     shared: usize,
     looks: Vec<Look>,
     index: HashMap<MapData, [u32; 4], u32>,
-    free: Queue<MapData, u32>,
+    free: FreeList,
 }
 
 /// What was seen of an entry.
@@ -43,19 +44,14 @@ struct Look {
 }
 
 impl EvictionTable {
-    /// Takes the maps out of the object; every entry is free.
+    /// Takes the maps out of the object; `free` are the entries that nobody has.
     ///
     /// # Errors
-    /// The kernel refuses to map or fill one of them.
-    pub fn open(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
+    /// The kernel refuses to map one of them.
+    pub fn open(ebpf: &mut Ebpf, sizes: Sizes, free: FreeList) -> Result<Self> {
         let (shared, len) = (sizes.shared_evictions(), sizes.evictions());
-        let mut take =
-            |name| ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"));
-        let index = HashMap::try_from(take("EVICTION_INDEX")?)?;
-        let mut free = Queue::try_from(take("FREE_EVICTIONS")?)?;
-        for entry in 0..shared {
-            free.push(entry, 0).context("cannot fill the list of free evictions")?;
-        }
+        let index = ebpf.take_map("EVICTION_INDEX").context("the eBPF object has no such map")?;
+        let index = HashMap::try_from(index)?;
         let entries = SharedArray::open(ebpf, "EVICTIONS", len)?;
         let looks = vec![Look::default(); len as usize];
         Ok(Self { entries, shared: shared as usize, looks, index, free })
@@ -115,12 +111,7 @@ impl EvictionTable {
 }
 
 /// Empties an entry that no program finds any more, for whoever needs one next.
-fn give_back(
-    free: &mut Queue<MapData, u32>,
-    place: usize,
-    entry: &Eviction,
-    look: &mut Look,
-) -> Result<()> {
+fn give_back(free: &mut FreeList, place: usize, entry: &Eviction, look: &mut Look) -> Result<()> {
     *look = Look::default();
     entry.clear();
     free.push(place as u32, 0).context("cannot free an eviction")

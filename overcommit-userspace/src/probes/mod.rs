@@ -8,6 +8,7 @@ pub mod empty;
 pub mod evictions;
 mod fdinfo;
 pub mod footprint;
+pub mod free;
 pub mod functions;
 pub mod host;
 pub mod kvm;
@@ -26,10 +27,11 @@ pub mod tracefs;
 use crate::kernel::layout::{KernelLayout, VMLINUX_BTF};
 use crate::kernel::{self, Symbols};
 use crate::probes::sight::Sight;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use aya::{Btf, Ebpf};
 use decide::Backend;
 use discards::Discards;
+use free::Supplies;
 use functions::{FunctionHooks, Purpose, Way};
 use kvm::KvmTracepoints;
 use log::ProgramLog;
@@ -45,8 +47,10 @@ use slots::Slots;
 use stacks::Stacks;
 use stats::ProgramStats;
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
 
 /// Tracepoints that keep the table of VMs in step with processes, and their
 /// programs.
@@ -126,6 +130,45 @@ impl Source {
     }
 }
 
+/// Programs that the kernel has verified, and that are attached nowhere yet.
+struct Loaded {
+    source: Source,
+    kvm: Vec<RawFd>,
+    discards: Discards,
+    groups: Groups,
+}
+
+impl Loaded {
+    /// A program is loaded while its maps' descriptors are open, and attached when the maps are ready.
+    fn load(
+        ebpf: &mut Ebpf,
+        kernel: &Kernel,
+        backend: Backend,
+        without: &[String],
+        sizes: Sizes,
+    ) -> Result<Self> {
+        slots::load_iterator(ebpf, &kernel.btf)?;
+        raw::load(ebpf, LIFECYCLE)?;
+        let mut functions = |by| FunctionHooks::load(ebpf, kernel, by, without);
+        let source = match backend {
+            Backend::Fentry => Source::Functions(functions(Way::Fentry)?),
+            Backend::Kprobe => Source::Functions(functions(Way::Kprobe)?),
+            Backend::Perf => Source::Perf(PerfEvents::load(ebpf)?),
+        };
+        let kvm = KvmTracepoints::load(ebpf)?;
+        let discards = Discards::load(ebpf)?;
+        let groups = Groups::load(ebpf, |group| match group {
+            Group::Swapouts => kernel.layout.folio_offsets().map(drop),
+            Group::Sleeps => {
+                ensure!(sizes.sees_sleeps, NOT_ASKED_FOR);
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        Ok(Self { source, kvm, discards, groups })
+    }
+}
+
 /// What the programs send one by one.
 pub struct Rings {
     /// VMs that start and end.
@@ -151,29 +194,16 @@ impl Probes {
     ) -> Result<(Self, Rings)> {
         let mut ebpf = object::load(kernel, sizes)?;
         let map_memory = footprint::of_open_maps(sizes);
-        // A program is loaded while its maps' descriptors are open, and attached
-        // when the maps are ready.
-        slots::load_iterator(&mut ebpf, &kernel.btf)?;
-        raw::load(&mut ebpf, LIFECYCLE)?;
-        let mut functions = |by| FunctionHooks::load(&mut ebpf, kernel, by, without);
-        let mut source = match backend {
-            Backend::Fentry => Source::Functions(functions(Way::Fentry)?),
-            Backend::Kprobe => Source::Functions(functions(Way::Kprobe)?),
-            Backend::Perf => Source::Perf(PerfEvents::load(&mut ebpf)?),
-        };
-        let kvm = KvmTracepoints::load(&mut ebpf)?;
-        let discards = Discards::load(&mut ebpf)?;
-        let mut groups = Groups::load(&mut ebpf, |group| match group {
-            Group::Swapouts => kernel.layout.folio_offsets().map(drop),
-            Group::Sleeps => {
-                ensure!(sizes.sees_sleeps, NOT_ASKED_FOR);
-                Ok(())
-            }
-            _ => Ok(()),
+        let mut supplies = Supplies::open(&mut ebpf, sizes)?;
+        let (loaded, filled) = thread::scope(|scope| {
+            let filled = scope.spawn(|| supplies.fill(sizes));
+            (Loaded::load(&mut ebpf, kernel, backend, without, sizes), filled.join())
         });
+        let Loaded { mut source, kvm, discards, mut groups } = loaded?;
+        filled.map_err(|_| anyhow!("the eBPF maps cannot be filled"))??;
         // As on a kernel without symbols for data (CONFIG_KALLSYMS_ALL), or one that hides them.
         let lacks_swap_names = kernel.symbols.address(SWAP_INFO).unwrap_or(0) == 0;
-        let slots = Slots::open(&mut ebpf, sizes, lacks_swap_names)?;
+        let slots = Slots::open(&mut ebpf, sizes, supplies, lacks_swap_names)?;
         let cpus = SharedArray::open(&mut ebpf, "CPUS", sizes.cpus)?;
         let rings = Rings {
             events: Events::open(&mut ebpf)?,

@@ -25,6 +25,8 @@ const SPARE_BLOCKS: u32 = 64;
 pub struct Sizes {
     /// VMs at a time.
     pub vms: u32,
+    /// Those that run at the start.
+    pub running: u32,
     /// Those among them that may be busy: of others little comes.
     pub busy_vms: u32,
     /// Threads of VMs that fault, at a time.
@@ -51,6 +53,7 @@ impl Sizes {
     /// The least, for trying what the kernel allows.
     pub const TRIAL: Self = Self {
         vms: 1,
+        running: 0,
         busy_vms: 1,
         threads: 1,
         cpus: 1,

@@ -3,10 +3,11 @@
 use crate::kernel::{TICK_NS, exit_reasons};
 use crate::probes::chunks::Chunks;
 use crate::probes::evictions::EvictionTable;
+use crate::probes::free::{FreeList, Supplies};
 use crate::probes::object::Sizes;
 use crate::probes::shared::SharedArray;
 use anyhow::{Context, Result, anyhow};
-use aya::maps::{HashMap, MapData, Queue};
+use aya::maps::{HashMap, MapData};
 use aya::programs::Iter;
 use aya::{Btf, Ebpf};
 use overcommit_ebpf::layout::{
@@ -53,11 +54,11 @@ pub struct Slots {
     pool_owners: SharedArray<Word>,
     pool_at: usize,
     pooled: HashMap<MapData, u64, u32>,
-    free_pooled: Queue<MapData, u32>,
+    free_pooled: FreeList,
     /// Who takes pages of whom.
     pub evictions: EvictionTable,
-    free_vms: Queue<MapData, u32>,
-    free_threads: Queue<MapData, u32>,
+    free_vms: FreeList,
+    free_threads: FreeList,
 }
 
 /// What belongs to a slot beside itself.
@@ -100,28 +101,22 @@ impl Kind {
 }
 
 impl Slots {
-    /// Takes the maps out of the object and marks every slot as free.
+    /// Takes the maps out of the object.
     ///
     /// # Errors
-    /// The kernel refuses to map or fill one of them.
-    pub fn open(ebpf: &mut Ebpf, sizes: Sizes, lacks_swap_names: bool) -> Result<Self> {
+    /// The kernel refuses to map one of them.
+    pub fn open(
+        ebpf: &mut Ebpf,
+        sizes: Sizes,
+        supplies: Supplies,
+        lacks_swap_names: bool,
+    ) -> Result<Self> {
         let Sizes { vms, threads, .. } = sizes;
-        let mut free_pooled = Queue::try_from(take(ebpf, "FREE_POOLED")?)?;
-        for place in 0..sizes.pooled() {
-            free_pooled.push(place, 0).context("cannot fill the list of free histograms")?;
-        }
-        let mut free_vms = Queue::try_from(take(ebpf, "FREE_VMS")?)?;
-        for slot in 0..vms {
-            free_vms.push(slot, 0).context("cannot fill the list of free slots")?;
-        }
-        let mut free_threads = Queue::try_from(take(ebpf, "FREE_THREADS")?)?;
-        for entry in 0..threads {
-            free_threads.push(entry, 0).context("cannot fill the list of free threads")?;
-        }
+        let Supplies { free, chunks } = supplies;
         Ok(Self {
             vms: SharedArray::open(ebpf, "VMS", vms)?,
             histograms: SharedArray::open(ebpf, "HISTOGRAMS", sizes.histograms())?,
-            chunks: Chunks::open(ebpf, sizes)?,
+            chunks,
             threads: SharedArray::open(ebpf, "THREADS", threads)?,
             threads_used: 0,
             mms: HashMap::try_from(take(ebpf, "MMS")?)?,
@@ -138,10 +133,10 @@ impl Slots {
             pool_owners: SharedArray::open(ebpf, "POOL_OWNERS", sizes.pooled())?,
             pool_at: sizes.pool_at() as usize,
             pooled: HashMap::try_from(take(ebpf, "POOLED")?)?,
-            free_pooled,
-            evictions: EvictionTable::open(ebpf, sizes)?,
-            free_vms,
-            free_threads,
+            free_pooled: free.pooled,
+            evictions: EvictionTable::open(ebpf, sizes, free.evictions)?,
+            free_vms: free.vms,
+            free_threads: free.threads,
         })
     }
 

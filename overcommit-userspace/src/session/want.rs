@@ -64,6 +64,7 @@ impl Want {
         let vms = slots(self.room.vms, SPARE_VMS);
         Ok(Sizes {
             vms,
+            running: (self.room.vms as u32).min(vms),
             busy_vms: slots(self.room.real, SPARE_BUSY).min(vms),
             threads: threads(self.room),
             cpus: kernel::possible_cpus()?,

@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// is not walked through every time.
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(64);
 
+/// Time in which a VM of the last scan need not be read again.
+const RECENT: Duration = Duration::from_secs(2);
+
 /// A process that is no VM.
 #[derive(Clone, Copy, Debug)]
 struct Other {
@@ -39,13 +42,22 @@ pub struct Discovery {
     /// kernel/pid.c), so that another process hardly ever has one by the next scan; if one does, that is
     /// noticed only when the old one would have been looked at again.
     others: HashMap<i32, Other>,
+    /// VMs that the last scan found, by their process ids, and when that was.
+    recent: HashMap<i32, Vm>,
+    scanned: Option<Instant>,
     unreadable: usize,
 }
 
 impl Discovery {
     /// Looks below `proc_root`, which is /proc outside tests.
     pub fn new(proc_root: impl Into<PathBuf>) -> Self {
-        Self { proc_root: proc_root.into(), others: HashMap::new(), unreadable: 0 }
+        Self {
+            proc_root: proc_root.into(),
+            others: HashMap::new(),
+            recent: HashMap::new(),
+            scanned: None,
+            unreadable: 0,
+        }
     }
 
     /// Processes of the last scan that we may not look into, so that any of them can be a VM.
@@ -97,7 +109,8 @@ impl Discovery {
             if is_known(id(&stat)) {
                 continue;
             }
-            match vm(&process, &stat, &self.folder(stat.pid)) {
+            let recent = self.recent(&process, &stat).cloned();
+            match recent.or_else(|| vm(&process, &stat, &self.folder(stat.pid))) {
                 Some(vm) => vms.push(vm),
                 None => {
                     unreadable += usize::from(is_refused(&process));
@@ -110,8 +123,17 @@ impl Discovery {
             }
         }
         self.others = others;
+        self.recent = vms.iter().map(|vm| (vm.id.pid, vm.clone())).collect();
+        self.scanned = Some(Instant::now());
         self.unreadable = unreadable;
         Ok(vms)
+    }
+
+    /// As the last scan found it a moment ago, if it still executes the same file.
+    fn recent(&self, process: &Process, stat: &Stat) -> Option<&Vm> {
+        self.scanned.filter(|scanned| scanned.elapsed() < RECENT)?;
+        let vm = self.recent.get(&stat.pid).filter(|vm| vm.id == id(stat))?;
+        (executable(process).as_ref() == Some(&vm.executable)).then_some(vm)
     }
 
     /// Which run of that process runs now, if one does.

@@ -77,7 +77,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    targets: Vec<Target>,
+    /// `None` until it is said for the first time whom to look at.
+    targets: Option<Vec<Target>>,
     found: Found,
     /// VMs that are gone, until they are asked for.
     departed: BTreeMap<VmId, Departure>,
@@ -99,8 +100,12 @@ impl Shared {
         !state.is_over
     }
 
-    fn targets(&self) -> Vec<Target> {
-        self.lock().targets.clone()
+    /// Whom to look at, once that is said; `None` when it is over.
+    fn targets(&self) -> Option<Vec<Target>> {
+        let waits = |state: &mut State| state.targets.is_none() && !state.is_over;
+        let state = self.wake.wait_while(self.lock(), waits);
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        state.targets.clone().filter(|_| !state.is_over)
     }
 
     /// Notes something of VMs that are still there.
@@ -147,8 +152,8 @@ impl Survey {
                 Err(error) => return drop(begun.send(Err(error))),
             };
             let _ = begun.send(Ok(()));
-            loop {
-                runtime.block_on(surveyor.round(&shared));
+            while let Some(targets) = shared.targets() {
+                runtime.block_on(surveyor.round(&shared, &targets));
                 if !shared.rest(LOOK) {
                     break;
                 }
@@ -156,14 +161,10 @@ impl Survey {
         })?;
         has_begun.recv().context("the survey ended")?.context("cannot make a runtime")?;
         survey.spawn("working-set", move |shared| {
-            loop {
-                let targets = shared.targets();
+            while let Some(targets) = shared.targets() {
                 let rest = |time| shared.rest(time);
                 let measured: Measured = follower.round(&targets, rest);
                 shared.note(measured, |vm, set| vm.working_set = Some(set));
-                if !shared.rest(Duration::ZERO) {
-                    break;
-                }
             }
         })?;
         Ok(survey)
@@ -186,7 +187,9 @@ impl Survey {
         for id in ids {
             state.found.vms.entry(id).or_default();
         }
-        state.targets = targets;
+        if state.targets.replace(targets).is_none() {
+            self.shared.wake.notify_all();
+        }
     }
 
     /// What was said of VMs that have ended, since this was asked the last time.
@@ -234,11 +237,10 @@ struct Surveyor {
 }
 
 impl Surveyor {
-    async fn round(&mut self, shared: &Shared) {
-        let targets = shared.targets();
-        let balloons = self.ask.balloons(&targets).await;
+    async fn round(&mut self, shared: &Shared, targets: &[Target]) {
+        let balloons = self.ask.balloons(targets).await;
         shared.note(balloons, |vm, balloon| vm.balloon = Some(balloon));
-        let departed = self.ask.departed.of(&targets).await;
+        let departed = self.ask.departed.of(targets).await;
         shared.lock().departed.extend(departed);
         let mut all: BTreeSet<VmId> = targets.iter().map(|target| target.vm.id).collect();
         let others = self.others(&all);
