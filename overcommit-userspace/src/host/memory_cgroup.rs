@@ -276,7 +276,7 @@ fn shared_memory(proc: &Path, pid: i32) -> Objects {
         return Objects::new();
     };
     let mounts = process.mountinfo().map(|mounts| mounts.0).unwrap_or_default();
-    let maps = maps::read(&process, "maps").map(|maps| maps.0).unwrap_or_default().into_iter();
+    let maps = maps::read(&process).map(|maps| maps.0).unwrap_or_default().into_iter();
     let shared = maps.filter(|map| is_shared_memory(map, &mounts));
     shared.map(|map| (map.dev.0, map.dev.1, map.inode)).collect()
 }

@@ -18,6 +18,19 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// What is read of smaps.
+const FIGURES: [&str; 9] = [
+    "Pss",
+    "Anonymous",
+    "Swap",
+    "SwapPss",
+    "AnonHugePages",
+    "ShmemPmdMapped",
+    "FilePmdMapped",
+    "Private_Hugetlb",
+    "Shared_Hugetlb",
+];
+
 /// A file of shared memory, by device and inode.
 type Inode = (i32, i32, u64);
 
@@ -51,7 +64,7 @@ impl ProcessMemory {
     pub fn read(proc: &Path, pid: i32) -> Result<Self> {
         let dir = proc.join(pid.to_string());
         let process = Process::new_with_root(dir.clone())?;
-        let maps = maps::read(&process, "smaps")?;
+        let maps = maps::read_with(&process, &FIGURES)?;
         // So it is while a process starts or ends.
         ensure!(maps.iter().next().is_some(), "process {pid} has no memory");
         let mounts =
@@ -145,7 +158,7 @@ pub fn divide<K: Ord + Copy>(processes: &BTreeMap<K, ProcessMemory>) -> BTreeMap
 
 /// What part of what is held is a notable one, and how many bytes at the least.
 const NOTABLE: u64 = 64;
-const NOTABLE_BYTES: u64 = 1 << 20;
+const NOTABLE_BYTES: u64 = 16 << 20;
 
 /// What a process has in RAM, without a walk over its page tables, in bytes; each sharer has
 /// all of it.
@@ -367,7 +380,8 @@ mod tests {
         .replace(" ac ", " ac ht ")
             + &map(
                 "7f0050000000-7f0060000000 rw-p 00000000 00:19 5 /dev/shm/image",
-                "Pss: 1024 kB\nSwap: 0 kB\nSwapPss: 512 kB\n",
+                "Pss: 1024 kB\nSwap: 0 kB\nSwapPss: 512 kB\nPrivate_Hugetlb: 2048 kB\n\
+                 AnonHugePages: 512 kB\nShmemPmdMapped: 256 kB\nFilePmdMapped: 128 kB\n",
             )
             + &map(
                 "7f0070000000-7f0080000000 rw-s 00000000 00:19 6 /dev/shm/ram",
@@ -378,10 +392,10 @@ mod tests {
         let own = MemoryUse {
             resident: MIB,
             swapped: MIB / 2,
-            hugetlb: 1024 * MIB,
+            hugetlb: 1026 * MIB,
             overhead: 0,
             page_cache: 0,
-            huge_pages: 0,
+            huge_pages: 896 << 10,
         };
         assert_eq!((memory.own, memory.shared.len()), (own, 1));
     }

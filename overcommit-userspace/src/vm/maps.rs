@@ -6,31 +6,57 @@ use procfs::{FromBufRead, ProcResult};
 use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Read};
 
-/// The mappings in a list of the kernel's: `maps`, or `smaps` with figures of each.
+/// The mappings.
 ///
 /// # Errors
 /// The process is gone, or may not be looked at.
-pub fn read(process: &Process, list: &str) -> ProcResult<MemoryMaps> {
-    parse(BufReader::new(process.open_relative(list)?))
+pub fn read(process: &Process) -> ProcResult<MemoryMaps> {
+    parse(BufReader::new(process.open_relative("maps")?), &[])
 }
 
-fn parse(list: impl BufRead) -> ProcResult<MemoryMaps> {
-    MemoryMaps::from_buf_read(Mended { list, line: Vec::new(), at: 0 })
+/// The same with these figures of each.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with(process: &Process, figures: &[&str]) -> ProcResult<MemoryMaps> {
+    parse(BufReader::new(process.open_relative("smaps")?), figures)
 }
 
-/// A list whose names can be read.
-struct Mended<R> {
+fn parse(list: impl BufRead, figures: &[&str]) -> ProcResult<MemoryMaps> {
+    MemoryMaps::from_buf_read(Mended { list, figures, line: Vec::new(), at: 0 })
+}
+
+/// A list whose names can be read, without the figures that nobody reads and those that are 0: most are,
+/// of two dozen for each mapping.
+struct Mended<'a, R> {
     list: R,
+    figures: &'a [&'a str],
     line: Vec<u8>,
     at: usize,
 }
 
-impl<R: BufRead> BufRead for Mended<R> {
+impl<R> Mended<'_, R> {
+    /// Whether the line is to be read; a mapping's own always is.
+    fn is_wanted(&self) -> bool {
+        let word = self.line.split(|byte| *byte == b' ').next().unwrap_or_default();
+        word.strip_suffix(b":").is_none_or(|name| {
+            let is_figure = self.figures.iter().any(|figure| figure.as_bytes() == name);
+            name == b"VmFlags" || (is_figure && !self.line.ends_with(b" 0 kB\n"))
+        })
+    }
+}
+
+impl<R: BufRead> BufRead for Mended<'_, R> {
     fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
         if self.at >= self.line.len() {
-            self.line.clear();
             self.at = 0;
-            self.list.read_until(b'\n', &mut self.line)?;
+            loop {
+                self.line.clear();
+                self.list.read_until(b'\n', &mut self.line)?;
+                if self.line.is_empty() || self.is_wanted() {
+                    break;
+                }
+            }
             mend(&mut self.line);
         }
         Ok(&self.line[self.at..])
@@ -41,7 +67,7 @@ impl<R: BufRead> BufRead for Mended<R> {
     }
 }
 
-impl<R: BufRead> Read for Mended<R> {
+impl<R: BufRead> Read for Mended<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let length = self.fill_buf()?.read(buffer)?;
         self.consume(length);
@@ -76,7 +102,18 @@ mod tests {
     use procfs::process::MMapPath;
 
     fn names(list: &[u8]) -> Vec<MMapPath> {
-        parse(list).unwrap().0.into_iter().map(|map| map.pathname).collect()
+        parse(list, &["Rss"]).unwrap().0.into_iter().map(|map| map.pathname).collect()
+    }
+
+    #[test]
+    fn of_the_figures_those_are_read_that_are_asked_for_and_not_0() {
+        let list = b"7f0000000000-7f0040000000 rw-p 00000000 00:00 0 \nSize: 8 kB\nRss: 4 kB\n\
+            Pss: 0 kB\nPss_Dirty: 4 kB\nVmFlags: rd ht \n7f0050000000-7f0060000000 rw-p 00000000 00:00 0 \n";
+        let maps = parse(&list[..], &["Rss", "Pss"]).unwrap().0;
+        assert_eq!(maps.len(), 2);
+        let read = &maps[0].extension;
+        assert_eq!(read.map.iter().collect::<Vec<_>>(), [(&"Rss".to_owned(), &4096)]);
+        assert!(read.vm_flags.contains(procfs::process::VmFlags::HT));
     }
 
     #[test]

@@ -18,7 +18,7 @@ const SMALLEST_BESIDE: u64 = 128 << 20;
 ///
 /// Reads /proc/PID/maps; `None` where that cannot be read or is too small yet.
 pub fn mapping(process: &Process) -> Option<Mapping> {
-    let maps = maps::read(process, "maps").ok()?;
+    let maps = maps::read(process).ok()?;
     let size = |map: &MemoryMap| map.address.1 - map.address.0;
     let largest = maps.iter().filter(|map| is_memory(map)).max_by_key(|map| size(map))?;
     if size(largest) < SMALLEST {

@@ -22,7 +22,8 @@ pub fn clear(proc: &Path, pid: i32) -> Result<()> {
 /// # Errors
 /// The VM is gone.
 pub fn look(proc: &Path, pid: i32) -> Result<u64> {
-    let maps = maps::read(&Process::new_with_root(proc.join(pid.to_string()))?, "smaps")?;
+    let process = Process::new_with_root(proc.join(pid.to_string()))?;
+    let maps = maps::read_with(&process, &["Referenced"])?;
     let ram = ram(maps.iter());
     let of_guest = maps.iter().filter(|map| is_in(map, &ram));
     Ok(of_guest.map(|map| figure(map, "Referenced")).sum())

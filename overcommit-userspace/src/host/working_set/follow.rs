@@ -132,7 +132,7 @@ impl Follower {
 
     fn ram(&self, id: VmId) -> Result<Vec<AddressRange>, String> {
         let process = Process::new_with_root(self.proc.join(id.pid.to_string()));
-        let maps = process.and_then(|process| maps::read(&process, "maps"));
+        let maps = process.and_then(|process| maps::read(&process));
         let maps = maps.map_err(|error| format!("cannot read its maps: {error}"))?;
         let ram = ram(maps.iter());
         if ram.is_empty() { Err("its memory is not known yet".to_owned()) } else { Ok(ram) }
