@@ -125,7 +125,7 @@ pub(crate) fn histogram(data: &[u8]) {
     let _ = hlog::head_length(data);
     for line in data.split(|byte| *byte == b'\n') {
         let _ = hlog::metric(line);
-        let _ = reader.histogram(hlog::untagged(line));
+        let _ = reader.values(hlog::untagged(line));
     }
 }
 

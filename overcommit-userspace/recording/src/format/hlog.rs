@@ -2,9 +2,10 @@
 //! take it.
 
 use crate::format::deflate::{Deflated, Inflater};
+use crate::format::values::{self, HEAD, Head};
 use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{
@@ -99,18 +100,27 @@ pub struct LineReader {
 }
 
 impl LineReader {
-    /// The histogram of a line.
+    /// What a line's histogram has: each value in order, in nanoseconds, and how often it came.
     ///
     /// # Errors
-    /// It is none.
-    pub fn histogram(&mut self, line: &[u8]) -> Result<Histogram<u64>> {
+    /// It has none.
+    pub fn values(&mut self, line: &[u8]) -> Result<Vec<(u64, u64)>> {
         let entry = IntervalLogIterator::new(line).next().context("a line is empty")?;
         let LogEntry::Interval(interval) = entry.map_err(|error| anyhow!("{error:?}"))? else {
             bail!("a line is no interval");
         };
-        let mut bytes = inflate(&mut self.inflater, &decode(interval.encoded_histogram())?)?;
-        let histogram = self.deserializer.deserialize(&mut bytes);
-        histogram.map_err(|error| anyhow!("a line is no histogram: {error}"))
+        let (head, mut bytes) =
+            inflate(&mut self.inflater, &decode(interval.encoded_histogram())?)?;
+        if head.is_ours() {
+            let counts = &bytes[HEAD..][..head.length as usize];
+            return values::values(counts).context("a line is no histogram");
+        }
+        let histogram: Histogram<u64> = self
+            .deserializer
+            .deserialize(&mut bytes)
+            .map_err(|error| anyhow!("a line is no histogram: {error}"))?;
+        let values = histogram.iter_recorded();
+        Ok(values.map(|of| (of.value_iterated_to(), of.count_at_value())).collect())
     }
 }
 
@@ -120,30 +130,23 @@ fn decode(text: &str) -> Result<Vec<u8>> {
     engine.decode(text).context("a line is no base64")
 }
 
-/// Bytes of the head of a histogram, and of the longest of ours: each bucket takes nine at most.
-const HEAD: usize = 40;
+/// Bytes of the longest histogram of ours: each bucket takes nine at most.
 const LONGEST: usize = HEAD + 9 * BUCKETS;
 
 /// A histogram before it was compressed. The crate that reads it allocates what its head claims,
 /// so that is held against what there is, and against what a histogram of ours may have.
-fn inflate<'a>(inflater: &'a mut Inflater, compressed: &[u8]) -> Result<&'a [u8]> {
+fn inflate<'a>(inflater: &'a mut Inflater, compressed: &[u8]) -> Result<(Head, &'a [u8])> {
     // A cookie and a length come first.
     let stream = compressed.get(8..).context("a line is too short")?;
     let bytes = inflater.inflate(stream, LONGEST + 1);
     let bytes = bytes.context("a line is no compressed histogram")?;
-    let number = |at: usize, length: usize| {
-        let digits = bytes.get(at..at + length).unwrap_or_default().iter();
-        digits.fold(0, |number, byte| number << 8 | u64::from(*byte))
-    };
-    let (length, digits, highest) = (number(4, 4), number(12, 4), number(24, 8));
-    ensure!(
-        (HEAD..=LONGEST).contains(&bytes.len())
-            && length <= (bytes.len() - HEAD) as u64
-            && digits <= u64::from(SIGNIFICANT_DIGITS)
-            && highest <= MAX_NS,
-        "a line claims more than a histogram has"
-    );
-    Ok(bytes)
+    let head = Head::read(bytes).filter(|head| {
+        bytes.len() <= LONGEST
+            && head.length <= (bytes.len() - HEAD) as u64
+            && head.digits <= u64::from(SIGNIFICANT_DIGITS)
+            && head.highest <= MAX_NS
+    });
+    Ok((head.context("a line claims more than a histogram has")?, bytes))
 }
 
 #[cfg(test)]
@@ -179,9 +182,9 @@ mod tests {
         let line = format!("{}\n", lines[5]);
         let line = line.as_bytes();
         assert_eq!(metric(line), Some(Metric::FaultMajor.into()));
-        assert_eq!(reader.histogram(line).unwrap().len(), 7);
+        assert_eq!(reader.values(line).unwrap(), [(2_007_039, 7)]);
         assert!(untagged(line).starts_with(b"0.000,1.000,2.0"));
-        assert!(reader.histogram(&line[..line.len() / 2]).is_err());
+        assert!(reader.values(&line[..line.len() / 2]).is_err());
     }
 
     /// A line whose histogram is these bytes before they are compressed.
@@ -201,9 +204,9 @@ mod tests {
         latencies.record(2_000_000, 7);
         let line = String::from_utf8(line(0, 1, Metric::FaultMajor, &latencies)).unwrap();
         let packed = decode(line.trim().rsplit(',').next().unwrap()).unwrap();
-        let honest = inflate(&mut Inflater::default(), &packed).unwrap().to_vec();
+        let honest = inflate(&mut Inflater::default(), &packed).unwrap().1.to_vec();
         let mut reader = LineReader::default();
-        assert_eq!(reader.histogram(&compressed(&honest)).unwrap().len(), 7);
+        assert_eq!(reader.values(&compressed(&honest)).unwrap(), [(2_007_039, 7)]);
         let put = |at: usize, bytes: &[u8]| {
             let mut claim = honest.clone();
             claim[at..at + bytes.len()].copy_from_slice(bytes);
@@ -216,7 +219,7 @@ mod tests {
             [honest.clone(), vec![0; LONGEST]].concat(),
             honest[..HEAD - 1].to_vec(),
         ] {
-            let error = reader.histogram(&compressed(&claim)).unwrap_err();
+            let error = reader.values(&compressed(&claim)).unwrap_err();
             assert!(error.to_string().contains("claims more"), "{error:#}");
         }
     }

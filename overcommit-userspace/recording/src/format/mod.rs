@@ -5,3 +5,4 @@ mod deflate;
 pub mod hgrm;
 pub mod hlog;
 pub mod text;
+mod values;

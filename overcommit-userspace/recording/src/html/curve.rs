@@ -139,10 +139,8 @@ mod tests {
 
     fn of(values: &[(u64, u64)]) -> Latencies {
         let mut latencies = Latencies::empty();
-        let mut histogram = latencies.histogram().into_owned();
-        values.iter().for_each(|(ns, count)| histogram.record_n(*ns, *count).unwrap());
+        values.iter().for_each(|(ns, count)| latencies.record(*ns, *count));
         latencies.max_ns = values.iter().map(|(ns, _)| *ns).max().unwrap_or(0);
-        latencies.distribute(histogram);
         latencies
     }
 

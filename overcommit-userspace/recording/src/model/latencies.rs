@@ -69,11 +69,11 @@ impl Latencies {
         }
     }
 
-    /// Has this one instead.
-    pub fn distribute(&mut self, histogram: Histogram<u64>) {
-        self.distribution = match few(&histogram, FEW) {
-            Some(values) => Distribution::Few(values),
-            None => Distribution::Many(Box::new(histogram)),
+    /// Has these values instead, which are in order, and so many of each.
+    pub fn distribute(&mut self, values: Vec<(u64, u64)>) {
+        self.distribution = match values.len() <= FEW {
+            true => Distribution::Few(values),
+            false => Distribution::Many(Box::new(filled(&values))),
         };
     }
 
@@ -237,10 +237,13 @@ mod tests {
         assert!(matches!(latencies.distribution, Distribution::Many(_)));
         assert_eq!(*latencies.compacted().histogram(), expected);
         let mut read = Latencies::empty();
-        read.distribute(filled(&[(7_919, 3)]));
+        read.distribute(vec![(7_935, 3)]);
         assert!(matches!(&read.distribution, Distribution::Few(few) if few[0] == (7_935, 3)));
-        read.distribute(expected.clone());
+        let mut values = Vec::new();
+        latencies.each(|value, count| values.push((value, count)));
+        read.distribute(values);
         assert!(matches!(read.distribution, Distribution::Many(_)));
+        assert_eq!(*read.histogram(), expected);
         let mut sum = Latencies::empty();
         sum.record(5, 2);
         sum.merge(&latencies);

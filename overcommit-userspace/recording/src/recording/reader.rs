@@ -332,9 +332,9 @@ fn decode(
     let metrics = interval.vms.iter_mut().flat_map(|vm| &mut vm.metrics);
     for (MetricInterval { name, latencies, .. }, line) in metrics.zip(lines) {
         if wanted(name) {
-            let histogram = reader.histogram(line);
+            let values = reader.values(line);
             let failed = || format!("cannot read a histogram of {name:?}");
-            latencies.distribute(histogram.with_context(failed)?);
+            latencies.distribute(values.with_context(failed)?);
         }
     }
     Ok(())
