@@ -20,6 +20,7 @@ pub(crate) const TESTS: Tests = &[
     ("hostile_guests_hold_up_nobody", hostile),
     ("a_client_of_vhostmd_reads_our_port", vhostmd),
     ("a_guest_is_told_again_after_stops_resets_and_unplugs", come_and_go),
+    ("a_guest_is_told_after_it_has_moved_to_another_qemu", moves),
     ("without_a_channel_a_guest_is_told_what_to_ask_for", alone),
 ];
 
@@ -230,6 +231,42 @@ fn come_and_go() -> Result<()> {
     let (_dir, second) = serving(&["--guests-only", "--guests", "web"])?;
     until(&vm, "code 0")?;
     second.end()
+}
+
+/// Leaves all that it shares with this machine, with which no guest can move, and asks from then on.
+const LEAVES: &str = "mkdir /dev/shm/own && cp OVERCOMMIT /dev/shm/own/overcommit
+for library in $(ldd OVERCOMMIT | grep -o '/[^ ]*'); do
+mkdir -p /dev/shm/own${library%/*}; cp -L $library /dev/shm/own$library; done
+exec chroot /proc/1/root /bin/sh -c 'umount -l /root; umount -l /lower
+for place in proc sys dev; do mkdir /dev/shm/own/$place; mount --bind /$place /dev/shm/own/$place; done
+while :; do chroot /dev/shm/own /overcommit guest --json; echo \"code $?\"; sleep 1; done'";
+
+/// A Linux guest moves from one QEMU to another, which has a port of its own.
+fn moves() -> Result<()> {
+    let script = LEAVES.replace("OVERCOMMIT", &overcommit().display().to_string());
+    let awaits = [&PORT[..], &["-incoming", "defer"]].concat();
+    let start = |more| Vm::start(&Config { more, ..Config::shell("web", 256, &script) });
+    let told = |vm: &Vm| {
+        await_some("figures in the guest", PATIENCE, || {
+            Ok(vm.serial()?.contains("code 0").then_some(()))
+        })
+        .with_context(|| vm.serial().unwrap_or_default())
+    };
+    let (_dir, serving) = serving(&["--guests-only", "--guests", "web"])?;
+    let mut from = start(&PORT)?;
+    told(&from)?;
+    let mut to = start(&awaits)?;
+    let place = json!({ "uri": format!("unix:{}/moves", to.dir().display()) });
+    to.execute("migrate-incoming", place.clone())?;
+    from.execute("migrate", place)?;
+    await_some("the move of the guest", PATIENCE, || {
+        let moved = from.execute("query-migrate", json!({}))?;
+        ensure!(moved["status"] != "failed", "{moved}");
+        Ok((moved["status"] == "completed").then_some(()))
+    })?;
+    drop(from);
+    told(&to)?;
+    serving.end()
 }
 
 /// This machine has no such port.

@@ -43,13 +43,13 @@ pub(super) fn stopped(signal: Signal) -> ExitCode {
     signalled(signal)
 }
 
-/// VMs that run.
+/// What was found of the host, before anything is attached.
 pub(super) struct Found {
-    /// How many there is to be room for.
+    /// How many VMs there is to be room for.
     pub(super) room: Room,
     /// What was learnt of the host's processes.
     pub(super) discovery: Discovery,
-    /// How they can be recorded. `None` where VMs were waited for: what is read of the kernel takes some
+    /// How VMs can be recorded. `None` where VMs were waited for: what is read of the kernel takes some
     /// tens of MiB.
     pub(super) ways: Option<Result<Ways>>,
 }
@@ -125,7 +125,7 @@ pub(super) async fn find(
 }
 
 /// Looks at every process for the first time, and does something else beside it. `None` of what was found
-/// where there can be no thread: the next look is the first then.
+/// where there can be no thread, or it panicked: the next look is the first then.
 fn scan_beside<T>(
     discovery: &mut Discovery,
     other: impl FnOnce() -> T,

@@ -33,7 +33,7 @@ pub struct Chunks {
     refused: Option<Instant>,
     free: FreeList,
     stock: SharedArray<Stock>,
-    /// Open as long as programs are loaded.
+    /// Kept open until the programs are loaded.
     _stock: MapData,
 }
 

@@ -40,7 +40,10 @@ impl Supplies {
     /// The kernel refuses something, or has no memory for it.
     pub fn fill(&mut self, sizes: Sizes) -> Result<()> {
         self.free.fill(sizes)?;
-        self.chunks.top_up(0, (sizes.running as usize).min(WANTED_AT_ONCE))
+        match (sizes.running as usize).min(WANTED_AT_ONCE) {
+            0 => Ok(()),
+            new => self.chunks.top_up(0, new),
+        }
     }
 }
 

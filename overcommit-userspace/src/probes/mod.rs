@@ -196,11 +196,20 @@ impl Probes {
         let map_memory = footprint::of_open_maps(sizes);
         let mut supplies = Supplies::open(&mut ebpf, sizes)?;
         let (loaded, filled) = thread::scope(|scope| {
-            let filled = scope.spawn(|| supplies.fill(sizes));
-            (Loaded::load(&mut ebpf, kernel, backend, without, sizes), filled.join())
+            let filled = thread::Builder::new().spawn_scoped(scope, || supplies.fill(sizes));
+            (
+                Loaded::load(&mut ebpf, kernel, backend, without, sizes),
+                filled.map(|fill| fill.join()),
+            )
         });
         let Loaded { mut source, kvm, discards, mut groups } = loaded?;
-        filled.map_err(|_| anyhow!("the eBPF maps cannot be filled"))??;
+        match filled {
+            Ok(filled) => {
+                filled.map_err(|_| anyhow!("the thread that fills eBPF maps panicked"))??
+            }
+            // There can be no more threads.
+            Err(_) => supplies.fill(sizes)?,
+        }
         // As on a kernel without symbols for data (CONFIG_KALLSYMS_ALL), or one that hides them.
         let lacks_swap_names = kernel.symbols.address(SWAP_INFO).unwrap_or(0) == 0;
         let slots = Slots::open(&mut ebpf, sizes, supplies, lacks_swap_names)?;

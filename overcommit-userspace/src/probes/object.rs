@@ -25,7 +25,7 @@ const SPARE_BLOCKS: u32 = 64;
 pub struct Sizes {
     /// VMs at a time.
     pub vms: u32,
-    /// Those that run at the start.
+    /// Those that are known to be recorded from the start.
     pub running: u32,
     /// Those among them that may be busy: of others little comes.
     pub busy_vms: u32,

@@ -44,10 +44,14 @@ pub struct Selection {
 impl Selection {
     /// Whether the VM is meant.
     pub fn wants(&self, vm: &Vm) -> bool {
-        let every = self.patterns.is_empty() && self.pids.is_empty();
-        every
+        self.is_every()
             || self.pids.contains(&vm.id.pid)
             || self.patterns.iter().any(|pattern| pattern.matches(vm))
+    }
+
+    /// Whether every VM is.
+    pub fn is_every(&self) -> bool {
+        self.patterns.is_empty() && self.pids.is_empty()
     }
 
     /// Whether VMs that start later can be meant.

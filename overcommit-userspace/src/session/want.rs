@@ -39,6 +39,8 @@ pub enum Exits {
 pub struct Want {
     /// For which VMs there is to be room from the start.
     pub room: Room,
+    /// Whether every one of them is to be recorded.
+    pub is_every: bool,
     /// `--slow-faults`
     pub slow_faults: Option<Duration>,
     /// `--causes`
@@ -64,7 +66,7 @@ impl Want {
         let vms = slots(self.room.vms, SPARE_VMS);
         Ok(Sizes {
             vms,
-            running: (self.room.vms as u32).min(vms),
+            running: if self.is_every { (self.room.vms as u32).min(vms) } else { 0 },
             busy_vms: slots(self.room.real, SPARE_BUSY).min(vms),
             threads: threads(self.room),
             cpus: kernel::possible_cpus()?,
@@ -82,6 +84,7 @@ impl Want {
     pub fn new(selection: &Selection, room: Room) -> Self {
         Self {
             room,
+            is_every: selection.is_every(),
             slow_faults: None,
             causes: false,
             exits: Exits::All,

@@ -42,9 +42,8 @@ pub struct Discovery {
     /// kernel/pid.c), so that another process hardly ever has one by the next scan; if one does, that is
     /// noticed only when the old one would have been looked at again.
     others: HashMap<i32, Other>,
-    /// VMs that the last scan found, by their process ids, and when that was.
-    recent: HashMap<i32, Vm>,
-    scanned: Option<Instant>,
+    /// VMs that the last scan found, by their process ids, and when each was read.
+    recent: HashMap<i32, (Vm, Instant)>,
     unreadable: usize,
 }
 
@@ -55,7 +54,6 @@ impl Discovery {
             proc_root: proc_root.into(),
             others: HashMap::new(),
             recent: HashMap::new(),
-            scanned: None,
             unreadable: 0,
         }
     }
@@ -109,9 +107,10 @@ impl Discovery {
             if is_known(id(&stat)) {
                 continue;
             }
-            let recent = self.recent(&process, &stat).cloned();
-            match recent.or_else(|| vm(&process, &stat, &self.folder(stat.pid))) {
-                Some(vm) => vms.push(vm),
+            let now = Instant::now();
+            let read = || Some((vm(&process, &stat, &self.folder(stat.pid))?, now));
+            match self.recent(&process, &stat, now).cloned().or_else(read) {
+                Some(found) => vms.push(found),
                 None => {
                     unreadable += usize::from(is_refused(&process));
                     let start_ticks = stat.starttime;
@@ -123,17 +122,17 @@ impl Discovery {
             }
         }
         self.others = others;
-        self.recent = vms.iter().map(|vm| (vm.id.pid, vm.clone())).collect();
-        self.scanned = Some(Instant::now());
+        self.recent = vms.iter().map(|found| (found.0.id.pid, found.clone())).collect();
         self.unreadable = unreadable;
-        Ok(vms)
+        Ok(vms.into_iter().map(|(vm, _)| vm).collect())
     }
 
-    /// As the last scan found it a moment ago, if it still executes the same file.
-    fn recent(&self, process: &Process, stat: &Stat) -> Option<&Vm> {
-        self.scanned.filter(|scanned| scanned.elapsed() < RECENT)?;
-        let vm = self.recent.get(&stat.pid).filter(|vm| vm.id == id(stat))?;
-        (executable(process).as_ref() == Some(&vm.executable)).then_some(vm)
+    /// As it was read a moment ago, if it still executes a file of the same name.
+    fn recent(&self, process: &Process, stat: &Stat, now: Instant) -> Option<&(Vm, Instant)> {
+        let found = self.recent.get(&stat.pid)?;
+        let (vm, read) = found;
+        let is_recent = now.duration_since(*read) < RECENT && vm.id == id(stat);
+        (is_recent && executable(process).as_ref() == Some(&vm.executable)).then_some(found)
     }
 
     /// Which run of that process runs now, if one does.
@@ -439,6 +438,23 @@ mod tests {
         assert_eq!(found.iter().map(|vm| vm.id.pid).collect::<Vec<_>>(), [8]);
         let found = discovery.scan_for_new(|pid| pid == 7, |id| id.pid == 8).unwrap();
         assert!(found.is_empty());
+    }
+
+    #[test]
+    fn a_vm_is_read_again_when_that_was_a_while_ago_or_it_executes_something_else() {
+        let root = tempfile::tempdir().unwrap();
+        let remake = |executable, line| process(root.path(), 7, executable, line, &[]);
+        remake("/usr/bin/qemu-kvm", b"q\0-name\0one\0");
+        let mut discovery = Discovery::new(root.path());
+        let name = |discovery: &mut Discovery| discovery.scan().unwrap()[0].name.to_string();
+        assert_eq!(name(&mut discovery), "one");
+        fs::write(root.path().join("7/cmdline"), b"q\0-name\0two\0").unwrap();
+        assert_eq!(name(&mut discovery), "one");
+        discovery.recent.values_mut().for_each(|(_, read)| *read -= RECENT);
+        assert_eq!(name(&mut discovery), "two");
+        fs::remove_dir_all(root.path().join("7")).unwrap();
+        remake("/usr/bin/qemu-system-arm", b"q\0-name\0three\0");
+        assert_eq!(name(&mut discovery), "three");
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Serializer for Deflated {
         let (from, to) = (&self.serialized, &mut self.compressed);
         let status = self.compress.compress_vec(from, to, FlushCompress::Finish)?;
         if status != Status::StreamEnd {
-            bail!("a histogram takes more when it is compressed");
+            bail!("a compressed histogram does not fit its buffer");
         }
         let length = u32::try_from(self.compressed.len()).context("a histogram is too large")?;
         writer.write_all(&[COOKIE, length].map(u32::to_be_bytes).concat())?;

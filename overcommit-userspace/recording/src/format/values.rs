@@ -4,6 +4,8 @@
 use anyhow::{Context, Result, ensure};
 use overcommit_ebpf::bucket::{self, BUCKETS, MAX_NS, SIGNIFICANT_DIGITS};
 
+/// `V2_COOKIE` of HdrHistogram.
+const COOKIE: u64 = 0x1c84_9313;
 /// Bytes of the head.
 pub(super) const HEAD: usize = 40;
 
@@ -25,7 +27,8 @@ impl Head {
         let number = |at: usize, length: usize| {
             head[at..at + length].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
         };
-        let is_plain = (number(8, 4), number(16, 8), number(32, 8)) == (0, 1, 1.0_f64.to_bits());
+        let is_plain = (number(0, 4), number(8, 4), number(16, 8), number(32, 8))
+            == (COOKIE, 0, 1, 1.0_f64.to_bits());
         let (length, digits, highest) = (number(4, 4), number(12, 4), number(24, 8));
         Some(Self { length, digits, highest, is_plain })
     }
@@ -49,7 +52,7 @@ pub(super) fn values(mut counts: &[u8]) -> Result<Vec<(u64, u64)>> {
         if count > 0 {
             values.push((bucket::highest(index), count));
         }
-        index = index.saturating_add(usize::try_from(word.min(-1).unsigned_abs())?.max(1));
+        index = index.saturating_add(usize::try_from(word.min(-1).unsigned_abs())?);
         ensure!(index <= BUCKETS, "it has more buckets than there are");
     }
     Ok(values)
@@ -110,6 +113,8 @@ mod tests {
     fn what_is_not_ours_or_torn_is_told_apart() {
         assert!(!Head::read(&serialized(MAX_NS / 2, &[])).unwrap().is_ours());
         let bytes = serialized(MAX_NS, &[(MAX_NS, 1 << 60)]);
+        assert!(Head::read(&bytes).unwrap().is_ours());
+        assert!(!Head::read(&[&[0][..], &bytes[1..]].concat()).unwrap().is_ours(), "its version");
         assert!(Head::read(&bytes[..HEAD - 1]).is_none());
         assert!(values(&bytes[HEAD..bytes.len() - 1]).is_err(), "cut off");
         let many = [&bytes[HEAD..], &bytes[HEAD..]].concat();

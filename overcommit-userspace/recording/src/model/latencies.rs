@@ -71,9 +71,10 @@ impl Latencies {
 
     /// Has these values instead, which are in order, and so many of each.
     pub fn distribute(&mut self, values: Vec<(u64, u64)>) {
-        self.distribution = match values.len() <= FEW {
-            true => Distribution::Few(values),
-            false => Distribution::Many(Box::new(filled(&values))),
+        self.distribution = if values.len() <= FEW {
+            Distribution::Few(values)
+        } else {
+            Distribution::Many(Box::new(filled(&values)))
         };
     }
 
@@ -236,6 +237,7 @@ mod tests {
         }
         assert!(matches!(latencies.distribution, Distribution::Many(_)));
         assert_eq!(*latencies.compacted().histogram(), expected);
+        assert!(latencies.compacted().bytes() < latencies.bytes());
         let mut read = Latencies::empty();
         read.distribute(vec![(7_935, 3)]);
         assert!(matches!(&read.distribution, Distribution::Few(few) if few[0] == (7_935, 3)));

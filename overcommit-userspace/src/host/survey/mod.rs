@@ -152,6 +152,8 @@ impl Survey {
                 Err(error) => return drop(begun.send(Err(error))),
             };
             let _ = begun.send(Ok(()));
+            // Known before the first VM is.
+            surveyor.look_at_host(&shared, &BTreeSet::new());
             while let Some(targets) = shared.targets() {
                 runtime.block_on(surveyor.round(&shared, &targets));
                 if !shared.rest(LOOK) {
@@ -248,14 +250,17 @@ impl Surveyor {
         let memory = self.walks.walk(&all, || shared.rest(Duration::ZERO));
         let held = |vm: Vm| Some((memory.get(&vm.id).copied()?, vm));
         let others = others.into_iter().filter_map(held).map(|(memory, vm)| (vm, memory)).collect();
+        self.look_at_host(shared, &all);
+        shared.note(memory, |vm, memory| vm.memory = Some(memory));
+        shared.lock().found.others = others;
+    }
+
+    fn look_at_host(&self, shared: &Shared, vms: &BTreeSet<VmId>) {
         let host = memory_use::host(&self.proc, &self.sys, self.page_size).ok();
         let available = host.and_then(|host| host.available_with_cache());
-        let numa = Numa::read(&self.proc, &self.sys, available, &all);
-        shared.note(memory, |vm, memory| vm.memory = Some(memory));
+        let numa = Numa::read(&self.proc, &self.sys, available, vms);
         let mut state = shared.lock();
-        state.found.others = others;
-        state.found.host = host;
-        state.found.numa = numa;
+        (state.found.host, state.found.numa) = (host, numa);
     }
 
     /// VMs that are not followed: they have their part in what the host has given away.
