@@ -28,13 +28,12 @@ fn take_turns() -> Result<()> {
     let squeeze = Squeeze::to(1_024)?;
     let mut guest = Vm::start(&squeeze.config("guest"))?;
     guest.await_passes(1)?;
-    let pushes = squeeze.cgroup.push_out_script(3);
+    let pushes = squeeze.cgroup.push_out_script(3) + "; " + &until_back(guest.pid());
     let command = |a: &str| {
         let mut command = Command::new(overcommit());
         command.args(["ab", "--runs", &RUNS.to_string(), "--fail-on-regression"]);
         command.args(["--a", a, "--b", &pushes, "--vm", "guest", "--pause", "0s"]);
-        // What the run before left in swap comes back in that time.
-        command.args(["--interval", "100ms", "--delay", "500ms", "--out"]).arg(&out);
+        command.args(["--interval", "100ms", "--delay", "100ms", "--out"]).arg(&out);
         command.stdin(Stdio::null());
         command
     };
@@ -46,6 +45,9 @@ fn take_turns() -> Result<()> {
     first.0.wait()?;
     // The recording ends with whoever began it.
     await_some("end of the recording", PATIENCE, || Ok((!is_being_recorded(&out)).then_some(())))?;
+    // Nor does memory that it had pushed out.
+    let back = Command::new("sh").args(["-c", &until_back(guest.pid())]).status()?;
+    ensure!(back.success(), "{back}");
     let done = done(&out)?;
     let before = of_runs(&out)?;
     expect(&command("sleep 2").output()?, 1, "name a new folder")?;
@@ -63,6 +65,12 @@ fn take_turns() -> Result<()> {
     let kept = before.iter().filter(|(dir, run)| after[*dir]["run_id"] == run["run_id"]);
     ensure!(kept.count() as u64 >= done, "runs were made again");
     Ok(())
+}
+
+/// Waits until a VM has what it uses in memory. What it hardly uses comes back page by page.
+fn until_back(pid: u32) -> String {
+    let majors = format!("$(cut -d ' ' -f 12 /proc/{pid}/stat)");
+    format!("until before={majors}; sleep 0.3; [ $(({majors} - before)) -lt 100 ]; do :; done")
 }
 
 fn done(out: &Path) -> Result<u64> {

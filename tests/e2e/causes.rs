@@ -56,7 +56,7 @@ fn stands_in(mode: &str, number: &str, options: &[&str]) -> Result<(Value, Vec<R
 }
 
 fn lock() -> Result<()> {
-    let (vm, _) = stands_in("locked", "300", &[])?;
+    let (vm, _) = stands_in("locked", "100", &[])?;
     let share = fault_share(&vm, "lock")?;
     ensure!(share >= 0.7, "the lock is {share:.2} of the time: {vm:#}");
     Ok(())

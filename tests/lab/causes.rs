@@ -61,7 +61,7 @@ fn lock(dir: &Path, backend: &str) -> Result<()> {
     let without = ["--backend", backend, "--without", "rwsem_down_read_slowpath"];
     let hooked = FUNCTION_BACKENDS.map(|backend| (backend, vec!["--backend", backend]));
     for (name, options) in hooked.into_iter().chain([("tracepoints", without.to_vec())]) {
-        let (folder, stand_in) = recorded(&dir.join(name), ["locked", "300"], &options)?;
+        let (folder, stand_in) = recorded(&dir.join(name), ["locked", "100"], &options)?;
         let run = json(&folder, "run.json")?;
         let hooks = run["backend"]["hooks"].as_array().into_iter().flatten();
         let hooked = hooks.filter(|hook| hook["purpose"] == "lock" && hook["missing"].is_null());

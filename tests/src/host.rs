@@ -185,7 +185,9 @@ impl MemoryCgroup {
     /// the kernel says no where something stays.
     pub fn push_out_script(&self, times: u32) -> String {
         let path = quote(&self.path.join("memory.force_empty").display().to_string());
-        format!("for _ in $(seq {times}); do echo 0 > {path}; sleep 0.1; done 2>/dev/null")
+        // The kernel goes on as long as it finds something, as it does of a guest that runs.
+        let push = format!("timeout 0.3 sh -c 'echo 0 > \"$0\"' {path}");
+        format!("for _ in $(seq {times}); do {push}; sleep 0.1; done 2>/dev/null")
     }
 
     /// Has the kernel take away what a process in it has not touched since [`forget_use`].

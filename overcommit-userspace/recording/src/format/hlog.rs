@@ -7,10 +7,10 @@ use crate::model::latencies::Latencies;
 use crate::model::metric::MetricName;
 use anyhow::{Context, Result, anyhow, bail};
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
 };
+use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
 use overcommit_ebpf::bucket::{BUCKETS, MAX_NS, SIGNIFICANT_DIGITS};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -30,7 +30,7 @@ pub fn header(base_us: u64) -> Result<Vec<u8>> {
         .with_start_time(base)
         .with_base_time(base)
         .with_max_value_divisor(MAX_VALUE_DIVISOR)
-        .begin_log_with(&mut bytes, &mut Deflated::default())?;
+        .begin_log_with(&mut bytes, &mut V2DeflateSerializer::new())?;
     Ok(bytes)
 }
 

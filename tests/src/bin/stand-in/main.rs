@@ -3,6 +3,7 @@
 //! `stand-in MODE [ARGUMENT]` prints `ready`, does its work when a line comes in,
 //! prints its result and waits for a second line.
 
+mod lock;
 #[path = "../../../../overcommit-userspace/src/kernel/userfault.rs"]
 mod userfault;
 mod vsock;
@@ -58,10 +59,8 @@ fn main() -> Result<()> {
         "asleep" => with_kvm(|| asleep(number as usize)),
         // So many faults wait for the lock of the address space.
         "locked" => {
-            let busy = memory(BUSY)?;
-            touch(busy, BUSY);
-            let busy = busy as usize;
-            with_kvm(move || locked(number as usize, busy))
+            let busy = lock::busy()?;
+            with_kvm(move || lock::wait(number as usize, busy))
         }
         // So many faults wait for a CPU when what they slept for has come.
         "starved" => with_kvm(|| starved(number as usize)),
@@ -320,50 +319,6 @@ fn asleep(threads: usize) -> Result<String> {
         }
     }
     Ok("woken".to_owned())
-}
-
-/// Pages whose protection changes all the time, under the lock of the address space.
-const BUSY: usize = 64 << 8;
-
-fn locked(faults: usize, busy: usize) -> Result<String> {
-    let areas = (0..faults).map(|_| area()).collect::<Result<Vec<_>>>()?;
-    let done = Arc::new(AtomicBool::new(false));
-    let changing = Arc::new(AtomicBool::new(false));
-    let (ends, begins) = (Arc::clone(&done), Arc::clone(&changing));
-    let changes = std::thread::spawn(move || {
-        // On a single CPU it is to lose it in the middle of a change.
-        let _ = set_niceness(19);
-        while !ends.load(Relaxed) {
-            for protection in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
-                begins.store(true, Relaxed);
-                // SAFETY: nobody touches the mapping meanwhile.
-                unsafe { libc::mprotect(busy as *mut _, BUSY * PAGE, protection) };
-                begins.store(false, Relaxed);
-            }
-        }
-    });
-    for area in areas {
-        std::thread::sleep(Duration::from_micros(200));
-        // A busy machine may run that thread late.
-        while !changing.load(Relaxed) {
-            std::thread::yield_now();
-        }
-        touch(area, 1);
-    }
-    done.store(true, Relaxed);
-    ensure!(changes.join().is_ok(), "a thread failed");
-    Ok("waited".to_owned())
-}
-
-/// A page in an area of its own, whose first fault has to take the lock.
-fn area() -> Result<*mut u8> {
-    let pages = memory(3)?;
-    // SAFETY: the ranges are pages of the mapping just made.
-    unsafe {
-        libc::mprotect(pages.cast(), PAGE, libc::PROT_NONE);
-        libc::mprotect(pages.add(2 * PAGE).cast(), PAGE, libc::PROT_NONE);
-        Ok(pages.add(PAGE))
-    }
 }
 
 /// Has the current thread run on one CPU alone, at a niceness.
