@@ -1,7 +1,9 @@
 //! What an exit of a vCPU means, and the account of the asynchronous page faults that it has open:
 //! what the programs decide about them, without the kernel, so that it can be tested.
 
-use crate::layout::{APF_OLDER_AT, HALT, ISA_ARM64, ISA_SVM, ISA_VMX, MEMORY, MMIO, PROTECTED};
+use crate::layout::{
+    APF_OLDER_AT, HALT, ISA_ARM64, ISA_SVM, ISA_VMX, MEMORY, MMIO, PROTECTED, exit_key,
+};
 
 /// Exits that mean something to us: svm.h, vmx.h (arch/x86/include/uapi/asm) and
 /// esr.h (arch/arm64/include/asm).
@@ -48,6 +50,18 @@ pub const fn arm64_reason(code: u32, class: u32) -> u32 {
     if code == ARM64_TRAP { class } else { ARM64_WITHOUT_CLASS | (code & 0xff) }
 }
 
+/// Whether what a memory exit was for is read at its end, by its [`exit_key`].
+#[inline(always)]
+pub const fn has_qualification(key: u32) -> bool {
+    key == exit_key(ISA_VMX, reason::VMX_EPT_VIOLATION)
+}
+
+/// What the qualification of an EPT violation adds to [`marks`].
+#[inline(always)]
+pub const fn vmx_fault_marks(qualification: u64) -> u64 {
+    if qualification & VMX_PRESENT != 0 { PROTECTED } else { 0 }
+}
+
 /// What the syndrome of a memory exit on arm64 adds to [`marks`].
 #[inline(always)]
 pub const fn arm64_fault_marks(syndrome: u64) -> u64 {
@@ -72,13 +86,7 @@ pub fn marks(isa: u32, reason: u32, info1: impl FnOnce() -> u64) -> u64 {
             let protected = if info & SVM_PRESENT != 0 { PROTECTED } else { 0 };
             if info & SVM_RESERVED_BIT != 0 { MEMORY | MMIO } else { MEMORY | protected }
         }
-        (ISA_VMX, reason::VMX_EPT_VIOLATION) => {
-            if info1() & VMX_PRESENT != 0 {
-                MEMORY | PROTECTED
-            } else {
-                MEMORY
-            }
-        }
+        (ISA_VMX, reason::VMX_EPT_VIOLATION) => MEMORY | vmx_fault_marks(info1()),
         (ISA_ARM64, reason::ARM64_INSTRUCTION_ABORT | reason::ARM64_DATA_ABORT) => MEMORY,
         (ISA_VMX, reason::VMX_EPT_MISCONFIG) => MEMORY | MMIO,
         (
@@ -157,6 +165,11 @@ mod tests {
             (ISA_ARM64, arm64_reason(0, 0x24), 0, 0),
         ] {
             assert_eq!(marks(isa, reason, || info1), taken_for, "{isa} {reason:#x} {info1:#x}");
+            // Where that is read at the end, it comes to the same.
+            let late = has_qualification(exit_key(isa, reason));
+            let later = if late { vmx_fault_marks(info1) } else { 0 };
+            let first = marks(isa, reason, || if late { 0 } else { info1 });
+            assert_eq!(first | later, taken_for, "{isa} {reason:#x} {info1:#x}");
         }
     }
 

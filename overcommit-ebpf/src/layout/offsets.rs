@@ -135,7 +135,8 @@ offsets! {
 }
 
 /// Where the records of KVM's tracepoints keep their fields, in bytes from the start
-/// of the record. The loader writes them when it has found the tracepoints.
+/// of the record, and where KVM keeps what kvm_exit is about. The loader writes them when it has found
+/// the tracepoints.
 #[repr(C)]
 pub struct KvmFields {
     /// kvm_exit: `exit_reason`, of four bytes; on arm64 `esr_ec`, the class of the exception.
@@ -154,8 +155,16 @@ pub struct KvmFields {
     pub fault_syndrome: AtomicU64,
     /// kvm_wfx_arm64: `is_wfe`, of one byte.
     pub wfx_is_wfe: AtomicU64,
+    /// `kvm_vcpu::vcpu_id`
+    pub vcpu_id: AtomicU64,
+    /// `vcpu_svm::vmcb`, behind the `kvm_vcpu` that it begins with; [`ABSENT`] without kvm_amd.
+    pub svm_vmcb: AtomicU64,
+    /// The same for `vcpu_vmx::exit_reason`; [`ABSENT`] without kvm_intel.
+    pub vmx_exit_reason: AtomicU64,
+    /// `vcpu_vmx::exit_qualification`; [`ABSENT`] where the record has had it already.
+    pub vmx_exit_qualification: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 8],
+    pub reserved: [AtomicU64; 4],
 }
 
 /// Words of the record of kvm_exit that are read.

@@ -156,6 +156,8 @@ pub struct Window {
     /// Number of the vCPU (lower half), and the place in the pool of its last exit's histogram, whose
     /// owner says whether it is the next one's.
     pub vcpu: AtomicU64,
+    /// Address of the `kvm_vcpu` whose number that is, where it is read from there.
+    pub vcpu_at: AtomicU64,
     /// Windows that have ended.
     pub exits: AtomicU64,
     /// Their time in the kernel, halts left out, in nanoseconds.
@@ -187,7 +189,7 @@ pub struct Window {
 }
 
 impl Window {
-    fn words(&self) -> [&AtomicU64; 22] {
+    fn words(&self) -> [&AtomicU64; 23] {
         [
             &self.exit_ns,
             &self.reason,
@@ -199,6 +201,7 @@ impl Window {
             &self.apf_open,
             &self.apf_since_ns,
             &self.vcpu,
+            &self.vcpu_at,
             &self.exits,
             &self.kernel_total_ns,
             &self.user_total_ns,
@@ -249,4 +252,4 @@ pub const SLEEPS_AT: u32 = 48;
 /// include/uapi/linux/kvm.h.
 pub const KVM_RUN: u64 = 0xae80;
 
-const _: () = assert!(size_of::<Thread>() == 584);
+const _: () = assert!(size_of::<Thread>() == 592);

@@ -7,7 +7,7 @@
 
 use crate::atomic::{get, set};
 use crate::kernel::Structure;
-use crate::maps::{OFFSETS, histogram, lose};
+use crate::maps::{histogram, lose, offset};
 use crate::threads::known_thread;
 use crate::{parts, pool};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
@@ -90,12 +90,11 @@ fn has_waited() {
 /// What a fault in an area takes if nothing else is seen.
 #[inline(always)]
 pub(crate) fn of_area(area: impl Structure, fault_flags: u64) -> FaultBacking {
-    let offsets = OFFSETS.load();
-    let flags = area.word(offsets.vma_flags);
+    let flags = area.word(offset!(vma_flags));
     if flags & HUGETLB != 0 {
         return FaultBacking::Hugetlb;
     }
-    let file = area.follow(offsets.vma_file);
+    let file = area.follow(offset!(vma_file));
     if file.is_null() {
         return FaultBacking::Anon;
     }
@@ -103,9 +102,9 @@ pub(crate) fn of_area(area: impl Structure, fault_flags: u64) -> FaultBacking {
         return FaultBacking::Cow;
     }
     // The file itself may be a node in /dev, which is a tmpfs.
-    let content = file.follow(offsets.file_mapping).follow(offsets.mapping_host);
-    let volume = content.follow(offsets.inode_sb);
-    if volume.word(offsets.sb_magic) == TMPFS { FaultBacking::Shmem } else { FaultBacking::File }
+    let content = file.follow(offset!(file_mapping)).follow(offset!(mapping_host));
+    let volume = content.follow(offset!(inode_sb));
+    if volume.word(offset!(sb_magic)) == TMPFS { FaultBacking::Shmem } else { FaultBacking::File }
 }
 
 /// The current thread's fault, if it is in one of a VM, goes through that.

@@ -11,7 +11,7 @@ use crate::backing;
 use crate::cpu::slot_of;
 use crate::kernel::{Kernel, Structure, Typed};
 use crate::latency::complete;
-use crate::maps::{OFFSETS, VMS, lose};
+use crate::maps::{VMS, lose, offset};
 use crate::threads::{keep_wait_before, known_thread, ran, start, thread_entry};
 use crate::{parts, swapin};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -71,7 +71,7 @@ pub(crate) fn kretprobe_fault(ctx: RetProbeContext) -> u32 {
 
 #[inline(always)]
 fn enter(vma: impl Structure, address: u64, flags: u32) {
-    let mm = vma.word(OFFSETS.load().vma_mm);
+    let mm = vma.word(offset!(vma_mm));
     let Some(slot) = slot_of(mm) else { return };
     let Some(vm) = VMS.get(slot) else { return };
     let Some(thread) = thread_entry(slot) else {

@@ -5,13 +5,12 @@ use crate::atomic::{add, get, replace, take_one};
 use crate::maps::{self, FREE_CHUNKS, STOCK};
 use crate::vms::announce;
 use core::sync::atomic::AtomicU64;
-use overcommit_ebpf::bucket::{self, DOUBLING};
+use overcommit_ebpf::bucket::DOUBLING;
 use overcommit_ebpf::layout::{CHUNKS, Histogram, LifecycleKind, Vm};
 
-/// The bucket of a latency of a VM; `None` if there is no memory for it.
+/// A bucket of a VM's histogram, by its number; `None` if there is no memory for it.
 #[inline(always)]
-pub(crate) fn bucket(vm: &Vm, histogram: &Histogram, latency: u64) -> Option<&'static AtomicU64> {
-    let index = bucket::index(latency);
+pub(crate) fn bucket(vm: &Vm, histogram: &Histogram, index: usize) -> Option<&'static AtomicU64> {
     let place = histogram.chunks.get(index / DOUBLING % CHUNKS)?;
     let number = match get(place).checked_sub(1) {
         Some(number) => number as u32,

@@ -6,8 +6,8 @@ use crate::cpu::slot_of;
 use crate::free::{self, FreeList};
 use crate::kernel::{Kernel, current_mm};
 use crate::maps::{
-    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, EVICTIONS_AT, FOLIO_OFFSETS, SEES_DROPS,
-    TAKES_AGGRESSORS, VMS, WRITTEN, lose,
+    CGROUPS, DROPPING, EVICTED, EVICTION_INDEX, EVICTIONS, EVICTIONS_AT, SEES_DROPS,
+    TAKES_AGGRESSORS, VMS, WRITTEN, folio_offset, lose,
 };
 use crate::threads::known_thread;
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -55,7 +55,7 @@ fn swap_entry(folio: Kernel) -> u64 {
         return 0;
     }
     // A folio of a file has an address there, or nothing.
-    let entry = folio.u64(FOLIO_OFFSETS.load().private);
+    let entry = folio.u64(folio_offset!(private));
     if entry >> 63 == 0 { entry } else { 0 }
 }
 
@@ -162,28 +162,25 @@ fn end_drop(is_dropped: bool) {
 /// Slot of the VM whose cgroup the folio is charged to.
 #[inline(always)]
 fn victim(folio: Kernel) -> u32 {
-    let offsets = FOLIO_OFFSETS.load();
-    let owner = Kernel(folio.u64(offsets.memcg_data) & !FLAGS);
+    let owner = Kernel(folio.u64(folio_offset!(memcg_data)) & !FLAGS);
     // A mem_cgroup up to Linux 6.x, an obj_cgroup in 7.3. Taken for the other one it
     // leads to no cgroup that is looked for.
-    slot(owner).or_else(|| slot(owner.pointer(offsets.objcg_memcg))).unwrap_or(NOBODY)
+    slot(owner).or_else(|| slot(owner.pointer(folio_offset!(objcg_memcg)))).unwrap_or(NOBODY)
 }
 
 /// The slot of the VM that a memory cgroup is of.
 #[inline(always)]
 fn slot(memcg: Kernel) -> Option<u32> {
-    let offsets = FOLIO_OFFSETS.load();
-    let node = memcg.pointer(offsets.memcg_cgroup).pointer(offsets.cgroup_kn);
-    let id = node.u64(offsets.kn_id);
+    let node = memcg.pointer(folio_offset!(memcg_cgroup)).pointer(folio_offset!(cgroup_kn));
+    let id = node.u64(folio_offset!(kn_id));
     // SAFETY: entries are only read and written as whole words.
     unsafe { CGROUPS.get(id) }.copied()
 }
 
 #[inline(always)]
 fn pages(folio: Kernel) -> u64 {
-    let offsets = FOLIO_OFFSETS.load();
-    let is_large = folio.u64(offsets.flags) >> offsets.head_bit & 1 == 1;
-    u64::from(if is_large { folio.u32(offsets.pages) } else { 1 })
+    let is_large = folio.u64(folio_offset!(flags)) >> folio_offset!(head_bit) & 1 == 1;
+    u64::from(if is_large { folio.u32(folio_offset!(pages)) } else { 1 })
 }
 
 /// On whose behalf the current thread reclaims.

@@ -6,7 +6,7 @@ use crate::atomic::{get, set};
 use crate::cpu::slot_of;
 use crate::kernel::{Kernel, current_mm};
 use crate::latency::record;
-use crate::maps::{OFFSETS, VMS, histogram};
+use crate::maps::{VMS, histogram, offset};
 use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
@@ -42,7 +42,7 @@ fn begin() {
     // Some kernels call the function where there is nothing to do.
     // SAFETY: the helper has no precondition.
     let task = Kernel(unsafe { bpf_get_current_task() });
-    let over_high = OFFSETS.load().task_over_high;
+    let over_high = offset!(task_over_high);
     if over_high != 0 && task.u32(over_high) == 0 {
         if let Some(thread) = known_thread() {
             set(&thread.high_since_ns, 0);

@@ -6,7 +6,7 @@
 use crate::atomic::{add, get};
 use crate::cpu::slot_of;
 use crate::kernel::{Kernel, Structure, Typed, current_mm};
-use crate::maps::{OFFSETS, VMS};
+use crate::maps::{VMS, offset};
 use crate::parts;
 use crate::threads::known_thread;
 use aya_ebpf::helpers::bpf_get_current_comm;
@@ -20,18 +20,16 @@ const PROTECTION: u32 = 2;
 
 #[fentry]
 pub(crate) fn fentry_invalidation(ctx: FEntryContext) -> i32 {
-    let offsets = OFFSETS.load();
     // SAFETY: the argument is an mmu_notifier_range.
     let range = unsafe { Typed::new(ctx.arg(0)) };
-    count(range.word(offsets.invalidation_mm), || range.half(offsets.invalidation_event));
+    count(range.word(offset!(invalidation_mm)), || range.half(offset!(invalidation_event)));
     0
 }
 
 #[kprobe]
 pub(crate) fn kprobe_invalidation(ctx: ProbeContext) -> u32 {
-    let offsets = OFFSETS.load();
     let range = Kernel(ctx.arg(0).unwrap_or(0));
-    count(range.u64(offsets.invalidation_mm), || range.u32(offsets.invalidation_event));
+    count(range.u64(offset!(invalidation_mm)), || range.u32(offset!(invalidation_event)));
     0
 }
 

@@ -1,6 +1,6 @@
 //! Reads of kernel memory.
 
-use crate::maps::{IOCTL, OFFSETS};
+use crate::maps::{IOCTL, offset};
 use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs};
 use overcommit_ebpf::layout::KVM_RUN;
 
@@ -23,6 +23,12 @@ impl Kernel {
 
     #[inline(always)]
     pub(crate) fn u32(self, offset: u32) -> u32 {
+        self.read(offset)
+    }
+
+    /// Two words that follow each other.
+    #[inline(always)]
+    pub(crate) fn words(self, offset: u32) -> [u64; 2] {
         self.read(offset)
     }
 
@@ -107,7 +113,7 @@ pub(crate) fn current_mm() -> u64 {
     // program runs.
     let task = unsafe { bpf_get_current_task_btf() } as *const u8;
     // SAFETY: the offset is task_struct::mm of this kernel's BTF.
-    unsafe { *task.add(OFFSETS.load().task_mm as usize).cast::<u64>() }
+    unsafe { *task.add(offset!(task_mm) as usize).cast::<u64>() }
 }
 
 /// Time for which the current thread could run and had no CPU, in nanoseconds, as far as
@@ -115,7 +121,7 @@ pub(crate) fn current_mm() -> u64 {
 /// such account.
 #[inline(always)]
 pub(crate) fn current_run_delay() -> u64 {
-    let offset = OFFSETS.load().task_run_delay;
+    let offset = offset!(task_run_delay);
     if offset == 0 {
         return 0;
     }
@@ -131,25 +137,23 @@ pub(crate) fn current_sleeps() -> u64 {
     // SAFETY: as in `current_mm`.
     let task = unsafe { bpf_get_current_task_btf() } as *const u8;
     // SAFETY: the offset is task_struct::nvcsw of this kernel's BTF.
-    unsafe { *task.add(OFFSETS.load().task_nvcsw as usize).cast::<u64>() }
+    unsafe { *task.add(offset!(task_nvcsw) as usize).cast::<u64>() }
 }
 
 /// Whether the current thread, which is about to sleep, waits for a device
 /// (`io_schedule_prepare`, kernel/sched/core.c).
 #[inline(always)]
 pub(crate) fn current_waits_for_io() -> bool {
-    let offsets = OFFSETS.load();
     // SAFETY: the helper has no precondition.
     let task = Kernel(unsafe { bpf_get_current_task_btf() } as u64);
-    let byte: u8 = task.read(offsets.task_in_iowait);
-    byte >> (offsets.in_iowait_bit & 7) & 1 != 0
+    let byte: u8 = task.read(offset!(task_in_iowait));
+    byte >> (offset!(in_iowait_bit) & 7) & 1 != 0
 }
 
 /// What the current thread entered the kernel with: the second argument of a system call,
 /// and its number, which is negative in a handler.
 #[inline(always)]
 fn entered_with() -> (u64, u32) {
-    let offsets = OFFSETS.load();
     // SAFETY: the helpers have no precondition; the registers are those that the
     // thread entered the kernel with, on its own stack.
     let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8;
@@ -157,8 +161,8 @@ fn entered_with() -> (u64, u32) {
     // checks them.
     unsafe {
         (
-            *registers.add(offsets.regs_second_argument as usize).cast::<u64>(),
-            *registers.add(offsets.regs_syscall as usize).cast::<u32>(),
+            *registers.add(offset!(regs_second_argument) as usize).cast::<u64>(),
+            *registers.add(offset!(regs_syscall) as usize).cast::<u32>(),
         )
     }
 }

@@ -71,7 +71,13 @@ fn close(thread: &Thread, latency: u64) {
 /// Counts a latency of a VM; whether there was memory for it.
 #[inline(always)]
 pub(crate) fn record(vm: &Vm, histogram: &Histogram, latency: u64) -> bool {
-    let Some(bucket) = chunks::bucket(vm, histogram, latency) else {
+    record_at(vm, histogram, latency, bucket::index(latency))
+}
+
+/// The same of one whose bucket is known.
+#[inline(always)]
+pub(crate) fn record_at(vm: &Vm, histogram: &Histogram, latency: u64, index: usize) -> bool {
+    let Some(bucket) = chunks::bucket(vm, histogram, index) else {
         lose(vm, Loss::BucketsFull);
         return false;
     };

@@ -9,7 +9,7 @@
 use crate::atomic::{add, get, set};
 use crate::cpu::slot_of;
 use crate::kernel::{current_mm, current_run_delay, in_fault_handler, in_kvm_run};
-use crate::maps::{BEGINS_AT_CALL, LOCK_WAITS, OFFSETS};
+use crate::maps::{BEGINS_AT_CALL, LOCK_WAITS, offset};
 use crate::parts;
 use crate::threads::{known_thread, thread_entry, waited_before};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -140,7 +140,7 @@ fn has_waited(thread: &Thread, since: u64, now: u64) {
 /// The memory whose lock that is, if it is one.
 #[inline(always)]
 fn memory_of(lock: u64) -> u64 {
-    lock.wrapping_sub(u64::from(OFFSETS.load().mm_mmap_lock))
+    lock.wrapping_sub(u64::from(offset!(mm_mmap_lock)))
 }
 
 /// Whether that is the lock of the memory in which the thread has a fault open.

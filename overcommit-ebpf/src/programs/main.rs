@@ -6,22 +6,24 @@
 //! `locks` and `sleeps` at what else threads wait for, and `parts` splits the fault's time
 //! among all those; `high` follows those who are held back after a fault, `discards` what a VM gives back,
 //! `invalidations` counts what its guest has to find again, `exits` follows a vCPU out of
-//! its guest and back;
+//! its guest, `entry` back into it, and `apf` what it waits for meanwhile;
 //! `latency` counts it, in histograms of the VM's own or of the `pool`, whose buckets lie in
-//! `chunks`, `threads` remembers it meanwhile. `free` hands out what those take. `vms` keeps the table of VMs in step with processes, `maps` says what lies
-//! where.
+//! `chunks`, `threads` remembers it meanwhile. `free` hands out what those take. `vms` keeps the
+//! table of VMs in step with processes, `maps` says what lies where.
 
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "core has no atomic addition for BPF, see `atomic`")]
 
+mod apf;
 mod atomic;
 mod backing;
 mod calls;
 mod chunks;
 mod cpu;
 mod discards;
+mod entry;
 mod evictions;
 mod exits;
 mod free;

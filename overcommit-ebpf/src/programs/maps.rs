@@ -247,6 +247,35 @@ pub(crate) static POOL_AT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static FOLLOW_EXEC: Global<u8> = Global::new(0);
 
+/// One of [`OFFSETS`], by its field: to load all of them would take an instruction for each.
+macro_rules! offset {
+    ($field:ident) => {{
+        let place = core::mem::offset_of!(overcommit_ebpf::layout::KernelOffsets, $field);
+        $crate::maps::word(&$crate::maps::OFFSETS, place)
+    }};
+}
+pub(crate) use offset;
+
+/// The same of [`FOLIO_OFFSETS`].
+macro_rules! folio_offset {
+    ($field:ident) => {{
+        let place = core::mem::offset_of!(overcommit_ebpf::layout::FolioOffsets, $field);
+        $crate::maps::word(&$crate::maps::FOLIO_OFFSETS, place)
+    }};
+}
+pub(crate) use folio_offset;
+
+/// The word at that place of a global, in bytes.
+#[inline(always)]
+pub(crate) fn word<T>(global: &Global<T>, place: usize) -> u32 {
+    // Known to the compiler, of which nothing is left.
+    if place + size_of::<u32>() > size_of::<T>() {
+        return 0;
+    }
+    // SAFETY: it lies within the value, which is all that a `Global` is.
+    unsafe { ptr::from_ref(global).cast::<u8>().add(place).cast::<u32>().read_volatile() }
+}
+
 /// The chunk of that number.
 #[inline(always)]
 pub(crate) fn chunk(number: u32) -> Option<&'static Chunk> {

@@ -3,7 +3,7 @@
 
 use crate::atomic::{get, set};
 use crate::kernel::{Kernel, current_waits_for_io};
-use crate::maps::{OFFSETS, STACKS, TAKES_STACKS, THREADS, TIDS};
+use crate::maps::{STACKS, TAKES_STACKS, THREADS, TIDS, offset};
 use crate::parts;
 use crate::threads::known_thread;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -44,7 +44,7 @@ pub(crate) fn switch(ctx: RawTracePointContext) -> i32 {
 /// A thread is to run again.
 #[raw_tracepoint(tracepoint = "sched_wakeup")]
 pub(crate) fn wakeup(ctx: RawTracePointContext) -> i32 {
-    let tid = Kernel(ctx.arg(0)).u32(OFFSETS.load().task_pid);
+    let tid = Kernel(ctx.arg(0)).u32(offset!(task_pid));
     // SAFETY: entries are only read and written as whole words.
     let thread = unsafe { TIDS.get(tid) }.and_then(|index| THREADS.get(*index));
     if let Some(thread) = thread

@@ -13,8 +13,8 @@ use crate::evictions::aggressor_of;
 use crate::kernel::Kernel;
 use crate::latency::record;
 use crate::maps::{
-    ATTEMPTS, NR_SWAPFILES_AT, OFFSETS, SWAP_DEVICES, SWAP_ENTRY, SWAP_INFO_AT, TAKES_AGGRESSORS,
-    VMS, ZSWAP_LOADED, histogram,
+    ATTEMPTS, NR_SWAPFILES_AT, SWAP_DEVICES, SWAP_ENTRY, SWAP_INFO_AT, TAKES_AGGRESSORS, VMS,
+    ZSWAP_LOADED, histogram, offset,
 };
 use crate::parts;
 use crate::threads::known_thread;
@@ -125,13 +125,12 @@ fn is_loaded(returned: u64) -> bool {
 
 #[inline(always)]
 fn enter_anonymous(fault: u64) {
-    let offsets = OFFSETS.load();
     // The entry is looked at first: the function overwrites it.
-    let entry = Kernel(fault).u64(offsets.fault_orig_pte);
+    let entry = Kernel(fault).u64(offset!(fault_orig_pte));
     let entry = SwapEntry::unpack(SWAP_ENTRY.load()).read(entry);
     let Some(device) = device(entry) else { return };
     if !enter(device, entry) {
-        let mm = Kernel(fault).pointer(offsets.fault_vma).u64(offsets.vma_mm);
+        let mm = Kernel(fault).pointer(offset!(fault_vma)).u64(offset!(vma_mm));
         if let Some(vm) = slot_of(mm).and_then(|slot| VMS.get(slot)) {
             // khugepaged: nobody waits.
             add(&vm.swapin.without_fault, 1);
@@ -274,14 +273,13 @@ fn name_device(number: u32) {
     if table == 0 || get(&device.name[0]) != 0 {
         return;
     }
-    let offsets = OFFSETS.load();
     let disk = Kernel(table + u64::from(number) * 8)
         .pointer(0)
-        .pointer(offsets.swap_info_bdev)
-        .pointer(offsets.bdev_disk);
+        .pointer(offset!(swap_info_bdev))
+        .pointer(offset!(bdev_disk));
     let mut name = [0u64; 4];
     let bytes = name.as_mut_ptr().cast::<[u8; 32]>();
-    let source = (disk.0 + u64::from(offsets.disk_name)) as *const u8;
+    let source = (disk.0 + u64::from(offset!(disk_name))) as *const u8;
     // SAFETY: the buffer has 32 bytes; the helper checks the address.
     if unsafe { bpf_probe_read_kernel_str_bytes(source, &mut *bytes) }.is_ok() {
         set(&device.name[3], name[3]);

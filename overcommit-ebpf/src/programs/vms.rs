@@ -5,7 +5,7 @@ use crate::atomic::{add, get, set};
 use crate::calls::goes_on;
 use crate::cpu::vm_has_come;
 use crate::kernel::Kernel;
-use crate::maps::{EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, OFFSETS, TGIDS, THREADS, TIDS, VMS, WANTED};
+use crate::maps::{EVENTS, FOLLOW_EXEC, FREE_VMS, MMS, TGIDS, THREADS, TIDS, VMS, WANTED, offset};
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns,
@@ -27,11 +27,10 @@ pub(crate) fn adopt_wanted(ctx: *const u64) -> i32 {
     if task.0 == 0 {
         return 0;
     }
-    let offsets = OFFSETS.load();
-    let tgid = task.u32(offsets.task_tgid);
+    let tgid = task.u32(offset!(task_tgid));
     // SAFETY: entries are only read and written as whole words.
     let wanted = unsafe { WANTED.get(tgid) }.is_some();
-    if wanted && task.u32(offsets.task_pid) == tgid {
+    if wanted && task.u32(offset!(task_pid)) == tgid {
         adopt(task, tgid);
     }
     0
@@ -49,9 +48,8 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
     if let Some(vm) = unsafe { TGIDS.get(tgid) }.and_then(|slot| VMS.get(*slot))
         && get(&vm.ended_ns) == 0
     {
-        let offsets = OFFSETS.load();
-        add(&vm.faults_at_end[0], task.u64(offsets.task_min_flt));
-        add(&vm.faults_at_end[1], task.u64(offsets.task_maj_flt));
+        add(&vm.faults_at_end[0], task.u64(offset!(task_min_flt)));
+        add(&vm.faults_at_end[1], task.u64(offset!(task_maj_flt)));
         end(tgid, 0);
     }
     let _ = TGIDS.remove(tgid);
@@ -76,7 +74,7 @@ pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
 /// (kernel/exit.c).
 #[inline(always)]
 fn forget_former_owner(task: Kernel, tgid: u32) {
-    let mm = task.u64(OFFSETS.load().task_mm);
+    let mm = task.u64(offset!(task_mm));
     // SAFETY: entries are only read and written as whole words.
     let owner = unsafe { MMS.get(mm) }.and_then(|slot| VMS.get(*slot));
     if let Some(vm) = owner.filter(|vm| get(&vm.tgid) != u64::from(tgid)) {
@@ -93,17 +91,16 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
     let tgid = (id >> 32) as u32;
     // SAFETY: the helper has no precondition.
     let task = Kernel(unsafe { bpf_get_current_task() });
-    let offsets = OFFSETS.load();
-    let signal = task.pointer(offsets.task_signal);
+    let signal = task.pointer(offset!(task_signal));
     // SAFETY: entries are only read and written as whole words.
     let slot = unsafe { TGIDS.get(tgid) };
     if let Some(vm) = slot.and_then(|slot| VMS.get(*slot)) {
-        add(&vm.faults_at_end[0], task.u64(offsets.task_min_flt));
-        add(&vm.faults_at_end[1], task.u64(offsets.task_maj_flt));
+        add(&vm.faults_at_end[0], task.u64(offset!(task_min_flt)));
+        add(&vm.faults_at_end[1], task.u64(offset!(task_maj_flt)));
     }
     // do_exit has already taken this thread off signal->live. The last threads may
     // all see it so; each has added its faults, the first one ends the VM.
-    if signal.u32(offsets.signal_live) == 0 {
+    if signal.u32(offset!(signal_live)) == 0 {
         end(tgid, u64::from(exit_code(task, signal)) + 1);
     }
     0
@@ -116,11 +113,10 @@ pub(crate) fn process_exit(_ctx: RawTracePointContext) -> i32 {
 fn exit_code(task: Kernel, signal: Kernel) -> u32 {
     /// `SIGNAL_GROUP_EXIT`, include/linux/sched/signal.h.
     const GROUP_EXIT: u32 = 4;
-    let offsets = OFFSETS.load();
-    if signal.u32(offsets.signal_flags) & GROUP_EXIT != 0 {
-        return signal.u32(offsets.signal_group_exit_code);
+    if signal.u32(offset!(signal_flags)) & GROUP_EXIT != 0 {
+        return signal.u32(offset!(signal_group_exit_code));
     }
-    task.pointer(offsets.task_group_leader).u32(offsets.task_exit_code)
+    task.pointer(offset!(task_group_leader)).u32(offset!(task_exit_code))
 }
 
 /// A thread that exits inside a fault will not complete it.
@@ -140,12 +136,11 @@ fn abandon_fault(tid: u32) {
 /// itself. Not crosvm, whose commands to a VM that runs are the same program.
 #[inline(always)]
 fn hypervisor(task: Kernel) -> Option<u32> {
-    let offsets = OFFSETS.load();
     let name = task
-        .pointer(offsets.task_mm)
-        .pointer(offsets.mm_exe_file)
-        .pointer(offsets.file_dentry)
-        .pointer(offsets.dentry_name);
+        .pointer(offset!(task_mm))
+        .pointer(offset!(mm_exe_file))
+        .pointer(offset!(file_dentry))
+        .pointer(offset!(dentry_name));
     let mut buffer = [0u8; 16];
     // SAFETY: the helper checks the address.
     let read = unsafe { bpf_probe_read_kernel_str_bytes(name.0 as *const u8, &mut buffer) };
@@ -165,8 +160,7 @@ fn hypervisor(task: Kernel) -> Option<u32> {
 /// Gives the task's memory a slot, or finds the one that it has.
 #[inline(always)]
 fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
-    let offsets = OFFSETS.load();
-    let mm = task.u64(offsets.task_mm);
+    let mm = task.u64(offset!(task_mm));
     if mm == 0 {
         return None;
     }
@@ -176,15 +170,15 @@ fn adopt(task: Kernel, tgid: u32) -> Option<u32> {
     }
     let slot = FREE_VMS.pop().ok()??;
     let vm = VMS.get(slot)?;
-    set(&vm.start_boottime_ns, task.u64(offsets.task_start_boottime));
+    set(&vm.start_boottime_ns, task.u64(offset!(task_start_boottime)));
     set(&vm.tgid, u64::from(tgid));
-    let signal = task.pointer(offsets.task_signal);
+    let signal = task.pointer(offset!(task_signal));
     // Threads that are gone; each one that exits adds itself.
-    let (minor, major) = (signal.u64(offsets.signal_min_flt), signal.u64(offsets.signal_maj_flt));
+    let (minor, major) = (signal.u64(offset!(signal_min_flt)), signal.u64(offset!(signal_maj_flt)));
     set(&vm.faults_at_end[0], minor);
     set(&vm.faults_at_end[1], major);
-    set(&vm.faults_before[0], minor + task.u64(offsets.task_min_flt));
-    set(&vm.faults_before[1], major + task.u64(offsets.task_maj_flt));
+    set(&vm.faults_before[0], minor + task.u64(offset!(task_min_flt)));
+    set(&vm.faults_before[1], major + task.u64(offset!(task_maj_flt)));
     if MMS.insert(mm, slot, u64::from(BPF_NOEXIST)).is_err() {
         let _ = FREE_VMS.push(slot, 0);
         // Somebody else may have been faster.

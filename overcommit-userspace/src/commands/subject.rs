@@ -57,8 +57,8 @@ pub(super) struct Subject {
     /// Print the debug log of the eBPF programs
     #[arg(short, long, help_heading = WHERE)]
     pub(super) verbose: bool,
-    /// Do without a function of the kernel, as on one that does not have it
-    #[arg(long, value_name = "FUNCTION", hide = true)]
+    /// Do without a function or structure of the kernel, as on one that does not have it
+    #[arg(long, value_name = "NAME", hide = true)]
     pub(super) without: Vec<String>,
 }
 

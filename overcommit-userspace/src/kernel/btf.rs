@@ -56,11 +56,13 @@ pub struct Place {
     pub bits: u32,
 }
 
-/// The types of a kernel.
+/// The types of a kernel, or of a module.
 pub struct Btf<'a> {
+    /// Of a module: those of the kernel, whose numbers and names come before its own.
+    base: Option<&'a Self>,
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where each type begins; the first is the empty one, `void`.
+    /// Where each type begins; the first of a kernel is the empty one, `void`.
     starts: Vec<usize>,
     /// What is looked up by name. Of several of one kind the first counts.
     by_name: HashMap<(Kind, &'a [u8]), u32>,
@@ -85,6 +87,18 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// It is malformed, or has a kind of type that is not known: nothing behind it can be read.
     pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        Self::parse_on(None, bytes)
+    }
+
+    /// Reads that of a module of this kernel.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_module(&'a self, bytes: &'a [u8]) -> Result<Self> {
+        Self::parse_on(Some(self), bytes)
+    }
+
+    fn parse_on(base: Option<&'a Self>, bytes: &'a [u8]) -> Result<Self> {
         let magic = bytes.get(..2).and_then(|magic| magic.try_into().ok());
         ensure!(magic.map(u16::from_ne_bytes) == Some(MAGIC), "it is no BTF");
         let header = |place: usize| word(bytes, place).context("its header is cut off");
@@ -94,11 +108,12 @@ impl<'a> Btf<'a> {
         };
         let types = part(header(8)?, header(12)?)?;
         let strings = part(header(16)?, header(20)?)?;
-        let mut btf = Self { types, strings, starts: vec![types.len()], by_name: HashMap::new() };
+        let starts = if base.is_some() { Vec::new() } else { vec![types.len()] };
+        let mut btf = Self { base, types, strings, starts, by_name: HashMap::new() };
         let mut at = 0;
         while at < types.len() {
             btf.starts.push(at);
-            let number = btf.starts.len() as u32 - 1;
+            let number = btf.count() - 1;
             let one = btf.read(number).with_context(|| format!("type {number}"))?;
             at = one.end;
             if matches!(one.kind, Kind::Struct | Kind::Enum | Kind::Function) {
@@ -108,8 +123,17 @@ impl<'a> Btf<'a> {
         Ok(btf)
     }
 
+    /// How many types there are, those of the kernel too.
+    fn count(&self) -> u32 {
+        self.base.map_or(0, Self::count) + self.starts.len() as u32
+    }
+
     fn read(&self, number: u32) -> Result<Type<'a>> {
-        let start = *self.starts.get(number as usize).context("there is no such type")?;
+        let own = match self.base {
+            Some(base) if number < base.count() => return base.read(number),
+            base => number - base.map_or(0, Self::count),
+        };
+        let start = *self.starts.get(own as usize).context("there is no such type")?;
         let types = self.types;
         let field = |place| word(types, start + place).context("it is cut off");
         let (name, info, other) = (field(0)?, field(4)?, field(8)?);
@@ -128,12 +152,20 @@ impl<'a> Btf<'a> {
     }
 
     fn string(&self, start: u32) -> &'a [u8] {
-        let text = self.strings.get(start as usize..).unwrap_or_default();
+        let own = match self.base {
+            Some(base) if (start as usize) < base.strings.len() => return base.string(start),
+            base => start as usize - base.map_or(0, |base| base.strings.len()),
+        };
+        let text = self.strings.get(own..).unwrap_or_default();
         text.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
     fn named(&self, kind: Kind, name: &str) -> Option<Type<'a>> {
-        self.read(*self.by_name.get(&(kind, name.as_bytes()))?).ok()
+        match self.by_name.get(&(kind, name.as_bytes())) {
+            Some(number) => self.read(*number).ok(),
+            // A module has no copy of what is the kernel's too.
+            None => self.base?.named(kind, name),
+        }
     }
 
     /// The type behind other names and qualities.
@@ -269,6 +301,25 @@ mod tests {
         assert_eq!(btf.enumerator("color", "blue"), None);
         assert_eq!(btf.returned("load"), Some(&b"bool"[..]));
         assert_eq!(btf.returned("store"), None);
+    }
+
+    /// Of a module, whose `vcpu` holds a `point` of the kernel's, and whose names are the kernel's but
+    /// for one.
+    #[test]
+    fn a_module_goes_on_where_its_kernel_ends() {
+        let bytes = btf(&types());
+        let kernel = Btf::parse(&bytes).unwrap();
+        let own = NAMES.len() as u32;
+        let vcpu = [own + 1, info(4, 2), 16, name("x"), 2, 64, name("place"), 4, 96];
+        let length = vcpu.len() as u32 * 4;
+        let header = [0x0001_0000 | u32::from(MAGIC), 24, 0, length, length, 6];
+        let words = header.into_iter().chain(vcpu).flat_map(u32::to_ne_bytes);
+        let bytes: Vec<u8> = words.chain(*b"\0vcpu\0").collect();
+        let module = kernel.parse_module(&bytes).unwrap();
+        assert_eq!(module.field("vcpu", "x"), Some(Place { bit: 64, bits: 0 }));
+        assert_eq!(module.field("vcpu", "place.y"), Some(Place { bit: 128, bits: 0 }));
+        assert_eq!(module.field("task", "pid"), Some(Place { bit: 64, bits: 0 }));
+        assert!(Btf::parse(&bytes).unwrap().field("vcpu", "x").is_none(), "without its kernel");
     }
 
     #[test]

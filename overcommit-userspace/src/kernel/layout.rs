@@ -13,6 +13,9 @@ use std::path::Path;
 /// The BTF of the running kernel.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
+/// Where the BTF of each module is.
+const MODULES_BTF: &str = "/sys/kernel/btf";
+
 /// Names of the registers in `struct pt_regs` that hold the number and the
 /// second argument of a system call.
 const SYSCALL_REGISTERS: (&str, &str) =
@@ -41,6 +44,51 @@ pub struct KernelLayout {
     pub mglru_sees_guests: bool,
     /// Whether the kernel keeps account of how long each thread waits for a CPU.
     pub has_run_delay: bool,
+    /// Where KVM keeps why a vCPU left; `None` where that is not known now.
+    pub exits: Option<ExitLayout>,
+}
+
+/// Where KVM on x86 keeps why a vCPU left, in bytes from its `kvm_vcpu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitLayout {
+    /// `kvm_vcpu::vcpu_id`
+    pub vcpu_id: u32,
+    /// `vcpu_svm::vmcb`, on AMD.
+    pub svm_vmcb: Option<u32>,
+    /// `vcpu_vmx::exit_reason` and `…::exit_qualification`, on Intel.
+    pub vmx: Option<[u32; 2]>,
+}
+
+impl ExitLayout {
+    /// The structure of KVM's that all of it is looked up in.
+    pub const STRUCTURE: &str = "kvm_vcpu";
+
+    /// Looks it up in the kernel, or in the modules that are loaded.
+    fn find(kernel: &Btf<'_>, modules: &Path) -> Option<Self> {
+        Self::of(kernel).or_else(|| {
+            ["kvm_amd", "kvm_intel"].into_iter().find_map(|module| {
+                let bytes = std::fs::read(modules.join(module)).ok()?;
+                Self::of(&kernel.parse_module(&bytes).ok()?)
+            })
+        })
+    }
+
+    fn of(btf: &Btf<'_>) -> Option<Self> {
+        if !cfg!(target_arch = "x86_64") {
+            return None;
+        }
+        let of = |structure: &str, field: &str| offset(btf, structure, field).ok();
+        // A vCPU of either is a `kvm_vcpu` and more.
+        let begins = |structure: &str| of(structure, "vcpu") == Some(0);
+        // Linux 6.16 put what VMX and TDX have in common into a structure.
+        let vmx =
+            |field: &str| of("vcpu_vmx", field).or_else(|| of("vcpu_vmx", &format!("vt.{field}")));
+        let svm_vmcb = of("vcpu_svm", "vmcb").filter(|_| begins("vcpu_svm"));
+        let vmx = vmx("exit_reason").zip(vmx("exit_qualification")).map(<[u32; 2]>::from);
+        let vmx = vmx.filter(|_| begins("vcpu_vmx"));
+        let vcpu_id = of(Self::STRUCTURE, "vcpu_id")?;
+        (svm_vmcb.is_some() || vmx.is_some()).then_some(Self { vcpu_id, svm_vmcb, vmx })
+    }
 }
 
 impl KernelLayout {
@@ -66,6 +114,7 @@ impl KernelLayout {
             zswap_loaded: u8::from(returns_bool("zswap_load")),
             mglru_sees_guests: returns_bool("lru_gen_look_around"),
             has_run_delay: run_delay(&btf).is_ok(),
+            exits: ExitLayout::find(&btf, Path::new(MODULES_BTF)),
         })
     }
 

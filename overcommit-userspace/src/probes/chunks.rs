@@ -5,7 +5,7 @@ use crate::probes::free::{self, FreeList};
 use crate::probes::object::{self, Sizes};
 use crate::probes::shared::SharedArray;
 use crate::probes::slots::WANTED_AT_ONCE;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, Map, MapData};
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
@@ -61,10 +61,8 @@ impl Chunks {
     /// # Errors
     /// The kernel refuses to map one of them.
     pub(super) fn open(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
-        let mut take =
-            |name| ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"));
-        let outer = ArrayOfMaps::try_from(take("BLOCKS")?)?;
-        let Map::Array(stock) = take("STOCK")? else { bail!("STOCK is no array") };
+        let outer = ArrayOfMaps::try_from(object::take(ebpf, "BLOCKS")?)?;
+        let Map::Array(stock) = object::take(ebpf, "STOCK")? else { bail!("STOCK is no array") };
         Ok(Self {
             blocks: Vec::new(),
             outer,

@@ -38,7 +38,7 @@ impl EmptyPrograms {
         let classic = classic.fd()?.as_fd().as_raw_fd();
         let raw: &mut RawTracePoint = named(&mut ebpf, "trial_raw_tracepoint")?;
         raw.load()?;
-        let exits = kvm::attach_empty(classic, raw.fd()?.as_fd().as_raw_fd())?;
+        let exits = kvm::attach_empty(kernel.layout.exits, classic, raw.fd()?.as_fd().as_raw_fd())?;
         let events = attach(&mut ebpf, kernel, backend)?;
         Ok(Self { _events: events, _exits: exits, _ebpf: ebpf })
     }

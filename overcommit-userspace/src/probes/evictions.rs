@@ -1,7 +1,7 @@
 //! The eviction matrix that the programs fill: who takes pages of whom.
 
 use crate::probes::free::FreeList;
-use crate::probes::object::Sizes;
+use crate::probes::object::{self, Sizes};
 use crate::probes::shared::SharedArray;
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -50,8 +50,7 @@ impl EvictionTable {
     /// The kernel refuses to map one of them.
     pub fn open(ebpf: &mut Ebpf, sizes: Sizes, free: FreeList) -> Result<Self> {
         let (shared, len) = (sizes.shared_evictions(), sizes.evictions());
-        let index = ebpf.take_map("EVICTION_INDEX").context("the eBPF object has no such map")?;
-        let index = HashMap::try_from(index)?;
+        let index = HashMap::try_from(object::take(ebpf, "EVICTION_INDEX")?)?;
         let entries = SharedArray::open(ebpf, "EVICTIONS", len)?;
         let looks = vec![Look::default(); len as usize];
         Ok(Self { entries, shared: shared as usize, looks, index, free })

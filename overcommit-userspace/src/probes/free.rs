@@ -2,9 +2,9 @@
 //! waits for grace periods of RCU, beside which the kernel can verify programs.
 
 use crate::probes::chunks::Chunks;
-use crate::probes::object::Sizes;
+use crate::probes::object::{self, Sizes};
 use crate::probes::slots::WANTED_AT_ONCE;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::{MapData, Queue};
 
@@ -83,7 +83,5 @@ impl FreeLists {
 /// # Errors
 /// The object has no such map.
 pub fn open(ebpf: &mut Ebpf, name: &str) -> Result<FreeList> {
-    let map = ebpf.take_map(name);
-    let map = map.ok_or_else(|| anyhow!("the eBPF object has no map {name}"))?;
-    Ok(Queue::try_from(map)?)
+    Ok(Queue::try_from(object::take(ebpf, name)?)?)
 }

@@ -1,10 +1,10 @@
 //! KVM's tracepoints, on whichever backend: why a vCPU left its guest, and for how
 //! long.
 //!
-//! Tracepoints and not typed programs: the exit reason is worked out in a classic tracepoint's record
-//! itself, and kvm mostly is a module, whose BTF typed programs cannot use. A module that is loaded
-//! later is picked up by the next look.
+//! Tracepoints and not typed programs: kvm mostly is a module, whose BTF those cannot use. A module that
+//! is loaded later is picked up by the next look.
 
+use crate::kernel::layout::ExitLayout;
 use crate::probes::functions::open_tracepoint;
 use crate::probes::raw;
 use crate::probes::shared::SharedArray;
@@ -29,7 +29,7 @@ enum Way {
 
 /// A program, how it is attached to which tracepoints, and whether exits can be told without.
 /// In the order in which they are attached: what marks a window before what opens it.
-const PROGRAMS: [(&str, Way, &[&str], bool); 10] = [
+const PROGRAMS: [(&str, Way, &[&str], bool); 11] = [
     ("kvm_apf_completed", Way::Raw, &["kvm_async_pf_completed"], false),
     ("kvm_apf_ready", Way::Classic, &["kvm_async_pf_ready"], false),
     ("kvm_apf_not_present", Way::Classic, &["kvm_async_pf_not_present"], false),
@@ -39,8 +39,14 @@ const PROGRAMS: [(&str, Way, &[&str], bool); 10] = [
     ("kvm_wfx", Way::Classic, &["kvm_wfx_arm64"], false),
     ("kvm_userspace_exit", Way::Raw, &["kvm_userspace_exit"], true),
     ("kvm_entry", Way::Raw, &["kvm_entry"], true),
-    ("kvm_exit", Way::Classic, &["kvm_exit"], true),
+    (EXIT, Way::Classic, &["kvm_exit"], true),
+    (EXIT_X86, Way::Raw, &["kvm_exit"], true),
 ];
+
+/// The program that takes the reason of an exit from the record, and the one that takes it from where
+/// KVM has it: one of them is attached.
+const EXIT: &str = "kvm_exit";
+const EXIT_X86: &str = "kvm_exit_x86";
 
 /// The names of the programs.
 pub fn programs() -> impl Iterator<Item = &'static str> {
@@ -51,6 +57,7 @@ pub fn programs() -> impl Iterator<Item = &'static str> {
 pub struct KvmTracepoints {
     programs: Vec<RawFd>,
     fields: SharedArray<KvmFields>,
+    exits: Option<ExitLayout>,
     attached: Vec<Attached>,
     /// Whether they are to be attached.
     are_wanted: bool,
@@ -77,13 +84,22 @@ fn find() -> Result<PathBuf> {
     bail!("no tracepoints of kvm in {}: is it loaded?", root.display())
 }
 
-/// Attaches to each tracepoint the program that its place in [`PROGRAMS`] and its way give.
+/// Attaches to each tracepoint the program that its place in [`PROGRAMS`] and its way give; to kvm_exit
+/// the one that needs a record, or not.
 ///
 /// # Errors
 /// The kernel refuses one that is needed.
-fn attach(root: &Path, program: impl Fn(usize, Way) -> RawFd) -> Result<Vec<Attached>> {
+fn attach(
+    root: &Path,
+    needs_record: bool,
+    program: impl Fn(usize, Way) -> RawFd,
+) -> Result<Vec<Attached>> {
+    let left_out = if needs_record { EXIT_X86 } else { EXIT };
     let mut all = Vec::new();
-    for (place, (_, way, tracepoints, is_needed)) in PROGRAMS.into_iter().enumerate() {
+    for (place, (name, way, tracepoints, is_needed)) in PROGRAMS.into_iter().enumerate() {
+        if name == left_out {
+            continue;
+        }
         for tracepoint in tracepoints {
             let attached = match way {
                 Way::Classic => tracefs::tracepoint_id(root, &format!("kvm/{tracepoint}"))
@@ -105,8 +121,13 @@ fn attach(root: &Path, program: impl Fn(usize, Way) -> RawFd) -> Result<Vec<Atta
 ///
 /// # Errors
 /// There is no KVM, or the kernel refuses.
-pub(super) fn attach_empty(classic: RawFd, raw: RawFd) -> Result<Vec<Attached>> {
-    attach(&find()?, |_, way| if way == Way::Classic { classic } else { raw })
+pub(super) fn attach_empty(
+    exits: Option<ExitLayout>,
+    classic: RawFd,
+    raw: RawFd,
+) -> Result<Vec<Attached>> {
+    let of = |_, way| if way == Way::Classic { classic } else { raw };
+    attach(&find()?, exits.is_none(), of)
 }
 
 impl KvmTracepoints {
@@ -134,11 +155,17 @@ impl KvmTracepoints {
     ///
     /// # Errors
     /// The kernel refuses to map the list of fields.
-    pub fn new(ebpf: &mut Ebpf, programs: Vec<RawFd>, are_wanted: bool) -> Result<Self> {
+    pub fn new(
+        ebpf: &mut Ebpf,
+        programs: Vec<RawFd>,
+        exits: Option<ExitLayout>,
+        are_wanted: bool,
+    ) -> Result<Self> {
         let fields = SharedArray::open(ebpf, "KVM_FIELDS", 1)?;
         let missing = if are_wanted { "not attached yet" } else { "seen with --exits all" };
         let missing = Some(missing.to_owned());
-        Ok(Self { programs, fields, attached: Vec::new(), are_wanted, missing, has_apf: false })
+        let attached = Vec::new();
+        Ok(Self { programs, fields, exits, attached, are_wanted, missing, has_apf: false })
     }
 
     /// Why exits are not seen, if they are not.
@@ -169,7 +196,7 @@ impl KvmTracepoints {
     fn attach(&mut self) -> Result<()> {
         let root = find()?;
         self.find_fields(&root.join("events/kvm"))?;
-        self.attached = attach(&root, |program, _| self.programs[program])?;
+        self.attached = attach(&root, self.exits.is_none(), |program, _| self.programs[program])?;
         Ok(())
     }
 
@@ -203,6 +230,16 @@ impl KvmTracepoints {
             (&fields.wfx_is_wfe, elsewhere("kvm_wfx_arm64", "is_wfe")),
         ] {
             field.store(place.unwrap_or(ABSENT), SeqCst);
+        }
+        let [vmx_exit_reason, vmx_exit_qualification] =
+            self.exits.and_then(|exits| exits.vmx).map_or([None; 2], |both| both.map(Some));
+        for (field, place) in [
+            (&fields.vcpu_id, self.exits.map(|exits| exits.vcpu_id)),
+            (&fields.svm_vmcb, self.exits.and_then(|exits| exits.svm_vmcb)),
+            (&fields.vmx_exit_reason, vmx_exit_reason),
+            (&fields.vmx_exit_qualification, vmx_exit_qualification),
+        ] {
+            field.store(place.map_or(ABSENT, u64::from), SeqCst);
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ pub mod stacks;
 pub mod stats;
 pub mod tracefs;
 
-use crate::kernel::layout::{KernelLayout, VMLINUX_BTF};
+use crate::kernel::layout::{ExitLayout, KernelLayout, VMLINUX_BTF};
 use crate::kernel::{self, Symbols};
 use crate::probes::sight::Sight;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -223,7 +223,9 @@ impl Probes {
         raw::attach(&mut ebpf, LIFECYCLE)?;
         source.attach(&mut ebpf)?;
         groups.attach(&mut ebpf, |group| group != Group::Locks || !source.has(Purpose::Lock));
-        let mut kvm = KvmTracepoints::new(&mut ebpf, kvm, sizes.sees_exits)?;
+        let exits = kernel.layout.exits;
+        let exits = exits.filter(|_| !without.iter().any(|name| name == ExitLayout::STRUCTURE));
+        let mut kvm = KvmTracepoints::new(&mut ebpf, kvm, exits, sizes.sees_exits)?;
         kvm.follow();
         let has_run_delay = kernel.layout.has_run_delay;
         // get_user_pages handled them itself then, without handle_mm_fault and without account

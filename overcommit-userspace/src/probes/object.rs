@@ -3,7 +3,7 @@
 use crate::kernel::{self, IOCTL};
 use crate::probes::{Kernel, NR_SWAPFILES, SWAP_INFO};
 use anyhow::{Result, anyhow};
-use aya::maps::MapError;
+use aya::maps::{Map, MapError};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use nix::errno::Errno;
 use overcommit_ebpf::layout::{
@@ -183,6 +183,14 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .load(OBJECT)
         .map_err(refused)
+}
+
+/// Takes a map out of the object.
+///
+/// # Errors
+/// It has none of that name.
+pub fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
 }
 
 /// The deepest stack that the kernel takes, and the depth of `STACKS`, which it refuses if

@@ -4,7 +4,7 @@ use crate::kernel::{TICK_NS, exit_reasons};
 use crate::probes::chunks::Chunks;
 use crate::probes::evictions::EvictionTable;
 use crate::probes::free::{FreeList, Supplies};
-use crate::probes::object::Sizes;
+use crate::probes::object::{self, Sizes};
 use crate::probes::shared::SharedArray;
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{HashMap, MapData};
@@ -119,20 +119,20 @@ impl Slots {
             chunks,
             threads: SharedArray::open(ebpf, "THREADS", threads)?,
             threads_used: 0,
-            mms: HashMap::try_from(take(ebpf, "MMS")?)?,
+            mms: HashMap::try_from(object::take(ebpf, "MMS")?)?,
             mms_changes: SharedArray::open(ebpf, "MMS_CHANGES", 1)?,
             lock_waits: SharedArray::open(ebpf, "LOCK_WAITS", 1)?,
-            tgids: HashMap::try_from(take(ebpf, "TGIDS")?)?,
-            tids: HashMap::try_from(take(ebpf, "TIDS")?)?,
-            cgroups: HashMap::try_from(take(ebpf, "CGROUPS")?)?,
-            wanted: HashMap::try_from(take(ebpf, "WANTED")?)?,
+            tgids: HashMap::try_from(object::take(ebpf, "TGIDS")?)?,
+            tids: HashMap::try_from(object::take(ebpf, "TIDS")?)?,
+            cgroups: HashMap::try_from(object::take(ebpf, "CGROUPS")?)?,
+            wanted: HashMap::try_from(object::take(ebpf, "WANTED")?)?,
             swap_devices: SharedArray::open(ebpf, "SWAP_DEVICES", SWAP_DEVICES_MAX as u32)?,
             swap_names: BTreeMap::new(),
             lacks_swap_names,
             only_swap_device: None,
             pool_owners: SharedArray::open(ebpf, "POOL_OWNERS", sizes.pooled())?,
             pool_at: sizes.pool_at() as usize,
-            pooled: HashMap::try_from(take(ebpf, "POOLED")?)?,
+            pooled: HashMap::try_from(object::take(ebpf, "POOLED")?)?,
             free_pooled: free.pooled,
             evictions: EvictionTable::open(ebpf, sizes, free.evictions)?,
             free_vms: free.vms,
@@ -339,10 +339,6 @@ impl Slots {
             self.threads_used += 1;
         }
     }
-}
-
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
-    ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
 }
 
 fn device_name(device: &SwapDevice) -> Option<String> {

@@ -1,7 +1,8 @@
 //! Where in the kernel did a thread fall asleep?
 
 use crate::kernel::Functions;
-use anyhow::{Context, Result};
+use crate::probes::object;
+use anyhow::Result;
 use aya::Ebpf;
 use aya::maps::{MapData, StackTraceMap};
 use std::collections::HashMap;
@@ -21,7 +22,7 @@ fn is_ours(function: &str) -> bool {
 
 impl Stacks {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self> {
-        let map = ebpf.take_map("STACKS").context("the eBPF object has no map STACKS")?;
+        let map = object::take(ebpf, "STACKS")?;
         let map = StackTraceMap::try_from(map)?;
         Ok(Self { map, functions: None, known: HashMap::new() })
     }

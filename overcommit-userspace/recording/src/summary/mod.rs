@@ -278,6 +278,8 @@ impl Summing {
         let evictions = self.evictions.of(run);
         let vms = run.vms.iter().zip(&self.totals.vms).zip(evictions);
         let host = self.host.of(run);
+        // Of a recording without an interval its own start is known.
+        let start_us = self.time.start_us.unwrap_or(run.clocks.start.realtime_ns / 1_000);
         let vms = vms.map(|((vm, totals), evictions)| {
             let mut vm =
                 SummaryVm { evictions, ..summary_vm(run, vm, totals, is_whole, self.time.end_us) };
@@ -290,8 +292,8 @@ impl Summing {
             run: SummaryRun::of(run),
             intervals: self.totals.intervals,
             marks,
-            start_unix_s: self.time.start_us.unwrap_or(0) as f64 / 1e6,
-            end_unix_s: self.time.end_us as f64 / 1e6,
+            start_unix_s: start_us as f64 / 1e6,
+            end_unix_s: self.time.end_us.max(start_us) as f64 / 1e6,
             length_s: self.time.length_ns as f64 / 1e9,
             longest_interval_s: self.time.longest_ns as f64 / 1e9,
             vms: vms.collect(),
