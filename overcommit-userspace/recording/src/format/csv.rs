@@ -45,9 +45,9 @@ pub fn cell(value: &Value, unit: Unit) -> String {
         (Value::Count(address), Unit::Address) => format!("{address:#x}"),
         (Value::Count(count), _) => count.to_string(),
         (Value::Signed(count), _) => count.to_string(),
-        (Value::Ratio(ratio), Unit::Tenths) => format!("{ratio:.1}"),
-        (Value::Ratio(ratio), Unit::PerSecond | Unit::Thousandths) => format!("{ratio:.3}"),
-        (Value::Ratio(ratio), _) => format!("{ratio:.6}"),
+        (Value::Ratio(ratio), Unit::Tenths) => short(format!("{ratio:.1}")),
+        (Value::Ratio(ratio), Unit::PerSecond | Unit::Thousandths) => short(format!("{ratio:.3}")),
+        (Value::Ratio(ratio), _) => short(format!("{ratio:.6}")),
         (Value::Word(word), _) => (*word).to_owned(),
         (Value::Text(plain), Unit::Text) => text(plain),
         (Value::Text(plain), _) => plain.clone(),
@@ -81,12 +81,20 @@ pub fn optional(value: Option<impl ToString>) -> String {
 
 /// Unix microseconds as seconds.
 pub fn seconds_of_us(us: u64) -> String {
-    format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
+    short(format!("{}.{:06}", us / 1_000_000, us % 1_000_000))
 }
 
 /// Nanoseconds as seconds.
 pub fn seconds_of_ns(ns: u64) -> String {
-    format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000)
+    short(format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000))
+}
+
+/// A number with a point, without the zeros at its end: of half a million rows an hour they are some
+/// tens of megabytes.
+fn short(mut number: String) -> String {
+    let digits = number.trim_end_matches('0');
+    number.truncate(digits.strip_suffix('.').unwrap_or(digits).len());
+    if number == "-0" { "0".to_owned() } else { number }
 }
 
 #[cfg(test)]
@@ -108,6 +116,23 @@ mod tests {
         }
         let row = [text("a,\"b\""), "1".to_owned()];
         assert_eq!(rows([&row[..]]).unwrap(), b"\"a,\"\"b\"\"\",1\n");
+    }
+
+    #[test]
+    fn numbers_end_with_what_they_say() {
+        for (ratio, unit, said) in [
+            (0.0, Unit::Share, "0"),
+            (-0.000_000_1, Unit::Share, "0"),
+            (0.25, Unit::Share, "0.25"),
+            (100.0, Unit::PerSecond, "100"),
+            (-12.5, Unit::PerSecond, "-12.5"),
+            (2.0, Unit::Tenths, "2"),
+        ] {
+            assert_eq!(cell(&Value::Ratio(ratio), unit), said);
+        }
+        assert_eq!(seconds_of_us(1_764_000_000_000_000), "1764000000");
+        assert_eq!(seconds_of_ns(1_000_000_100), "1.0000001");
+        assert_eq!(seconds_of_ns(0), "0");
     }
 
     #[test]
