@@ -236,7 +236,8 @@ fn few_files() -> Result<()> {
         if said.contains("what was recorded can be read") {
             let report = Command::new(overcommit()).arg("report").arg(&folder).output()?;
             ensure!(report.status.code() == Some(4), "{}", report.status);
-            break;
+            fs::remove_dir_all(&folder)?;
+            continue;
         }
         ensure!(!folder.exists(), "with {limit} files it left {}: {said}", folder.display());
         failed += 1;

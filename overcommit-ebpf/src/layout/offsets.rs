@@ -157,11 +157,11 @@ pub struct KvmFields {
     pub wfx_is_wfe: AtomicU64,
     /// `kvm_vcpu::vcpu_id`
     pub vcpu_id: AtomicU64,
-    /// `vcpu_svm::vmcb`, behind the `kvm_vcpu` that it begins with; [`ABSENT`] without kvm_amd.
+    /// On AMD `vcpu_svm::vmcb`, from the `kvm_vcpu` on that it begins with.
     pub svm_vmcb: AtomicU64,
-    /// The same for `vcpu_vmx::exit_reason`; [`ABSENT`] without kvm_intel.
+    /// On Intel `vcpu_vmx::exit_reason`, likewise.
     pub vmx_exit_reason: AtomicU64,
-    /// `vcpu_vmx::exit_qualification`; [`ABSENT`] where the record has had it already.
+    /// On Intel `vcpu_vmx::exit_qualification`, likewise; [`ABSENT`] where the record says it.
     pub vmx_exit_qualification: AtomicU64,
     /// Explicit padding to the cache line.
     pub reserved: [AtomicU64; 4],
@@ -170,7 +170,7 @@ pub struct KvmFields {
 /// Words of the record of kvm_exit that are read.
 pub const RECORD_WORDS: usize = 8;
 
-/// In [`KvmFields`]: the record has no such field.
+/// In [`KvmFields`]: there is no such field, or it is not read.
 pub const ABSENT: u64 = u64::MAX;
 
 const _: () = assert!(size_of::<KvmFields>() == 128);

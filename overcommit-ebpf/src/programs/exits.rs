@@ -52,13 +52,14 @@ pub(crate) fn kvm_exit(ctx: TracePointContext) -> u32 {
 ///
 /// The reason is where `svm_get_exit_info` and `vmx_get_exit_info` (arch/x86/kvm/svm/svm.c, vmx/vmx.c;
 /// 6.1 to 7.3) have it from. On VMX the qualification is read when the window ends: KVM asks the CPU for
-/// it when it handles the exit.
+/// it when it handles the exit (`handle_ept_violation`).
 #[raw_tracepoint]
 pub(crate) fn kvm_exit_x86(ctx: RawTracePointContext) -> i32 {
     let Some((vm, thread)) = current_vcpu() else { return 0 };
     let Some(fields) = KVM_FIELDS.get(0) else { return 0 };
     let (vcpu, isa) = (ctx.arg::<u64>(0), ctx.arg::<u32>(1));
     let window = &thread.window;
+    // A vCPU keeps its number, and a thread its vCPU.
     if get(&window.vcpu_at) != vcpu {
         set(&window.vcpu_at, vcpu);
         set_vcpu(window, Kernel(vcpu).u32(get(&fields.vcpu_id) as u32));

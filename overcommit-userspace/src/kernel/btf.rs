@@ -242,17 +242,18 @@ fn word(bytes: &[u8], place: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const NAMES: &[u8] = b"\0task\0pid\0flag\0place\0point\0x\0y\0color\0red\0load\0bool\0";
+    const NAMES: &[u8] = b"\0task\0pid\0flag\0place\0point\0x\0y\0color\0red\0load\0bool\0\
+        kvm_vcpu\0vcpu_id\0vcpu_svm\0vcpu\0vmcb\0vcpu_vmx\0vt\0vcpu_vt\0exit_reason\0exit_qualification\0";
 
-    fn name(of: &str) -> u32 {
+    pub(crate) fn name(of: &str) -> u32 {
         let of = [b"\0", of.as_bytes(), b"\0"].concat();
         NAMES.windows(of.len()).position(|window| window == of).unwrap() as u32 + 1
     }
 
-    fn info(kind: u32, members: u32) -> u32 {
+    pub(crate) fn info(kind: u32, members: u32) -> u32 {
         kind << 24 | members
     }
 
@@ -280,7 +281,7 @@ mod tests {
         .concat()
     }
 
-    fn btf(types: &[u32]) -> Vec<u8> {
+    pub(crate) fn btf(types: &[u32]) -> Vec<u8> {
         let length = types.len() as u32 * 4;
         let header = [0x0001_0000 | u32::from(MAGIC), 24, 0, length, length, NAMES.len() as u32];
         let words = header.iter().chain(types).flat_map(|word| word.to_ne_bytes());
@@ -303,23 +304,23 @@ mod tests {
         assert_eq!(btf.returned("store"), None);
     }
 
-    /// Of a module, whose `vcpu` holds a `point` of the kernel's, and whose names are the kernel's but
+    /// Of a module, whose `lapic` holds a `point` of the kernel's, and whose names are the kernel's but
     /// for one.
     #[test]
     fn a_module_goes_on_where_its_kernel_ends() {
         let bytes = btf(&types());
         let kernel = Btf::parse(&bytes).unwrap();
         let own = NAMES.len() as u32;
-        let vcpu = [own + 1, info(4, 2), 16, name("x"), 2, 64, name("place"), 4, 96];
-        let length = vcpu.len() as u32 * 4;
-        let header = [0x0001_0000 | u32::from(MAGIC), 24, 0, length, length, 6];
-        let words = header.into_iter().chain(vcpu).flat_map(u32::to_ne_bytes);
-        let bytes: Vec<u8> = words.chain(*b"\0vcpu\0").collect();
+        let lapic = [own + 1, info(4, 2), 16, name("x"), 2, 64, name("place"), 4, 96];
+        let length = lapic.len() as u32 * 4;
+        let header = [0x0001_0000 | u32::from(MAGIC), 24, 0, length, length, 7];
+        let words = header.into_iter().chain(lapic).flat_map(u32::to_ne_bytes);
+        let bytes: Vec<u8> = words.chain(*b"\0lapic\0").collect();
         let module = kernel.parse_module(&bytes).unwrap();
-        assert_eq!(module.field("vcpu", "x"), Some(Place { bit: 64, bits: 0 }));
-        assert_eq!(module.field("vcpu", "place.y"), Some(Place { bit: 128, bits: 0 }));
+        assert_eq!(module.field("lapic", "x"), Some(Place { bit: 64, bits: 0 }));
+        assert_eq!(module.field("lapic", "place.y"), Some(Place { bit: 128, bits: 0 }));
         assert_eq!(module.field("task", "pid"), Some(Place { bit: 64, bits: 0 }));
-        assert!(Btf::parse(&bytes).unwrap().field("vcpu", "x").is_none(), "without its kernel");
+        assert!(Btf::parse(&bytes).unwrap().field("lapic", "x").is_none(), "without its kernel");
     }
 
     #[test]

@@ -8,6 +8,8 @@ use crate::kernel::userfault;
 use anyhow::{Context, Result, anyhow};
 use overcommit_ebpf::layout::{FolioOffsets, KernelOffsets, SwapEntry};
 use procfs::sys::kernel::Version;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// The BTF of the running kernel.
@@ -63,20 +65,23 @@ impl ExitLayout {
     /// The structure of KVM's that all of it is looked up in.
     pub const STRUCTURE: &str = "kvm_vcpu";
 
-    /// Looks it up in the kernel, or in the modules that are loaded.
-    fn find(kernel: &Btf<'_>, modules: &Path) -> Option<Self> {
-        Self::of(kernel).or_else(|| {
-            ["kvm_amd", "kvm_intel"].into_iter().find_map(|module| {
-                let bytes = std::fs::read(modules.join(module)).ok()?;
-                Self::of(&kernel.parse_module(&bytes).ok()?)
-            })
-        })
+    /// Looks it up in the kernel and in the modules that are loaded; `None` if they do not say it of
+    /// this CPU.
+    fn find(kernel: &Btf<'_>) -> Option<Self> {
+        let of_module = |name| {
+            let bytes = std::fs::read(Path::new(MODULES_BTF).join(name)).ok()?;
+            Self::of(&kernel.parse_module(&bytes).ok()?)
+        };
+        // One may be built in, and the other a module.
+        let [amd, intel] =
+            ["kvm_amd", "kvm_intel"].map(|name| of_module(name).or(Self::of(kernel)));
+        let has_flag =
+            |flag| cpu_flags().is_some_and(|flags| flags.split(' ').any(|of| of == flag));
+        amd.filter(|amd| amd.svm_vmcb.is_some() && has_flag("svm"))
+            .or_else(|| intel.filter(|intel| intel.vmx.is_some() && has_flag("vmx")))
     }
 
     fn of(btf: &Btf<'_>) -> Option<Self> {
-        if !cfg!(target_arch = "x86_64") {
-            return None;
-        }
         let of = |structure: &str, field: &str| offset(btf, structure, field).ok();
         // A vCPU of either is a `kvm_vcpu` and more.
         let begins = |structure: &str| of(structure, "vcpu") == Some(0);
@@ -86,9 +91,14 @@ impl ExitLayout {
         let svm_vmcb = of("vcpu_svm", "vmcb").filter(|_| begins("vcpu_svm"));
         let vmx = vmx("exit_reason").zip(vmx("exit_qualification")).map(<[u32; 2]>::from);
         let vmx = vmx.filter(|_| begins("vcpu_vmx"));
-        let vcpu_id = of(Self::STRUCTURE, "vcpu_id")?;
-        (svm_vmcb.is_some() || vmx.is_some()).then_some(Self { vcpu_id, svm_vmcb, vmx })
+        Some(Self { vcpu_id: of(Self::STRUCTURE, "vcpu_id")?, svm_vmcb, vmx })
     }
+}
+
+/// What the first CPU can do, as x86 tells it.
+fn cpu_flags() -> Option<String> {
+    let lines = BufReader::new(File::open("/proc/cpuinfo").ok()?).lines();
+    lines.map_while(Result::ok).find(|line| line.starts_with("flags"))
 }
 
 impl KernelLayout {
@@ -114,7 +124,7 @@ impl KernelLayout {
             zswap_loaded: u8::from(returns_bool("zswap_load")),
             mglru_sees_guests: returns_bool("lru_gen_look_around"),
             has_run_delay: run_delay(&btf).is_ok(),
-            exits: ExitLayout::find(&btf, Path::new(MODULES_BTF)),
+            exits: ExitLayout::find(&btf),
         })
     }
 
@@ -238,6 +248,35 @@ fn offsets(btf: &Btf<'_>) -> Result<KernelOffsets> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::btf::tests::{btf, info, name};
+
+    fn layout(types: &[Vec<u32>]) -> Option<ExitLayout> {
+        let integer = vec![name("bool"), info(1, 0), 4, 32];
+        let bytes = btf(&[vec![integer], types.to_vec()].concat().concat());
+        ExitLayout::of(&Btf::parse(&bytes).unwrap())
+    }
+
+    #[test]
+    fn exits_are_told_where_kvm_keeps_them() {
+        // 2: struct kvm_vcpu; 3: struct vcpu_svm
+        let vcpu = vec![name("kvm_vcpu"), info(4, 1), 16, name("vcpu_id"), 1, 64];
+        let svm = vec![name("vcpu_svm"), info(4, 2), 24, name("vcpu"), 2, 0, name("vmcb"), 1, 128];
+        let amd = layout(&[vcpu.clone(), svm]);
+        let expected = ExitLayout { vcpu_id: 8, svm_vmcb: Some(16), vmx: None };
+        assert_eq!(amd, Some(expected));
+        // 3: what VMX and TDX have in common; 4: struct vcpu_vmx, which holds it
+        let fields = [name("exit_reason"), 1, 0, name("exit_qualification"), 1, 64];
+        let common = [vec![name("vcpu_vt"), info(4, 2), 16], fields.to_vec()].concat();
+        let held = vec![name("vcpu_vmx"), info(4, 2), 32, name("vcpu"), 2, 0, name("vt"), 3, 128];
+        let intel = ExitLayout { vcpu_id: 8, svm_vmcb: None, vmx: Some([16, 24]) };
+        assert_eq!(layout(&[vcpu.clone(), common, held]), Some(intel));
+        // Before Linux 6.16.
+        let begin = [name("vcpu_vmx"), info(4, 3), 32, name("vcpu"), 2, 0];
+        let fields = [name("exit_reason"), 1, 128, name("exit_qualification"), 1, 192];
+        let flat = [begin.to_vec(), fields.to_vec()].concat();
+        assert_eq!(layout(&[vcpu, flat]), Some(intel));
+        assert_eq!(layout(&[]), None);
+    }
 
     #[test]
     fn a_kernel_without_btf_is_told_so() {

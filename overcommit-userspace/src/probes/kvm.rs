@@ -2,7 +2,7 @@
 //! long.
 //!
 //! Tracepoints and not typed programs: kvm mostly is a module, whose BTF those cannot use. A module that
-//! is loaded later is picked up by the next look.
+//! is loaded later is picked up by the next look, and its exits are told from the record then.
 
 use crate::kernel::layout::ExitLayout;
 use crate::probes::functions::open_tracepoint;
