@@ -181,6 +181,8 @@ pub struct Window {
     pub run_delay_ns: AtomicU64,
     /// The same at the exit.
     pub exit_run_delay_ns: AtomicU64,
+    /// Bucket of the last window's length.
+    pub bucket: AtomicU64,
     /// 1 if anything is in `parts_ns`.
     pub has_parts: AtomicU64,
     /// Time of those attempts, and of the faults that completed in this window, by [`Part`], in
@@ -252,4 +254,4 @@ pub const SLEEPS_AT: u32 = 48;
 /// include/uapi/linux/kvm.h.
 pub const KVM_RUN: u64 = 0xae80;
 
-const _: () = assert!(size_of::<Thread>() == 592);
+const _: () = assert!(size_of::<Thread>() == 600);
