@@ -89,8 +89,7 @@ pub fn seconds_of_ns(ns: u64) -> String {
     short(format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000))
 }
 
-/// A number with a point, without the zeros at its end: of half a million rows an hour they are some
-/// tens of megabytes.
+/// A number with a point, without the zeros at its end, which were a fourteenth of a recording.
 fn short(mut number: String) -> String {
     let digits = number.trim_end_matches('0');
     number.truncate(digits.strip_suffix('.').unwrap_or(digits).len());
