@@ -49,13 +49,7 @@ impl Histogram {
 
     /// How many of each value.
     pub(crate) fn counts(&self) -> Result<BTreeMap<u64, u64>> {
-        // There may be several of one event.
-        let all = read(self.event.join("hist"))?;
-        let start = format!("hist:keys={}:", self.key);
-        let mine = all.split("# event histogram").find(|text| text.contains(&start));
-        let text = mine.with_context(|| format!("no histogram of {}:\n{all}", self.key))?;
-        let dropped = text.lines().find_map(|line| line.trim().strip_prefix("Dropped:"));
-        ensure!(dropped.is_none_or(|count| count.trim() == "0"), "ftrace dropped some:\n{text}");
+        let text = self.text()?;
         let rows = text.lines().filter(|line| line.starts_with("{ "));
         rows.map(|row| {
             let (key, count) = row.split_once("hitcount:").context("a row without a count")?;
@@ -64,6 +58,32 @@ impl Histogram {
             Ok((digits.parse()?, count.trim().parse()?))
         })
         .collect()
+    }
+
+    /// How many below a function whose name has that in it, where the key is `stacktrace`.
+    pub(crate) fn below(&self, function: &str) -> Result<u64> {
+        let text = self.text()?;
+        let mut sum = 0;
+        for row in text.split("\n{ ").skip(1) {
+            let (stack, rest) = row.split_once("hitcount:").context("a stack without a count")?;
+            let count = rest.split_whitespace().next().context("a stack without its count")?;
+            if stack.contains(function) {
+                sum += count.parse::<u64>()?;
+            }
+        }
+        Ok(sum)
+    }
+
+    fn text(&self) -> Result<String> {
+        // There may be several of one event. Stacks are called `stacktrace` on Linux 6.1 and
+        // `common_stacktrace` later.
+        let all = read(self.event.join("hist"))?;
+        let key = format!("{}:vals=", self.key);
+        let mine = all.split("# event histogram").find(|text| text.contains(&key));
+        let text = mine.with_context(|| format!("no histogram of {}:\n{all}", self.key))?;
+        let dropped = text.lines().find_map(|line| line.trim().strip_prefix("Dropped:"));
+        ensure!(dropped.is_none_or(|count| count.trim() == "0"), "ftrace dropped some:\n{text}");
+        Ok(text.to_owned())
     }
 }
 
