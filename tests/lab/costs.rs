@@ -53,9 +53,10 @@ const PROGRAMS: [(&str, f64); 7] = [
 /// does in between.
 const TOLERANCE: f64 = 0.03;
 const SLACK: f64 = 5.0;
-/// Guests, one after the other. The clock also counts what the lab's other CPU does when it gets its
-/// turn in the middle of a program: the least of their means is the one nearest to the program's own.
-/// The first one is not counted: QEMU itself is new to the kernel then.
+/// Guests, one after the other, of whose means the second least counts. The clock also counts what the
+/// lab's other CPU does when it gets its turn in the middle of a program; and of a guest now and then more
+/// faults take a second call, which costs little. The first one is not counted: QEMU itself is new to the
+/// kernel then.
 const GUESTS: usize = 6;
 /// MiB that each of them walks.
 const EACH: u64 = 16;
@@ -86,7 +87,9 @@ fn programs(dir: &Path) -> Result<()> {
     }
     for (name, known) in PROGRAMS {
         let means = means.get(name).with_context(|| format!("{name} did not run"))?;
-        let now = means.iter().skip(1).copied().fold(f64::INFINITY, f64::min);
+        let mut means: Vec<f64> = means.iter().skip(1).copied().collect();
+        means.sort_by(f64::total_cmp);
+        let now = *means.get(1).with_context(|| format!("{name} hardly ran"))?;
         let is_near = (now - known).abs() <= known * TOLERANCE + SLACK;
         ensure!(is_near, "{name} takes {now:.0} instructions, not {known:.0}");
     }
