@@ -8,17 +8,17 @@
 
 use crate::atomic::{add, get, set};
 use crate::backing;
-use crate::cpu::slot_of;
+use crate::cpu::{slot_on, this_cpu};
 use crate::kernel::{Kernel, Structure, Typed};
 use crate::latency::complete;
 use crate::maps::{VMS, lose, offset};
-use crate::threads::{keep_wait_before, known_thread, ran, start, thread_entry};
+use crate::threads::{entry_on, keep_wait_before, known_on, ran, start};
 use crate::{parts, swapin};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
 use overcommit_ebpf::layout::{
-    FaultBacking, HotProgram, IN_CALL, Loss, Metric, TO_BE_RETRIED, Thread,
+    Cpu, FaultBacking, HotProgram, IN_CALL, Loss, Metric, TO_BE_RETRIED, Thread,
 };
 
 /// `enum fault_flag`, include/linux/mm_types.h; the same from 6.1 to 7.3.
@@ -41,40 +41,45 @@ mod reason {
 
 #[fentry(function = "handle_mm_fault")]
 pub(crate) fn fentry_fault(ctx: FEntryContext) -> i32 {
+    let Some(cpu) = this_cpu() else { return 0 };
     // SAFETY: the argument is a vm_area_struct.
     let vma = unsafe { Typed::new(ctx.arg(0)) };
-    enter(vma, ctx.arg(1), ctx.arg(2));
+    enter(cpu, vma, ctx.arg(1), ctx.arg(2));
     0
 }
 
 #[fexit(function = "handle_mm_fault")]
 pub(crate) fn fexit_fault(ctx: FExitContext) -> i32 {
     // The value follows the four arguments. The area may be gone by now.
-    leave(ctx.arg::<u32>(4));
+    if let Some(cpu) = this_cpu() {
+        leave(cpu, ctx.arg::<u32>(4));
+    }
     0
 }
 
 #[kprobe]
 pub(crate) fn kprobe_fault(ctx: ProbeContext) -> u32 {
-    ran(HotProgram::CallEntry);
+    let Some(cpu) = this_cpu() else { return 0 };
+    ran(cpu, HotProgram::CallEntry);
     let vma = Kernel(ctx.arg(0).unwrap_or(0));
-    enter(vma, ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0));
+    enter(cpu, vma, ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0));
     0
 }
 
 #[kretprobe]
 pub(crate) fn kretprobe_fault(ctx: RetProbeContext) -> u32 {
-    ran(HotProgram::CallReturn);
-    leave(ctx.ret());
+    let Some(cpu) = this_cpu() else { return 0 };
+    ran(cpu, HotProgram::CallReturn);
+    leave(cpu, ctx.ret());
     0
 }
 
 #[inline(always)]
-fn enter(vma: impl Structure, address: u64, flags: u32) {
+fn enter(cpu: &Cpu, vma: impl Structure, address: u64, flags: u32) {
     let mm = vma.word(offset!(vma_mm));
-    let Some(slot) = slot_of(mm) else { return };
+    let Some(slot) = slot_on(cpu, mm) else { return };
     let Some(vm) = VMS.get(slot) else { return };
-    let Some(thread) = thread_entry(slot) else {
+    let Some(thread) = entry_on(cpu, slot) else {
         lose(vm, Loss::ThreadsFull);
         return;
     };
@@ -132,8 +137,8 @@ pub(crate) fn goes_on(thread: &Thread, exits: bool) {
 }
 
 #[inline(always)]
-fn leave(returned: u32) {
-    let Some(thread) = known_thread() else { return };
+fn leave(cpu: &Cpu, returned: u32) {
+    let Some(thread) = known_on(cpu) else { return };
     let call = get(&thread.call);
     if call & IN_CALL == 0 {
         // Of memory that is no VM's.

@@ -14,14 +14,22 @@ pub(crate) fn this_cpu() -> Option<&'static Cpu> {
 }
 
 /// The slot of the VM whose memory that `mm_struct` is.
+#[inline(always)]
+pub(crate) fn slot_of(mm: u64) -> Option<u32> {
+    slot_on(this_cpu()?, mm)
+}
+
+/// The same where the CPU is known.
 ///
 /// Of two programs on functions, of which one was preempted here by the other, each may leave one of the
 /// two words on other memory: the loader has them forgotten at each look.
 #[inline(always)]
-pub(crate) fn slot_of(mm: u64) -> Option<u32> {
-    // SAFETY: entries are only read and written as whole words.
-    let looked_up = || unsafe { MMS.get(mm) }.copied();
-    let Some(cpu) = this_cpu() else { return looked_up() };
+pub(crate) fn slot_on(cpu: &Cpu, mm: u64) -> Option<u32> {
+    let changes = || MMS_CHANGES.get(0).map_or(0, |changes| get(&changes.0));
+    // First those who are no VM: most of a host's faults are theirs, and they are to pay least.
+    if get(&cpu.other_mm) == mm && get(&cpu.other_changes) == changes() {
+        return None;
+    }
     // The VM says itself whether it is its memory.
     let last = get(&cpu.vm) as u32;
     if mm != 0
@@ -30,13 +38,11 @@ pub(crate) fn slot_of(mm: u64) -> Option<u32> {
     {
         return Some(last);
     }
-    let changes = MMS_CHANGES.get(0).map_or(0, |changes| get(&changes.0));
-    if get(&cpu.other_changes) == changes && get(&cpu.other_mm) == mm {
-        return None;
-    }
+    let changes = changes();
     // The changes were read before it is looked up, on arm64 too: what changes now is seen next time.
     add_in_order(&cpu.other_changes, 0);
-    let slot = looked_up();
+    // SAFETY: entries are only read and written as whole words.
+    let slot = unsafe { MMS.get(mm) }.copied();
     match slot {
         Some(slot) => set(&cpu.vm, u64::from(slot)),
         None => {

@@ -1,38 +1,41 @@
 //! Backend `perf`: page faults by perf's software events.
 
 use crate::atomic::{get, set};
-use crate::cpu::slot_of;
+use crate::cpu::{slot_on, this_cpu};
 use crate::kernel::current_mm;
 use crate::latency::complete;
 use crate::maps::{VMS, lose};
-use crate::threads::{known_thread, ran, start, thread_entry};
+use crate::threads::{entry_on, known_on, ran, start};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::perf_event;
 use aya_ebpf::programs::PerfEventContext;
-use overcommit_ebpf::layout::{HotProgram, Loss, Metric};
+use overcommit_ebpf::layout::{Cpu, HotProgram, Loss, Metric};
 
 /// On `PERF_COUNT_SW_PAGE_FAULTS`: the architecture's fault handler has begun
 /// (`do_user_addr_fault`, after its `faulthandler_disabled` check).
 #[perf_event]
 pub(crate) fn fault_start(ctx: PerfEventContext) -> u32 {
-    ran(HotProgram::FaultStart);
-    begin(address(&ctx));
+    let Some(cpu) = this_cpu() else { return 0 };
+    ran(cpu, HotProgram::FaultStart);
+    begin(cpu, address(&ctx));
     0
 }
 
 /// On `PERF_COUNT_SW_PAGE_FAULTS_MIN`: `mm_account_fault` has completed one.
 #[perf_event]
 pub(crate) fn fault_minor(ctx: PerfEventContext) -> u32 {
-    ran(HotProgram::FaultMinor);
-    finish(Metric::FaultMinor, address(&ctx));
+    let Some(cpu) = this_cpu() else { return 0 };
+    ran(cpu, HotProgram::FaultMinor);
+    finish(cpu, Metric::FaultMinor, address(&ctx));
     0
 }
 
 /// On `PERF_COUNT_SW_PAGE_FAULTS_MAJ`: the same for a major fault.
 #[perf_event]
 pub(crate) fn fault_major(ctx: PerfEventContext) -> u32 {
-    ran(HotProgram::FaultMajor);
-    finish(Metric::FaultMajor, address(&ctx));
+    let Some(cpu) = this_cpu() else { return 0 };
+    ran(cpu, HotProgram::FaultMajor);
+    finish(cpu, Metric::FaultMajor, address(&ctx));
     0
 }
 
@@ -43,11 +46,11 @@ fn address(ctx: &PerfEventContext) -> u64 {
 }
 
 #[inline(always)]
-fn begin(address: u64) {
+fn begin(cpu: &Cpu, address: u64) {
     let mm = current_mm();
-    let Some(slot) = slot_of(mm) else { return };
+    let Some(slot) = slot_on(cpu, mm) else { return };
     let Some(vm) = VMS.get(slot) else { return };
-    let Some(thread) = thread_entry(slot) else {
+    let Some(thread) = entry_on(cpu, slot) else {
         lose(vm, Loss::ThreadsFull);
         return;
     };
@@ -59,12 +62,12 @@ fn begin(address: u64) {
 }
 
 #[inline(always)]
-fn finish(metric: Metric, address: u64) {
-    let Some(slot) = slot_of(current_mm()) else { return };
+fn finish(cpu: &Cpu, metric: Metric, address: u64) {
+    let Some(slot) = slot_on(cpu, current_mm()) else { return };
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     let Some(vm) = VMS.get(slot) else { return };
-    let Some(thread) = known_thread() else {
+    let Some(thread) = known_on(cpu) else {
         lose(vm, Loss::EndWithoutStart);
         return;
     };

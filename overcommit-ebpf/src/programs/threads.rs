@@ -7,15 +7,19 @@ use crate::kernel::in_kvm_run;
 use crate::maps::{THREADS, TIDS};
 use crate::parts;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use overcommit_ebpf::layout::{HotProgram, Part, Thread};
+use overcommit_ebpf::layout::{Cpu, HotProgram, Part, Thread};
 
 #[inline(always)]
 pub(crate) fn known_thread() -> Option<&'static Thread> {
+    known_on(this_cpu()?)
+}
+
+/// The same where the CPU is known.
+#[inline(always)]
+pub(crate) fn known_on(cpu: &Cpu) -> Option<&'static Thread> {
     let id = bpf_get_current_pid_tgid();
-    let cpu = this_cpu();
     // Most programs run where the last one of their thread did.
-    if let Some(cpu) = cpu
-        && let Some(thread) = THREADS.get(get(&cpu.thread) as u32)
+    if let Some(thread) = THREADS.get(get(&cpu.thread) as u32)
         && get(&thread.id) == id
         && id != 0
     {
@@ -23,16 +27,20 @@ pub(crate) fn known_thread() -> Option<&'static Thread> {
     }
     // SAFETY: entries are only read and written as whole words.
     let index = *unsafe { TIDS.get(id as u32) }?;
-    if let Some(cpu) = cpu {
-        set(&cpu.thread, u64::from(index));
-    }
+    set(&cpu.thread, u64::from(index));
     THREADS.get(index)
 }
 
 /// The entry of the current thread; its first fault takes a free one.
 #[inline(always)]
 pub(crate) fn thread_entry(slot: u32) -> Option<&'static Thread> {
-    if let Some(thread) = known_thread() {
+    entry_on(this_cpu()?, slot)
+}
+
+/// The same where the CPU is known.
+#[inline(always)]
+pub(crate) fn entry_on(cpu: &Cpu, slot: u32) -> Option<&'static Thread> {
+    if let Some(thread) = known_on(cpu) {
         return Some(thread);
     }
     let index = free::take(FreeList::Threads)?;
@@ -95,10 +103,8 @@ pub(crate) fn start(thread: &Thread, slot: u32, address: u64) {
 /// Counts the run, so that the loader can tell how often the kernel skipped the
 /// program (`bpf_prog_active` held on this CPU).
 #[inline(always)]
-pub(crate) fn ran(program: HotProgram) {
-    if let Some(cpu) = this_cpu() {
-        let runs = &cpu.runs[program as usize];
-        // No other program of ours can run on this CPU meanwhile.
-        set(runs, get(runs) + 1);
-    }
+pub(crate) fn ran(cpu: &Cpu, program: HotProgram) {
+    let runs = &cpu.runs[program as usize];
+    // No other program of ours can run on this CPU meanwhile.
+    set(runs, get(runs) + 1);
 }
