@@ -44,7 +44,11 @@ pub(crate) fn slot_on(cpu: &Cpu, mm: u64) -> Option<u32> {
     // SAFETY: entries are only read and written as whole words.
     let slot = unsafe { MMS.get(mm) }.copied();
     match slot {
-        Some(slot) => set(&cpu.vm, u64::from(slot)),
+        Some(slot) => {
+            set(&cpu.vm, u64::from(slot));
+            // It may be what was seen last before it was a VM's.
+            set(&cpu.other_mm, 0);
+        }
         None => {
             set(&cpu.other_mm, mm);
             set(&cpu.other_changes, changes);

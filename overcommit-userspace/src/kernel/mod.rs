@@ -53,13 +53,19 @@ pub fn host_name() -> Result<String> {
     name.into_string().map_err(|name| anyhow!("the host name {name:?} is not UTF-8"))
 }
 
-/// CPUs that the kernel can ever have, online or not.
+/// Numbers that CPUs of the kernel can ever have, online or not: some in between may be nobody's.
 ///
 /// # Errors
 /// /sys cannot be read.
 pub fn possible_cpus() -> Result<u32> {
-    let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow!("{path}: {error}"))?;
-    u32::try_from(cpus).context("more CPUs than there can be")
+    let path = "/sys/devices/system/cpu/possible";
+    let list = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    after_last(&list).with_context(|| format!("{path} has no list of CPUs: {list:?}"))
+}
+
+/// One more than the last number of a list of ranges.
+fn after_last(list: &str) -> Option<u32> {
+    list.trim().rsplit([',', '-']).next()?.parse::<u32>().ok()?.checked_add(1)
 }
 
 /// Bytes of a page.
@@ -163,6 +169,14 @@ pub fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_cpus_may_have_gaps() {
+        for (list, numbers) in [("0\n", 1), ("0-1\n", 2), ("0-3,8-11\n", 12), ("0,2\n", 3)] {
+            assert_eq!(after_last(list), Some(numbers), "{list}");
+        }
+        assert_eq!(after_last("\n"), None);
+    }
 
     #[test]
     fn only_the_kernels_own_whole_names_count() {
