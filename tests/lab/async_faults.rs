@@ -20,7 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenarios.push((format!("async_faults_{backend}"), Box::new(taken)));
     }
     for (name, guest) in [("walker", Guest::Paravirtual), ("linux", Guest::Linux)] {
-        if guest != Guest::Linux || payload::named_file(payload::LINUX_KERNEL).is_ok() {
+        if guest != Guest::Linux || payload::named_file(payload::LINUX_INITRAMFS).is_ok() {
             let halt = move |dir: &Path| halts_wait(dir, guest);
             scenarios.push((format!("async_faults_halt_{name}"), Box::new(halt)));
         }

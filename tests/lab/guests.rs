@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use testbed::payload::{LINUX_KERNEL, named_file};
+use testbed::payload::{SHELL_INITRAMFS, named_file};
 use testbed::results::StandIn;
 use testbed::scenario::feedback;
 use testbed::serving::Serving;
@@ -25,7 +25,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenarios.push(("who_is_no_guest_is_told_nothing".to_owned(), Box::new(strangers)));
         scenarios.push(("guests_are_told_by_vsock".to_owned(), Box::new(by_vsock)));
     }
-    if named_file(LINUX_KERNEL).is_ok() {
+    if named_file(SHELL_INITRAMFS).is_ok() {
         scenarios.push(("guests_are_told".to_owned(), Box::new(feedback::under_kvm)));
     }
     scenarios

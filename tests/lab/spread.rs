@@ -76,7 +76,7 @@ const ON_INTEL: [&str; 10] = [
 const IDLE: &str = "an_idle_arm64_guest_is_idle";
 
 /// Those for which an arm64 CPU matters: all that a lab with one runs.
-const ON_ARM64: [&str; 13] = [
+const ON_ARM64: [&str; 16] = [
     "counts_fentry_anonymous",
     "counts_fentry_memfd",
     "counts_kprobe_anonymous",
@@ -86,6 +86,9 @@ const ON_ARM64: [&str; 13] = [
     "migration_is_no_stall",
     "a_swapped_device_model_is_a_stall",
     IDLE,
+    "who_is_no_guest_is_told_nothing",
+    "guests_are_told_by_vsock",
+    "guests_are_told",
     "check_tells_the_truth",
     "slow_faults_name_who_evicted",
     "kernel_summary",

@@ -167,7 +167,11 @@ impl<'a> Config<'a> {
 }
 
 /// Arguments of a Linux guest's kernel.
-const LINUX: &str = "console=ttyS0 quiet loglevel=0 panic=-1 mitigations=off tsc=reliable";
+const LINUX: &str = if cfg!(target_arch = "aarch64") {
+    "console=ttyAMA0 quiet loglevel=0 panic=-1 mitigations=off"
+} else {
+    "console=ttyS0 quiet loglevel=0 panic=-1 mitigations=off tsc=reliable"
+};
 
 impl Config<'_> {
     /// This machine's root, read-only, and a folder with the script.

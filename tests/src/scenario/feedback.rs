@@ -16,8 +16,10 @@ use std::path::Path;
 const MEMORY: [u64; 2] = [384, 448];
 /// MiB that each of them reads over and over.
 const WORK: u64 = 160;
-/// MiB that the squeezed one may hold then.
+/// MiB that the squeezed one may hold then: less than its work, with what QEMU takes itself. An emulator
+/// takes more.
 const LIMIT: u64 = 220;
+const LIMIT_UNDER_KVM: u64 = 150;
 /// Messages of the host that are held against the recording.
 const MESSAGES: usize = 12;
 /// How far a share may lie beyond those of the intervals around it: two recorders do not end them at
@@ -36,12 +38,13 @@ pub fn has_vsock() -> bool {
     Path::new("/dev/vhost-vsock").exists()
 }
 
-/// Works, asks the host all the time, and in the end says what it sees.
+/// Works, asks the host all the time, and in the end says what it sees. busybox's `cat` has the kernel hand
+/// pages on, which touches none.
 fn script() -> String {
     let guest = format!("{} guest", overcommit().display());
     format!(
         "dd if=/dev/zero of=/dev/shm/work bs=1M count={WORK} 2> /dev/null
-while :; do cat /dev/shm/work > /dev/null; done &
+while :; do dd if=/dev/shm/work of=/dev/null bs=1M 2> /dev/null; sleep 0.2; done &
 {guest} --watch --json > /run/results/told 2> /run/results/complaints &
 echo works
 while [ ! -e /run/results/end ]; do sleep 0.2; done
@@ -53,18 +56,18 @@ sleep 1000"
 }
 
 pub(super) fn run(dir: &Path) -> Result<()> {
-    told_on(dir, &[], Config::shell("", 0, "").accel)
+    told_on(dir, Config::shell("", 0, "").accel, LIMIT)
 }
 
-/// The same with KVM, where that runs Linux: in the lab.
+/// The same with KVM, where that runs Linux: in the lab with an arm64 CPU.
 ///
 /// # Errors
 /// A guest was not told the truth, or another's.
 pub fn under_kvm(dir: &Path) -> Result<()> {
-    told_on(dir, &["-cpu", "host"], "kvm")
+    told_on(dir, "kvm", LIMIT_UNDER_KVM)
 }
 
-fn told_on(dir: &Path, cpu: &[&str], accel: &str) -> Result<()> {
+fn told_on(dir: &Path, accel: &str, limit: u64) -> Result<()> {
     let script = script();
     // As much as both take while they start.
     let squeeze = Squeeze::to(4 * MEMORY.iter().sum::<u64>())?;
@@ -74,7 +77,7 @@ fn told_on(dir: &Path, cpu: &[&str], accel: &str) -> Result<()> {
         .map(|((name, cgroup), (memory, cid))| {
             let vsock = format!("{VSOCK}{cid}");
             let vsock = if has_vsock() { &["-device", &vsock][..] } else { &[] };
-            let more = [&PORT[..], vsock, cpu].concat();
+            let more = [&PORT[..], vsock].concat();
             let shell = Config::shell(name, memory, &script);
             Vm::start(&Config { cgroup, more: &more, accel, ..shell })
         })
@@ -82,7 +85,7 @@ fn told_on(dir: &Path, cpu: &[&str], accel: &str) -> Result<()> {
     vms.iter_mut().try_for_each(|vm| vm.await_text("works"))?;
     let mut serving = Serving::start(dir, &["--guests-only", "--guests", "*"])?;
     serving.await_told(|text| text.contains("telling guests").then_some(()))?;
-    squeeze.cgroup.limit(LIMIT)?;
+    squeeze.cgroup.limit(limit)?;
     let folder = dir.join("feedback");
     let recording = Recording::start(&folder, [""; 0])?;
     let each = await_some("word of the host in both guests", PATIENCE, || {

@@ -7,7 +7,7 @@ use crate::lab::machine::{self, HANGS, IS_STUCK};
 use crate::lab::tree::Binaries;
 use crate::lab::{Args, arm64, qemu};
 use crate::setup::find;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -143,15 +143,9 @@ pub(crate) fn prepare(
     };
     let initramfs = image::initramfs(&image, &busybox, &work)?;
     let mut command = String::new();
-    // The emulated processor now and then interrupts such a guest where it must not, and it waits
-    // for itself, see `testbed::qemu::IN_BOOT`: a run of all tests goes without.
-    if series.runs_linux_guests() && !args.within_test {
-        let files = [
-            (payload::LINUX_KERNEL, &image.kernel),
-            (payload::LINUX_INITRAMFS, &image::guest_initramfs(&work)?),
-            (payload::SHELL_INITRAMFS, &initramfs),
-        ];
-        for (variable, file) in files {
+    // A run of all tests has no time for them.
+    if !args.within_test {
+        for (variable, file) in linux_guest(series, &image, &initramfs, &root, &work)? {
             command += &format!("export {variable}={}\n", quote(&file.display().to_string()));
         }
     }
@@ -175,6 +169,35 @@ pub(crate) fn prepare(
     };
     let brief = args.within_test;
     Ok(Lab { series, label, image, unproven, work, root, initramfs, emulator, brief })
+}
+
+/// What a Linux guest of that kernel boots, where the lab sees it, by the variable that says so: one with
+/// a shell on arm64. The emulated AMD processor interrupts such a guest sooner or later where it must not,
+/// and the guest waits for itself, see `testbed::qemu::IN_BOOT`.
+fn linux_guest(
+    series: Series,
+    image: &Image,
+    initramfs: &Path,
+    root: &Path,
+    work: &Path,
+) -> Result<Vec<(&'static str, PathBuf)>> {
+    if series.machine() == Machine::Arm64 {
+        let files =
+            [(payload::LINUX_KERNEL, &*image.kernel), (payload::SHELL_INITRAMFS, initramfs)];
+        // Its root is not this machine's.
+        let put = |(variable, file): (&'static str, &Path)| {
+            fs::copy(file, root.join(variable))
+                .with_context(|| format!("cannot copy {}", file.display()))?;
+            Ok((variable, Path::new("/").join(variable)))
+        };
+        return files.into_iter().map(put).collect();
+    }
+    if series.runs_linux_guests() {
+        let initramfs = image::guest_initramfs(work)?;
+        let kernel = image.kernel.clone();
+        return Ok(vec![(payload::LINUX_KERNEL, kernel), (payload::LINUX_INITRAMFS, initramfs)]);
+    }
+    Ok(Vec::new())
 }
 
 fn quote(text: &str) -> String {
