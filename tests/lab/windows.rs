@@ -223,12 +223,11 @@ fn invalidations(dir: &Path) -> Result<()> {
         let told = Histogram::start("kvm/kvm_unmap_hva_range", "common_pid")?;
         let stacks = Histogram::start("kvm/kvm_unmap_hva_range", "stacktrace")?;
         let recording = Recording::start(&dir.join(backend), ["--backend", backend])?;
-        let before = told.total()?;
+        let (before, reclaimed_before) = (told.total()?, stacks.below("shrink_")?);
         vm.resume()?;
         vm.await_majors(MAJORS)?;
         vm.stop()?;
         let by_vm = told.total()? - before;
-        let by_reclaim = stacks.below("shrink_")?;
         write("/proc/sys/vm/compact_memory", "1")?;
         let by_others = told.total()? - before - by_vm;
         // Last: merged memory is under no pressure any more.
@@ -237,6 +236,7 @@ fn invalidations(dir: &Path) -> Result<()> {
             merge_once()?;
         }
         let by_all = told.total()? - before;
+        let by_reclaim = stacks.below("shrink_")? - reclaimed_before;
         let summary = only_vm(&recording.end()?)?;
         let by = &summary["invalidations"];
         let of = |who: &str| by[who].as_u64().unwrap_or(0);

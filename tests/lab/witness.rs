@@ -60,7 +60,7 @@ impl Histogram {
         .collect()
     }
 
-    /// How many below a function whose name has that in it, where the key is `stacktrace`.
+    /// How many have a function on their stack whose name contains that. The key is `stacktrace`.
     pub(crate) fn below(&self, function: &str) -> Result<u64> {
         let text = self.text()?;
         let mut sum = 0;

@@ -26,8 +26,11 @@ pub(crate) fn slot_of(mm: u64) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn slot_on(cpu: &Cpu, mm: u64) -> Option<u32> {
     let changes = || MMS_CHANGES.get(0).map_or(0, |changes| get(&changes.0));
-    // First those who are no VM: most of a host's faults are theirs, and they are to pay least.
-    if get(&cpu.other_mm) == mm && get(&cpu.other_changes) == changes() {
+    // First those who are no VM: most of a host's faults are theirs, and they are to pay least. What is
+    // written first is read again at the end: one who is preempted in between does not go by a count that
+    // belongs to other memory.
+    let is_other = || get(&cpu.other_mm) == mm;
+    if is_other() && get(&cpu.other_changes) == changes() && is_other() {
         return None;
     }
     // The VM says itself whether it is its memory.
@@ -44,11 +47,7 @@ pub(crate) fn slot_on(cpu: &Cpu, mm: u64) -> Option<u32> {
     // SAFETY: entries are only read and written as whole words.
     let slot = unsafe { MMS.get(mm) }.copied();
     match slot {
-        Some(slot) => {
-            set(&cpu.vm, u64::from(slot));
-            // It may be what was seen last before it was a VM's.
-            set(&cpu.other_mm, 0);
-        }
+        Some(slot) => set(&cpu.vm, u64::from(slot)),
         None => {
             set(&cpu.other_mm, mm);
             set(&cpu.other_changes, changes);

@@ -53,7 +53,7 @@ pub fn host_name() -> Result<String> {
     name.into_string().map_err(|name| anyhow!("the host name {name:?} is not UTF-8"))
 }
 
-/// Numbers that CPUs of the kernel can ever have, online or not: some in between may be nobody's.
+/// How many numbers CPUs of the kernel can have, online or not: some in between may be unused.
 ///
 /// # Errors
 /// /sys cannot be read.

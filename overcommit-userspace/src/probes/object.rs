@@ -31,7 +31,7 @@ pub struct Sizes {
     pub busy_vms: u32,
     /// Threads of VMs that fault, at a time.
     pub threads: u32,
-    /// CPUs that the kernel can have.
+    /// Numbers that CPUs of the kernel can have.
     pub cpus: u32,
     /// Bytes of the ring buffer of slow faults: a power of two, whole pages.
     pub slow_bytes: u32,

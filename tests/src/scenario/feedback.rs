@@ -16,9 +16,10 @@ use std::path::Path;
 const MEMORY: [u64; 2] = [384, 448];
 /// MiB that each of them reads over and over.
 const WORK: u64 = 160;
-/// MiB that the squeezed one may hold then: less than its work, with what QEMU takes itself. An emulator
-/// takes more.
+/// MiB that the squeezed one may hold then: less than its work and what QEMU itself takes, which is more
+/// where it emulates the guest.
 const LIMIT: u64 = 220;
+/// The same under KVM.
 const LIMIT_UNDER_KVM: u64 = 150;
 /// Messages of the host that are held against the recording.
 const MESSAGES: usize = 12;
@@ -38,8 +39,8 @@ pub fn has_vsock() -> bool {
     Path::new("/dev/vhost-vsock").exists()
 }
 
-/// Works, asks the host all the time, and in the end says what it sees. busybox's `cat` has the kernel hand
-/// pages on, which touches none.
+/// Works, asks the host all the time, and in the end says what it sees. busybox's `cat` uses
+/// sendfile, which does not touch the pages; `dd` copies them.
 fn script() -> String {
     let guest = format!("{} guest", overcommit().display());
     format!(

@@ -143,7 +143,7 @@ pub(crate) fn prepare(
     };
     let initramfs = image::initramfs(&image, &busybox, &work)?;
     let mut command = String::new();
-    // A run of all tests has no time for them.
+    // A run of all tests goes without: on AMD they may hang, on arm64 they take too long.
     if !args.within_test {
         for (variable, file) in linux_guest(series, &image, &initramfs, &root, &work)? {
             command += &format!("export {variable}={}\n", quote(&file.display().to_string()));
@@ -173,7 +173,7 @@ pub(crate) fn prepare(
 
 /// What a Linux guest of that kernel boots, where the lab sees it, by the variable that says so: one with
 /// a shell on arm64. The emulated AMD processor interrupts such a guest sooner or later where it must not,
-/// and the guest waits for itself, see `testbed::qemu::IN_BOOT`.
+/// and the guest waits for itself, see `testbed::qemu::IN_BOOT`: 6.1 alone has one, without a shell.
 fn linux_guest(
     series: Series,
     image: &Image,
