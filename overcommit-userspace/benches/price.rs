@@ -127,7 +127,7 @@ fn main() -> Result<()> {
     let binary = std::env::var_os("OVERCOMMIT_BINARY").map(PathBuf::from);
     let binary = binary.context("run it by `cargo xtask bench`")?;
     let kernel = Kernel::read()?;
-    let host = HostProbe::run(Ok(&kernel));
+    let host = HostProbe::run(Ok(&kernel), &Wanted::Auto.kinds());
     let backend =
         decide(&host, Wanted::Auto).map_err(|_| anyhow::anyhow!("no backend works here"))?;
     let bench = Bench { binary, kernel, backend: backend.backend, dir: tempfile::tempdir()? };

@@ -45,9 +45,9 @@ const PROGRAMS: [(&str, f64); 7] = [
     ("fexit_fault", 510.0),
     ("fentry_write", 132.0),
     ("fentry_invalidation", 237.0),
-    ("kvm_exit_x86", 440.0),
+    ("kvm_exit_x86", 445.0),
     ("kvm_entry", 625.0),
-    ("kvm_userspace_exit", 175.0),
+    ("kvm_userspace_exit", 180.0),
 ];
 /// How far a figure may be from its line: a share of it, and some instructions for what the kernel
 /// does in between.
@@ -139,10 +139,12 @@ fn costs(dir: &Path) -> Result<()> {
     let _small_pages = Setting::small_pages()?;
     let bare = Costs::measure(|| Ok(()))?;
     let recorded = Costs::measure(|| Recording::start(&dir.join("run"), [""; 0]))?;
+    let memory = Costs::measure(|| Recording::start(&dir.join("memory"), ["--exits", "memory"]))?;
     let without = Costs::measure(|| Recording::start(&dir.join("without"), ["--exits", "off"]))?;
     for (what, bare, recorded) in [
         ("a fault with its exit", bare.fault, recorded.fault),
-        ("a device's read with its exit", bare.exit, recorded.exit),
+        ("a device's read with its exit", bare.read, recorded.read),
+        ("an exit that KVM answers itself", bare.exit, recorded.exit),
     ] {
         let added = recorded - bare;
         println!("{what}: {bare:.0} instructions, recorded {recorded:.0}: {added:.0} more");
@@ -150,9 +152,19 @@ fn costs(dir: &Path) -> Result<()> {
         // Programs on entry and return of a short path, not paths of their own.
         ensure!(added < bare, "{what} costs more than twice as much where it is recorded");
     }
-    let [with, without] = [recorded, without].map(|costs| costs.exit - bare.exit);
-    println!("with --exits off a device's read takes {without:.0} more");
-    ensure!(without * 4.0 < with, "exits that are not seen cost {without:.0} of {with:.0}");
+    let [with, of_memory, without] =
+        [recorded, memory, without].map(|costs| [costs.read - bare.read, costs.exit - bare.exit]);
+    for (exits, [read, exit]) in [("memory", of_memory), ("off", without)] {
+        println!("with --exits {exits} a device's read takes {read:.0} more, an exit {exit:.0}");
+    }
+    for (with, without) in with.into_iter().zip(without) {
+        ensure!(without * 4.0 < with, "exits that are not seen cost {without:.0} of {with:.0}");
+    }
+    let ([_, with], [_, passed_over]) = (with, of_memory);
+    ensure!(
+        passed_over * 3.0 < with * 2.0,
+        "one that is passed over costs {passed_over:.0} of {with:.0}"
+    );
     Ok(())
 }
 
@@ -161,11 +173,10 @@ fn costs_by_backend(dir: &Path) -> Result<()> {
     let _small_pages = Setting::small_pages()?;
     let kernel = Kernel::read()?;
     let bare = Costs::measure(|| Ok(()))?;
-    println!("not recorded: {:.0} a first touch, {:.0} a device's read", bare.fault, bare.exit);
+    println!("not recorded: {bare:.0?}");
     if Command::new("bpftrace").arg("--version").output().is_ok() {
         let traced = Costs::measure(|| bpftrace(dir))?;
-        let [fault, exit] = [traced.fault - bare.fault, traced.exit - bare.exit];
-        println!("bpftrace: {fault:.0} more a first touch, {exit:.0} more a device's read");
+        println!("with bpftrace: {traced:.0?}");
     }
     for (backend, name) in
         [(Backend::Fentry, "fentry"), (Backend::Kprobe, "kprobe"), (Backend::Perf, "perf")]
@@ -174,7 +185,8 @@ fn costs_by_backend(dir: &Path) -> Result<()> {
         let recorded = Costs::measure(|| Recording::start(&dir.join(name), ["--backend", name]))?;
         for (what, bare, empty, recorded) in [
             ("a first touch", bare.fault, empty.fault, recorded.fault),
-            ("a device's read", bare.exit, empty.exit, recorded.exit),
+            ("a device's read", bare.read, empty.read, recorded.read),
+            ("an exit", bare.exit, empty.exit, recorded.exit),
         ] {
             let (empty, recorded) = (empty - bare, recorded - bare);
             let times = recorded / empty;
@@ -214,11 +226,13 @@ fn bpftrace(dir: &Path) -> Result<Running> {
 }
 
 /// Instructions of the vCPU's thread.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Costs {
     /// For each first touch of a page.
     fault: f64,
     /// For each read of a device's register.
+    read: f64,
+    /// For each exit that KVM answers itself.
     exit: f64,
 }
 
@@ -228,17 +242,23 @@ impl Costs {
         let (walk, hot) = WALK;
         let walker = Config { hot: Some((hot, 1)), stopped: true, ..Config::new("walker", walk) };
         let mut walker = Vm::start(&walker)?;
-        let device = Config { guest: Guest::Device, stopped: true, ..Config::new("device", hot) };
-        let mut device = Vm::start(&device)?;
-        // It knows both before they run.
+        let start =
+            |guest, name| Vm::start(&Config { guest, stopped: true, ..Config::new(name, hot) });
+        let mut device = start(Guest::Device, "device")?;
+        let mut cpuid = start(Guest::Cpuid, "cpuid")?;
+        // It knows them before they run.
         let _traced = trace()?;
         let (faults, start) = (walker.faults()?[0], vcpu_time(&walker)?);
         let (passes, first, pass) = passes(&mut walker)?;
         let faults = walker.faults()?[0] - faults;
         ensure!(faults >= walk * PAGES, "{faults} faults of {} pages", walk * PAGES);
         let touched = (first - start) as f64 - (passes - 1) as f64 * pass;
-        let (_, _, reads) = self::passes(&mut device)?;
-        Ok(Self { fault: touched / (walk * PAGES) as f64, exit: reads / (hot * PAGES) as f64 })
+        let each = |vm: &mut Vm| -> Result<f64> {
+            let (_, _, pass) = self::passes(vm)?;
+            Ok(pass / (hot * PAGES) as f64)
+        };
+        let fault = touched / (walk * PAGES) as f64;
+        Ok(Self { fault, read: each(&mut device)?, exit: each(&mut cpuid)? })
     }
 }
 

@@ -1,6 +1,7 @@
 # A guest that walks its memory: multiboot, 32-bit. Interrupts are off, or (STI=1) on
 # with none to come. With APF=1 too it is told of pages that the host has not, and halts
-# until they are there. With DEVICE=1 it reads a device's register for each page instead. With
+# until they are there. With DEVICE=1 it reads a device's register for each page instead, with
+# CPUID=1 it executes that instruction. With
 # WORK it executes that many instructions between two pages. With NESTED=1 a guest of its own walks
 # (AMD's SVM alone): it gives that one a page where it wants one, and takes all of them after each pass.
 #
@@ -200,6 +201,10 @@ pass:
 page:
     .if DEVICE
     movl 0xfed000f0, %edx               # main counter of the HPET, which QEMU emulates
+    .elseif CPUID
+    pushal
+    cpuid
+    popal
     .else
     addl %ecx, (%edi)
     .endif

@@ -20,6 +20,8 @@ pub enum Guest {
     Paravirtual,
     /// Reads a device's register instead.
     Device,
+    /// Executes CPUID instead, which KVM answers itself; on x86 alone.
+    Cpuid,
     /// Has a guest of its own walk; on AMD alone.
     Nested,
     /// Halts until its timer fires, over and over; on arm64 alone.
@@ -39,6 +41,7 @@ impl Guest {
             Self::Interruptible => "walker-sti",
             Self::Paravirtual => "walker-apf",
             Self::Device => "walker-device",
+            Self::Cpuid => "walker-cpuid",
             Self::Nested => "walker-nested",
             Self::Idle => "walker-idle",
             Self::Linux => "linux",
@@ -68,6 +71,7 @@ impl Processor {
                 Guest::Interruptible,
                 Guest::Paravirtual,
                 Guest::Device,
+                Guest::Cpuid,
                 Guest::Nested,
             ],
             Self::Arm64 => &[Guest::Walker, Guest::Device, Guest::Idle],
@@ -140,6 +144,7 @@ fn without_system(guest: Guest, processor: Processor, works: bool) -> Result<Pat
         symbol("STI", matches!(guest, Guest::Interruptible | Guest::Paravirtual)),
         symbol("APF", guest == Guest::Paravirtual),
         symbol("DEVICE", guest == Guest::Device),
+        symbol("CPUID", guest == Guest::Cpuid),
         symbol("NESTED", guest == Guest::Nested),
         symbol("IDLE", guest == Guest::Idle),
         format!("--defsym=WORK={}", if works { WORK } else { 0 }),

@@ -149,8 +149,6 @@ pub struct KvmFields {
     pub exit_info1: AtomicU64,
     /// kvm_exit: `vcpu_id`; [`ABSENT`] on arm64.
     pub exit_vcpu: AtomicU64,
-    /// kvm_async_pf_not_present and …_ready: `token`.
-    pub apf_token: AtomicU64,
     /// kvm_guest_fault, which arm64 alone has: `hsr`, the syndrome.
     pub fault_syndrome: AtomicU64,
     /// kvm_wfx_arm64: `is_wfe`, of one byte.
@@ -164,7 +162,7 @@ pub struct KvmFields {
     /// On Intel `vcpu_vmx::exit_qualification`, likewise; [`ABSENT`] where the record says it.
     pub vmx_exit_qualification: AtomicU64,
     /// Explicit padding to the cache line.
-    pub reserved: [AtomicU64; 4],
+    pub reserved: [AtomicU64; 5],
 }
 
 /// Words of the record of kvm_exit that are read.

@@ -131,7 +131,8 @@ impl Thread {
 #[derive(Default)]
 #[repr(C)]
 pub struct Window {
-    /// `CLOCK_MONOTONIC` at kvm_exit, in nanoseconds; 0 in the guest.
+    /// `CLOCK_MONOTONIC` at kvm_exit, in nanoseconds; 0 in the guest, and in a window that is
+    /// [`PASSED_OVER`].
     pub exit_ns: AtomicU64,
     /// Key of the exit's reason ([`exit_key`]), with [`MEMORY`] and the other marks, and from
     /// [`SLEEPS_AT`] on how often the thread had slept by the exit.
@@ -245,6 +246,10 @@ pub const APF_OLDER_AT: u32 = 32;
 /// guest wanted; or it was a guest of the guest that left. That is no wait for memory unless a fault
 /// lies in the window.
 pub const PROTECTED: u64 = 1 << 38;
+
+/// In [`Window::reason`], alone or with [`PAUSED`]: the thread is in a window of which only the faults
+/// in it matter (`--exits memory`); `exit_ns` is 0.
+pub const PASSED_OVER: u64 = 1 << 39;
 
 /// In [`Window::reason`]: the lowest bit of `task_struct::nvcsw` at the exit, as far as there is
 /// room for it.

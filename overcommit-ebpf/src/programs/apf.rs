@@ -3,13 +3,13 @@
 
 use crate::atomic::{add, get, set};
 use crate::calls::goes_on;
-use crate::exits::{current_vcpu, read};
+use crate::exits::current_vcpu;
 use crate::latency::record;
-use crate::maps::{APFS, KVM_FIELDS, histogram, lose};
+use crate::maps::{APFS, histogram, lose};
 use crate::threads::known_thread;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use aya_ebpf::macros::{raw_tracepoint, tracepoint};
-use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
 use overcommit_ebpf::exit::{aged, by_age, without_one};
 use overcommit_ebpf::layout::{Loss, Metric, READY, Vm, Window};
 
@@ -36,14 +36,13 @@ fn came(window: &Window, since: u64) {
     set(&window.apf_open, without_one(get(&window.apf_open), is_older));
 }
 
-#[tracepoint]
-pub(crate) fn kvm_apf_not_present(ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub(crate) fn kvm_apf_not_present(ctx: RawTracePointContext) -> i32 {
     let Some((vm, thread)) = current_vcpu() else { return 0 };
-    let Some(fields) = KVM_FIELDS.get(0) else { return 0 };
     let window = &thread.window;
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
-    let key = apf_key(read::<u64>(&ctx, &fields.apf_token) as u32);
+    let key = apf_key(token(&ctx));
     // SAFETY: entries are only read and written as whole words.
     if let Some(since) = unsafe { APFS.get(key) }.copied() {
         // The guest's numbers have come round.
@@ -59,14 +58,13 @@ pub(crate) fn kvm_apf_not_present(ctx: TracePointContext) -> u32 {
     0
 }
 
-#[tracepoint]
-pub(crate) fn kvm_apf_ready(ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub(crate) fn kvm_apf_ready(ctx: RawTracePointContext) -> i32 {
     let Some((vm, thread)) = current_vcpu() else { return 0 };
-    let Some(fields) = KVM_FIELDS.get(0) else { return 0 };
     let window = &thread.window;
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
-    let token = read::<u64>(&ctx, &fields.apf_token) as u32;
+    let token = token(&ctx);
     set(&window.reason, get(&window.reason) | READY);
     if token == APF_BROADCAST {
         let (younger, older) = by_age(get(&window.apf_open));
@@ -105,6 +103,13 @@ pub(crate) fn kvm_apf_completed(_ctx: RawTracePointContext) -> i32 {
         goes_on(thread, false);
     }
     0
+}
+
+/// The number by which the guest is told of the page: the first argument of both tracepoints
+/// (`kvm_async_pf_nopresent_ready`, include/trace/events/kvm.h, 6.1 to 7.3).
+#[inline(always)]
+fn token(ctx: &RawTracePointContext) -> u32 {
+    ctx.arg::<u64>(0) as u32
 }
 
 #[inline(always)]

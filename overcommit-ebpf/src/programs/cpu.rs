@@ -2,9 +2,10 @@
 //! times, and most faults of a host are of the same few processes.
 
 use crate::atomic::{add_in_order, get, set};
+use crate::kernel::number;
 use crate::maps::{CPUS, MMS, MMS_CHANGES, VMS};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use overcommit_ebpf::layout::Cpu;
+use overcommit_ebpf::layout::{Cpu, is_other_memory, other_memory};
 
 /// The current CPU.
 #[inline(always)]
@@ -20,17 +21,11 @@ pub(crate) fn slot_of(mm: u64) -> Option<u32> {
 }
 
 /// The same where the CPU is known.
-///
-/// Of two programs on functions, of which one was preempted here by the other, each may leave one of the
-/// two words on other memory: the loader has them forgotten at each look.
 #[inline(always)]
 pub(crate) fn slot_on(cpu: &Cpu, mm: u64) -> Option<u32> {
     let changes = || MMS_CHANGES.get(0).map_or(0, |changes| get(&changes.0));
-    // First those who are no VM: most of a host's faults are theirs, and they are to pay least. What is
-    // written first is read again at the end: one who is preempted in between does not go by a count that
-    // belongs to other memory.
-    let is_other = || get(&cpu.other_mm) == mm;
-    if is_other() && get(&cpu.other_changes) == changes() && is_other() {
+    // First those who are no VM: most of a host's faults are theirs, and they are to pay least.
+    if is_other_memory(get(&cpu.other), mm, changes()) {
         return None;
     }
     // The VM says itself whether it is its memory.
@@ -43,15 +38,12 @@ pub(crate) fn slot_on(cpu: &Cpu, mm: u64) -> Option<u32> {
     }
     let changes = changes();
     // The changes were read before it is looked up, on arm64 too: what changes now is seen next time.
-    add_in_order(&cpu.other_changes, 0);
+    add_in_order(&cpu.other, 0);
     // SAFETY: entries are only read and written as whole words.
     let slot = unsafe { MMS.get(mm) }.copied();
     match slot {
         Some(slot) => set(&cpu.vm, u64::from(slot)),
-        None => {
-            set(&cpu.other_mm, mm);
-            set(&cpu.other_changes, changes);
-        }
+        None => set(&cpu.other, other_memory(number(mm), changes)),
     }
     slot
 }

@@ -2,10 +2,11 @@
 
 use crate::atomic::{InKernel, add, get, set};
 use crate::calls::goes_on;
-use crate::exits::{come_back, read_qualification};
+use crate::exits::{come_back, is_passed_over, read_qualification};
 use crate::kernel::{current_run_delay, current_sleeps};
 use crate::latency::{record, record_at};
-use crate::maps::{BEGINS_AT_CALL, VMS, histogram, lose};
+use crate::maps::{BEGINS_AT_CALL, ONLY_MEMORY_EXITS, VMS, histogram, lose};
+use crate::parts;
 use crate::pool;
 use crate::threads::known_thread;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -13,8 +14,8 @@ use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use core::sync::atomic::AtomicU64;
 use overcommit_ebpf::layout::{
-    APF, HALT, IN_BACKGROUND, Loss, MEMORY, MMIO, Metric, OUTSIDE_FAULTS, PROTECTED, Part, READY,
-    REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
+    APF, HALT, IN_BACKGROUND, Loss, MEMORY, MMIO, Metric, OUTSIDE_FAULTS, PAUSED, PROTECTED, Part,
+    READY, REASON_MMIO, SLEEPS_AT, Thread, Vm, Window, exit_key,
 };
 use overcommit_ebpf::{bucket, order};
 
@@ -30,10 +31,12 @@ pub(crate) fn kvm_entry(_ctx: RawTracePointContext) -> i32 {
     }
     let exit_ns = get(&window.exit_ns);
     if exit_ns == 0 {
-        // The first entry of a vCPU is no loss.
-        if get(&window.exits) != 0 {
+        if is_passed_over(window) {
+            end_passed_over(thread);
+        } else if get(&window.exits) != 0 {
             lose(vm, Loss::EntryWithoutExit);
         }
+        // The first entry of a vCPU is no loss.
         return 0;
     }
     // SAFETY: the helper has no precondition.
@@ -45,7 +48,40 @@ pub(crate) fn kvm_entry(_ctx: RawTracePointContext) -> i32 {
     };
     come_back(window, now);
     end_window(vm, slot, thread, length);
+    if ONLY_MEMORY_EXITS.load() != 0 {
+        begin_count(thread);
+    }
     0
+}
+
+/// Only the faults in it were waits for memory, as those in any window that is not for memory.
+#[inline(always)]
+fn end_passed_over(thread: &Thread) {
+    let window = &thread.window;
+    let within = get(&thread.waited_ns).saturating_sub(get(&window.waited_before_ns));
+    let within = within + get(&window.attempts_ns);
+    count(&window.exits, 1);
+    if within == 0 {
+        set(&window.reason, 0);
+        return;
+    }
+    let for_cpu = get(&window.parts_ns[Part::Runq as usize]);
+    let was_held = get(&window.reason) & PAUSED != 0;
+    let stall = if was_held { 0 } else { within.saturating_sub(for_cpu) };
+    order::change(&InKernel(&thread.sequence), || {
+        set(&window.stall_ns, get(&window.stall_ns) + stall);
+        set(&window.reason, 0);
+    });
+    begin_count(thread);
+}
+
+/// From now on faults of the thread are those of its next window, if that is passed over.
+#[inline(always)]
+fn begin_count(thread: &Thread) {
+    let window = &thread.window;
+    set(&window.waited_before_ns, get(&thread.waited_ns));
+    set(&window.attempts_ns, 0);
+    parts::empty(&window.has_parts, &window.parts_ns);
 }
 
 /// What the vCPU waited for a CPU since its last entry: KVM tells its guest the same

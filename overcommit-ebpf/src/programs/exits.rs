@@ -9,7 +9,7 @@ use crate::apf::age;
 use crate::atomic::{get, set};
 use crate::cpu::slot_of;
 use crate::kernel::{Kernel, current_mm, current_run_delay, current_sleeps};
-use crate::maps::{KVM_FIELDS, VMS, lose};
+use crate::maps::{KVM_FIELDS, ONLY_MEMORY_EXITS, VMS, lose};
 use crate::parts;
 use crate::threads::{known_thread, thread_entry};
 use aya_ebpf::EbpfContext;
@@ -22,8 +22,8 @@ use overcommit_ebpf::exit::{
     arm64_fault_marks, arm64_reason, has_qualification, marks, vmx_fault_marks,
 };
 use overcommit_ebpf::layout::{
-    APF, HALT, ISA_ARM64, ISA_SVM, Loss, MEMORY, MMIO, NEVER_RAN, PAUSED, PROTECTED, RECORD_WORDS,
-    SLEEPS_AT, Thread, Vm, Window, exit_key,
+    APF, HALT, ISA_ARM64, ISA_SVM, Loss, MEMORY, MMIO, NEVER_RAN, PASSED_OVER, PAUSED, PROTECTED,
+    RECORD_WORDS, SLEEPS_AT, Thread, Vm, Window, exit_key,
 };
 
 /// `KVM_EXIT_INTR`, include/uapi/linux/kvm.h: the thread was called away.
@@ -101,10 +101,15 @@ fn set_vcpu(window: &Window, number: u32) {
 
 /// A window begins now.
 #[inline(always)]
-fn open(vm: &Vm, thread: &Thread, isa: u32, reason: u32, info1: impl FnOnce() -> u64) {
+fn open(vm: &Vm, thread: &Thread, isa: u32, reason: u32, info1: impl Fn() -> u64) {
     let window = &thread.window;
-    if get(&window.exit_ns) != 0 {
+    if is_open(window) {
         lose(vm, Loss::ExitWithoutEntry);
+    }
+    // Not kept for below: that would cost the others 17 instructions.
+    if ONLY_MEMORY_EXITS.load() != 0 && !may_wait(window, marks(isa, reason, &info1)) {
+        pass_over(vm, thread);
+        return;
     }
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -129,7 +134,41 @@ fn open(vm: &Vm, thread: &Thread, isa: u32, reason: u32, info1: impl FnOnce() ->
     set(&window.exit_ns, now);
 }
 
-/// The window that the current thread is in.
+/// Whether the exit itself can be a wait for memory.
+#[inline(always)]
+fn may_wait(window: &Window, marks: u64) -> bool {
+    marks & MEMORY != 0 || (marks & HALT != 0 && get(&window.apf_open) != 0)
+}
+
+/// A window begins of which only the faults in it matter.
+#[inline(always)]
+fn pass_over(vm: &Vm, thread: &Thread) {
+    let window = &thread.window;
+    if get(&vm.first_run_ns) == NEVER_RAN {
+        // SAFETY: the helper has no precondition.
+        set(&vm.first_run_ns, unsafe { bpf_ktime_get_ns() });
+    }
+    // Else the entry before it has noted that.
+    if get(&window.exits) == 0 {
+        set(&window.waited_before_ns, get(&thread.waited_ns));
+    }
+    set(&window.exit_ns, 0);
+    set(&window.reason, PASSED_OVER);
+}
+
+/// Whether the thread is in a window.
+#[inline(always)]
+pub(crate) fn is_open(window: &Window) -> bool {
+    get(&window.exit_ns) != 0 || is_passed_over(window)
+}
+
+/// Whether it is in one of which only the faults in it matter.
+#[inline(always)]
+pub(crate) fn is_passed_over(window: &Window) -> bool {
+    ONLY_MEMORY_EXITS.load() != 0 && get(&window.reason) & PASSED_OVER != 0
+}
+
+/// The window that the current thread is in, and that is followed.
 #[inline(always)]
 fn open_window() -> Option<&'static Window> {
     let window = &known_thread()?.window;
@@ -188,14 +227,20 @@ pub(crate) fn kvm_wfx(ctx: TracePointContext) -> u32 {
 pub(crate) fn kvm_userspace_exit(ctx: RawTracePointContext) -> i32 {
     let Some(thread) = known_thread() else { return 0 };
     let window = &thread.window;
-    if get(&window.exit_ns) == 0 {
+    if !is_open(window) {
+        return 0;
+    }
+    // (reason, errno); after an error the reason is that of an earlier exit.
+    let interrupted = ctx.arg::<i32>(1) < 0 || ctx.arg::<u32>(0) == USERSPACE_INTERRUPTED;
+    if is_passed_over(window) {
+        if interrupted {
+            set(&window.reason, PASSED_OVER | PAUSED);
+        }
         return 0;
     }
     // SAFETY: the helper has no precondition.
     let now = unsafe { bpf_ktime_get_ns() };
     come_back(window, now);
-    // (reason, errno); after an error the reason is that of an earlier exit.
-    let interrupted = ctx.arg::<i32>(1) < 0 || ctx.arg::<u32>(0) == USERSPACE_INTERRUPTED;
     let marks = get(&window.reason) & !PAUSED;
     set(&window.reason, marks | if interrupted { PAUSED } else { MMIO });
     set(&window.user_since_ns, now);
@@ -272,7 +317,7 @@ impl Record {
 
 /// A field of the record that the program was called with; 0 if it cannot be read.
 #[inline(always)]
-pub(crate) fn read<T: Default>(ctx: &TracePointContext, field: &AtomicU64) -> T {
+fn read<T: Default>(ctx: &TracePointContext, field: &AtomicU64) -> T {
     let address = (ctx.as_ptr() as u64 + (get(field) & 0xffff)) as *const T;
     // SAFETY: the helper checks the address and fails on a bad one.
     unsafe { bpf_probe_read_kernel(address) }.unwrap_or_default()

@@ -38,6 +38,13 @@ impl Kernel {
     }
 }
 
+/// A pointer as a number, with which the verifier lets one calculate: it is read back from the stack.
+#[inline(always)]
+pub(crate) fn number(pointer: u64) -> u64 {
+    // SAFETY: it is the program's own.
+    unsafe { bpf_probe_read_kernel(&raw const pointer) }.unwrap_or_default()
+}
+
 /// A structure of the kernel's, read through.
 pub(crate) trait Structure: Copy {
     fn word(self, offset: u32) -> u64;

@@ -20,9 +20,9 @@ use overcommit_ebpf::layout::{
 #[map]
 pub(crate) static MMS: HashMap<u64, u32> = HashMap::with_max_entries(1 /* loader */, 0);
 
-/// Changes with each VM that comes, and at each look of the loader; one entry.
+/// Counts VMs that come, each after it is in [`MMS`]; one entry.
 #[map]
-pub(crate) static MMS_CHANGES: Array<Word> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static MMS_CHANGES: Array<Word> = Array::with_max_entries(1, 0);
 
 /// Threads that wait for a VM's `mmap_lock`, as the tracepoints of locks have it; one entry.
 #[map]
@@ -205,6 +205,10 @@ pub(crate) static TAKES_AGGRESSORS: Global<u8> = Global::new(0);
 /// for the lock before it is to be added.
 #[unsafe(no_mangle)]
 pub(crate) static BEGINS_AT_CALL: Global<u8> = Global::new(0);
+
+/// Whether of exits that are not for memory only the faults in them matter.
+#[unsafe(no_mangle)]
+pub(crate) static ONLY_MEMORY_EXITS: Global<u8> = Global::new(0);
 
 /// Whether every CPU sees the writes of another in their order, as on x86-64.
 #[unsafe(no_mangle)]

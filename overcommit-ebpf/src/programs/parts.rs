@@ -6,6 +6,7 @@
 //! never overlap, and with the rest they make up the whole.
 
 use crate::atomic::{add, get, set};
+use crate::exits::is_open;
 use crate::kernel::current_run_delay;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use core::sync::atomic::AtomicU64;
@@ -73,7 +74,7 @@ pub(crate) fn close_attempt(thread: &Thread, now: u64) {
     let length = now.saturating_sub(get(&thread.since_ns)).saturating_sub(get(lock));
     set(lock, 0);
     let window = &thread.window;
-    if get(&window.exit_ns) != 0 {
+    if is_open(window) {
         set(&window.attempts_ns, get(&window.attempts_ns) + length);
         hand_on(thread, None);
     }
@@ -87,7 +88,7 @@ fn hand_on(thread: &Thread, vm: Option<&Vm>) {
         return;
     }
     let window = &thread.window;
-    let in_window = get(&window.exit_ns) != 0;
+    let in_window = is_open(window);
     for (at, (part, of_window)) in thread.parts_ns.iter().zip(&window.parts_ns).enumerate() {
         let time = get(part);
         if time == 0 {

@@ -8,7 +8,7 @@ use crate::kernel;
 use crate::kernel::capability::{self, CapabilitySet};
 use crate::probes::decide::{Backend, Wanted, decide, refusal};
 use crate::probes::footprint::KernelMemory;
-use crate::probes::host::{HostProbe, Trial};
+use crate::probes::host::{HostProbe, Kind, Trial};
 use crate::probes::object::Sizes;
 use crate::probes::sight::Sight;
 use crate::probes::{Kernel, Probes, sight, tracefs};
@@ -167,7 +167,7 @@ fn look() -> Result<Report> {
     let vms = discovery.scan()?;
     require_readable(&discovery)?;
     let kernel = Kernel::read();
-    let host = HostProbe::run(kernel.as_ref().map_err(|error| anyhow!("{error:#}")));
+    let host = HostProbe::run(kernel.as_ref().map_err(|error| anyhow!("{error:#}")), &Kind::ALL);
     let auto = decide(&host, Wanted::Auto).ok().map(|decision| decision.backend);
     let layout = kernel.as_ref().ok().map(|kernel| kernel.layout.offsets());
     let (tracefs, tracefs_missing) = match tracefs::mount_point() {

@@ -2,7 +2,7 @@
 
 use crate::commands::FAILED;
 use crate::probes::Kernel;
-use crate::probes::decide::{Backend, refusal};
+use crate::probes::decide::{Backend, Wanted, refusal};
 use crate::probes::host::HostProbe;
 use crate::self_test::{Proof, Unit, prove};
 use crate::terminal::{print, print_json};
@@ -37,7 +37,7 @@ struct Tested {
 /// A backend that the host allows cannot be attached, or the process that faults fails.
 pub(super) fn run(json: bool) -> Result<ExitCode> {
     let kernel = Kernel::read().context("no backend works here")?;
-    let host = HostProbe::run(Ok(&kernel));
+    let host = HostProbe::run(Ok(&kernel), &Wanted::Auto.kinds());
     let tested = |backend| {
         let refused = refusal(&host, backend);
         let proofs = match refused {

@@ -7,9 +7,10 @@ use crate::kernel::capability;
 use crate::probes::Kernel;
 use crate::probes::decide::{Decision, Wanted, decide};
 use crate::probes::host::HostProbe;
+use crate::probes::kvm::Exits;
 use crate::sampler::roster::{Roster, Selection};
 use crate::session::wait::Waiter;
-use crate::session::{Exits, RunningSession, Session, Want};
+use crate::session::{RunningSession, Session, Want};
 use anyhow::{Context, Result, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use overcommit_recording::format::text::{parse_duration, parse_interval, parse_positive_duration};
@@ -156,7 +157,7 @@ pub(super) fn raise_limit() -> Result<(u64, u64)> {
 }
 
 fn choose(kernel: &Kernel, wanted: Wanted) -> Result<Decision> {
-    let host = HostProbe::run(Ok(kernel));
+    let host = HostProbe::run(Ok(kernel), &wanted.kinds());
     decide(&host, wanted).map_err(|refused| {
         let hint =
             if wanted == Wanted::Auto { "see overcommit check" } else { "use --backend auto" };

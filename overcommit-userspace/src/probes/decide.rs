@@ -4,6 +4,7 @@
 use crate::probes::host::{HostProbe, Kind};
 use clap::ValueEnum;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Where faults are seen.
@@ -81,6 +82,18 @@ impl Wanted {
         }
     }
 
+    /// The kinds of program on which the choice depends.
+    pub fn kinds(self) -> Vec<Kind> {
+        let backends = Backend::ALL.into_iter().filter(|backend| self.allows(*backend));
+        let kinds: BTreeSet<Kind> = backends.flat_map(|backend| backend.needs()).copied().collect();
+        kinds.into_iter().collect()
+    }
+
+    /// Whether that backend may be chosen.
+    fn allows(self, backend: Backend) -> bool {
+        self.only().is_none_or(|only| only == backend)
+    }
+
     const fn only(self) -> Option<Backend> {
         match self {
             Self::Auto => None,
@@ -135,7 +148,7 @@ fn drawback(host: &HostProbe, backend: Backend) -> Option<String> {
 pub fn decide(host: &HostProbe, wanted: Wanted) -> Result<Decision, Vec<Refusal>> {
     let mut refused = Vec::new();
     for backend in Backend::ALL {
-        if wanted.only().is_some_and(|only| only != backend) {
+        if !wanted.allows(backend) {
             continue;
         }
         let drawback = || drawback(host, backend).filter(|_| wanted.only().is_none());
@@ -157,6 +170,15 @@ mod tests {
         let refusal = |kind| without.contains(&kind).then(|| "EPERM".to_owned());
         let trials = Kind::ALL.into_iter().map(|kind| Trial { kind, refusal: refusal(kind) });
         HostProbe { btf: None, trials: trials.collect(), tracefs: None, preemption: None }
+    }
+
+    #[test]
+    fn what_no_backend_needs_is_not_tried() {
+        let untried = [Kind::Tracepoint, Kind::BtfTracepoint];
+        let auto = Wanted::Auto.kinds();
+        assert_eq!(auto.len(), Kind::ALL.len() - untried.len());
+        assert!(auto.iter().all(|kind| !untried.contains(kind)));
+        assert_eq!(Wanted::Perf.kinds(), [Kind::PerfEvent, Kind::RawTracepoint, Kind::Iterator]);
     }
 
     #[test]

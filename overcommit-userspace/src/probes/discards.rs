@@ -2,6 +2,7 @@
 //! can be seen in no other way: a tracepoint of one system call costs each of them on
 //! the whole host a look at its hooks.
 
+use crate::probes::close_behind;
 use crate::probes::functions::open_tracepoint;
 use crate::probes::tracefs;
 use anyhow::{Context, Result, anyhow};
@@ -46,6 +47,6 @@ impl Discards {
 
     /// Detaches it.
     pub fn stop(&mut self) {
-        self.attached = None;
+        close_behind(self.attached.take());
     }
 }

@@ -89,7 +89,7 @@ pub struct Trial {
 pub struct HostProbe {
     /// Why there is no BTF, if there is none.
     pub btf: Option<String>,
-    /// Each kind of program.
+    /// Each kind of program that was tried.
     pub trials: Vec<Trial>,
     /// Why tracefs cannot be used, if it cannot.
     pub tracefs: Option<String>,
@@ -98,15 +98,16 @@ pub struct HostProbe {
 }
 
 impl HostProbe {
-    /// Tries one trivial program of each kind, for a moment.
-    pub fn run(kernel: Result<&Kernel>) -> Self {
+    /// Tries one trivial program of each of these kinds, for a moment: that of a classic tracepoint takes
+    /// a tenth of a second to be gone.
+    pub fn run(kernel: Result<&Kernel>, kinds: &[Kind]) -> Self {
         let tracefs = tracefs_refusal();
         let preemption = preemption();
         let none = |why: String| -> Vec<Trial> {
-            let refused = |kind| Trial { kind, refusal: Some(why.clone()) };
-            Kind::ALL.into_iter().map(refused).collect()
+            let refused = |kind: &Kind| Trial { kind: *kind, refusal: Some(why.clone()) };
+            kinds.iter().map(refused).collect()
         };
-        let (btf, trials) = match kernel.map(trials) {
+        let (btf, trials) = match kernel.map(|kernel| trials(kernel, kinds)) {
             Ok(Ok(trials)) => (None, trials),
             Ok(Err(error)) if error_number(&error) == Some(Errno::EPERM) => {
                 (None, none(not_permitted()))
@@ -188,14 +189,13 @@ fn mode_at_boot(
     asked.or_else(built).map(|(name, _)| *name)
 }
 
-fn trials(kernel: &Kernel) -> Result<Vec<Trial>> {
+fn trials(kernel: &Kernel, kinds: &[Kind]) -> Result<Vec<Trial>> {
     let mut ebpf = object::load(kernel, Sizes::TRIAL)?;
     let mut attempt = |kind| {
         let refused = attempt(&mut ebpf, kind, &kernel.btf).err();
         refused.map(|error| reason(kind, &error))
     };
-    let trial = |kind| Trial { kind, refusal: attempt(kind) };
-    Ok(Kind::ALL.into_iter().map(trial).collect())
+    Ok(kinds.iter().map(|kind| Trial { kind: *kind, refusal: attempt(*kind) }).collect())
 }
 
 /// Loads and attaches the trial program of a kind, and takes it away again.

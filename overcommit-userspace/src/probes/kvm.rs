@@ -5,18 +5,34 @@
 //! is loaded later is picked up by the next look, and its exits are told from the record then.
 
 use crate::kernel::layout::ExitLayout;
+use crate::probes::close_behind;
 use crate::probes::functions::open_tracepoint;
 use crate::probes::raw;
 use crate::probes::shared::SharedArray;
+use crate::probes::sight::SEEN_WITH_ALL;
 use crate::probes::tracefs;
 use anyhow::{Context, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::programs::{RawTracePoint, TracePoint};
+use clap::ValueEnum;
 use overcommit_ebpf::layout::{ABSENT, KvmFields, RECORD_WORDS};
 use perf_event::Counter;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
+
+/// `--exits`: which exits of guests are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Exits {
+    /// Each of them
+    All,
+    /// Those for memory, and faults in any other: the stall share is complete, and other exits cost
+    /// less, of which there are no metrics then, nor of halts
+    Memory,
+    /// None, so that exits cost nothing: the stall share comes from page faults, and there are no
+    /// metrics of exits, halts, asynchronous faults and waits for a CPU
+    Off,
+}
 
 /// How a program is attached.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,8 +47,8 @@ enum Way {
 /// In the order in which they are attached: what marks a window before what opens it.
 const PROGRAMS: [(&str, Way, &[&str], bool); 11] = [
     ("kvm_apf_completed", Way::Raw, &["kvm_async_pf_completed"], false),
-    ("kvm_apf_ready", Way::Classic, &["kvm_async_pf_ready"], false),
-    ("kvm_apf_not_present", Way::Classic, &["kvm_async_pf_not_present"], false),
+    ("kvm_apf_ready", Way::Raw, &["kvm_async_pf_ready"], false),
+    ("kvm_apf_not_present", Way::Raw, &["kvm_async_pf_not_present"], false),
     ("kvm_mmio", Way::Raw, &["kvm_mmio", "kvm_fast_mmio"], false),
     ("kvm_nested_vmexit", Way::Raw, &["kvm_nested_vmexit"], false),
     ("kvm_guest_fault", Way::Classic, &["kvm_guest_fault"], false),
@@ -59,8 +75,7 @@ pub struct KvmTracepoints {
     fields: SharedArray<KvmFields>,
     exits: Option<ExitLayout>,
     attached: Vec<Attached>,
-    /// Whether they are to be attached.
-    are_wanted: bool,
+    wanted: Exits,
     /// Why they are not attached.
     missing: Option<String>,
     /// Whether asynchronous page faults are told.
@@ -151,7 +166,7 @@ impl KvmTracepoints {
         PROGRAMS.into_iter().map(load).collect()
     }
 
-    /// Takes the loaded programs, which are attached if they `are_wanted`.
+    /// Takes the loaded programs, which are attached unless none are `wanted`.
     ///
     /// # Errors
     /// The kernel refuses to map the list of fields.
@@ -159,13 +174,18 @@ impl KvmTracepoints {
         ebpf: &mut Ebpf,
         programs: Vec<RawFd>,
         exits: Option<ExitLayout>,
-        are_wanted: bool,
+        wanted: Exits,
     ) -> Result<Self> {
         let fields = SharedArray::open(ebpf, "KVM_FIELDS", 1)?;
-        let missing = if are_wanted { "not attached yet" } else { "seen with --exits all" };
+        let missing = if wanted == Exits::Off { SEEN_WITH_ALL } else { "not attached yet" };
         let missing = Some(missing.to_owned());
         let attached = Vec::new();
-        Ok(Self { programs, fields, exits, attached, are_wanted, missing, has_apf: false })
+        Ok(Self { programs, fields, exits, attached, wanted, missing, has_apf: false })
+    }
+
+    /// Which exits are wanted.
+    pub fn wanted(&self) -> Exits {
+        self.wanted
     }
 
     /// Why exits are not seen, if they are not.
@@ -180,7 +200,7 @@ impl KvmTracepoints {
 
     /// Attaches to what is there by now.
     pub fn follow(&mut self) {
-        if self.are_wanted && self.missing.is_some() {
+        if self.wanted != Exits::Off && self.missing.is_some() {
             self.missing = self.attach().err().map(|error| format!("{error:#}"));
             if self.missing.is_some() {
                 self.attached.clear();
@@ -190,7 +210,7 @@ impl KvmTracepoints {
 
     /// Detaches.
     pub fn stop(&mut self) {
-        self.attached.clear();
+        close_behind(std::mem::take(&mut self.attached));
     }
 
     fn attach(&mut self) -> Result<()> {
@@ -209,8 +229,7 @@ impl KvmTracepoints {
         let elsewhere = |tracepoint, name| {
             tracefs::Format::read(kvm, tracepoint).ok().and_then(|format| format.offset(name))
         };
-        let apf = elsewhere("kvm_async_pf_ready", "token");
-        self.has_apf = apf.is_some();
+        self.has_apf = elsewhere("kvm_async_pf_ready", "token").is_some();
         let is_read = |offset: &u64| *offset < 8 * RECORD_WORDS as u64;
         let reason = reason
             .filter(is_read)
@@ -225,7 +244,6 @@ impl KvmTracepoints {
             field.store(exit.offset(name).filter(is_read).unwrap_or(ABSENT), SeqCst);
         }
         for (field, place) in [
-            (&fields.apf_token, apf),
             (&fields.fault_syndrome, elsewhere("kvm_guest_fault", "hsr")),
             (&fields.wfx_is_wfe, elsewhere("kvm_wfx_arm64", "is_wfe")),
         ] {

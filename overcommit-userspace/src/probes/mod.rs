@@ -33,7 +33,7 @@ use decide::Backend;
 use discards::Discards;
 use free::Supplies;
 use functions::{FunctionHooks, Purpose, Way};
-use kvm::KvmTracepoints;
+use kvm::{Exits, KvmTracepoints};
 use log::ProgramLog;
 use object::Sizes;
 use overcommit_ebpf::layout::{BLOCK_CHUNKS, Cpu, HotProgram};
@@ -56,6 +56,14 @@ use std::thread;
 /// programs.
 const LIFECYCLE: &[(&str, &str)] =
     &[("process_exit", "sched_process_exit"), ("process_exec", "sched_process_exec")];
+
+/// Closes attachments, which nobody waits for: with each classic tracepoint the kernel waits until no CPU
+/// is in its programs (`perf_trace_event_unreg`, kernel/trace/trace_event_perf.c), which takes a tenth of a
+/// second. The process does not end before that.
+fn close_behind(attached: impl Send + 'static) {
+    // Where there can be no more threads it is closed here and now.
+    let _ = thread::Builder::new().spawn(move || drop(attached));
+}
 
 /// Where swap areas are, and a function of which it matters whether there is one.
 const SYMBOLS: [&str; 3] = [NR_SWAPFILES, SWAP_INFO, FOLLOW_HUGETLB];
@@ -225,7 +233,7 @@ impl Probes {
         groups.attach(&mut ebpf, |group| group != Group::Locks || !source.has(Purpose::Lock));
         let exits = kernel.layout.exits;
         let exits = exits.filter(|_| !without.iter().any(|name| name == ExitLayout::STRUCTURE));
-        let mut kvm = KvmTracepoints::new(&mut ebpf, kvm, exits, sizes.sees_exits)?;
+        let mut kvm = KvmTracepoints::new(&mut ebpf, kvm, exits, sizes.exits)?;
         kvm.follow();
         let has_run_delay = kernel.layout.has_run_delay;
         // get_user_pages handled them itself then, without handle_mm_fault and without account
@@ -288,6 +296,7 @@ impl Probes {
                 Source::Perf(_) => Vec::new(),
             },
             exits_absent: self.exits_absent().map(str::to_owned),
+            sees_memory_exits_alone: self.kvm.wanted() == Exits::Memory,
             has_apf: self.kvm.has_apf(),
             absent: self.groups.absent().clone(),
             has_run_delay: self.has_run_delay,
@@ -295,13 +304,12 @@ impl Probes {
         }
     }
 
-    /// Follows CPUs that come and go, and a kvm that is loaded late; see also [`Slots::forget_others`].
+    /// Follows CPUs that come and go, and a kvm that is loaded late.
     ///
     /// # Errors
     /// The kernel refuses the events of a new CPU.
     pub fn follow_host(&mut self) -> Result<()> {
         self.kvm.follow();
-        self.slots.forget_others();
         match &mut self.source {
             Source::Perf(events) => events.follow_cpus(),
             // The kernel's own business.

@@ -1,6 +1,7 @@
 //! Loads the eBPF object that the binary carries.
 
 use crate::kernel::{self, IOCTL};
+use crate::probes::kvm::Exits;
 use crate::probes::{Kernel, NR_SWAPFILES, SWAP_INFO};
 use anyhow::{Result, anyhow};
 use aya::maps::{Map, MapError};
@@ -43,8 +44,8 @@ pub struct Sizes {
     pub hooks_calls: bool,
     /// Whether threads that sleep in faults are seen.
     pub sees_sleeps: bool,
-    /// Whether exits of guests are seen.
-    pub sees_exits: bool,
+    /// Which exits of guests are seen.
+    pub exits: Exits,
     /// Whether the programs log what they decide.
     pub verbose: bool,
 }
@@ -62,7 +63,7 @@ impl Sizes {
         follow_exec: false,
         hooks_calls: false,
         sees_sleeps: false,
-        sees_exits: true,
+        exits: Exits::All,
         verbose: false,
     };
 
@@ -176,6 +177,7 @@ pub fn load(kernel: &Kernel, sizes: Sizes) -> Result<Ebpf> {
         .override_global("ZSWAP_LOADED", &zswap_loaded, true)
         .override_global("SEES_DROPS", &u8::from(sizes.hooks_calls), true)
         .override_global("BEGINS_AT_CALL", &u8::from(sizes.hooks_calls), true)
+        .override_global("ONLY_MEMORY_EXITS", &u8::from(sizes.exits == Exits::Memory), true)
         .override_global("TAKES_AGGRESSORS", &u8::from(sizes.evicted() > 1), true)
         .override_global("TAKES_STACKS", &u8::from(sizes.stacks() > 1), true)
         .override_global("EVICTIONS_AT", &sizes.shared_evictions(), true)

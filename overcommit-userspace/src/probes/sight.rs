@@ -46,6 +46,10 @@ const SHARE_OF_FAULTS: &str =
 /// What a window does not hold on an AMD CPU before Linux 6.12.
 const BEFORE_EXIT: &str =
     "interrupts and preemption of the host between the exit itself and kvm_exit";
+/// Why halts and exits are not seen that are seen with `--exits all`.
+pub(super) const SEEN_WITH_ALL: &str = "seen with --exits all";
+/// What is not seen of exits with `--exits memory`.
+const OTHER_EXITS: &str = "exits that are not for memory, which are seen with --exits all";
 /// Why nothing is seen of exits where the tracepoints are there.
 pub const SILENT: &str = "kvm_exit does not fire on this KVM";
 
@@ -58,6 +62,8 @@ pub struct Sight {
     pub hooks: Vec<HookState>,
     /// Why no exits are seen, if they are not.
     pub exits_absent: Option<String>,
+    /// Whether exits that are not for memory are passed over.
+    pub sees_memory_exits_alone: bool,
     /// Whether asynchronous page faults are told.
     pub has_apf: bool,
     /// Why which tracepoints are not seen.
@@ -102,6 +108,7 @@ impl Sight {
             backend: None,
             hooks: Vec::new(),
             exits_absent: Some(reason.to_owned()),
+            sees_memory_exits_alone: false,
             has_apf: false,
             absent: Group::ALL.map(|group| (group, reason.to_owned())).into(),
             has_run_delay: false,
@@ -130,13 +137,7 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
         (_, None) => entry("stall.share", Coverage::Full, &[]),
         (_, Some(_)) => entry("stall.share", Coverage::Full, &[SHARE_OF_FAULTS]),
     };
-    let exits = ["stall.memory", "exit", "idle"].map(|family| match &sight.exits_absent {
-        Some(reason) => entry(family, Coverage::Absent, &[reason]),
-        None if sight.is_exit_told_late && family != "idle" => {
-            entry(family, Coverage::Full, &[BEFORE_EXIT])
-        }
-        None => entry(family, Coverage::Full, &[]),
-    });
+    let exits = ["stall.memory", "exit", "idle"].map(|family| of_exits(sight, family));
     let apf = match &sight.exits_absent {
         Some(reason) => entry("apf", Coverage::Absent, &[reason]),
         None if sight.has_apf => entry("apf", Coverage::Full, &[]),
@@ -166,6 +167,18 @@ pub fn declared(sight: &Sight) -> Vec<MetricCoverage> {
         .chain([apf, swapin, reclaim, runq, held_back, invalidations, state])
         .chain(parts)
         .collect()
+}
+
+/// A family of metrics that come from exits.
+fn of_exits(sight: &Sight, family: &str) -> MetricCoverage {
+    let late: &[&str] = if sight.is_exit_told_late { &[BEFORE_EXIT] } else { &[] };
+    match (&sight.exits_absent, sight.sees_memory_exits_alone, family) {
+        (Some(reason), ..) => entry(family, Coverage::Absent, &[reason]),
+        (None, true, "idle") => entry(family, Coverage::Absent, &[SEEN_WITH_ALL]),
+        (None, false, "idle") => entry(family, Coverage::Full, &[]),
+        (None, true, "exit") => entry(family, Coverage::Partial, &[&[OTHER_EXITS], late].concat()),
+        _ => entry(family, Coverage::Full, late),
+    }
 }
 
 /// Why a part of the faults' time is not seen, if so.

@@ -37,7 +37,6 @@ pub struct Slots {
     pub threads: SharedArray<Thread>,
     threads_used: usize,
     mms: HashMap<MapData, u64, u32>,
-    mms_changes: SharedArray<Word>,
     lock_waits: SharedArray<Word>,
     tgids: HashMap<MapData, u32, u32>,
     tids: HashMap<MapData, u32, u32>,
@@ -120,7 +119,6 @@ impl Slots {
             threads: SharedArray::open(ebpf, "THREADS", threads)?,
             threads_used: 0,
             mms: HashMap::try_from(object::take(ebpf, "MMS")?)?,
-            mms_changes: SharedArray::open(ebpf, "MMS_CHANGES", 1)?,
             lock_waits: SharedArray::open(ebpf, "LOCK_WAITS", 1)?,
             tgids: HashMap::try_from(object::take(ebpf, "TGIDS")?)?,
             tids: HashMap::try_from(object::take(ebpf, "TIDS")?)?,
@@ -241,13 +239,6 @@ impl Slots {
         if let Some(vm) = self.vms.get(slot as usize) {
             vm.memory_end.store(memory.end, SeqCst);
             vm.memory_start.store(memory.start, SeqCst);
-        }
-    }
-
-    /// Has CPUs look up again whose memory is no VM's.
-    pub fn forget_others(&self) {
-        if let Some(changes) = self.mms_changes.get(0) {
-            changes.0.fetch_add(1, SeqCst);
         }
     }
 

@@ -1,6 +1,6 @@
 //! How much of an interval did a VM's vCPUs wait?
 
-use overcommit_ebpf::layout::{APF, MEMORY, MMIO, PAUSED, Part, Thread, Window};
+use overcommit_ebpf::layout::{APF, MEMORY, MMIO, PASSED_OVER, PAUSED, Part, Thread, Window};
 use overcommit_ebpf::order;
 use overcommit_recording::model::breakdown::Breakdown;
 use overcommit_recording::model::interval::{Stall, StallSource};
@@ -98,6 +98,7 @@ fn in_windows(thread: &Thread, now_ns: u64) -> Waited {
     let reason = window.reason.load(SeqCst);
     let waits = reason & (MEMORY | MMIO) == MEMORY || reason & APF != 0;
     let open_ns = match window.exit_ns.load(SeqCst) {
+        0 if reason & PASSED_OVER != 0 => in_passed_over(thread, now_ns),
         0 => 0,
         exit if waits => in_kernel(window, exit, now_ns),
         exit => since_exit(thread, exit, now_ns),
@@ -120,14 +121,22 @@ fn in_kernel(window: &Window, exit_ns: u64, now_ns: u64) -> u64 {
 /// kvm_entry will count it.
 fn since_exit(thread: &Thread, exit_ns: u64, now_ns: u64) -> u64 {
     let window = &thread.window;
-    if window.paused_ns.load(SeqCst) != 0 || window.reason.load(SeqCst) & PAUSED != 0 {
+    if window.paused_ns.load(SeqCst) != 0 {
+        return 0;
+    }
+    in_passed_over(thread, now_ns).min(now_ns.saturating_sub(exit_ns))
+}
+
+/// The same of a window that is passed over.
+fn in_passed_over(thread: &Thread, now_ns: u64) -> u64 {
+    let window = &thread.window;
+    if window.reason.load(SeqCst) & PAUSED != 0 {
         return 0;
     }
     let Waited { ended_ns, open_ns } = in_faults(thread, now_ns);
     let ended_ns = ended_ns.saturating_sub(window.waited_before_ns.load(SeqCst));
     let for_cpu = window.parts_ns[Part::Runq as usize].load(SeqCst);
-    let within = (ended_ns + window.attempts_ns.load(SeqCst)).saturating_sub(for_cpu) + open_ns;
-    within.min(now_ns.saturating_sub(exit_ns))
+    (ended_ns + window.attempts_ns.load(SeqCst)).saturating_sub(for_cpu) + open_ns
 }
 
 /// Whether a thread that waits by its entry does so by its kernel stack. One whose
@@ -256,12 +265,32 @@ mod tests {
         assert_eq!(advance(4_000), 0);
     }
 
+    /// The same where that exit is passed over, as the programs do with `--exits memory`.
+    #[test]
+    fn faults_in_exits_that_are_passed_over_count_where_they_are_waited() {
+        let mut waits = Waits::default();
+        let vcpu = vcpu(0, PASSED_OVER, thread(7_000, 500));
+        vcpu.window.waited_before_ns.store(7_000, SeqCst);
+        let mut advance = |now| waits.advance(&vcpu, StallSource::Windows, now, 1_000, |_| true);
+        assert_eq!([advance(1_000), advance(2_000)], [500, 1_000]);
+        vcpu.since_ns.store(0, SeqCst);
+        vcpu.waited_ns.store(9_000, SeqCst);
+        assert_eq!(advance(3_000), 500);
+        vcpu.window.reason.store(0, SeqCst);
+        vcpu.window.waited_before_ns.store(9_000, SeqCst);
+        vcpu.window.stall_ns.store(2_000, SeqCst);
+        assert_eq!(advance(4_000), 0, "back in the guest");
+    }
+
     #[test]
     fn faults_while_a_vcpu_is_held_are_no_stall() {
         let mut waits = Waits::default();
-        let vcpu = vcpu(400, PAUSED, thread(0, 500));
-        let advanced = waits.advance(&vcpu, StallSource::Windows, 1_000, 1_000, |_| true);
-        assert_eq!(advanced, 0);
+        for vcpu in
+            [vcpu(400, PAUSED, thread(0, 500)), vcpu(0, PASSED_OVER | PAUSED, thread(0, 500))]
+        {
+            let advanced = waits.advance(&vcpu, StallSource::Windows, 1_000, 1_000, |_| true);
+            assert_eq!(advanced, 0);
+        }
     }
 
     #[test]

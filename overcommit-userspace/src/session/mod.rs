@@ -8,7 +8,7 @@ pub mod run;
 pub mod wait;
 mod want;
 
-pub use want::{Exits, Want};
+pub use want::Want;
 
 use crate::host::Host;
 use crate::host::inventory::swap_areas;

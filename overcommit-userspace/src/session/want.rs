@@ -2,11 +2,11 @@
 
 use crate::kernel;
 use crate::probes::decide::Backend;
+use crate::probes::kvm::Exits;
 use crate::probes::object::Sizes;
 use crate::sampler::roster::Selection;
 use crate::vm::owner::Room;
 use anyhow::Result;
-use clap::ValueEnum;
 use std::time::Duration;
 
 /// VMs that can be recorded at a time, beyond those that run at the start and a quarter of them.
@@ -23,16 +23,6 @@ const SPARE_THREADS: u32 = 16_384;
 const THREADS_MAX: u32 = 65_536;
 /// Ring buffer of slow faults: more than a second of a host that swaps hard.
 const SLOW_BYTES: u32 = 16 << 20;
-
-/// Which exits of guests are seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Exits {
-    /// Each of them
-    All,
-    /// None, so that exits cost nothing: the stall share comes from page faults, and there are no
-    /// metrics of exits, halts, asynchronous faults and waits for a CPU
-    Off,
-}
 
 /// What the user wants of the probes.
 #[derive(Clone, Debug)]
@@ -75,7 +65,7 @@ impl Want {
             follow_exec: self.follow_exec,
             hooks_calls: backend != Backend::Perf,
             sees_sleeps: self.causes || self.slow_faults.is_some(),
-            sees_exits: self.exits == Exits::All,
+            exits: self.exits,
             verbose: self.verbose,
         })
     }

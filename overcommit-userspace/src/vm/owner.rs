@@ -5,6 +5,7 @@ use overcommit_recording::model::vm::{Mapping, Vm, VmId};
 use procfs::process::Process;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::Read;
 use std::ops::RangeInclusive;
 
 /// Ids of users who log in (UID_MIN and UID_MAX in login.defs of shadow-utils). Root and users of
@@ -33,8 +34,17 @@ pub fn login_user(process: &Process, vm: &Vm) -> Option<u32> {
     if vm.cgroup.as_deref().is_some_and(is_of_manager) {
         return None;
     }
-    // Not by who owns /proc/PID, which is root where a process makes itself undumpable.
-    counted_as(process.status().ok()?.euid, &fs::read_to_string(MAPPED).unwrap_or_default())
+    let mut status = Vec::new();
+    process.open_relative("status").ok()?.read_to_end(&mut status).ok()?;
+    counted_as(effective_user(&status)?, &fs::read_to_string(MAPPED).unwrap_or_default())
+}
+
+/// The user in /proc/PID/status, of which a start asks each VM twice: the crate's reader goes through
+/// all of it. Not the owner of /proc/PID, which is root where a process makes itself undumpable.
+fn effective_user(status: &[u8]) -> Option<u32> {
+    // What a process calls itself need not be text.
+    let users = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
+    std::str::from_utf8(users).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Whom the VMs of a user id count for: all ids that a user may map are that user's.
@@ -144,6 +154,13 @@ mod tests {
 
     fn id(pid: i32) -> VmId {
         VmId { pid, start_ticks: 1 }
+    }
+
+    #[test]
+    fn the_effective_user_is_told_whatever_the_process_calls_itself() {
+        let status = b"Name:\tq\xff\\nUid:\t0\t0\nUmask:\t0022\nUid:\t1000\t1001\t1002\t1003\n";
+        assert_eq!(effective_user(status), Some(1001));
+        assert_eq!(effective_user(b"Name:\tqemu\n"), None);
     }
 
     #[test]
