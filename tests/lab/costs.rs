@@ -22,8 +22,10 @@ use testbed::{PATIENCE, await_some};
 const WALK: (u64, u64) = (32, 1);
 /// Pages of a MiB.
 const PAGES: u64 = 256;
-/// Passes after the first, to know what one costs.
+/// Passes after the first, to know what one costs, and how often they are looked at: the clock also
+/// counts what the lab's other CPU does in between, which the least of them has least of.
 const PASSES: usize = 40;
+const LOOKS: usize = 6;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = vec![
@@ -41,12 +43,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 /// Debian's 6.12, while a guest boots and touches its memory for the first time. Whoever changes one
 /// changes its line.
 const PROGRAMS: [(&str, f64); 7] = [
-    ("fentry_fault", 333.0),
+    ("fentry_fault", 336.0),
     ("fexit_fault", 510.0),
     ("fentry_write", 132.0),
-    ("fentry_invalidation", 237.0),
-    ("kvm_exit_x86", 445.0),
-    ("kvm_entry", 625.0),
+    ("fentry_invalidation", 241.0),
+    ("kvm_exit_x86", 446.0),
+    ("kvm_entry", 627.0),
     ("kvm_userspace_exit", 180.0),
 ];
 /// How far a figure may be from its line: a share of it, and some instructions for what the kernel
@@ -272,9 +274,14 @@ fn passes(vm: &mut Vm) -> Result<(usize, u64, f64)> {
         vm.stop()?;
         Ok((vm.passes()?, vcpu_time(vm)?))
     };
-    let (before, first) = look(1)?;
-    let (after, last) = look(before + PASSES)?;
-    Ok((before, first, (last - first) as f64 / (after - before) as f64))
+    let (passes, first) = look(1)?;
+    let (mut before, mut then, mut pass) = (passes, first, f64::MAX);
+    for _ in 0..LOOKS {
+        let (after, now) = look(before + PASSES)?;
+        pass = pass.min((now - then) as f64 / (after - before) as f64);
+        (before, then) = (after, now);
+    }
+    Ok((passes, first, pass))
 }
 
 /// CPU time of the only vCPU, in nanoseconds.

@@ -25,7 +25,7 @@ pub(crate) fn slot_of(mm: u64) -> Option<u32> {
 pub(crate) fn slot_on(cpu: &Cpu, mm: u64) -> Option<u32> {
     let changes = || MMS_CHANGES.get(0).map_or(0, |changes| get(&changes.0));
     // First those who are no VM: most of a host's faults are theirs, and they are to pay least.
-    if is_other_memory(get(&cpu.other), mm, changes()) {
+    if is_other_memory(get(&cpu.other), mm, changes) {
         return None;
     }
     // The VM says itself whether it is its memory.
