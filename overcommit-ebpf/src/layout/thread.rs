@@ -144,7 +144,7 @@ pub struct Window {
     pub user_ns: AtomicU64,
     /// Time in this window for which it was held there, in nanoseconds.
     pub paused_ns: AtomicU64,
-    /// [`Thread::waited_ns`] at the exit.
+    /// [`Thread::waited_ns`] at the exit; with `--exits memory` at the entry before it.
     pub waited_before_ns: AtomicU64,
     /// Time in this window of attempts that came back without waiting for their page, in
     /// nanoseconds.

@@ -49,7 +49,7 @@ pub(crate) fn kvm_entry(_ctx: RawTracePointContext) -> i32 {
     come_back(window, now);
     end_window(vm, slot, thread, length);
     if ONLY_MEMORY_EXITS.load() != 0 {
-        begin_count(thread);
+        order::change(&InKernel(&thread.sequence), || begin_count(thread));
     }
     0
 }
@@ -71,8 +71,8 @@ fn end_passed_over(thread: &Thread) {
     order::change(&InKernel(&thread.sequence), || {
         set(&window.stall_ns, get(&window.stall_ns) + stall);
         set(&window.reason, 0);
+        begin_count(thread);
     });
-    begin_count(thread);
 }
 
 /// From now on faults of the thread are those of its next window, if that is passed over.

@@ -120,6 +120,11 @@ fn open(vm: &Vm, thread: &Thread, isa: u32, reason: u32, info1: impl Fn() -> u64
     if marks & HALT != 0 && age(vm, window, now) != 0 {
         marks |= APF;
     }
+    // The page that it may have waited for was dropped.
+    if ONLY_MEMORY_EXITS.load() != 0 && marks & (MEMORY | APF) == 0 {
+        pass_over(vm, thread);
+        return;
+    }
     if marks & MEMORY != 0 {
         marks |= current_sleeps() << SLEEPS_AT;
     }

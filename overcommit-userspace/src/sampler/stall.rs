@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::SeqCst;
 const TRIES: u32 = 100;
 
 /// What a thread has waited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Waited {
     /// In waits that ended, in nanoseconds.
     ended_ns: u64,
@@ -97,13 +97,13 @@ fn in_windows(thread: &Thread, now_ns: u64) -> Waited {
     let window = &thread.window;
     let reason = window.reason.load(SeqCst);
     let waits = reason & (MEMORY | MMIO) == MEMORY || reason & APF != 0;
-    let open_ns = match window.exit_ns.load(SeqCst) {
+    let now = match window.exit_ns.load(SeqCst) {
         0 if reason & PASSED_OVER != 0 => in_passed_over(thread, now_ns),
-        0 => 0,
-        exit if waits => in_kernel(window, exit, now_ns),
+        0 => Waited::default(),
+        exit if waits => Waited { ended_ns: 0, open_ns: in_kernel(window, exit, now_ns) },
         exit => since_exit(thread, exit, now_ns),
     };
-    Waited { ended_ns: window.stall_ns.load(SeqCst), open_ns }
+    Waited { ended_ns: window.stall_ns.load(SeqCst) + now.ended_ns, ..now }
 }
 
 /// Time of an open window in the kernel.
@@ -119,24 +119,27 @@ fn in_kernel(window: &Window, exit_ns: u64, now_ns: u64) -> u64 {
 
 /// What an open window that is no wait for memory itself has waited in faults, as the program on
 /// kvm_entry will count it.
-fn since_exit(thread: &Thread, exit_ns: u64, now_ns: u64) -> u64 {
-    let window = &thread.window;
-    if window.paused_ns.load(SeqCst) != 0 {
-        return 0;
+fn since_exit(thread: &Thread, exit_ns: u64, now_ns: u64) -> Waited {
+    if thread.window.paused_ns.load(SeqCst) != 0 {
+        return Waited::default();
     }
-    in_passed_over(thread, now_ns).min(now_ns.saturating_sub(exit_ns))
+    let Waited { ended_ns, open_ns } = in_passed_over(thread, now_ns);
+    let most_ns = now_ns.saturating_sub(exit_ns);
+    let ended_ns = ended_ns.min(most_ns);
+    Waited { ended_ns, open_ns: open_ns.min(most_ns - ended_ns) }
 }
 
 /// The same of a window that is passed over.
-fn in_passed_over(thread: &Thread, now_ns: u64) -> u64 {
+fn in_passed_over(thread: &Thread, now_ns: u64) -> Waited {
     let window = &thread.window;
     if window.reason.load(SeqCst) & PAUSED != 0 {
-        return 0;
+        return Waited::default();
     }
     let Waited { ended_ns, open_ns } = in_faults(thread, now_ns);
     let ended_ns = ended_ns.saturating_sub(window.waited_before_ns.load(SeqCst));
     let for_cpu = window.parts_ns[Part::Runq as usize].load(SeqCst);
-    (ended_ns + window.attempts_ns.load(SeqCst)).saturating_sub(for_cpu) + open_ns
+    let ended_ns = (ended_ns + window.attempts_ns.load(SeqCst)).saturating_sub(for_cpu);
+    Waited { ended_ns, open_ns }
 }
 
 /// Whether a thread that waits by its entry does so by its kernel stack. One whose
@@ -253,16 +256,19 @@ mod tests {
         let mut waits = Waits::default();
         let vcpu = vcpu(400, MMIO, thread(7_000, 500));
         vcpu.window.waited_before_ns.store(7_000, SeqCst);
-        let mut advance = |now| waits.advance(&vcpu, StallSource::Windows, now, 1_000, |_| true);
-        assert_eq!([advance(1_000), advance(2_000)], [500, 1_000]);
+        let mut advance = |now, is_waiting| {
+            waits.advance(&vcpu, StallSource::Windows, now, 1_000, |_| is_waiting)
+        };
+        assert_eq!([advance(1_000, true), advance(2_000, true)], [500, 1_000]);
         vcpu.since_ns.store(0, SeqCst);
         vcpu.waited_ns.store(9_500, SeqCst);
         vcpu.window.parts_ns[Part::Runq as usize].store(500, SeqCst);
-        assert_eq!(advance(3_000), 500);
+        assert_eq!(advance(3_000, true), 500);
+        assert_eq!(advance(4_000, false), 0, "the exit lasts, and what was waited in it stays");
         // As the program adds it up at the entry.
         vcpu.window.exit_ns.store(0, SeqCst);
         vcpu.window.stall_ns.store(2_000, SeqCst);
-        assert_eq!(advance(4_000), 0);
+        assert_eq!([advance(5_000, true), advance(6_000, true)], [0, 0]);
     }
 
     /// The same where that exit is passed over, as the programs do with `--exits memory`.
